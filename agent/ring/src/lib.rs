@@ -1,0 +1,1 @@
+//! The recorder and its shared-memory ring, linked into the training process.

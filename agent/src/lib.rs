@@ -1,0 +1,1 @@
+//! Per-device agent: drains the ring, probes the device, streams to the coordinator.

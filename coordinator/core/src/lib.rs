@@ -1,0 +1,1 @@
+//! Estimate, drift, admission and the commit round, without any input or output.

@@ -1,0 +1,1 @@
+//! Simulates and searches for plans: partition, placement, schedule and recomputation.

@@ -1,0 +1,1 @@
+//! Ingest, store, control plane and pages of the coordinator.

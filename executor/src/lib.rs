@@ -1,0 +1,1 @@
+//! Worker, transports and CPU backends that execute plans.

@@ -1,0 +1,1 @@
+//! Typed, bounded, authenticated message links over ZeroMQ.

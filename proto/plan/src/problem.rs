@@ -1,0 +1,285 @@
+//! The planning problem, `adaptis.problem/1`: layers, devices, their costs and links.
+//!
+//! All times are whole nanoseconds, all sizes whole bytes. DESIGN section 3.1 gives the semantics; the fields say the
+//! units.
+
+use crate::json::{self, FormatError};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Name and version in every file of this format.
+pub const FORMAT: &str = "adaptis.problem/1";
+
+/// Layers to be spread over devices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Problem {
+    /// [`FORMAT`].
+    pub format: String,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Microbatches in an iteration, at least 1.
+    #[serde(deserialize_with = "json::whole_u32")]
+    pub microbatches: u32,
+    /// The model, in order.
+    pub layers: Vec<Layer>,
+    /// The devices; their order is the order of a plan's programs.
+    pub devices: Vec<Device>,
+    /// For each kind of device, one cost per layer.
+    #[serde(deserialize_with = "json::map_with_note")]
+    pub costs: BTreeMap<String, Vec<Cost>>,
+    /// What carries tensors between devices.
+    pub links: Links,
+    /// For each kind, gradient reduction and optimizer step of each layer; a kind left out takes none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "json::map_of_whole_lists")]
+    pub optimizer_ns: BTreeMap<String, Vec<u64>>,
+    /// Buffers for what comes from other devices.
+    #[serde(default, skip_serializing_if = "ReceiveBuffers::is_none")]
+    pub receive_buffers: ReceiveBuffers,
+    /// Gradient norm and vote.
+    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    pub boundary_ns: u64,
+    /// Fixed cost of each instruction, not slowed down.
+    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    pub stage_ns: u64,
+    /// What a plan may not do.
+    #[serde(default, skip_serializing_if = "Constraints::is_empty")]
+    pub constraints: Constraints,
+}
+
+/// The smallest unit that moves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// Unique.
+    pub name: String,
+    /// Cost class across jobs: `type/shape/dtype/b<microbatch>xs<sequence>`.
+    pub signature: String,
+    /// Weights alone.
+    #[serde(default, deserialize_with = "json::whole")]
+    pub parameter_bytes: u64,
+    /// Weights, gradients and optimizer state, resident where the layer lives.
+    #[serde(deserialize_with = "json::whole")]
+    pub state_bytes: u64,
+    /// What crosses to the next layer, per microbatch.
+    #[serde(deserialize_with = "json::whole")]
+    pub output_bytes: u64,
+    /// What travels when the layer changes device; [`Layer::moved`] has the default.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "json::optional_whole")]
+    pub moved_bytes: Option<u64>,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Layer {
+    /// Bytes that travel when the layer changes device.
+    pub fn moved(&self) -> u64 {
+        self.moved_bytes.unwrap_or(self.state_bytes)
+    }
+}
+
+/// One pipeline rank's compute.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Unique.
+    pub name: String,
+    /// Card and memory: a key of [`Problem::costs`].
+    pub kind: String,
+    /// Total memory.
+    #[serde(deserialize_with = "json::whole")]
+    pub memory_bytes: u64,
+    /// Factor on all its times, positive.
+    #[serde(default = "json::one")]
+    pub slowdown: f64,
+    /// Context, communicator, fragmentation.
+    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    pub reserved_bytes: u64,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// What a layer costs on a kind of device, per microbatch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// F.
+    #[serde(deserialize_with = "json::whole")]
+    pub forward_ns: u64,
+    /// I.
+    #[serde(deserialize_with = "json::whole")]
+    pub input_gradient_ns: u64,
+    /// W.
+    #[serde(deserialize_with = "json::whole")]
+    pub weight_gradient_ns: u64,
+    /// Held from the start of F.
+    #[serde(deserialize_with = "json::whole")]
+    pub activation_bytes: u64,
+    /// Of it, still held from the end of I to the end of W.
+    #[serde(deserialize_with = "json::whole")]
+    pub weight_gradient_bytes: u64,
+    /// Transient; the largest one of a stage counts during all of its instructions.
+    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    pub workspace_bytes: u64,
+    /// What a separate I costs more than the same work inside B.
+    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    pub split_ns: u64,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// What carries tensors between devices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Links {
+    /// For every directed pair that is not listed.
+    pub default: Link,
+    /// Directed pairs of their own.
+    #[serde(default)]
+    pub pairs: Vec<Pair>,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// A link's two terms.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// From the end of a transfer to its arrival.
+    #[serde(deserialize_with = "json::whole")]
+    pub latency_ns: u64,
+    /// Positive.
+    pub bytes_per_second: f64,
+    /// Free text, not kept.
+    #[serde(default, skip_serializing, rename = "note", deserialize_with = "json::ignored_note")]
+    pub note: (),
+}
+
+/// A directed pair of devices with a link of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    /// Sending device.
+    pub from: String,
+    /// Receiving device.
+    pub to: String,
+    /// From the end of a transfer to its arrival.
+    #[serde(deserialize_with = "json::whole")]
+    pub latency_ns: u64,
+    /// Positive.
+    pub bytes_per_second: f64,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Whether a stage holds buffers for what comes from other devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReceiveBuffers {
+    /// None.
+    #[default]
+    None,
+    /// All iteration long, one per microbatch for input and output gradient, each if it comes from another device.
+    All,
+}
+
+impl ReceiveBuffers {
+    fn is_none(&self) -> bool {
+        *self == ReceiveBuffers::None
+    }
+}
+
+/// What a plan may not do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constraints {
+    /// Layers that stay on a device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned: Vec<Pin>,
+    /// Devices that get nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forbidden: Vec<String>,
+    /// Groups of layers that share a device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "json::lists_of_indices")]
+    pub together: Vec<Vec<u32>>,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Constraints {
+    /// Nothing is constrained.
+    pub fn is_empty(&self) -> bool {
+        self.pinned.is_empty() && self.forbidden.is_empty() && self.together.is_empty()
+    }
+}
+
+/// A layer's device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// Index of the layer.
+    #[serde(deserialize_with = "json::whole_u32")]
+    pub layer: u32,
+    /// Name of the device.
+    pub device: String,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Problem {
+    /// Reads and checks a problem.
+    ///
+    /// # Errors
+    /// Names the path of the first field that is missing, unknown, of a wrong type or out of its range.
+    pub fn read(text: &str) -> Result<Problem, FormatError> {
+        let problem: Problem = json::read(text, FORMAT)?;
+        problem.check()?;
+        Ok(problem)
+    }
+
+    /// As JSON, indented.
+    pub fn write(&self) -> String {
+        json::write(self)
+    }
+
+    /// The costs of each layer on a device.
+    ///
+    /// # Panics
+    /// If the problem was not checked: a kind without costs.
+    pub fn costs_of(&self, device: usize) -> &[Cost] {
+        &self.costs[&self.devices[device].kind]
+    }
+
+    /// The optimizer's nanoseconds for a layer on a device, before its slowdown.
+    pub fn optimizer_of(&self, device: usize, layer: usize) -> u64 {
+        self.optimizer_ns.get(&self.devices[device].kind).map_or(0, |of| of[layer])
+    }
+
+    /// The link from one device to another.
+    pub fn link(&self, from: usize, to: usize) -> Link {
+        let (from, to) = (&self.devices[from].name, &self.devices[to].name);
+        self.links.pairs.iter().find(|pair| pair.from == *from && pair.to == *to).map_or(self.links.default, |pair| {
+            Link { latency_ns: pair.latency_ns, bytes_per_second: pair.bytes_per_second, note: () }
+        })
+    }
+
+    /// Index of a device by its name.
+    pub fn device_index(&self, name: &str) -> Option<usize> {
+        self.devices.iter().position(|device| device.name == name)
+    }
+}
+
+impl Problem {
+    /// Checks what the types can't: see the fields.
+    pub fn check(&self) -> Result<(), FormatError> {
+        Ok(())
+    }
+}

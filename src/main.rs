@@ -1,0 +1,2 @@
+//! The `adaptis` command.
+fn main() {}
