@@ -1,2 +1,93 @@
-//! The `adaptis` command.
-fn main() {}
+//! The `adaptis` command: one file per subcommand, no logic of its own beyond putting the parts together.
+
+mod agent;
+mod audit;
+mod coordinator;
+mod demo;
+mod export;
+mod failure;
+mod files;
+mod keys;
+mod plan;
+mod rank;
+mod signals;
+mod simulate;
+mod status;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Re-plans pipeline-parallel training while it runs.
+///
+/// Agents measure what each layer and link really costs, a coordinator searches for a better partition, placement,
+/// schedule and recomputation, and the ranks switch to it at an iteration boundary without a restart.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Start here:
+  adaptis demo                                   the whole loop on this machine, in about two minutes
+  adaptis demo --fault 30:slowlink:gpu1-gpu2:50  another fault
+  adaptis plan problem.json --out plan.json      plan once, from a file
+  adaptis simulate problem.json plan.json --svg timeline.svg
+
+Exit codes: 0 done; 1 a negative answer; 2 wrong usage or a file that is not of its format; 3 trouble with
+the environment (port, permission, unreachable); 128 + signal when interrupted.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Trains a small model on an emulated cluster and re-plans it while it runs
+    Demo(demo::Arguments),
+    /// Runs the coordinator: takes in samples, estimates, plans, commits
+    Coordinator(coordinator::Arguments),
+    /// Runs the agent of one device: drains its ring, probes it, streams to the coordinator
+    Agent(agent::Arguments),
+    /// Runs one rank of an emulated job
+    Rank(rank::Arguments),
+    /// Searches for the best plan for a planning problem
+    Plan(plan::Arguments),
+    /// Checks a plan against a problem, rule by rule
+    Audit(audit::Arguments),
+    /// Replays a plan on a problem and says how long an iteration takes
+    Simulate(simulate::Arguments),
+    /// Writes a plan in the format of another tool
+    Export(export::Arguments),
+    /// Makes the keys that let the parts trust one another across machines
+    Keys(keys::Arguments),
+    /// Asks a running coordinator where things stand
+    Status(status::Arguments),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ADAPTIS_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let ended = match cli.command {
+        Command::Demo(arguments) => demo::run(arguments),
+        Command::Coordinator(arguments) => coordinator::run(arguments),
+        Command::Agent(arguments) => agent::run(arguments),
+        Command::Rank(arguments) => rank::run(arguments),
+        Command::Plan(arguments) => plan::run(arguments),
+        Command::Audit(arguments) => audit::run(arguments),
+        Command::Simulate(arguments) => simulate::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
+        Command::Keys(arguments) => keys::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("adaptis: {error:#}");
+            ExitCode::from(failure::code(&error))
+        }
+    }
+}

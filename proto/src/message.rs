@@ -354,7 +354,8 @@ pub struct Batch {
     pub ring: Incarnation,
     /// Number of the first record in the ring's life; the following ones count on.
     pub first: u64,
-    /// The records.
+    /// The records. An empty batch says that what is not stored below `first` will never come: it counts as dropped, and
+    /// the numbers go on at `first`.
     pub records: Vec<Record>,
     /// Records that the ring dropped so far, because it was full.
     pub dropped: u64,

@@ -1,1 +1,32 @@
 //! Simulates and searches for plans: partition, placement, schedule and recomputation.
+//!
+//! ```text
+//!   problem --> costs --> shape (partition, placement, recompute) --> tables
+//!                                                                      |
+//!              bounds        listing: tables -> programs  <------------+------> replay: programs -> time
+//!                                      ^                                               ^
+//!                                      +------ search: portfolio, structure, order ----+
+//! ```
+//!
+//! Pure: no clock (the caller stops a search by its own), no thread, no file; randomness comes from a seed.
+//!
+//! 1. `costs` alone knows what a stage takes and holds; `replay` alone knows when an instruction starts.
+//! 2. A plan that leaves `search` or `schedule` is valid by its own audit, or there is an error instead.
+//! 3. The same problem, start, options and number of evaluations give the same plan.
+
+pub mod bounds;
+mod costs;
+pub mod export;
+mod listing;
+mod memory;
+pub mod moves;
+mod partition;
+mod program;
+mod random;
+mod recipe;
+mod replay;
+mod rules;
+pub mod schedule;
+pub mod search;
+mod shape;
+pub mod simulate;

@@ -37,9 +37,7 @@ fn main() {
     }
     let library = sodium_folder("DEP_SODIUM_LIB");
     let headers = sodium_folder("DEP_SODIUM_INCLUDE");
-    zeromq_src::Build::new()
-        .with_libsodium(Some(zeromq_src::LibLocation::new(library, headers)))
-        .build();
+    zeromq_src::Build::new().with_libsodium(Some(zeromq_src::LibLocation::new(library, headers))).build();
 }
 
 /// Published by the build script of `libsodium-sys-stable`.
@@ -52,7 +50,12 @@ fn sodium_folder(variable: &str) -> String {
 /// The compiler driver reads the most particular variable that is set, so the flags go into each one that is.
 fn add_cxx_flags(flags: &str) {
     let target = env::var("TARGET").unwrap_or_default();
-    let particular = [format!("CXXFLAGS_{target}"), format!("CXXFLAGS_{}", target.replace('-', "_")), "TARGET_CXXFLAGS".into(), "HOST_CXXFLAGS".into()];
+    let particular = [
+        format!("CXXFLAGS_{target}"),
+        format!("CXXFLAGS_{}", target.replace('-', "_")),
+        "TARGET_CXXFLAGS".into(),
+        "HOST_CXXFLAGS".into(),
+    ];
     let names = particular.into_iter().filter(|name| env::var_os(name).is_some()).chain(["CXXFLAGS".to_owned()]);
     for name in names {
         let given = env::var(&name).unwrap_or_default();

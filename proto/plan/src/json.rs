@@ -1,9 +1,26 @@
 //! Reading and writing the file formats: strict, with the path of what is wrong.
+//!
+//! ```text
+//!   text -- node --> tree, no key twice -- strict --> value -- the format's own check --> value
+//! ```
+//!
+//! 1. Nothing is skipped: an unknown key, a key twice, a `null`, a wrong type, a list in place of an object are refused
+//!    by the path to them. Only `note`, a text, may stand in any object.
+//! 2. A whole number may be written as a float (`8e10`); a fraction or a sign is refused.
+//! 3. `read(write(x)) = x`, floats to the bit.
+//!
+//! Depth is limited by serde_json (128), so that no text overflows the stack.
 
-use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::fmt;
+mod layout;
+mod nearest;
+mod node;
+mod strict;
+
+pub use nearest::nearest;
+
+use node::Node;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Why a text is not a file of a format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,29 +51,44 @@ pub enum FormatError {
     },
 }
 
-/// Reads a value of a format.
-pub(crate) fn read<T: DeserializeOwned>(text: &str, format: &'static str) -> Result<T, FormatError> {
-    #[derive(Deserialize)]
-    struct Head {
-        format: Option<serde_json::Value>,
+impl FormatError {
+    pub(crate) fn value(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        FormatError::Value { path: path.into(), problem: problem.into() }
     }
-    let head: Head = serde_json::from_str(text)
-        .map_err(|error| FormatError::Shape { path: "file".into(), problem: error.to_string() })?;
-    match head.format {
-        Some(serde_json::Value::String(found)) if found == format => {}
-        other => {
-            let found = other.map_or("missing".to_owned(), |value| value.to_string());
-            return Err(FormatError::Format { found, expected: format });
-        }
-    }
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    serde_path_to_error::deserialize(&mut deserializer)
-        .map_err(|error| FormatError::Shape { path: error.path().to_string(), problem: error.inner().to_string() })
 }
 
-/// Writes a value.
-pub(crate) fn write<T: Serialize>(value: &T) -> String {
-    serde_json::to_string_pretty(value).expect("values of our formats have string keys and finite numbers")
+/// Reads a value of a format, an object whose `format` must be the given one.
+///
+/// # Errors
+/// Not JSON, of another format or version, or not of the shape of `T`: the path to the first such place and what would
+/// be right there.
+pub fn read<T: DeserializeOwned>(text: &str, format: &'static str) -> Result<T, FormatError> {
+    let node = Node::parse(text)?;
+    let Node::Object(entries) = &node else {
+        return Err(FormatError::Shape {
+            path: "file".into(),
+            problem: format!("expected an object, found {}", node.kind()),
+        });
+    };
+    match entries.iter().find(|(key, _)| key == "format") {
+        Some((_, Node::Text(found))) if found == format => {}
+        Some((_, Node::Text(found))) => {
+            return Err(FormatError::Format { found: format!("{found:?}"), expected: format });
+        }
+        Some((_, other)) => return Err(FormatError::Format { found: other.kind().into(), expected: format }),
+        None => return Err(FormatError::Format { found: "missing".into(), expected: format }),
+    }
+    strict::from_node(&node)
+}
+
+/// Writes a value as JSON for people: indented, but what stands in a list (a layer, a cost, a stage, a program) takes
+/// one line, as does what holds no list or object of its own.
+///
+/// # Panics
+/// Never for the types of the formats: their keys are texts.
+pub fn write<T: Serialize>(value: &T) -> String {
+    let compact = serde_json::to_string(value).expect("values of our formats have texts as keys");
+    layout::lay_out(&compact)
 }
 
 pub(crate) fn one() -> f64 {
@@ -66,106 +98,4 @@ pub(crate) fn one() -> f64 {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 pub(crate) fn is_zero(value: &u64) -> bool {
     *value == 0
-}
-
-struct Whole(u64);
-
-impl<'de> Deserialize<'de> for Whole {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Number;
-        impl Visitor<'_> for Number {
-            type Value = Whole;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number that is not negative")
-            }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Whole, E> {
-                Ok(Whole(value))
-            }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Whole, E> {
-                u64::try_from(value).map(Whole).map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
-            }
-            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Whole, E> {
-                // Every whole f64 below 2^64 converts exactly.
-                if value >= 0.0 && value < 18_446_744_073_709_551_616.0 && value.fract() == 0.0 {
-                    Ok(Whole(value as u64))
-                } else {
-                    Err(E::invalid_value(de::Unexpected::Float(value), &self))
-                }
-            }
-        }
-        deserializer.deserialize_any(Number)
-    }
-}
-
-pub(crate) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    Ok(Whole::deserialize(deserializer)?.0)
-}
-
-pub(crate) fn optional_whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    Ok(Option::<Whole>::deserialize(deserializer)?.map(|whole| whole.0))
-}
-
-fn narrow<E: de::Error>(Whole(value): Whole) -> Result<u32, E> {
-    u32::try_from(value).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(value), &"a number below 2^32"))
-}
-
-pub(crate) fn whole_u32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    narrow(Whole::deserialize(deserializer)?)
-}
-
-pub(crate) fn range<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u32; 2], D::Error> {
-    let [from, to] = <[Whole; 2]>::deserialize(deserializer)?;
-    Ok([narrow(from)?, narrow(to)?])
-}
-
-pub(crate) fn list_of_indices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
-    Vec::<Whole>::deserialize(deserializer)?.into_iter().map(narrow).collect()
-}
-
-pub(crate) fn lists_of_indices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u32>>, D::Error> {
-    Vec::<Vec<Whole>>::deserialize(deserializer)?
-        .into_iter()
-        .map(|list| list.into_iter().map(narrow).collect())
-        .collect()
-}
-
-pub(crate) fn list_of_whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
-    Ok(Vec::<Whole>::deserialize(deserializer)?.into_iter().map(|whole| whole.0).collect())
-}
-
-pub(crate) fn ignored_note<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-    String::deserialize(deserializer).map(drop)
-}
-
-pub(crate) fn map_with_note<'de, D, T>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    struct Map<T>(std::marker::PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Map<T> {
-        type Value = BTreeMap<String, T>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object with one entry per kind of device")
-        }
-        fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut entries = BTreeMap::new();
-            while let Some(key) = map.next_key::<String>()? {
-                if key == "note" {
-                    map.next_value::<String>()?;
-                } else {
-                    entries.insert(key, map.next_value()?);
-                }
-            }
-            Ok(entries)
-        }
-    }
-    deserializer.deserialize_map(Map(std::marker::PhantomData))
-}
-
-pub(crate) fn map_of_whole_lists<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<BTreeMap<String, Vec<u64>>, D::Error> {
-    let lists: BTreeMap<String, Vec<Whole>> = map_with_note(deserializer)?;
-    Ok(lists.into_iter().map(|(kind, list)| (kind, list.into_iter().map(|whole| whole.0).collect())).collect())
 }

@@ -2,10 +2,11 @@
 //!
 //! Pure. The coordinator plans with it, every rank checks with it, tools read and write it.
 //!
-//! 1. A value of [`Problem`] or [`Plan`] that came through `read` is well formed: indices in range, numbers whole,
-//!    names unique. Whether a plan is *valid* for a problem is the audit's to say, and only the audit's.
+//! 1. A [`Problem`] that came through `read` is sound: indices in range, names unique, sums that fit in 64 bits. A
+//!    [`Plan`] that did so has its shape and no more: whether it is *valid* for a problem is the audit's to say, and
+//!    only the audit's.
 //! 2. A plan is complete: programs, placement and recomputation leave an executor nothing to decide. Sends and receives
-//!    follow from it by [`lower`].
+//!    follow from it by [`lower()`].
 //! 3. The audit shares no code with the search or the simulator.
 
 pub mod audit;
@@ -15,9 +16,9 @@ pub mod lower;
 pub mod plan;
 pub mod problem;
 
-pub use audit::{Finding, audit};
+pub use audit::{Finding, audit, peak_bytes};
 pub use instruction::{Action, Instruction};
 pub use json::FormatError;
-pub use lower::{Row, Work, lower};
-pub use plan::{Plan, Predicted, Stage};
-pub use problem::{Constraints, Cost, Device, Layer, Link, Links, Pair, Problem, ReceiveBuffers};
+pub use lower::{CannotLower, Row, Work, lower};
+pub use plan::{CannotMap, Plan, Predicted, Stage};
+pub use problem::{Constraints, Cost, Device, Layer, Link, Links, Pair, Pin, Problem, ReceiveBuffers};

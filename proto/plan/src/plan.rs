@@ -2,8 +2,10 @@
 
 use crate::instruction::Instruction;
 use crate::json::{self, FormatError};
+use crate::problem::LAYERS_MAX;
 use adaptis_proto::{Digest, Epoch};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Name and version in every file of this format.
 pub const FORMAT: &str = "adaptis.plan/1";
@@ -22,7 +24,6 @@ pub struct Plan {
     /// The number of the plan that it follows; 0 for none.
     pub parent: Epoch,
     /// Number of layers of the model.
-    #[serde(deserialize_with = "json::whole_u32")]
     pub layers: u32,
     /// The problem's device names, in its order.
     pub devices: Vec<String>,
@@ -43,13 +44,11 @@ pub struct Plan {
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Half-open range of layers.
-    #[serde(deserialize_with = "json::range")]
     pub layers: [u32; 2],
     /// Index into [`Plan::devices`].
-    #[serde(deserialize_with = "json::whole_u32")]
     pub device: u32,
     /// Layers, by their index in the model, whose activations are dropped after F.
-    #[serde(default, deserialize_with = "json::list_of_indices")]
+    #[serde(default)]
     pub recompute: Vec<u32>,
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,13 +67,10 @@ impl Stage {
 #[serde(deny_unknown_fields)]
 pub struct Predicted {
     /// Boundary to boundary.
-    #[serde(deserialize_with = "json::whole")]
     pub iteration_ns: u64,
     /// Per device.
-    #[serde(deserialize_with = "json::list_of_whole")]
     pub peak_bytes: Vec<u64>,
     /// No plan for the same problem takes less.
-    #[serde(deserialize_with = "json::whole")]
     pub lower_bound_ns: u64,
     /// Per device: share of the iteration not spent in instructions.
     pub bubble: Vec<f64>,
@@ -83,13 +79,52 @@ pub struct Predicted {
     pub note: Option<String>,
 }
 
+/// Why a plan does not fit another list of devices.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CannotMap {
+    /// A device of the plan that holds stages or a program is not in the list.
+    #[error("device {device} of the plan holds work and is not among the devices: replan instead of mapping")]
+    Missing {
+        /// Its name.
+        device: String,
+    },
+    /// A name stands twice in one of the lists.
+    #[error("device {device} is named twice")]
+    Twice {
+        /// The name.
+        device: String,
+    },
+    /// The plan's own number of programs is not its number of devices.
+    #[error("the plan has {programs} programs for {devices} devices")]
+    Programs {
+        /// Programs in the plan.
+        programs: usize,
+        /// Devices in the plan.
+        devices: usize,
+    },
+    /// A stage of the plan is on a device that the plan does not name.
+    #[error("stage {stage} is on device {device}, which the plan does not name")]
+    Stage {
+        /// Index of the stage.
+        stage: usize,
+        /// Its device.
+        device: u32,
+    },
+}
+
 impl Plan {
-    /// Reads a plan. Its rules are checked by [`crate::audit`], against a problem.
+    /// Reads a plan. Its rules are checked by [`crate::audit()`], against a problem.
     ///
     /// # Errors
-    /// Names the path of the first field that is missing, unknown or of a wrong type.
+    /// Names the path of the first field that is missing, unknown or of a wrong type, and a model beyond
+    /// [`LAYERS_MAX`].
     pub fn read(text: &str) -> Result<Plan, FormatError> {
-        json::read(text, FORMAT)
+        let plan: Plan = json::read(text, FORMAT)?;
+        if plan.layers as usize > LAYERS_MAX {
+            let problem = format!("{} layers, at most {LAYERS_MAX} are possible", plan.layers);
+            return Err(FormatError::value("layers", problem));
+        }
+        Ok(plan)
     }
 
     /// As JSON, one line per program.
@@ -102,15 +137,52 @@ impl Plan {
         Digest(*blake3::hash(text.as_bytes()).as_bytes())
     }
 
-    /// Device of each layer.
+    /// The same plan for another list of devices, matched by name. Rows and indices follow the new order, devices that
+    /// the plan does not know get empty programs, those that it knows and that hold nothing may be missing. A
+    /// prediction does not travel: it was made for the old list.
+    ///
+    /// # Errors
+    /// A device that holds work is missing, a name stands twice, or the plan's own lists do not fit together.
+    pub fn map_to(&self, devices: &[String]) -> Result<Plan, CannotMap> {
+        if self.devices == devices {
+            return Ok(self.clone());
+        }
+        for list in [&self.devices[..], devices] {
+            let mut seen = BTreeSet::new();
+            if let Some(twice) = list.iter().find(|name| !seen.insert(*name)) {
+                return Err(CannotMap::Twice { device: twice.clone() });
+            }
+        }
+        if self.programs.len() != self.devices.len() {
+            return Err(CannotMap::Programs { programs: self.programs.len(), devices: self.devices.len() });
+        }
+        let place: BTreeMap<&str, usize> = devices.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        let new_index = |old: usize| {
+            let name = self.devices[old].as_str();
+            place.get(name).copied().ok_or_else(|| CannotMap::Missing { device: name.to_owned() })
+        };
+        let mut stages = self.stages.clone();
+        for (index, stage) in stages.iter_mut().enumerate() {
+            let old = stage.device as usize;
+            if old >= self.devices.len() {
+                return Err(CannotMap::Stage { stage: index, device: stage.device });
+            }
+            stage.device = u32::try_from(new_index(old)?).expect("a list of devices is shorter than 2^32");
+        }
+        let mut programs = vec![Vec::new(); devices.len()];
+        for (old, program) in self.programs.iter().enumerate().filter(|(_, program)| !program.is_empty()) {
+            programs[new_index(old)?] = program.clone();
+        }
+        Ok(Plan { devices: devices.to_vec(), stages, programs, predicted: None, ..self.clone() })
+    }
+
+    /// Device of each layer; 0 for a layer that no stage covers.
     pub fn device_of_layers(&self) -> Vec<u32> {
         let mut of = vec![0; self.layers as usize];
         for stage in &self.stages {
-            for layer in stage.range() {
-                if let Some(slot) = of.get_mut(layer) {
-                    *slot = stage.device;
-                }
-            }
+            let range = stage.range();
+            let (from, to) = (range.start.min(of.len()), range.end.min(of.len()));
+            of[from..to.max(from)].fill(stage.device);
         }
         of
     }

@@ -1,7 +1,11 @@
 //! The planning problem, `adaptis.problem/1`: layers, devices, their costs and links.
 //!
 //! All times are whole nanoseconds, all sizes whole bytes. DESIGN section 3.1 gives the semantics; the fields say the
-//! units.
+//! units, `check` the ranges.
+
+mod check;
+
+pub use check::{DEVICES_MAX, LAYERS_MAX, MICROBATCHES_MAX, TOTAL_MAX};
 
 use crate::json::{self, FormatError};
 use serde::{Deserialize, Serialize};
@@ -19,32 +23,30 @@ pub struct Problem {
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Microbatches in an iteration, at least 1.
-    #[serde(deserialize_with = "json::whole_u32")]
+    /// Microbatches in an iteration, 1 to [`MICROBATCHES_MAX`].
     pub microbatches: u32,
     /// The model, in order.
     pub layers: Vec<Layer>,
     /// The devices; their order is the order of a plan's programs.
     pub devices: Vec<Device>,
     /// For each kind of device, one cost per layer.
-    #[serde(deserialize_with = "json::map_with_note")]
     pub costs: BTreeMap<String, Vec<Cost>>,
     /// What carries tensors between devices.
     pub links: Links,
     /// For each kind, gradient reduction and optimizer step of each layer; a kind left out takes none.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "json::map_of_whole_lists")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub optimizer_ns: BTreeMap<String, Vec<u64>>,
     /// Buffers for what comes from other devices.
     #[serde(default, skip_serializing_if = "ReceiveBuffers::is_none")]
     pub receive_buffers: ReceiveBuffers,
     /// Gradient norm and vote.
-    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    #[serde(default, skip_serializing_if = "json::is_zero")]
     pub boundary_ns: u64,
     /// Fixed cost of each instruction, not slowed down.
-    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    #[serde(default, skip_serializing_if = "json::is_zero")]
     pub stage_ns: u64,
     /// What a plan may not do.
-    #[serde(default, skip_serializing_if = "Constraints::is_empty")]
+    #[serde(default, skip_serializing_if = "Constraints::is_default")]
     pub constraints: Constraints,
 }
 
@@ -57,16 +59,14 @@ pub struct Layer {
     /// Cost class across jobs: `type/shape/dtype/b<microbatch>xs<sequence>`.
     pub signature: String,
     /// Weights alone.
-    #[serde(default, deserialize_with = "json::whole")]
+    #[serde(default)]
     pub parameter_bytes: u64,
     /// Weights, gradients and optimizer state, resident where the layer lives.
-    #[serde(deserialize_with = "json::whole")]
     pub state_bytes: u64,
     /// What crosses to the next layer, per microbatch.
-    #[serde(deserialize_with = "json::whole")]
     pub output_bytes: u64,
     /// What travels when the layer changes device; [`Layer::moved`] has the default.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "json::optional_whole")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_bytes: Option<u64>,
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,14 +88,13 @@ pub struct Device {
     pub name: String,
     /// Card and memory: a key of [`Problem::costs`].
     pub kind: String,
-    /// Total memory.
-    #[serde(deserialize_with = "json::whole")]
+    /// Total memory; a plan may use all of it.
     pub memory_bytes: u64,
-    /// Factor on all its times, positive.
+    /// Factor on all its times but `stage_ns`, positive.
     #[serde(default = "json::one")]
     pub slowdown: f64,
     /// Context, communicator, fragmentation.
-    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    #[serde(default, skip_serializing_if = "json::is_zero")]
     pub reserved_bytes: u64,
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,25 +106,20 @@ pub struct Device {
 #[serde(deny_unknown_fields)]
 pub struct Cost {
     /// F.
-    #[serde(deserialize_with = "json::whole")]
     pub forward_ns: u64,
     /// I.
-    #[serde(deserialize_with = "json::whole")]
     pub input_gradient_ns: u64,
     /// W.
-    #[serde(deserialize_with = "json::whole")]
     pub weight_gradient_ns: u64,
     /// Held from the start of F.
-    #[serde(deserialize_with = "json::whole")]
     pub activation_bytes: u64,
     /// Of it, still held from the end of I to the end of W.
-    #[serde(deserialize_with = "json::whole")]
     pub weight_gradient_bytes: u64,
     /// Transient; the largest one of a stage counts during all of its instructions.
-    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    #[serde(default, skip_serializing_if = "json::is_zero")]
     pub workspace_bytes: u64,
     /// What a separate I costs more than the same work inside B.
-    #[serde(default, skip_serializing_if = "json::is_zero", deserialize_with = "json::whole")]
+    #[serde(default, skip_serializing_if = "json::is_zero")]
     pub split_ns: u64,
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,12 +145,11 @@ pub struct Links {
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// From the end of a transfer to its arrival.
-    #[serde(deserialize_with = "json::whole")]
     pub latency_ns: u64,
     /// Positive.
     pub bytes_per_second: f64,
-    /// Free text, not kept.
-    #[serde(default, skip_serializing, rename = "note", deserialize_with = "json::ignored_note")]
+    /// A note may stand there; it is not kept.
+    #[serde(skip)]
     pub note: (),
 }
 
@@ -169,7 +162,6 @@ pub struct Pair {
     /// Receiving device.
     pub to: String,
     /// From the end of a transfer to its arrival.
-    #[serde(deserialize_with = "json::whole")]
     pub latency_ns: u64,
     /// Positive.
     pub bytes_per_second: f64,
@@ -206,7 +198,7 @@ pub struct Constraints {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forbidden: Vec<String>,
     /// Groups of layers that share a device.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "json::lists_of_indices")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub together: Vec<Vec<u32>>,
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -218,6 +210,10 @@ impl Constraints {
     pub fn is_empty(&self) -> bool {
         self.pinned.is_empty() && self.forbidden.is_empty() && self.together.is_empty()
     }
+
+    fn is_default(&self) -> bool {
+        self.is_empty() && self.note.is_none()
+    }
 }
 
 /// A layer's device.
@@ -225,13 +221,19 @@ impl Constraints {
 #[serde(deny_unknown_fields)]
 pub struct Pin {
     /// Index of the layer.
-    #[serde(deserialize_with = "json::whole_u32")]
     pub layer: u32,
     /// Name of the device.
     pub device: String,
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+impl Pair {
+    /// Its two terms.
+    pub fn link(&self) -> Link {
+        Link { latency_ns: self.latency_ns, bytes_per_second: self.bytes_per_second, note: () }
+    }
 }
 
 impl Problem {
@@ -266,20 +268,12 @@ impl Problem {
     /// The link from one device to another.
     pub fn link(&self, from: usize, to: usize) -> Link {
         let (from, to) = (&self.devices[from].name, &self.devices[to].name);
-        self.links.pairs.iter().find(|pair| pair.from == *from && pair.to == *to).map_or(self.links.default, |pair| {
-            Link { latency_ns: pair.latency_ns, bytes_per_second: pair.bytes_per_second, note: () }
-        })
+        let own = self.links.pairs.iter().find(|pair| pair.from == *from && pair.to == *to);
+        own.map_or(self.links.default, Pair::link)
     }
 
     /// Index of a device by its name.
     pub fn device_index(&self, name: &str) -> Option<usize> {
         self.devices.iter().position(|device| device.name == name)
-    }
-}
-
-impl Problem {
-    /// Checks what the types can't: see the fields.
-    pub fn check(&self) -> Result<(), FormatError> {
-        Ok(())
     }
 }

@@ -1,0 +1,70 @@
+//! The GPU as the CUDA driver names it.
+//!
+//! Asks only what needs no context: one would hold hundreds of megabytes of the memory that the training job plans
+//! with. Free memory therefore comes from NVML.
+
+use cudarc::driver::{result, sys};
+
+/// A GPU's own description.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Card {
+    /// The driver's name for it.
+    pub name: String,
+    /// `GPU-` and the UUID in hexadecimal.
+    pub uuid: String,
+    /// Total memory.
+    pub memory_bytes: u64,
+}
+
+/// The GPU of a UUID, or of CUDA's ordinal. None without the driver or such a GPU.
+pub(crate) fn find(uuid_or_ordinal: &str) -> Option<Card> {
+    // SAFETY: only tries to open the library; the names it looks for are the driver's.
+    if !unsafe { sys::is_culib_present() } {
+        tracing::info!("no CUDA driver on this host");
+        return None;
+    }
+    result::init().inspect_err(|error| tracing::info!(%error, "the CUDA driver finds no GPU")).ok()?;
+    let count = result::device::get_count().ok()?;
+    let ordinal = uuid_or_ordinal.parse::<i32>().ok();
+    (0..count).filter(|at| ordinal.is_none_or(|ordinal| ordinal == *at)).find_map(|at| {
+        let card = describe(at)?;
+        (ordinal.is_some() || card.uuid == uuid_or_ordinal).then_some(card)
+    })
+}
+
+fn describe(ordinal: i32) -> Option<Card> {
+    let device = result::device::get(ordinal).ok()?;
+    // SAFETY: `device` was just handed out by the driver.
+    let memory_bytes = unsafe { result::device::total_mem(device) }.ok()? as u64;
+    let uuid = uuid_text(result::device::get_uuid(device).ok()?.bytes.map(|byte| byte as u8));
+    Some(Card { name: result::device::get_name(device).ok()?, uuid, memory_bytes })
+}
+
+/// As NVML writes it: `GPU-8-4-4-4-12`.
+fn uuid_text(bytes: [u8; 16]) -> String {
+    let mut text = String::from("GPU");
+    for (at, byte) in bytes.iter().enumerate() {
+        if matches!(at, 0 | 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_is_written_as_nvml_does() {
+        let bytes = std::array::from_fn(|at| 0xf0 | at as u8);
+        assert_eq!(uuid_text(bytes), "GPU-f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff");
+    }
+
+    #[test]
+    fn an_unknown_card_is_none_with_and_without_a_driver() {
+        assert_eq!(find("GPU-00000000-0000-0000-0000-000000000000"), None);
+        assert!(super::super::nvml::Gpu::open("GPU-00000000-0000-0000-0000-000000000000").is_none());
+    }
+}

@@ -1,0 +1,394 @@
+//! One state machine for the coordinator: gathers ranks, follows their training, changes their plan, ends the run.
+//!
+//! ```text
+//!   Gathering --all there--> Following --all finished--> Ended
+//!                             |     ^ \--silence, failure--> Ended (failed)
+//!                 samples ----+     |
+//!                 estimate, change, search, decision, round: `adapt` and `commit`
+//! ```
+//!
+//! 1. [`Brain::on_event`] is the only way in; the effects that it returns, in order, are the only way out.
+//! 2. An order that names a plan or a generation leaves inside [`Effect::Persist`] with its record, or after it
+//!    (NumbersOnce). If a write conflicts, the shell drops what hangs on it and stops (DeposedIsSilent).
+//! 3. A plan is in force when a rank says that it runs it, whatever else was decided meanwhile (OneEpochPerStep is the
+//!    ranks' vote to keep; the ledger follows it).
+//! 4. Nothing here waits: what is to be repeated or to expire has an instant in [`Brain::deadline`].
+//!
+//! Left out on purpose: a new generation after a loss. A lost rank ends the run with its reason.
+
+mod adapt;
+mod announce;
+mod commit;
+mod decide;
+mod follow;
+mod history;
+mod start;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use announce::Announcement;
+pub use history::{HISTORY_MAX, History};
+
+use crate::admission::Policy;
+use crate::ledger::{
+    Decision, Durable, Finished, GenerationRecord, Head, PhaseRecord, PlanRecord, Recovered, RunFailure,
+};
+use crate::membership::{Peer, Roster};
+use crate::round::Round;
+use adapt::Adapt;
+use adaptis_plan::{Plan, Problem};
+use adaptis_planner::search::{Infeasible, Options, Outcome};
+use adaptis_proto::message::{RankEvent, RankOrder, Rejection};
+use adaptis_proto::sample::Record;
+use adaptis_proto::{DeviceIndex, Digest, Epoch, LayerIndex, Step, Term};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the coordinator may do to a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Measure, never change the job.
+    #[default]
+    Observe,
+    /// Decide and record, change nothing.
+    Advise,
+    /// Switch plans.
+    Adapt,
+}
+
+/// How long things may take. All of them are shorter in tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// A rank that is silent for longer is lost.
+    pub heartbeat_ns: u64,
+    /// A plan that has not taken effect by then is aborted.
+    pub prepare_ns: u64,
+    /// Between two tries of an order.
+    pub repeat_ns: u64,
+    /// How long the end of a run waits for the last samples.
+    pub drain_ns: u64,
+    /// Silence of all samples after which they count as drained.
+    pub quiet_ns: u64,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            heartbeat_ns: 10_000_000_000,
+            prepare_ns: 120_000_000_000,
+            repeat_ns: 500_000_000,
+            drain_ns: 3_000_000_000,
+            quiet_ns: 300_000_000,
+        }
+    }
+}
+
+/// How the coordinator behaves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    /// What it may do.
+    pub mode: Mode,
+    /// Never search, whatever the mode: a run to compare with.
+    pub is_static: bool,
+    /// Of every random choice.
+    pub seed: u64,
+    /// Time for one search.
+    pub search_budget_ns: u64,
+    /// Evaluations for one search; none: only the time counts.
+    pub search_evaluations: Option<u64>,
+    /// Iterations that a gain is expected to last, at most; a run's own end counts as well.
+    pub horizon_iterations: u64,
+    /// What the operator set.
+    pub policy: Policy,
+    /// How long things may take.
+    pub deadlines: Deadlines,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Observe,
+            is_static: false,
+            seed: 1,
+            search_budget_ns: 1_000_000_000,
+            search_evaluations: None,
+            horizon_iterations: 1_000,
+            policy: Policy::default(),
+            deadlines: Deadlines::default(),
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The reign began: the first event, once.
+    Booted(Box<Recovered>),
+    /// A rank spoke.
+    RankSaid {
+        /// Where it is reached.
+        peer: Peer,
+        /// What it said.
+        event: Box<RankEvent>,
+    },
+    /// Records of a device are stored.
+    Absorbed {
+        /// Name of the device.
+        device: String,
+        /// The records.
+        records: Vec<Record>,
+    },
+    /// Records of a device that an earlier reign had acted on already.
+    Replayed {
+        /// Name of the device.
+        device: String,
+        /// The records.
+        records: Vec<Record>,
+    },
+    /// A search is over.
+    SearchEnded {
+        /// Which one.
+        ticket: u64,
+        /// What it found.
+        result: Box<Result<Outcome, Infeasible>>,
+    },
+    /// A search ended without a word: it panicked, or there was no thread for it.
+    SearchLost {
+        /// Which one.
+        ticket: u64,
+    },
+    /// The operator changed the policy.
+    PolicyChanged(Policy),
+    /// A deadline passed.
+    TimePassed,
+}
+
+/// A search to be run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SearchOrder {
+    /// Its number.
+    pub ticket: u64,
+    /// What to plan for.
+    pub problem: Problem,
+    /// The plan in force.
+    pub from: Plan,
+    /// How.
+    pub options: Options,
+    /// For how long.
+    pub budget_ns: u64,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Write the entries, all or none, to disk; only then do what follows. On a conflict do nothing of it, and stop.
+    Persist {
+        /// What to write.
+        entries: Vec<Durable>,
+        /// What may follow only then.
+        then: Vec<Effect>,
+    },
+    /// Tell a rank.
+    Send {
+        /// Where it is reached.
+        to: Peer,
+        /// What to tell it.
+        order: RankOrder,
+    },
+    /// Run a search beside training; at most one at a time.
+    StartSearch(Box<SearchOrder>),
+    /// End a search; its result is not awaited.
+    CancelSearch {
+        /// Which one.
+        ticket: u64,
+    },
+    /// Let people know.
+    Announce(Announcement),
+    /// The run is over and recorded.
+    Done,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Unborn,
+    Gathering,
+    Following,
+    Ended,
+}
+
+/// Ranks have ended; their last samples are awaited.
+#[derive(Clone, Debug)]
+struct Closing {
+    finished: Finished,
+    deadline_ns: u64,
+}
+
+/// The state machine.
+#[derive(Clone, Debug)]
+pub struct Brain {
+    config: Config,
+    stage: Stage,
+    head: Head,
+    roster: Roster,
+    generation: Option<GenerationRecord>,
+    plans: BTreeMap<Epoch, PlanRecord>,
+    aborted: BTreeSet<Epoch>,
+    /// The plan in force, read.
+    running: Option<Plan>,
+    round: Option<Round>,
+    start_next_ns: u64,
+    decisions: Vec<Decision>,
+    phases: Vec<PhaseRecord>,
+    history: History,
+    adapt: Option<Adapt>,
+    ended: BTreeMap<DeviceIndex, (Step, Vec<(LayerIndex, Digest)>)>,
+    closing: Option<Closing>,
+    absorbed_ns: u64,
+    finished: Option<Finished>,
+    failure: Option<RunFailure>,
+    /// The last rank that was turned away and why: said once, though the rank asks again and again.
+    announced_refusal: Option<(String, Rejection)>,
+    outbox: Vec<Effect>,
+}
+
+impl Brain {
+    /// Knows nothing before [`Event::Booted`].
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            stage: Stage::Unborn,
+            head: Head::default(),
+            roster: Roster::default(),
+            generation: None,
+            plans: BTreeMap::new(),
+            aborted: BTreeSet::new(),
+            running: None,
+            round: None,
+            start_next_ns: 0,
+            decisions: Vec::new(),
+            phases: Vec::new(),
+            history: History::default(),
+            adapt: None,
+            ended: BTreeMap::new(),
+            closing: None,
+            absorbed_ns: 0,
+            finished: None,
+            failure: None,
+            announced_refusal: None,
+            outbox: Vec::new(),
+        }
+    }
+
+    /// Takes an event at an instant of the coordinator's clock, which never goes back. Effects are to be carried out in
+    /// order.
+    ///
+    /// # Panics
+    /// If the first event is not [`Event::Booted`], or a later one is.
+    pub fn on_event(&mut self, now_ns: u64, event: Event) -> Vec<Effect> {
+        let is_boot = matches!(event, Event::Booted(_));
+        assert_eq!(is_boot, self.stage == Stage::Unborn, "a reign begins once, with its records");
+        match event {
+            Event::Booted(recovered) => self.boot(now_ns, *recovered),
+            Event::RankSaid { peer, event } => self.on_rank(now_ns, peer, *event),
+            Event::Absorbed { device, records } => self.on_records(now_ns, &device, &records),
+            Event::Replayed { device, records } => self.on_replayed(&device, &records),
+            Event::SearchEnded { ticket, result } => self.on_search_ended(now_ns, ticket, *result),
+            Event::SearchLost { ticket } => self.on_search_lost(ticket),
+            Event::PolicyChanged(policy) => self.on_policy(policy),
+            Event::TimePassed => {}
+        }
+        self.on_time(now_ns);
+        std::mem::take(&mut self.outbox)
+    }
+
+    /// When [`Event::TimePassed`] is due, unless something else happens before.
+    pub fn deadline(&self) -> Option<u64> {
+        let heartbeat_ns = self.config.deadlines.heartbeat_ns;
+        let following = self.stage == Stage::Following && self.closing.is_none();
+        [
+            following.then(|| self.roster.silence_deadline(heartbeat_ns)).flatten(),
+            (following && self.is_start_awaited()).then_some(self.start_next_ns),
+            self.round.as_ref().map(Round::deadline),
+            self.closing.as_ref().map(|closing| {
+                let quiet_ns = self.absorbed_ns.saturating_add(self.config.deadlines.quiet_ns);
+                if self.is_drained() { closing.deadline_ns.min(quiet_ns) } else { closing.deadline_ns }
+            }),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Number of the reign.
+    pub fn term(&self) -> Term {
+        self.head.term
+    }
+
+    /// Who reigns, over whom, under which plan.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// The newest membership.
+    pub fn generation(&self) -> Option<&GenerationRecord> {
+        self.generation.as_ref()
+    }
+
+    /// The ranks.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// All decisions, in order.
+    pub fn decisions(&self) -> &[Decision] {
+        &self.decisions
+    }
+
+    /// Why the run can't go on, if so.
+    pub fn failure(&self) -> Option<&RunFailure> {
+        self.failure.as_ref()
+    }
+
+    fn on_time(&mut self, now_ns: u64) {
+        if self.stage != Stage::Following {
+            return;
+        }
+        if self.closing.is_some() {
+            self.close_when_drained(now_ns);
+            return;
+        }
+        if let Some((device, waited_ns)) = self.roster.silent(now_ns, self.config.deadlines.heartbeat_ns) {
+            let device = self.name_of(device);
+            self.fail(RunFailure::Silent { device, waited_ns });
+            return;
+        }
+        self.repeat_start(now_ns);
+        self.drive_round(now_ns);
+    }
+
+    fn persist(&mut self, entries: Vec<Durable>, then: Vec<Effect>) {
+        self.outbox.push(Effect::Persist { entries, then });
+    }
+
+    fn announce(&mut self, announcement: Announcement) {
+        self.outbox.push(Effect::Announce(announcement));
+    }
+
+    fn send(&mut self, device: DeviceIndex, order: RankOrder) {
+        self.outbox.extend(self.order(device, order));
+    }
+
+    /// An order as an effect; none while we don't know where the rank is reached.
+    fn order(&self, device: DeviceIndex, order: RankOrder) -> Option<Effect> {
+        Some(Effect::Send { to: self.roster.rank(device)?.peer?, order })
+    }
+
+    fn to_all(&self, order: &RankOrder) -> Vec<Effect> {
+        self.roster.ranks().filter_map(|(device, _)| self.order(device, order.clone())).collect()
+    }
+
+    fn name_of(&self, device: DeviceIndex) -> String {
+        self.roster.rank(device).map_or_else(|| format!("device {device}"), |rank| rank.card.name.clone())
+    }
+}

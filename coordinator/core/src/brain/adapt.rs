@@ -1,0 +1,459 @@
+//! The loop: samples in, and when it is time, a refit, a search, a decision.
+//!
+//! ```text
+//!   first iterations --> refit --> search (Start)
+//!   confirmed change --> window restarts, two new iterations --> refit --> search (Drift)
+//!   settled after a decision --> refit --> one search (Routine)
+//!   prediction and measurement apart for long --> refit --> search (Routine), seldom
+//!   promise broken --> the plan before, as a new one
+//! ```
+//!
+//! 1. Nothing else starts a search: on an undisturbed run there is one, and one more once its estimate has settled.
+//! 2. A prediction of a phase is written at its first refit, or was written with the decision that began it.
+//! 3. One search at a time; a change makes the running one stale.
+
+use super::{Announcement, Brain, Effect, Mode, SearchOrder, Stage};
+use crate::admission::{self, Admission, Policy, Trigger};
+use crate::drift::{Change, Drift, Gauge, Limits};
+use crate::estimate::{Estimated, Estimator, JobView, Measured};
+use crate::ledger::{Durable, GenerationRecord, PhaseRecord};
+use adaptis_plan::Plan;
+use adaptis_planner::bounds;
+use adaptis_planner::search::Options;
+use adaptis_planner::simulate::simulate;
+use adaptis_proto::sample::{Record, Sample};
+use adaptis_proto::{DeviceIndex, Epoch, Step};
+
+/// Iterations before the first refit; the first three of them are cold.
+const FIRST_FIT_ITERATIONS: u64 = 6;
+/// New iterations after a change before its refit.
+const CHANGE_ITERATIONS: u64 = 2;
+/// Iterations after a plan took effect, or was kept, before the refit that settles it: three cold ones and eight.
+const SETTLE_ITERATIONS: u64 = 11;
+/// How far prediction and measurement may be apart.
+const APART_MAX: f64 = 0.05;
+/// For how many iterations in a row, before it is acted on.
+const APART_ITERATIONS: u32 = 5;
+/// Warm iterations that a measurement needs to be held against a prediction.
+const APART_MEASURED_MIN: usize = 6;
+/// Iterations between two refits because of that.
+const APART_PAUSE_ITERATIONS: u64 = 64;
+/// Iterations after which a decision that only the open promise stood against is taken up again.
+const PROMISE_ITERATIONS: u64 = 4;
+/// Least time for a search, however short an iteration is.
+const SEARCH_MIN_NS: u64 = 300_000_000;
+
+/// A search that is to come.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Wanted {
+    pub(super) trigger: Trigger,
+    pub(super) change: Option<Change>,
+    /// First complete iteration after which it may start.
+    pub(super) from: Step,
+}
+
+/// A search that is under way.
+#[derive(Clone, Debug)]
+pub(super) struct Searching {
+    pub(super) ticket: u64,
+    pub(super) wanted: Wanted,
+    pub(super) estimated: Estimated,
+    /// The plan that it started from.
+    pub(super) epoch: Epoch,
+    /// Iteration that the estimate was made after.
+    pub(super) fitted: Step,
+    pub(super) correction: f64,
+}
+
+/// A plan that was ordered and has not been measured yet.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) epoch: Epoch,
+    /// None if it takes a broken plan back: nothing is promised of it.
+    pub(super) decision: Option<admission::Decision>,
+    pub(super) before: Plan,
+    pub(super) measured_before: Option<Measured>,
+    pub(super) after: Plan,
+    pub(super) transfer_ns: u64,
+    /// A search is to follow once it has settled.
+    pub(super) settles: bool,
+}
+
+/// The last refit.
+#[derive(Clone, Debug)]
+pub(super) struct Fit {
+    pub(super) estimated: Estimated,
+    pub(super) epoch: Epoch,
+    /// Iteration of the plan in force, corrected.
+    pub(super) predicted_ns: u64,
+    pub(super) lower_bound_ns: u64,
+    pub(super) correction: f64,
+}
+
+/// What the loop remembers.
+#[derive(Clone, Debug)]
+pub(super) struct Adapt {
+    pub(super) estimator: Estimator,
+    pub(super) admission: Admission,
+    pub(super) wanted: Option<Wanted>,
+    pub(super) searching: Option<Searching>,
+    pub(super) pending: Option<Pending>,
+    pub(super) fit: Option<Fit>,
+    /// The plan before the one in force, to go back to.
+    pub(super) before: Option<Plan>,
+    drift: Drift,
+    gauge: Option<Gauge>,
+    replayed_changes: Vec<Change>,
+    completed: u64,
+    has_decided: bool,
+    apart: u32,
+    apart_from: Step,
+    tickets: u64,
+}
+
+impl Adapt {
+    pub(super) fn new(
+        record: &GenerationRecord,
+        policy: Policy,
+        changes: Vec<Change>,
+        undecided: Option<Change>,
+        has_decided: bool,
+    ) -> Self {
+        let view = JobView {
+            layers: record.job.layers.clone(),
+            devices: record.cards.clone(),
+            microbatches: record.job.microbatches,
+        };
+        let wanted = undecided.map(|change| Wanted {
+            trigger: Trigger::Drift,
+            change: Some(change),
+            from: Step(change.onset.0 + CHANGE_ITERATIONS - 1),
+        });
+        Self {
+            estimator: Estimator::new(view),
+            admission: Admission::new(policy),
+            wanted,
+            searching: None,
+            pending: None,
+            fit: None,
+            before: None,
+            drift: Drift::new(Limits::default()),
+            gauge: None,
+            replayed_changes: changes,
+            completed: 0,
+            has_decided,
+            apart: 0,
+            apart_from: Step(0),
+            tickets: 0,
+        }
+    }
+
+    /// Takes a sample that an earlier reign acted on.
+    fn replay(&mut self, device: DeviceIndex, sample: &Sample) {
+        self.estimator.absorb(device, sample);
+        if matches!(sample, Sample::Iteration { .. }) && device == DeviceIndex(0) {
+            self.completed += 1;
+        }
+    }
+
+    /// Takes a sample; names the changes that it confirms.
+    fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Change> {
+        for change in std::mem::take(&mut self.replayed_changes) {
+            self.estimator.restart_window(change.who, change.onset);
+        }
+        self.estimator.absorb(device, sample);
+        let readings = self.gauge.as_mut().map(|gauge| gauge.absorb(device, sample)).unwrap_or_default();
+        readings.iter().flat_map(|readings| self.drift.observe(readings)).collect()
+    }
+
+    fn refer_to(&mut self, estimated: &Estimated) {
+        match &mut self.gauge {
+            Some(gauge) => gauge.set_reference(estimated),
+            none => *none = Some(Gauge::new(estimated)),
+        }
+        self.drift.reference_changed();
+    }
+
+    /// Prediction and measurement have been apart for long, and the last refit because of it is long ago.
+    fn is_apart(&mut self, step: Step) -> bool {
+        let measured = self.fit.as_ref().and_then(|fit| {
+            let measured = self.estimator.measured(fit.epoch)?;
+            (measured.iterations >= APART_MEASURED_MIN && fit.predicted_ns > 0)
+                .then(|| measured.median_ns as f64 / fit.predicted_ns as f64)
+        });
+        let is_apart = measured.is_some_and(|ratio| (ratio - 1.0).abs() > APART_MAX);
+        self.apart = if is_apart { self.apart + 1 } else { 0 };
+        if self.apart < APART_ITERATIONS || step < self.apart_from {
+            return false;
+        }
+        self.apart = 0;
+        self.apart_from = Step(step.0 + APART_PAUSE_ITERATIONS);
+        true
+    }
+}
+
+impl Brain {
+    pub(super) fn on_replayed(&mut self, device: &str, records: &[Record]) {
+        let Some((index, adapt)) = self.device_named(device).zip(self.adapt.as_mut()) else { return };
+        for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
+            adapt.replay(index, &sample);
+        }
+    }
+
+    pub(super) fn on_records(&mut self, now_ns: u64, device: &str, records: &[Record]) {
+        self.absorbed_ns = now_ns;
+        let Some(index) = self.device_named(device) else { return };
+        for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
+            let Some(adapt) = &mut self.adapt else { return };
+            for change in adapt.absorb(index, &sample) {
+                self.on_change(change);
+            }
+            for step in self.history.absorb(index, &sample) {
+                self.on_iteration(now_ns, step);
+            }
+        }
+        let switches: Vec<Durable> = self.history.take_switches().into_iter().map(Durable::Switch).collect();
+        if !switches.is_empty() {
+            self.persist(switches, Vec::new());
+        }
+    }
+
+    fn device_named(&self, device: &str) -> Option<DeviceIndex> {
+        let record = self.generation.as_ref()?;
+        record.members.iter().position(|member| member.device == device).map(DeviceIndex::from)
+    }
+
+    /// A device or link changed: what is older no longer counts, and a better plan is wanted.
+    fn on_change(&mut self, change: Change) {
+        self.cancel_search();
+        self.announce(Announcement::Changed(change));
+        let Some(adapt) = &mut self.adapt else { return };
+        adapt.estimator.restart_window(change.who, change.onset);
+        adapt.admission.changed(change.detected);
+        let from = Step(change.onset.0 + CHANGE_ITERATIONS - 1);
+        adapt.wanted = Some(Wanted { trigger: Trigger::Drift, change: Some(change), from });
+        if self.phases.last().is_some_and(|phase| phase.from < change.onset && phase.epoch == self.head.epoch) {
+            let phase =
+                PhaseRecord { from: change.onset, epoch: self.head.epoch, predicted_ns: None, change: Some(change) };
+            self.phases.push(phase);
+            self.persist(vec![Durable::Phase(phase)], Vec::new());
+        }
+    }
+
+    fn on_iteration(&mut self, now_ns: u64, step: Step) {
+        let Some(epoch) = self.history.iteration(step).map(|iteration| iteration.record.epoch) else { return };
+        self.begin_phase(step, epoch);
+        self.settle_pending(now_ns, step, epoch);
+        let Some(adapt) = &mut self.adapt else { return };
+        adapt.completed += 1;
+        if adapt.fit.is_none() {
+            self.fit_first(step);
+        } else if self.may_decide() {
+            self.judge(now_ns, step);
+            self.check_prediction(step);
+        }
+        self.search_when_due(step);
+    }
+
+    /// The first iteration under a plan begins a phase; what was predicted of it stands in the decision that chose it.
+    fn begin_phase(&mut self, step: Step, epoch: Epoch) {
+        if self.phases.last().is_some_and(|phase| phase.epoch >= epoch) {
+            return;
+        }
+        let decision = self.decisions.iter().find(|decision| decision.epoch == Some(epoch));
+        let predicted_ns = decision.map(|decision| decision.predicted_after_ns).filter(|&ns| ns > 0);
+        let phase = PhaseRecord { from: step, epoch, predicted_ns, change: None };
+        self.phases.push(phase);
+        self.persist(vec![Durable::Phase(phase)], Vec::new());
+    }
+
+    /// The first measured iteration of a new plan: from here on its promise counts.
+    fn settle_pending(&mut self, now_ns: u64, step: Step, epoch: Epoch) {
+        let Some(adapt) = &mut self.adapt else { return };
+        let Some(pending) = adapt.pending.take_if(|pending| pending.epoch == epoch) else { return };
+        if let Some(decision) = &pending.decision {
+            let pause_ns = self.history.pause_ns(epoch).unwrap_or(0);
+            let (before, after) = (&pending.before, &pending.after);
+            let (measured, transfer_ns) = (pending.measured_before, pending.transfer_ns);
+            adapt.admission.switched(now_ns, step, decision, before, measured, after, transfer_ns, pause_ns);
+            adapt.before = Some(pending.before);
+        } else {
+            adapt.before = None;
+        }
+        if pending.settles && adapt.wanted.is_none() {
+            adapt.want(Trigger::Routine, Step(step.0 + SETTLE_ITERATIONS));
+        }
+    }
+
+    fn fit_first(&mut self, step: Step) {
+        let Some(adapt) = &mut self.adapt else { return };
+        if adapt.completed < FIRST_FIT_ITERATIONS {
+            return;
+        }
+        let (has_decided, is_wanted) = (adapt.has_decided, adapt.wanted.is_some());
+        // A search refits by itself; without one the prediction of the phase needs this one.
+        if self.refit().is_some()
+            && !has_decided
+            && !is_wanted
+            && let Some(adapt) = &mut self.adapt
+        {
+            adapt.want(Trigger::Start, step);
+        }
+    }
+
+    fn check_prediction(&mut self, step: Step) {
+        let is_busy = self.round.is_some();
+        let Some(adapt) = &mut self.adapt else { return };
+        let is_busy = is_busy || adapt.searching.is_some() || adapt.wanted.is_some() || adapt.pending.is_some();
+        if !is_busy && adapt.is_apart(step) {
+            adapt.want(Trigger::Routine, step);
+        }
+    }
+
+    /// Fits a problem to the samples, predicts the plan in force with it, and makes it the reference for changes.
+    pub(super) fn refit(&mut self) -> Option<Fit> {
+        let (running, epoch) = (self.running.as_ref()?, self.head.epoch);
+        let adapt = self.adapt.as_mut()?;
+        let estimated = adapt.estimator.problem().ok()?;
+        let simulated_ns = simulate(&estimated.problem, running).map_or(0, |timeline| timeline.iteration_ns);
+        let correction = adapt.estimator.prediction_correction(epoch, simulated_ns);
+        let fit = Fit {
+            epoch,
+            predicted_ns: scaled(simulated_ns, correction),
+            lower_bound_ns: bounds::lower_bound_ns(&estimated.problem),
+            correction,
+            estimated,
+        };
+        adapt.refer_to(&fit.estimated);
+        adapt.fit = Some(fit.clone());
+        if let Some(phase) = self.phases.last_mut()
+            && phase.epoch == epoch
+            && phase.predicted_ns.is_none()
+            && fit.predicted_ns > 0
+        {
+            phase.predicted_ns = Some(fit.predicted_ns);
+            let phase = *phase;
+            self.persist(vec![Durable::Phase(phase)], Vec::new());
+        }
+        Some(fit)
+    }
+
+    /// Starts the search that is wanted, once its iterations are there and nothing else is under way. Where plans may
+    /// not be weighed, the refit is all there is.
+    pub(super) fn search_when_due(&mut self, step: Step) {
+        let can_start = self.stage == Stage::Following && self.closing.is_none() && self.round.is_none();
+        let Some(adapt) = &mut self.adapt else { return };
+        if !can_start || adapt.searching.is_some() || adapt.pending.is_some() {
+            return;
+        }
+        let Some(wanted) = adapt.wanted.take_if(|wanted| wanted.from <= step) else { return };
+        let Some(fit) = self.refit() else {
+            if let Some(adapt) = &mut self.adapt {
+                adapt.wanted = Some(wanted);
+            }
+            return;
+        };
+        if !self.may_decide() {
+            return;
+        }
+        let Some(from) = self.running.clone() else { return };
+        let (epoch, horizon_iterations) = (self.next_epoch(), self.horizon(step));
+        let measured_ns = self.history.last().map_or(u64::MAX, |iteration| iteration.record.duration_ns);
+        let Some(adapt) = &mut self.adapt else { return };
+        adapt.tickets += 1;
+        let ticket = adapt.tickets;
+        let order = SearchOrder {
+            ticket,
+            problem: fit.estimated.problem.clone(),
+            from,
+            options: Options {
+                seed: self.config.seed.wrapping_add(ticket),
+                evaluations: self.config.search_evaluations,
+                horizon_iterations,
+                epoch,
+            },
+            // A better plan an iteration later is worth less than a good one now.
+            budget_ns: self.config.search_budget_ns.min(measured_ns.max(SEARCH_MIN_NS)),
+        };
+        adapt.searching = Some(Searching {
+            ticket,
+            wanted,
+            estimated: fit.estimated,
+            epoch: fit.epoch,
+            fitted: step,
+            correction: fit.correction,
+        });
+        self.outbox.push(Effect::StartSearch(Box::new(order)));
+    }
+
+    /// Iterations that a gain can last.
+    pub(super) fn horizon(&self, step: Step) -> u64 {
+        let iterations = self.generation.as_ref().map_or(0, |record| record.job.iterations);
+        let left = if iterations == 0 { u64::MAX } else { iterations.saturating_sub(step.0) };
+        self.config.horizon_iterations.min(left).max(1)
+    }
+
+    pub(super) fn may_decide(&self) -> bool {
+        self.config.mode != Mode::Observe && !self.config.is_static && self.stage == Stage::Following
+    }
+
+    /// Ends the search that is under way, if one is.
+    pub(super) fn cancel_search(&mut self) {
+        if let Some(searching) = self.adapt.as_mut().and_then(|adapt| adapt.searching.take()) {
+            self.outbox.push(Effect::CancelSearch { ticket: searching.ticket });
+        }
+    }
+
+    /// Another plan is in force: a search from the one before is stale.
+    pub(super) fn on_new_plan(&mut self, _now_ns: u64) {
+        let stale = self.adapt.as_ref().and_then(|adapt| adapt.searching.as_ref()).map(|search| search.wanted.clone());
+        self.cancel_search();
+        let Some(adapt) = &mut self.adapt else { return };
+        adapt.apart = 0;
+        if adapt.wanted.is_none() {
+            adapt.wanted = stale;
+        }
+    }
+
+    pub(super) fn on_policy(&mut self, policy: Policy) {
+        self.config.policy = policy;
+        if let Some(adapt) = &mut self.adapt {
+            adapt.admission.set_policy(policy);
+        }
+    }
+
+    /// An ordered plan will not come into force.
+    pub(super) fn forget_pending(&mut self, epoch: Epoch) {
+        if let Some(adapt) = &mut self.adapt {
+            adapt.pending.take_if(|pending| pending.epoch == epoch);
+        }
+    }
+}
+
+impl Adapt {
+    pub(super) fn want(&mut self, trigger: Trigger, from: Step) {
+        self.wanted = Some(Wanted { trigger, change: None, from });
+    }
+
+    /// After a decision to stay: one more look once the estimate has settled, unless this was that look.
+    pub(super) fn look_again(&mut self, trigger: Trigger, is_promise_open: bool, step: Step) {
+        self.has_decided = true;
+        if self.wanted.is_some() {
+            return;
+        }
+        if is_promise_open {
+            self.want(trigger, Step(step.0 + PROMISE_ITERATIONS));
+        } else if trigger != Trigger::Routine {
+            self.want(Trigger::Routine, Step(step.0 + SETTLE_ITERATIONS));
+        }
+    }
+
+    pub(super) fn decided(&mut self) {
+        self.has_decided = true;
+    }
+}
+
+/// A prediction, corrected.
+pub(super) fn scaled(simulated_ns: u64, correction: f64) -> u64 {
+    (simulated_ns as f64 * correction).round() as u64
+}

@@ -1,0 +1,154 @@
+//! What people are told while it happens.
+
+use crate::admission::Because;
+use crate::drift::{Change, Who};
+use crate::ledger::{Decision, Reason, RunFailure, Verdict};
+use adaptis_proto::{DeviceIndex, Epoch, Generation, Step};
+use std::fmt;
+
+/// Something that people may want to know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Announcement {
+    /// A rank is there.
+    Joined {
+        /// Its device.
+        device: String,
+        /// How many are there now.
+        present: usize,
+        /// Of how many.
+        expected: usize,
+    },
+    /// A rank was turned away.
+    TurnedAway {
+        /// Its device.
+        device: String,
+        /// Why.
+        why: String,
+    },
+    /// Everyone is there; training starts.
+    Formed {
+        /// Membership.
+        generation: Generation,
+        /// Plan it starts on.
+        epoch: Epoch,
+    },
+    /// A device or link changed.
+    Changed(Change),
+    /// Something was decided.
+    Decided(Box<Decision>),
+    /// All ranks are being armed with a plan.
+    Preparing {
+        /// Which.
+        epoch: Epoch,
+    },
+    /// All ranks are armed.
+    Armed {
+        /// With which plan.
+        epoch: Epoch,
+    },
+    /// A plan was given up.
+    Aborted {
+        /// Which.
+        epoch: Epoch,
+    },
+    /// A plan is in force.
+    Active {
+        /// Which.
+        epoch: Epoch,
+        /// Since which iteration.
+        step: Step,
+    },
+    /// The run failed.
+    Failed(RunFailure),
+    /// The run ended.
+    Finished {
+        /// Iterations done.
+        step: Step,
+    },
+}
+
+impl fmt::Display for Announcement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Announcement::Joined { device, present, expected } => {
+                write!(f, "{device} is there, {present} of {expected}")
+            }
+            Announcement::TurnedAway { device, why } => write!(f, "{device} was turned away: {why}"),
+            Announcement::Formed { generation, epoch } => {
+                write!(f, "training starts: generation {generation}, plan {epoch}")
+            }
+            Announcement::Changed(change) => write!(f, "{}", ChangeText(change)),
+            Announcement::Decided(decision) => decision.fmt(f),
+            Announcement::Preparing { epoch } => write!(f, "preparing plan {epoch}"),
+            Announcement::Armed { epoch } => write!(f, "every rank is armed with plan {epoch}"),
+            Announcement::Aborted { epoch } => write!(f, "plan {epoch} was given up"),
+            Announcement::Active { epoch, step } => write!(f, "plan {epoch} is in force from iteration {step}"),
+            Announcement::Failed(failure) => write!(f, "the run failed: {failure}"),
+            Announcement::Finished { step } => write!(f, "the run ended after {step} iterations"),
+        }
+    }
+}
+
+struct ChangeText<'a>(&'a Change);
+
+impl fmt::Display for ChangeText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Change { who, onset, detected, factor } = self.0;
+        match who {
+            Who::Device(DeviceIndex(device)) => write!(f, "device {device}")?,
+            Who::Link(from, to) => write!(f, "link {from} to {to}")?,
+        }
+        write!(f, " takes {factor:.2} times as long since iteration {onset}, seen in iteration {detected}")
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            Verdict::Keep => "keep the plan",
+            Verdict::Switch => "switch",
+            Verdict::Revert => "take the plan back",
+            Verdict::Restart => "restart",
+        };
+        let ms = |ns: u64| ns as f64 / 1e6;
+        write!(f, "{verdict}: {}", self.reason)?;
+        if self.predicted_before_ns > 0 && self.predicted_after_ns > 0 {
+            let (before, after) = (ms(self.predicted_before_ns), ms(self.predicted_after_ns));
+            write!(f, " ({before:.1} ms an iteration now, {after:.1} ms with the other plan)")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Pays(
+                Because::Pays { gain_low_ns, horizon_iterations, cost_ns }
+                | Because::Refines { gain_low_ns, horizon_iterations, cost_ns },
+            ) => write!(
+                f,
+                "at least {:.1} ms an iteration are gained over {horizon_iterations} iterations, for {:.1} ms once",
+                *gain_low_ns as f64 / 1e6,
+                *cost_ns as f64 / 1e6
+            ),
+            Reason::Stays(reason) => reason.fmt(f),
+            Reason::PromiseBroken { epoch, ratio, loss_ns } => write!(
+                f,
+                "plan {epoch} takes {ratio:.3} times what was promised, {:.1} ms more an iteration than the one before",
+                *loss_ns as f64 / 1e6
+            ),
+            Reason::NoCandidate { why } => write!(f, "no plan was found: {why}"),
+            Reason::Invalid { findings } => write!(f, "what was found breaks rules: {}", findings.join("; ")),
+            Reason::Refused { device, why } => write!(f, "device {device} refused it: {why}"),
+            Reason::NotArmedInTime { missing } if missing.is_empty() => {
+                f.write_str("every rank was armed, and the plan has not taken effect in time")
+            }
+            Reason::NotArmedInTime { missing } => {
+                let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                write!(f, "not armed in time: devices {}", missing.join(", "))
+            }
+            Reason::RunEnded => f.write_str("the run ended first"),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What ranks say: who they are, where they stand, how they end.
+
+use super::{Announcement, Brain, Closing, Effect, Stage};
+use crate::ledger::{Durable, Finished, Reason, RunFailure};
+use crate::membership::{Hello, Peer};
+use crate::round::Answer;
+use adaptis_proto::message::{Failure, RankEvent, RankOrder, Refusal};
+use adaptis_proto::sample::Place;
+use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step};
+use std::collections::BTreeMap;
+
+impl Brain {
+    pub(super) fn on_rank(&mut self, now_ns: u64, peer: Peer, event: RankEvent) {
+        let hello = match event {
+            RankEvent::Hello { incarnation, card, job, endpoint, place, seen } => {
+                Hello { incarnation, card, job, endpoint, place, seen }
+            }
+            other => return self.on_member(now_ns, peer, other),
+        };
+        if self.stage != Stage::Ended {
+            self.on_hello(now_ns, peer, hello);
+        }
+    }
+
+    fn on_hello(&mut self, now_ns: u64, peer: Peer, hello: Hello) {
+        let term = self.head.term;
+        let (device, seen, place) = (hello.card.name.clone(), hello.seen, hello.place);
+        let known = self.roster.device_of(hello.incarnation).and_then(|known| self.roster.rank(known));
+        let (is_new, was_introduced) = (known.is_none(), known.is_some_and(|rank| rank.is_introduced));
+        match self.roster.hello(now_ns, self.config.deadlines.heartbeat_ns, peer, hello) {
+            Err(reason) => {
+                if self.announced_refusal.as_ref() != Some(&(device.clone(), reason.clone())) {
+                    self.announce(Announcement::TurnedAway { device: device.clone(), why: format!("{reason:?}") });
+                    self.announced_refusal = Some((device, reason.clone()));
+                }
+                self.outbox.push(Effect::Send { to: peer, order: RankOrder::Rejected { term, reason } });
+            }
+            Ok(index) => {
+                if is_new {
+                    let present = self.roster.ranks().count();
+                    self.announce(Announcement::Joined { device, present, expected: self.roster.len() });
+                }
+                if seen < term && !was_introduced {
+                    self.send(index, RankOrder::Introduce { term });
+                }
+                if let Some(place) = place {
+                    self.on_place(now_ns, index, place);
+                }
+                self.form_when_full(now_ns);
+            }
+        }
+    }
+
+    fn on_member(&mut self, now_ns: u64, peer: Peer, event: RankEvent) {
+        let term = self.head.term;
+        let Some(device) = self.roster.device_of(incarnation_of(&event)) else {
+            self.outbox.push(Effect::Send { to: peer, order: RankOrder::Introduce { term } });
+            return;
+        };
+        if let Some(rank) = self.roster.rank_mut(device) {
+            rank.heard_ns = now_ns;
+            rank.peer = Some(peer);
+            if !rank.is_introduced {
+                self.send(device, RankOrder::Introduce { term });
+            }
+        }
+        match event {
+            RankEvent::Finished { .. } if self.finished.is_some() => {
+                self.send(device, RankOrder::Dismissed { term });
+            }
+            RankEvent::Failed { place, reason, .. } => {
+                self.on_failed(device, place, reason);
+                if self.failure.is_some() {
+                    self.send(device, RankOrder::Dismissed { term });
+                }
+            }
+            _ if self.stage != Stage::Following => {}
+            RankEvent::Beat { place, armed, .. } => {
+                self.on_place(now_ns, device, place);
+                if let Some(epoch) = armed
+                    && self.aborted.contains(&epoch)
+                {
+                    self.send(device, RankOrder::Abort { term, epoch });
+                }
+            }
+            RankEvent::Active { place, .. } => self.on_place(now_ns, device, place),
+            RankEvent::Prepared { generation, epoch, .. } if generation == self.head.generation => {
+                self.on_prepared(device, epoch);
+            }
+            RankEvent::Refused { generation, epoch, reason, .. } if generation == self.head.generation => {
+                self.on_refused(now_ns, device, epoch, &reason);
+            }
+            RankEvent::Finished { place, layers, .. } => {
+                self.on_place(now_ns, device, place);
+                self.on_finished(now_ns, device, place, layers);
+            }
+            RankEvent::Hello { .. } | RankEvent::Prepared { .. } | RankEvent::Refused { .. } => {}
+        }
+    }
+
+    /// A rank stands somewhere: proof that it runs, and under which plan.
+    fn on_place(&mut self, now_ns: u64, device: DeviceIndex, place: Place) {
+        if self.stage != Stage::Following || place.generation != self.head.generation {
+            return;
+        }
+        if let Some(rank) = self.roster.rank_mut(device) {
+            rank.place = Some(place);
+        }
+        if place.epoch <= self.head.epoch {
+            return;
+        }
+        let is_ours = self.plans.get(&place.epoch).is_some_and(|plan| plan.generation == place.generation);
+        if is_ours {
+            self.took_effect(now_ns, place.epoch, place.step);
+        } else {
+            let device = self.name_of(device);
+            self.fail(RunFailure::UnknownPlan { device, epoch: place.epoch });
+        }
+    }
+
+    fn on_prepared(&mut self, device: DeviceIndex, epoch: Epoch) {
+        let Some(round) = &mut self.round else { return };
+        if round.on_prepared(device, epoch) == Answer::AllArmed {
+            self.announce(Announcement::Armed { epoch });
+        }
+    }
+
+    fn on_refused(&mut self, now_ns: u64, device: DeviceIndex, epoch: Epoch, reason: &Refusal) {
+        let answer = self.round.as_ref().map_or(Answer::Nothing, |round| round.on_refused(epoch, reason));
+        match answer {
+            Answer::Active => {
+                let step = self.roster.rank(device).and_then(|rank| rank.place).map_or(Step(0), |place| place.step);
+                self.took_effect(now_ns, epoch, step);
+            }
+            Answer::Refused => self.abort_round(Reason::Refused { device, why: format!("{reason:?}") }),
+            Answer::Nothing | Answer::Armed | Answer::AllArmed => {}
+        }
+    }
+
+    fn on_failed(&mut self, device: DeviceIndex, place: Place, reason: Failure) {
+        if self.finished.is_some() || self.stage == Stage::Gathering || place.generation != self.head.generation {
+            return;
+        }
+        let device = self.name_of(device);
+        self.fail(RunFailure::Stopped { device, step: place.step, reason });
+    }
+
+    /// Ends the run; a cause replaces its mere consequences.
+    pub(super) fn fail(&mut self, failure: RunFailure) {
+        if self.failure.as_ref().is_some_and(|known| is_cause(known) || !is_cause(&failure)) {
+            return;
+        }
+        if let Some(round) = self.round.take() {
+            self.aborted.insert(round.epoch());
+            let order = RankOrder::Abort { term: self.head.term, epoch: round.epoch() };
+            let then = self.to_all(&order);
+            self.persist(vec![Durable::Aborted(round.epoch())], then);
+        }
+        self.cancel_search();
+        self.stage = Stage::Ended;
+        self.failure = Some(failure.clone());
+        self.persist(vec![Durable::Failed(failure.clone())], vec![Effect::Announce(Announcement::Failed(failure))]);
+    }
+
+    fn on_finished(&mut self, now_ns: u64, device: DeviceIndex, place: Place, layers: Vec<(LayerIndex, Digest)>) {
+        if place.generation != self.head.generation || self.closing.is_some() {
+            return;
+        }
+        self.ended.insert(device, (place.step, layers));
+        if self.ended.len() < self.roster.len() {
+            return;
+        }
+        self.cancel_search();
+        if self.round.is_some() {
+            self.abort_round(Reason::RunEnded);
+        }
+        match self.gather_digests() {
+            Ok(finished) => {
+                let deadline_ns = now_ns.saturating_add(self.config.deadlines.drain_ns);
+                self.closing = Some(Closing { finished, deadline_ns });
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    fn gather_digests(&self) -> Result<Finished, RunFailure> {
+        let mut digests: BTreeMap<LayerIndex, Digest> = BTreeMap::new();
+        for &(layer, digest) in self.ended.values().flat_map(|(_, layers)| layers) {
+            if *digests.entry(layer).or_insert(digest) != digest {
+                return Err(RunFailure::LayersDiffer { layer });
+            }
+        }
+        let layers = self.roster.job().map_or(0, |job| job.layers.len());
+        match (0..layers).map(LayerIndex::from).find(|layer| !digests.contains_key(layer)) {
+            Some(layer) => Err(RunFailure::LayersMissing { layer }),
+            None => {
+                let step = self.ended.values().map(|&(step, _)| step).max().unwrap_or_default();
+                Ok(Finished { step, layers: digests.into_iter().collect() })
+            }
+        }
+    }
+
+    /// Every device has reported the last iteration.
+    pub(super) fn is_drained(&self) -> bool {
+        let Some(closing) = &self.closing else { return false };
+        closing.finished.step.0.checked_sub(1).is_none_or(|last| self.history.is_reported_by_all(Step(last)))
+    }
+
+    pub(super) fn close_when_drained(&mut self, now_ns: u64) {
+        let Some(closing) = &self.closing else { return };
+        let is_quiet = now_ns >= self.absorbed_ns.saturating_add(self.config.deadlines.quiet_ns);
+        if now_ns < closing.deadline_ns && !(is_quiet && self.is_drained()) {
+            return;
+        }
+        let finished = closing.finished.clone();
+        self.closing = None;
+        self.stage = Stage::Ended;
+        let step = finished.step;
+        self.finished = Some(finished.clone());
+        let mut then = self.to_all(&RankOrder::Dismissed { term: self.head.term });
+        then.push(Effect::Announce(Announcement::Finished { step }));
+        then.push(Effect::Done);
+        self.persist(vec![Durable::Finished(finished)], then);
+    }
+}
+
+fn incarnation_of(event: &RankEvent) -> Incarnation {
+    match event {
+        RankEvent::Hello { incarnation, .. }
+        | RankEvent::Beat { incarnation, .. }
+        | RankEvent::Prepared { incarnation, .. }
+        | RankEvent::Refused { incarnation, .. }
+        | RankEvent::Active { incarnation, .. }
+        | RankEvent::Failed { incarnation, .. }
+        | RankEvent::Finished { incarnation, .. } => *incarnation,
+    }
+}
+
+/// Whether a failure is a cause, as against a neighbour's view of one.
+fn is_cause(failure: &RunFailure) -> bool {
+    let consequence = [
+        matches!(failure, RunFailure::Stopped { reason: Failure::PeerSilent { .. } | Failure::PeerFailed { .. }, .. }),
+        matches!(failure, RunFailure::Silent { .. }),
+    ];
+    !consequence.contains(&true)
+}

@@ -1,0 +1,290 @@
+//! What iterations told: their durations, losses and loads, and the changes of plan that ranks saw.
+//!
+//! An iteration is complete when every device has reported its end, or when one is two iterations ahead of it: a rank
+//! may have died, or its ring may have been full.
+
+use crate::ledger::{IterationRecord, SwitchRecord};
+use adaptis_proto::sample::{Mark, Sample};
+use adaptis_proto::{DeviceIndex, Epoch, Generation, Step};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Iterations that are kept here; older ones are in the store alone.
+pub const HISTORY_MAX: usize = 512;
+/// Switches whose reports are gathered at a time; older ones are in the ledger alone.
+const SWITCHES_OPEN_MAX: usize = 64;
+/// So many iterations ahead is proof that an unreported end will not come.
+const AHEAD: u64 = 2;
+
+/// What is known of an iteration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Iteration {
+    /// As it stands in the report.
+    pub record: IterationRecord,
+    /// Nanoseconds of work that each device reported.
+    pub busy_ns: Vec<u64>,
+    /// Peak memory of each device, if it reported one.
+    pub peak_bytes: Vec<Option<u64>>,
+    reported: BTreeSet<DeviceIndex>,
+}
+
+#[derive(Clone, Debug)]
+struct OpenSwitch {
+    record: SwitchRecord,
+    reported: BTreeSet<DeviceIndex>,
+    is_dirty: bool,
+}
+
+/// The newest iterations and switches.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    devices: usize,
+    iterations: BTreeMap<Step, Iteration>,
+    next_complete: Step,
+    switches: BTreeMap<Epoch, OpenSwitch>,
+    switches_done: u64,
+    epochs: BTreeSet<Epoch>,
+}
+
+impl History {
+    /// Of so many devices, after what the ledger holds.
+    pub fn new(devices: usize, iterations: &[IterationRecord], switches: &[SwitchRecord]) -> Self {
+        let mut history = Self { devices, ..Self::default() };
+        for &record in iterations {
+            let mut iteration = blank(devices, record);
+            iteration.reported = (0..devices).map(DeviceIndex::from).collect();
+            history.iterations.insert(record.index, iteration);
+            history.next_complete = record.index.next();
+        }
+        history.epochs = switches.iter().map(|switch| switch.to).collect();
+        history.switches_done = history.epochs.len() as u64;
+        history.trim();
+        history
+    }
+
+    /// The newest complete iteration.
+    pub fn last(&self) -> Option<&Iteration> {
+        self.iterations.range(..self.next_complete).next_back().map(|(_, iteration)| iteration)
+    }
+
+    /// An iteration, if it is kept here.
+    pub fn iteration(&self, step: Step) -> Option<&Iteration> {
+        self.iterations.get(&step)
+    }
+
+    /// Switches that ranks reported, over the whole run.
+    pub fn switches(&self) -> u64 {
+        self.switches_done
+    }
+
+    /// How long training stood still for a plan, if ranks have said so.
+    pub fn pause_ns(&self, epoch: Epoch) -> Option<u64> {
+        self.switches.get(&epoch).map(|switch| switch.record.pause_ns)
+    }
+
+    /// Every device has reported the end of an iteration.
+    pub fn is_reported_by_all(&self, step: Step) -> bool {
+        self.iterations.get(&step).is_some_and(|iteration| iteration.reported.len() == self.devices)
+    }
+
+    /// Takes a sample; names the iterations that it completes, oldest first.
+    pub fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Step> {
+        match *sample {
+            Sample::Iteration { place, duration_ns, loss_bits, .. } => {
+                let record = IterationRecord {
+                    index: place.step,
+                    epoch: place.epoch,
+                    generation: place.generation,
+                    duration_ns,
+                    loss_bits,
+                };
+                self.report(device, record);
+                self.completed()
+            }
+            Sample::Work { place, mark, duration_ns, .. } if mark != Mark::Calibration => {
+                let iteration = self.entry(place.step, place.epoch);
+                if let Some(busy_ns) = iteration.busy_ns.get_mut(device.index()) {
+                    *busy_ns = busy_ns.saturating_add(duration_ns);
+                }
+                Vec::new()
+            }
+            Sample::DeviceMemory { place, peak_bytes, .. } => {
+                let iteration = self.entry(place.step, place.epoch);
+                if let Some(slot) = iteration.peak_bytes.get_mut(device.index()) {
+                    *slot = Some(peak_bytes);
+                }
+                Vec::new()
+            }
+            Sample::Switch { place, layers_moved, bytes_received, pause_ns, from } => {
+                self.switched(device, place.step, place.epoch, from, layers_moved, bytes_received, pause_ns);
+                Vec::new()
+            }
+            Sample::Work { .. } | Sample::Transfer { .. } | Sample::LayerMemory { .. } => Vec::new(),
+        }
+    }
+
+    /// Switches about which more became known since this was last asked.
+    pub fn take_switches(&mut self) -> Vec<SwitchRecord> {
+        let news: Vec<SwitchRecord> = self
+            .switches
+            .values_mut()
+            .filter_map(|switch| std::mem::take(&mut switch.is_dirty).then_some(switch.record))
+            .collect();
+        for switch in &news {
+            if self.epochs.insert(switch.to) {
+                self.switches_done += 1;
+            }
+        }
+        news
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one sample")]
+    fn switched(
+        &mut self,
+        device: DeviceIndex,
+        step: Step,
+        to: Epoch,
+        from: u32,
+        layers_moved: u32,
+        bytes_received: u64,
+        pause_ns: u64,
+    ) {
+        let record = SwitchRecord {
+            iteration: step,
+            from: Epoch(u64::from(from)),
+            to,
+            layers_moved,
+            bytes_moved: 0,
+            pause_ns: 0,
+        };
+        let switch =
+            self.switches.entry(to).or_insert(OpenSwitch { record, reported: BTreeSet::new(), is_dirty: false });
+        if switch.reported.insert(device) {
+            switch.record.bytes_moved = switch.record.bytes_moved.saturating_add(bytes_received);
+            switch.record.pause_ns = switch.record.pause_ns.max(pause_ns);
+            switch.is_dirty = true;
+        }
+        while self.switches.len() > SWITCHES_OPEN_MAX {
+            self.switches.pop_first();
+        }
+    }
+
+    fn report(&mut self, device: DeviceIndex, record: IterationRecord) {
+        let iteration = self.entry(record.index, record.epoch);
+        // An iteration redone by a newer generation counts anew.
+        if record.generation > iteration.record.generation {
+            iteration.reported.clear();
+            iteration.record = IterationRecord { duration_ns: 0, ..record };
+        } else if record.generation < iteration.record.generation {
+            return;
+        }
+        if iteration.reported.is_empty() {
+            iteration.record = record;
+        }
+        iteration.reported.insert(device);
+        iteration.record.duration_ns = iteration.record.duration_ns.max(record.duration_ns);
+        self.trim();
+    }
+
+    fn completed(&mut self) -> Vec<Step> {
+        let newest = self.iterations.iter().rev().find(|(_, iteration)| !iteration.reported.is_empty());
+        let Some(newest) = newest.map(|(&step, _)| step) else { return Vec::new() };
+        let complete: Vec<Step> = self
+            .iterations
+            .range(self.next_complete..)
+            .take_while(|&(&step, iteration)| {
+                iteration.reported.len() == self.devices || step.0.saturating_add(AHEAD) <= newest.0
+            })
+            .filter(|(_, iteration)| !iteration.reported.is_empty())
+            .map(|(&step, _)| step)
+            .collect();
+        if let Some(last) = complete.last() {
+            self.next_complete = last.next();
+        }
+        complete
+    }
+
+    fn entry(&mut self, step: Step, epoch: Epoch) -> &mut Iteration {
+        if self.iterations.len() > HISTORY_MAX {
+            self.trim();
+        }
+        let devices = self.devices;
+        self.iterations.entry(step).or_insert_with(|| {
+            let generation = Generation::default();
+            blank(devices, IterationRecord { index: step, epoch, generation, duration_ns: 0, loss_bits: 0 })
+        })
+    }
+
+    fn trim(&mut self) {
+        while self.iterations.len() > HISTORY_MAX {
+            self.iterations.pop_first();
+        }
+    }
+}
+
+fn blank(devices: usize, record: IterationRecord) -> Iteration {
+    Iteration { record, busy_ns: vec![0; devices], peak_bytes: vec![None; devices], reported: BTreeSet::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_proto::sample::Place;
+
+    fn end(step: u64, duration_ns: u64) -> Sample {
+        let place = Place { step: Step(step), epoch: Epoch(1), generation: Generation(1) };
+        Sample::Iteration { place, start_ns: 0, duration_ns, loss_bits: 7 }
+    }
+
+    fn steps(of: &[u64]) -> Vec<Step> {
+        of.iter().map(|&step| Step(step)).collect()
+    }
+
+    #[test]
+    fn an_iteration_is_complete_when_all_have_reported_it() {
+        let mut history = History::new(2, &[], &[]);
+        assert_eq!(history.absorb(DeviceIndex(0), &end(0, 10)), []);
+        assert_eq!(history.absorb(DeviceIndex(0), &end(0, 10)), [], "a doubled report is no second voice");
+        assert_eq!(history.absorb(DeviceIndex(1), &end(0, 12)), steps(&[0]));
+        assert_eq!(history.last().expect("one is complete").record.duration_ns, 12);
+    }
+
+    #[test]
+    fn a_lost_report_does_not_hold_the_others_up() {
+        let mut history = History::new(2, &[], &[]);
+        history.absorb(DeviceIndex(0), &end(0, 10));
+        history.absorb(DeviceIndex(0), &end(1, 10));
+        assert_eq!(history.absorb(DeviceIndex(0), &end(2, 10)), steps(&[0]));
+        assert_eq!(history.absorb(DeviceIndex(1), &end(2, 10)), steps(&[1, 2]));
+        assert_eq!(history.absorb(DeviceIndex(1), &end(0, 10)), [], "what comes too late changes nothing");
+    }
+
+    #[test]
+    fn a_switch_is_the_sum_of_what_devices_received() {
+        let mut history = History::new(2, &[], &[]);
+        let place = Place { step: Step(9), epoch: Epoch(2), generation: Generation(1) };
+        let switch = |bytes_received, pause_ns| Sample::Switch { place, layers_moved: 3, bytes_received, pause_ns, from: 1 };
+        history.absorb(DeviceIndex(0), &switch(100, 5));
+        history.absorb(DeviceIndex(0), &switch(100, 5));
+        history.absorb(DeviceIndex(1), &switch(40, 9));
+        let expected = SwitchRecord {
+            iteration: Step(9),
+            from: Epoch(1),
+            to: Epoch(2),
+            layers_moved: 3,
+            bytes_moved: 140,
+            pause_ns: 9,
+        };
+        assert_eq!(history.take_switches(), [expected]);
+        assert_eq!(history.take_switches(), []);
+        assert_eq!(history.switches(), 1);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut history = History::new(1, &[], &[]);
+        for step in 0..3 * HISTORY_MAX as u64 {
+            history.absorb(DeviceIndex(0), &end(step, 1));
+        }
+        assert_eq!(history.iterations.len(), HISTORY_MAX);
+    }
+}

@@ -1,0 +1,181 @@
+//! From samples to readings: each work against what the reference expects of it, one number per iteration.
+
+use super::{Reading, Readings, Who};
+use crate::estimate::{Estimated, phase_index, robust};
+use adaptis_proto::sample::{Mark, Phase, Place, Sample};
+use adaptis_proto::{DeviceIndex, Generation, Step};
+use std::collections::BTreeMap;
+
+/// Iterations that are open at once; the oldest is given out as it is.
+const OPEN: usize = 4;
+/// Works kept of a device or link in an iteration; those beyond are left out.
+const WORKS: usize = 4096;
+/// A work counts if its expected time is known at least this well, while there are such.
+const WELL_KNOWN_LN_SD: f64 = 0.05;
+/// Shorter works are overhead of the clock.
+const NEGLIGIBLE_NS: u64 = 100;
+/// Relative standard deviation of a transfer, which has no learned one.
+const TRANSFER_SPREAD: f64 = 0.05;
+
+/// What is expected of a work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Expected {
+    ln_ns: f64,
+    ln_sd: f64,
+}
+
+/// One work against its expectation.
+#[derive(Clone, Copy, Debug)]
+struct Ratio {
+    ln: f64,
+    ln_sd: f64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Iteration {
+    of: BTreeMap<Who, Vec<Ratio>>,
+    cold: bool,
+    ended: Vec<DeviceIndex>,
+}
+
+/// Turns samples into readings against a reference: an estimated problem.
+#[derive(Clone, Debug)]
+pub struct Gauge {
+    reference: Estimated,
+    generation: Generation,
+    open: BTreeMap<Step, Iteration>,
+    /// Iterations up to it were given out.
+    done: Option<Step>,
+}
+
+impl Gauge {
+    /// Measures against `reference`.
+    pub fn new(reference: &Estimated) -> Self {
+        Self { reference: reference.clone(), generation: Generation(0), open: BTreeMap::new(), done: None }
+    }
+
+    /// Replaces the reference. Iterations that are half measured are dropped; tell [`super::Drift`] as well.
+    pub fn set_reference(&mut self, reference: &Estimated) {
+        self.reference = reference.clone();
+        self.open.clear();
+    }
+
+    /// Takes a sample of a device. Gives the readings of each iteration that it completes, in order: one that every
+    /// device reported the end of, and any older ones. Calibration and samples of iterations given out before are left
+    /// out.
+    pub fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Readings> {
+        match *sample {
+            Sample::Work { place, layer, phase, mark, duration_ns, .. } => {
+                let expected = self.work(device, layer.index(), phase);
+                self.add(place, mark, Who::Device(device), expected, duration_ns);
+            }
+            Sample::Transfer { place, from, mark, bytes, duration_ns, .. } => {
+                let expected = self.transfer(from, device, bytes);
+                self.add(place, mark, Who::Link(from, device), expected, duration_ns);
+            }
+            Sample::Iteration { place, .. } => return self.end(device, place),
+            Sample::LayerMemory { .. } | Sample::DeviceMemory { .. } | Sample::Switch { .. } => {}
+        }
+        self.overflow()
+    }
+
+    fn work(&self, device: DeviceIndex, layer: usize, phase: Phase) -> Option<Expected> {
+        let problem = &self.reference.problem;
+        let card = problem.devices.get(device.index())?;
+        let cost = problem.costs.get(&card.kind)?.get(layer)?;
+        let (ns, phase) = match phase {
+            Phase::Forward | Phase::Recompute => (cost.forward_ns, Phase::Forward),
+            Phase::InputGradient => (cost.input_gradient_ns, phase),
+            Phase::WeightGradient => (cost.weight_gradient_ns, phase),
+            // Bound by memory and once per iteration: it says little of a device's compute.
+            Phase::Optimizer => return None,
+        };
+        let figure = self.reference.uncertainty.figures.get(device.index())?.get(layer)?[phase_index(phase)?];
+        (ns >= NEGLIGIBLE_NS).then(|| Expected { ln_ns: (ns as f64 * card.slowdown).ln(), ln_sd: figure.ln_sd })
+    }
+
+    fn transfer(&self, from: DeviceIndex, to: DeviceIndex, bytes: u64) -> Option<Expected> {
+        let problem = &self.reference.problem;
+        let (from, to) = (from.index(), to.index());
+        if from >= problem.devices.len() || to >= problem.devices.len() {
+            return None;
+        }
+        let known = self.reference.uncertainty.links.iter().find(|link| link.from == from && link.to == to);
+        let ln_sd = known.map_or(self.reference.uncertainty.default_link_ln_sd, |link| link.figure.ln_sd);
+        let link = problem.link(from, to);
+        let ns = link.latency_ns as f64 + bytes as f64 * 1e9 / link.bytes_per_second;
+        (ns >= NEGLIGIBLE_NS as f64).then(|| Expected { ln_ns: ns.ln(), ln_sd })
+    }
+
+    fn add(&mut self, place: Place, mark: Mark, who: Who, expected: Option<Expected>, duration_ns: u64) {
+        if mark == Mark::Calibration {
+            return;
+        }
+        let Some(expected) = expected else { return };
+        let Some(iteration) = self.iteration(place) else { return };
+        iteration.cold |= mark == Mark::Cold;
+        let ratios = iteration.of.entry(who).or_default();
+        if ratios.len() < WORKS {
+            let ln = (duration_ns.max(1) as f64).ln() - expected.ln_ns;
+            ratios.push(Ratio { ln, ln_sd: expected.ln_sd });
+        }
+    }
+
+    fn iteration(&mut self, place: Place) -> Option<&mut Iteration> {
+        if place.generation > self.generation {
+            // Training went back to a restore point.
+            self.generation = place.generation;
+            self.open.clear();
+            self.done = None;
+        }
+        let stale = place.generation < self.generation || self.done.is_some_and(|done| place.step <= done);
+        (!stale).then(|| self.open.entry(place.step).or_default())
+    }
+
+    fn end(&mut self, device: DeviceIndex, place: Place) -> Vec<Readings> {
+        let devices = self.reference.problem.devices.len();
+        let Some(iteration) = self.iteration(place) else { return Vec::new() };
+        if !iteration.ended.contains(&device) {
+            iteration.ended.push(device);
+        }
+        if iteration.ended.len() < devices {
+            return self.overflow();
+        }
+        let later = self.open.split_off(&place.step.next());
+        let complete = std::mem::replace(&mut self.open, later);
+        self.done = Some(place.step);
+        complete.into_iter().map(|(step, iteration)| self.read(step, iteration)).collect()
+    }
+
+    fn overflow(&mut self) -> Vec<Readings> {
+        let mut readings = Vec::new();
+        while self.open.len() > OPEN {
+            let (step, iteration) = self.open.pop_first().expect("there are more than the limit");
+            self.done = Some(step);
+            readings.push(self.read(step, iteration));
+        }
+        readings
+    }
+
+    fn read(&self, step: Step, iteration: Iteration) -> Readings {
+        let spread = |who: Who| match who {
+            Who::Device(_) => self.reference.uncertainty.spread,
+            Who::Link(..) => TRANSFER_SPREAD.max(self.reference.uncertainty.spread),
+        };
+        let of = iteration.of.into_iter().filter_map(|(who, mut ratios)| {
+            if ratios.iter().any(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD) {
+                ratios.retain(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD);
+            }
+            let works = u32::try_from(ratios.len()).ok()?;
+            Some(Reading {
+                who,
+                ln_ratio: robust::median(&mut ratios.iter().map(|ratio| ratio.ln).collect::<Vec<_>>())?,
+                works,
+                spread: spread(who),
+                reference_ln_sd: robust::median(&mut ratios.iter().map(|ratio| ratio.ln_sd).collect::<Vec<_>>())?,
+                cold: iteration.cold,
+            })
+        });
+        Readings { step, of: of.collect() }
+    }
+}

@@ -1,0 +1,405 @@
+//! The planning problem from the fitted parts, each number with its source.
+
+use super::figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty};
+use super::fit::{self, Fit, Fitted, Observation, Row};
+use super::{Estimator, Memory, link, robust, window};
+use adaptis_plan::{Constraints, Cost, Device, FormatError, Layer, Link, Links, Pair, Problem, ReceiveBuffers, problem};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Shorter works are overhead of the clock: they count as this layer's cost but say nothing of a device's speed.
+const NEGLIGIBLE_NS: f64 = 100.0;
+/// Part of a work's time that scheduling blurs whatever its length.
+const BLUR_NS: f64 = 10_000.0;
+/// Relative standard deviation of a work before any was measured.
+const SPREAD_PRIOR: f64 = 0.05;
+/// What cold iterations may be off by, standard deviation of the logarithm.
+const COLD_SD: f64 = 0.05;
+/// Observations of earlier segments count as if they were this much less certain.
+const EARLIER: f64 = 2.0;
+/// What another device of the kind adds to the uncertainty.
+const OTHER_DEVICE_SD: f64 = 0.02;
+/// What another layer of the signature adds to it.
+const OTHER_LAYER_SD: f64 = 0.02;
+/// Least uncertainty of a cost carried over from another kind: what a class by kind model misses at its best.
+const OTHER_KIND_SD: f64 = 0.1;
+/// Uncertainty of a cost carried over between kinds that share nothing.
+const UNKNOWN_KIND_SD: f64 = 0.7;
+/// Longest time that is written: sums over a plan's works stay far from overflow.
+const LONGEST_NS: f64 = 1e15;
+/// Slowdowns outside of it are not written.
+const SLOWDOWN_RANGE: (f64, f64) = (1e-3, 1e3);
+/// For a job whose devices never exchanged anything.
+const UNSEEN_LINK: Link = Link { latency_ns: 0, bytes_per_second: 1e10, note: () };
+
+/// Fits and puts together.
+pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
+    let job = &estimator.job;
+    if job.layers.is_empty() || job.devices.is_empty() {
+        return Err(NotYet::Empty(if job.layers.is_empty() { Missing::Layers } else { Missing::Devices }));
+    }
+    let names = Names::of(estimator);
+    let spread = estimator.spread().unwrap_or(SPREAD_PRIOR);
+    let evidence = Evidence::gather(estimator, &names, spread);
+    let fit = fit::fit(names.kinds.len(), names.signatures.len(), &names.signature_of, &evidence.rows, &evidence.seen);
+    let costs = Costs { estimator, names: &names, evidence: &evidence, fit: &fit };
+    let figures = costs.figures();
+    let (links, link_figures, default_link_ln_sd) = links(estimator);
+    let mut kinds = BTreeMap::new();
+    let mut optimizer_ns = BTreeMap::new();
+    for card in &job.devices {
+        let kind = names.kind(&card.kind);
+        kinds.insert(card.kind.clone(), costs.of_kind(kind)?);
+        let of_layer = |layer| costs.ns(kind, layer, 3).map(|(ns, _)| ns);
+        optimizer_ns.insert(card.kind.clone(), (0..job.layers.len()).map(of_layer).collect::<Result<_, _>>()?);
+    }
+    let slowdowns: Vec<(f64, f64)> = evidence.latest.iter().map(|row| row.map_or((0.0, 0.3), |r| fit.rows[r])).collect();
+    let problem = Problem {
+        format: problem::FORMAT.to_owned(),
+        note: None,
+        microbatches: job.microbatches.max(1),
+        layers: layers(estimator),
+        devices: devices(estimator, &slowdowns),
+        costs: kinds,
+        links,
+        optimizer_ns,
+        receive_buffers: ReceiveBuffers::None,
+        boundary_ns: estimator.iterations.boundary_ns().unwrap_or(0),
+        stage_ns: 0,
+        constraints: Constraints::default(),
+    };
+    problem.check().map_err(|error| match error {
+        FormatError::Format { .. } => unreachable!("a check reads no text"),
+        FormatError::Shape { path, problem } | FormatError::Value { path, problem } => {
+            NotYet::Implausible { path, problem }
+        }
+    })?;
+    let slowdown_ln_sd = slowdowns.iter().map(|slowdown| slowdown.1).collect();
+    let uncertainty = Uncertainty { figures, slowdown_ln_sd, links: link_figures, default_link_ln_sd, spread };
+    Ok(Estimated { problem, uncertainty })
+}
+
+/// Kinds and signatures by number.
+struct Names {
+    kinds: Vec<String>,
+    signatures: Vec<String>,
+    signature_of: Vec<usize>,
+}
+
+impl Names {
+    fn of(estimator: &Estimator) -> Self {
+        let now = estimator.job.devices.iter().map(|card| &card.kind);
+        let kinds = now.chain(estimator.departed.iter().map(|(kind, _)| kind)).cloned().collect::<BTreeSet<_>>();
+        let mut signatures: Vec<String> = Vec::new();
+        let mut number: BTreeMap<&str, usize> = BTreeMap::new();
+        let signature_of = estimator.job.layers.iter().map(|layer| {
+            *number.entry(&layer.signature).or_insert_with(|| {
+                signatures.push(layer.signature.clone());
+                signatures.len() - 1
+            })
+        });
+        let signature_of = signature_of.collect();
+        Self { kinds: kinds.into_iter().collect(), signatures, signature_of }
+    }
+
+    fn kind(&self, name: &str) -> usize {
+        self.kinds.iter().position(|kind| kind == name).expect("every kind of the job is named")
+    }
+
+    /// What two signatures have in common if they are of one type: the text before the first slash.
+    fn layer_type(&self, signature: usize) -> &str {
+        self.signatures[signature].split('/').next().unwrap_or_default()
+    }
+}
+
+/// What was seen, as the fit wants it.
+struct Evidence {
+    rows: Vec<Row>,
+    seen: Vec<Observation>,
+    /// By device: its latest row.
+    latest: Vec<Option<usize>>,
+    /// By device: layer and phase measured since its last change, and how well.
+    measured: Vec<BTreeMap<window::Key, f64>>,
+    /// By device: signature and phase ever measured on it.
+    known: Vec<BTreeSet<(usize, usize)>>,
+    /// By kind, signature and phase: works too short to tell anything by.
+    negligible: BTreeMap<(usize, usize, usize), f64>,
+    /// Signatures of which an F was seen in a whole iteration of training: a phase that they lack does not exist.
+    trained: BTreeSet<usize>,
+}
+
+impl Evidence {
+    fn gather(estimator: &Estimator, names: &Names, spread: f64) -> Self {
+        let devices = estimator.job.devices.len();
+        let mut evidence = Self {
+            rows: Vec::new(),
+            seen: Vec::new(),
+            latest: vec![None; devices],
+            measured: vec![BTreeMap::new(); devices],
+            known: vec![BTreeSet::new(); devices],
+            negligible: BTreeMap::new(),
+            trained: BTreeSet::new(),
+        };
+        for (device, (card, history)) in estimator.job.devices.iter().zip(&estimator.histories).enumerate() {
+            evidence.add(Some(device), names.kind(&card.kind), history, names, spread);
+        }
+        for (kind, history) in &estimator.departed {
+            evidence.add(None, names.kind(kind), history, names, spread);
+        }
+        evidence
+    }
+
+    fn add(&mut self, device: Option<usize>, kind: usize, history: &window::History, names: &Names, spread: f64) {
+        let mut before = None;
+        let mut segments = history.segments().peekable();
+        while let Some(segment) = segments.next() {
+            let earlier = if segments.peek().is_some() && !segment.calibration { EARLIER } else { 1.0 };
+            let row = self.rows.len();
+            self.rows.push(Row { kind, before, after_change: segment.after_change });
+            before = Some(row);
+            if let (Some(device), true) = (device, segment.after_change) {
+                self.measured[device].clear();
+            }
+            for ((layer, phase), seen) in segment.seen() {
+                let signature = names.signature_of[layer];
+                if phase == 0 && seen.closed > 0 && !segment.calibration {
+                    self.trained.insert(signature);
+                }
+                let works = robust::MEDIAN_SD * spread / (seen.works as f64).sqrt();
+                let blur = BLUR_NS / seen.median_ns.max(1.0) / (seen.works as f64).sqrt();
+                let cold = if seen.cold { COLD_SD } else { 0.0 };
+                let sd = earlier * works.hypot(blur).hypot(cold).hypot(fit::MODEL_SD);
+                if let Some(device) = device {
+                    self.known[device].insert((signature, phase));
+                    self.measured[device].insert((layer, phase), sd);
+                }
+                if seen.median_ns < NEGLIGIBLE_NS {
+                    let longest = self.negligible.entry((kind, signature, phase)).or_default();
+                    *longest = longest.max(seen.median_ns);
+                } else {
+                    self.seen.push(Observation { row, layer, phase, ln_ns: seen.median_ns.ln(), sd });
+                }
+            }
+        }
+        if let Some(device) = device {
+            self.latest[device] = before;
+        }
+    }
+}
+
+/// Costs per kind, seen or carried over.
+struct Costs<'a> {
+    estimator: &'a Estimator,
+    names: &'a Names,
+    evidence: &'a Evidence,
+    fit: &'a Fit,
+}
+
+impl Costs<'_> {
+    fn of_kind(&self, kind: usize) -> Result<Vec<Cost>, NotYet> {
+        let of_layer = |layer: usize| {
+            let memory = self.memory(kind, layer)?;
+            Ok(Cost {
+                forward_ns: self.ns(kind, layer, 0)?.0,
+                input_gradient_ns: self.ns(kind, layer, 1)?.0,
+                weight_gradient_ns: self.ns(kind, layer, 2)?.0,
+                activation_bytes: memory.activation_bytes,
+                weight_gradient_bytes: memory.weight_gradient_bytes.min(memory.activation_bytes),
+                workspace_bytes: memory.workspace_bytes,
+                ..Cost::default()
+            })
+        };
+        (0..self.names.signature_of.len()).map(of_layer).collect()
+    }
+
+    /// Time of a layer's phase on a kind, and how sure it is if no device of the kind is told apart.
+    fn ns(&self, kind: usize, layer: usize, phase: usize) -> Result<(u64, Figure), NotYet> {
+        let signature = self.names.signature_of[layer];
+        let (own, own_sd) = self.fit.layers[layer][phase];
+        let written = |ln: f64| (ln + own).exp().min(LONGEST_NS).round() as u64;
+        if let Some((ln, sd)) = self.fit.cells[kind][signature][phase] {
+            let figure = Figure { source: Source::OtherDeviceOfKind, ln_sd: sd.hypot(own_sd.min(OTHER_LAYER_SD)) };
+            return Ok((written(ln), figure));
+        }
+        let negligible = |kind| self.evidence.negligible.get(&(kind, signature, phase));
+        let any_negligible = || (0..self.names.kinds.len()).find_map(negligible);
+        if let Some(ns) = negligible(kind) {
+            return Ok((ns.round() as u64, Figure { source: Source::OtherDeviceOfKind, ln_sd: 0.0 }));
+        }
+        if let Some((ln, sd)) = self.carried_over(kind, signature, phase) {
+            return Ok((written(ln), Figure { source: Source::OtherKind, ln_sd: sd }));
+        }
+        if let Some(ns) = any_negligible() {
+            return Ok((ns.round() as u64, Figure { source: Source::OtherKind, ln_sd: 0.0 }));
+        }
+        let absent = phase != 0 && self.evidence.trained.contains(&signature);
+        if PHASES[phase] == adaptis_proto::sample::Phase::Optimizer || absent {
+            return Ok((0, Figure { source: Source::None, ln_sd: 0.0 }));
+        }
+        Err(NotYet::Cost { signature: self.names.signatures[signature].clone(), phase: PHASES[phase] })
+    }
+
+    /// The logarithm of a cell that never ran on a kind, from the other kinds that ran it.
+    fn carried_over(&self, kind: usize, signature: usize, phase: usize) -> Fitted {
+        let others = (0..self.names.kinds.len()).filter(|other| *other != kind);
+        let guesses = others.filter_map(|other| {
+            let (ln, sd) = self.fit.cells[other][signature][phase]?;
+            let (ratio, ratio_sd) = self.kind_ratio(kind, other, signature, phase);
+            Some((ln + ratio, sd.hypot(ratio_sd)))
+        });
+        let (mut sum, mut weight, mut least) = (0.0, 0.0, f64::INFINITY);
+        for (ln, sd) in guesses {
+            sum += ln * sd.powi(-2);
+            weight += sd.powi(-2);
+            least = sd.min(least);
+        }
+        // Guesses from several kinds err together: their mean is not taken to be better than the best of them.
+        (weight > 0.0).then(|| (sum / weight, least))
+    }
+
+    /// Log of how much longer `kind` takes than `other`, by signatures that ran on both: of the same type if there are
+    /// such, else of the same phase, else of any.
+    fn kind_ratio(&self, kind: usize, other: usize, signature: usize, phase: usize) -> (f64, f64) {
+        let mut same_type = Vec::new();
+        let mut same_phase = Vec::new();
+        let mut any = Vec::new();
+        for shared in 0..self.names.signatures.len() {
+            for at in 0..PHASES.len() {
+                let (Some((here, _)), Some((there, _))) =
+                    (self.fit.cells[kind][shared][at], self.fit.cells[other][shared][at])
+                else {
+                    continue;
+                };
+                any.push(here - there);
+                if at == phase {
+                    same_phase.push(here - there);
+                    if self.names.layer_type(shared) == self.names.layer_type(signature) {
+                        same_type.push(here - there);
+                    }
+                }
+            }
+        }
+        for (ratios, factor) in [(&mut same_type, 1.0), (&mut same_phase, 1.5), (&mut any, 2.0)] {
+            if let Some(ratio) = robust::median(ratios) {
+                let sd = robust::scale_around(ratios, ratio).unwrap_or(0.0);
+                return (ratio, sd.hypot(factor * OTHER_KIND_SD));
+            }
+        }
+        (0.0, UNKNOWN_KIND_SD)
+    }
+
+    /// By device, layer and phase.
+    fn figures(&self) -> Vec<Vec<[Figure; 4]>> {
+        let devices = self.estimator.job.devices.iter().enumerate();
+        let of_device = |(device, card): (usize, &adaptis_proto::message::DeviceCard)| {
+            let kind = self.names.kind(&card.kind);
+            let of_layer = |layer: usize| std::array::from_fn(|phase| self.figure(device, kind, layer, phase));
+            (0..self.names.signature_of.len()).map(of_layer).collect()
+        };
+        devices.map(of_device).collect()
+    }
+
+    fn figure(&self, device: usize, kind: usize, layer: usize, phase: usize) -> Figure {
+        let Ok((_, of_kind)) = self.ns(kind, layer, phase) else { return Figure::default() };
+        if of_kind.source != Source::OtherDeviceOfKind {
+            return of_kind;
+        }
+        if let Some(&sd) = self.evidence.measured[device].get(&(layer, phase)) {
+            // What the model can't follow of what was measured here makes it less certain.
+            return Figure { source: Source::Measured, ln_sd: sd.hypot(self.misfit(device, layer, phase)) };
+        }
+        let row_sd = self.evidence.latest[device].map_or(OTHER_DEVICE_SD, |row| self.fit.rows[row].1);
+        let signature = self.names.signature_of[layer];
+        if self.evidence.known[device].contains(&(signature, phase)) {
+            return Figure { source: Source::SameSignature, ln_sd: of_kind.ln_sd.hypot(row_sd) };
+        }
+        Figure { source: Source::OtherDeviceOfKind, ln_sd: of_kind.ln_sd.hypot(row_sd).hypot(OTHER_DEVICE_SD) }
+    }
+
+    /// Distance of the fit from what the device's latest rows say of a layer and phase.
+    fn misfit(&self, device: usize, layer: usize, phase: usize) -> f64 {
+        let Some(latest) = self.evidence.latest[device] else { return 0.0 };
+        let of_device = |row: usize| {
+            std::iter::successors(Some(latest), |row| self.evidence.rows[*row].before).any(|known| known == row)
+        };
+        let seen = self.evidence.seen.iter().rev().find(|seen| {
+            seen.layer == layer && seen.phase == phase && seen.row <= latest && of_device(seen.row)
+        });
+        seen.map_or(0.0, |seen| {
+            let kind = self.evidence.rows[seen.row].kind;
+            let cell = self.fit.cells[kind][self.names.signature_of[layer]][phase].map_or(0.0, |cell| cell.0);
+            (seen.ln_ns - cell - self.fit.layers[layer][phase].0 - self.fit.rows[seen.row].0).abs()
+        })
+    }
+
+    /// What a layer holds: measured on this kind, on another one, or of another layer of the signature.
+    fn memory(&self, kind: usize, layer: usize) -> Result<Memory, NotYet> {
+        let measured = &self.estimator.memory;
+        let name = &self.names.kinds[kind];
+        let signature = self.names.signature_of[layer];
+        let same_signature = |at: usize| self.names.signature_of[at] == signature;
+        measured
+            .get(&(name.clone(), layer))
+            .or_else(|| measured.iter().find(|((_, at), _)| *at == layer).map(|(_, memory)| memory))
+            .or_else(|| {
+                let of_kind = measured.iter().find(|((kind, at), _)| kind == name && same_signature(*at));
+                of_kind.or_else(|| measured.iter().find(|((_, at), _)| same_signature(*at))).map(|(_, memory)| memory)
+            })
+            .copied()
+            .ok_or_else(|| NotYet::Memory { signature: self.names.signatures[signature].clone() })
+    }
+}
+
+fn layers(estimator: &Estimator) -> Vec<Layer> {
+    let layer = |layer: &adaptis_proto::message::JobLayer| Layer {
+        name: layer.name.clone(),
+        signature: layer.signature.clone(),
+        parameter_bytes: layer.parameter_bytes,
+        state_bytes: layer.state_bytes,
+        output_bytes: layer.output_bytes,
+        moved_bytes: Some(layer.moved_bytes),
+        note: None,
+    };
+    estimator.job.layers.iter().map(layer).collect()
+}
+
+fn devices(estimator: &Estimator, slowdowns: &[(f64, f64)]) -> Vec<Device> {
+    let cards = estimator.job.devices.iter().zip(&estimator.reserved_bytes).zip(slowdowns);
+    let device = |((card, reserved), slowdown): ((&adaptis_proto::message::DeviceCard, &Option<u64>), &(f64, f64))| {
+        Device {
+            name: card.name.clone(),
+            kind: card.kind.clone(),
+            memory_bytes: card.memory_bytes,
+            slowdown: slowdown.0.exp().clamp(SLOWDOWN_RANGE.0, SLOWDOWN_RANGE.1),
+            reserved_bytes: reserved.unwrap_or(0).max(card.reserved_bytes),
+            note: None,
+        }
+    };
+    cards.map(device).collect()
+}
+
+/// The links of the problem, how well each is known, and how well the default one is.
+fn links(estimator: &Estimator) -> (Links, Vec<LinkFigure>, f64) {
+    let name = |at: usize| estimator.job.devices[at].name.clone();
+    let seen: Vec<((usize, usize), link::Fit)> =
+        estimator.links.iter().filter_map(|(&pair, history)| Some((pair, history.fit()?))).collect();
+    let middle = link::middle(&seen.iter().map(|(_, fit)| *fit).collect::<Vec<_>>());
+    let pair = |((from, to), fit): &((usize, usize), link::Fit)| Pair {
+        from: name(*from),
+        to: name(*to),
+        latency_ns: fit.link.latency_ns,
+        bytes_per_second: fit.link.bytes_per_second,
+        note: None,
+    };
+    let figure = |((from, to), fit): &((usize, usize), link::Fit)| LinkFigure {
+        from: *from,
+        to: *to,
+        figure: Figure { source: Source::Measured, ln_sd: fit.ln_sd },
+        separated: fit.separated,
+    };
+    let links = Links {
+        default: middle.map_or(UNSEEN_LINK, |middle| middle.link),
+        pairs: seen.iter().map(pair).collect(),
+        note: None,
+    };
+    (links, seen.iter().map(figure).collect(), middle.map_or(UNKNOWN_KIND_SD, |middle| middle.ln_sd))
+}

@@ -1,0 +1,218 @@
+//! What the estimate says: a planning problem, and how well each of its numbers is known.
+
+use super::random::Random;
+use adaptis_plan::Problem;
+use adaptis_proto::sample::Phase;
+use serde::{Deserialize, Serialize};
+
+/// Where a number comes from, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Source {
+    /// This layer ran on this device since its last change.
+    Measured,
+    /// Another layer of the same signature ran on this device, or this one did before its last change.
+    SameSignature,
+    /// The signature ran on another device of the same kind.
+    OtherDeviceOfKind,
+    /// The signature ran on other kinds only: carried over by the ratio of the kinds.
+    OtherKind,
+    /// Nobody ever measured it; the number is 0, or a carried over optimizer rate.
+    None,
+}
+
+/// How well a positive number is known: its logarithm is normal with this standard deviation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    /// Where it comes from.
+    pub source: Source,
+    /// Standard deviation of its logarithm.
+    pub ln_sd: f64,
+}
+
+impl Figure {
+    /// The factor that 5 in 100 true values lie below.
+    pub fn low(self) -> f64 {
+        (-NORMAL_95 * self.ln_sd).exp()
+    }
+
+    /// The factor that 5 in 100 true values lie above.
+    pub fn high(self) -> f64 {
+        (NORMAL_95 * self.ln_sd).exp()
+    }
+}
+
+/// 95th percentile of the standard normal distribution.
+const NORMAL_95: f64 = 1.644_853_626_951_472_7;
+
+/// Phases that a figure is kept for, in their order: F, I, W, optimizer.
+pub const PHASES: [Phase; 4] = [Phase::Forward, Phase::InputGradient, Phase::WeightGradient, Phase::Optimizer];
+
+/// Index of a phase in [`PHASES`]; recomputation has the cost of F and no figure of its own.
+pub fn phase_index(phase: Phase) -> Option<usize> {
+    PHASES.iter().position(|&known| known == phase)
+}
+
+/// A directed link's fit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkFigure {
+    /// Sending device.
+    pub from: usize,
+    /// Receiving device.
+    pub to: usize,
+    /// How well its transfer times are known.
+    pub figure: Figure,
+    /// Latency and bandwidth were told apart. If not, the latency is 0 or an older one, and transfers of other sizes
+    /// than those seen are less certain.
+    pub separated: bool,
+}
+
+/// How well the numbers of an estimated problem are known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Uncertainty {
+    /// By device, layer and [`PHASES`].
+    pub figures: Vec<Vec<[Figure; 4]>>,
+    /// By device: standard deviation of the logarithm of its slowdown.
+    pub slowdown_ln_sd: Vec<f64>,
+    /// Every directed pair that was seen.
+    pub links: Vec<LinkFigure>,
+    /// Standard deviation of the logarithm of the default link's transfer times.
+    pub default_link_ln_sd: f64,
+    /// Relative standard deviation of a single work around its layer's cost, over all devices.
+    pub spread: f64,
+}
+
+impl Default for Figure {
+    fn default() -> Self {
+        Self { source: Source::None, ln_sd: 0.0 }
+    }
+}
+
+/// A planning problem fitted to samples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Estimated {
+    /// Costs per kind, slowdown per device, links per directed pair.
+    pub problem: Problem,
+    /// How well each is known.
+    pub uncertainty: Uncertainty,
+}
+
+impl Estimated {
+    /// The problem with its numbers drawn from their intervals. The same `seed` and `index` give the same draw, so that
+    /// plans are compared on the same ones. What layers have in common varies in common: one deviation per kind,
+    /// signature and phase, one per layer and phase, one per device, one per link.
+    pub fn draw(&self, seed: u64, index: u64) -> Problem {
+        let mut problem = self.problem.clone();
+        let mut random = Random::new(seed, index);
+        self.draw_costs(&mut problem, &mut random);
+        for (device, ln_sd) in problem.devices.iter_mut().zip(&self.uncertainty.slowdown_ln_sd) {
+            device.slowdown *= random.factor(*ln_sd);
+        }
+        problem.links.default.bytes_per_second /= random.factor(self.uncertainty.default_link_ln_sd);
+        for pair in &mut problem.links.pairs {
+            let z = random.normal();
+            let known = self.uncertainty.links.iter().find(|link| {
+                self.problem.devices[link.from].name == pair.from && self.problem.devices[link.to].name == pair.to
+            });
+            let factor = (z * known.map_or(self.uncertainty.default_link_ln_sd, |link| link.figure.ln_sd)).exp();
+            pair.bytes_per_second /= factor;
+            pair.latency_ns = (pair.latency_ns as f64 * factor).round() as u64;
+        }
+        problem
+    }
+
+    fn draw_costs(&self, problem: &mut Problem, random: &mut Random) {
+        let kinds: Vec<String> = problem.costs.keys().cloned().collect();
+        // A layer's own deviation is the same work on every kind, hence drawn once for all of them.
+        let own: Vec<[f64; 4]> = problem.layers.iter().map(|_| std::array::from_fn(|_| random.normal())).collect();
+        for kind in kinds {
+            let Some(device) = problem.devices.iter().position(|device| device.kind == kind) else { continue };
+            let mut common: Vec<(String, [f64; 4])> = Vec::new();
+            for (layer, own) in own.iter().enumerate() {
+                let signature = &problem.layers[layer].signature;
+                let shared = match common.iter().find(|(known, _)| known == signature) {
+                    Some((_, shared)) => *shared,
+                    None => {
+                        let shared = std::array::from_fn(|_| random.normal());
+                        common.push((signature.clone(), shared));
+                        shared
+                    }
+                };
+                let factor = |phase: usize| {
+                    let ln_sd = self.best_figure(&kind, device, layer, phase).ln_sd;
+                    // Three quarters of the variance in common: layers of a signature are wrong together.
+                    (ln_sd * (0.866 * shared[phase] + 0.5 * own[phase])).exp()
+                };
+                if let Some(cost) = problem.costs.get_mut(&kind).and_then(|costs| costs.get_mut(layer)) {
+                    cost.forward_ns = scale(cost.forward_ns, factor(0));
+                    cost.input_gradient_ns = scale(cost.input_gradient_ns, factor(1));
+                    cost.weight_gradient_ns = scale(cost.weight_gradient_ns, factor(2));
+                }
+                if let Some(of) = problem.optimizer_ns.get_mut(&kind).and_then(|of| of.get_mut(layer)) {
+                    *of = scale(*of, factor(3));
+                }
+            }
+        }
+    }
+
+    /// The figure of a kind's cost: of its device that knows it best.
+    fn best_figure(&self, kind: &str, first: usize, layer: usize, phase: usize) -> Figure {
+        let of = |device: usize| self.uncertainty.figures[device][layer][phase];
+        (0..self.problem.devices.len())
+            .filter(|&device| self.problem.devices[device].kind == kind)
+            .map(of)
+            .min_by(|a, b| a.ln_sd.total_cmp(&b.ln_sd))
+            .unwrap_or_else(|| of(first))
+    }
+}
+
+fn scale(ns: u64, factor: f64) -> u64 {
+    (ns as f64 * factor).round() as u64
+}
+
+/// Why there is no estimate yet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum NotYet {
+    /// Nobody measured this phase of any layer of this signature.
+    #[error("no sample yet of {phase:?} of {signature}")]
+    Cost {
+        /// The signature.
+        signature: String,
+        /// The phase.
+        phase: Phase,
+    },
+    /// Nobody measured what any layer of this signature holds.
+    #[error("no sample yet of the memory of {signature}")]
+    Memory {
+        /// The signature.
+        signature: String,
+    },
+    /// The job's sizes, or what was measured, make no sense.
+    #[error("{path}: {problem}")]
+    Implausible {
+        /// Which number of the problem.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// There are no devices or no layers.
+    #[error("the job has no {0}")]
+    Empty(Missing),
+}
+
+/// What a job lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Missing {
+    /// No layers.
+    Layers,
+    /// No devices.
+    Devices,
+}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Missing::Layers => "layers",
+            Missing::Devices => "devices",
+        })
+    }
+}

@@ -1,0 +1,292 @@
+//! The cost model: log cost = cell(kind, signature, phase) + layer(layer, phase) + slowdown(row).
+//!
+//! A row is a stretch of one device's history within which its speed stood still. All three are fitted together, so that
+//! a throttled device shows as a slow row and not as slow layers: a row has one number for dozens of works, and a
+//! layer's own term is held near 0.
+//!
+//! 1. Within a kind the lower median of its devices' first rows is 0: the fastest of two is what its kind costs.
+//! 2. A row is held near the one before it, loosely after a detected change.
+//! 3. Residuals beyond two standard deviations count less (Huber), so one odd layer does not become a slowdown.
+//!
+//! Solved by going round the three in turn until nothing moves: each step is a weighted mean.
+
+use super::robust;
+
+/// Phases, as in [`super::PHASES`].
+const PHASES: usize = 4;
+/// Index of the optimizer, which says nothing of a device's compute.
+const OPTIMIZER: usize = 3;
+/// How far a layer may be from its signature's cell: standard deviation of the logarithm, learned within this range.
+const LAYER_SD_RANGE: (f64, f64) = (0.01, 0.1);
+/// Degrees of freedom of a layer's term: a few odd layers keep theirs although the others have none.
+const LAYER_FREEDOM: f64 = 3.0;
+/// Rounds in which the layers' standard deviation is learned.
+const LEARNING_ROUNDS: usize = 12;
+/// How far a row may be from the one before it, of the same device.
+const STEADY_SD: f64 = 0.1;
+/// The same behind a detected change.
+const CHANGED_SD: f64 = 1.0;
+/// How far a device's first row may be from its kind.
+const FIRST_SD: f64 = 0.3;
+/// What the model leaves out: no observation is taken to be better than this.
+pub(crate) const MODEL_SD: f64 = 0.008;
+/// Rounds at most; the estimate is what they reached.
+const ROUNDS: usize = 400;
+/// A round that moves nothing by more than this is the last.
+const SETTLED: f64 = 1e-6;
+
+/// A stretch of one device's history.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// Of the device.
+    pub kind: usize,
+    /// The row before it, of the same device.
+    pub before: Option<usize>,
+    /// A change was detected between them.
+    pub after_change: bool,
+}
+
+/// What a row says of a layer and phase.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observation {
+    pub row: usize,
+    pub layer: usize,
+    pub phase: usize,
+    /// Logarithm of the time.
+    pub ln_ns: f64,
+    /// Its standard deviation.
+    pub sd: f64,
+}
+
+/// A fitted number and its standard deviation; none where nothing was seen.
+pub(crate) type Fitted = Option<(f64, f64)>;
+
+/// The fitted model.
+#[derive(Clone, Debug)]
+pub(crate) struct Fit {
+    /// By kind, signature, phase.
+    pub cells: Vec<Vec<[Fitted; PHASES]>>,
+    /// By layer, phase: 0 with its full standard deviation where nothing was seen.
+    pub layers: Vec<[(f64, f64); PHASES]>,
+    /// By row.
+    pub rows: Vec<(f64, f64)>,
+}
+
+/// A running weighted mean.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    sum: f64,
+    weight: f64,
+}
+
+impl Mean {
+    fn add(&mut self, value: f64, weight: f64) {
+        self.sum += value * weight;
+        self.weight += weight;
+    }
+
+    fn get(self) -> Option<f64> {
+        (self.weight > 0.0).then(|| self.sum / self.weight)
+    }
+
+    fn sd(self) -> f64 {
+        self.weight.max(f64::MIN_POSITIVE).sqrt().recip()
+    }
+}
+
+struct Solver<'a> {
+    rows: &'a [Row],
+    observations: &'a [Observation],
+    signature_of: &'a [usize],
+    /// Whether a layer shares its signature, without which it has no term of its own.
+    shares: Vec<bool>,
+    signatures: usize,
+    kinds: usize,
+    cell: Vec<f64>,
+    layer: Vec<f64>,
+    row: Vec<f64>,
+    layer_sd: f64,
+    weights: Vec<f64>,
+}
+
+/// Fits the model. `signature_of` gives each layer's signature.
+pub(crate) fn fit(
+    kinds: usize,
+    signatures: usize,
+    signature_of: &[usize],
+    rows: &[Row],
+    observations: &[Observation],
+) -> Fit {
+    let shares = signature_of.iter().map(|s| signature_of.iter().filter(|other| *other == s).count() > 1).collect();
+    let mut solver = Solver {
+        rows,
+        observations,
+        signature_of,
+        shares,
+        signatures,
+        kinds,
+        cell: vec![0.0; kinds * signatures * PHASES],
+        layer: vec![0.0; signature_of.len() * PHASES],
+        row: vec![0.0; rows.len()],
+        layer_sd: LAYER_SD_RANGE.1,
+        weights: observations.iter().map(|seen| seen.sd.powi(-2)).collect(),
+    };
+    solver.start();
+    for round in 0..ROUNDS {
+        let moved = solver.round();
+        if round < LEARNING_ROUNDS {
+            solver.learn_layer_sd();
+        } else if moved < SETTLED {
+            break;
+        }
+    }
+    solver.anchor();
+    solver.result()
+}
+
+impl Solver<'_> {
+    fn cell_of(&self, seen: &Observation) -> usize {
+        (self.rows[seen.row].kind * self.signatures + self.signature_of[seen.layer]) * PHASES + seen.phase
+    }
+
+    /// Cells at the weighted medians, so that the first residuals already tell which observations are odd.
+    fn start(&mut self) {
+        let mut values = vec![Vec::new(); self.cell.len()];
+        for (seen, weight) in self.observations.iter().zip(&self.weights) {
+            values[self.cell_of(seen)].push((seen.ln_ns, *weight));
+        }
+        for (cell, values) in self.cell.iter_mut().zip(&mut values) {
+            *cell = robust::weighted_median(values).unwrap_or(0.0);
+        }
+    }
+
+    /// The observation less what the model says.
+    fn residual(&self, seen: &Observation) -> f64 {
+        seen.ln_ns - self.cell[self.cell_of(seen)] - self.layer[seen.layer * PHASES + seen.phase] - self.row[seen.row]
+    }
+
+    /// Once round rows, cells and layers; the largest move of a row or layer.
+    fn round(&mut self) -> f64 {
+        for at in 0..self.observations.len() {
+            let seen = &self.observations[at];
+            self.weights[at] = seen.sd.powi(-2) * robust::huber(self.residual(seen) / seen.sd);
+        }
+        let mut largest: f64 = 0.0;
+        for (at, mean) in self.row_means().into_iter().enumerate() {
+            let value = mean.get().unwrap_or(0.0);
+            largest = largest.max((value - self.row[at]).abs());
+            self.row[at] = value;
+        }
+        for (at, mean) in self.cell_means().into_iter().enumerate() {
+            self.cell[at] = mean.get().unwrap_or(0.0);
+        }
+        for (at, mean) in self.layer_means().into_iter().enumerate() {
+            let value = mean.get().unwrap_or(0.0);
+            largest = largest.max((value - self.layer[at]).abs());
+            self.layer[at] = value;
+        }
+        largest
+    }
+
+    fn row_means(&self) -> Vec<Mean> {
+        let mut means = vec![Mean::default(); self.rows.len()];
+        for (seen, weight) in self.observations.iter().zip(&self.weights) {
+            if seen.phase != OPTIMIZER {
+                means[seen.row].add(self.residual(seen) + self.row[seen.row], *weight);
+            }
+        }
+        for (at, row) in self.rows.iter().enumerate() {
+            match row.before {
+                None => means[at].add(0.0, FIRST_SD.powi(-2)),
+                Some(before) => {
+                    let tie = if row.after_change { CHANGED_SD } else { STEADY_SD }.powi(-2);
+                    means[at].add(self.row[before], tie);
+                    means[before].add(self.row[at], tie);
+                }
+            }
+        }
+        means
+    }
+
+    fn cell_means(&self) -> Vec<Mean> {
+        let mut means = vec![Mean::default(); self.cell.len()];
+        for (seen, weight) in self.observations.iter().zip(&self.weights) {
+            let cell = self.cell_of(seen);
+            means[cell].add(self.residual(seen) + self.cell[cell], *weight);
+        }
+        means
+    }
+
+    /// Weighted sums of the layers' own deviations, without their prior.
+    fn layer_sums(&self) -> Vec<Mean> {
+        let mut means = vec![Mean::default(); self.layer.len()];
+        for (seen, weight) in self.observations.iter().zip(&self.weights) {
+            if self.shares[seen.layer] {
+                let layer = seen.layer * PHASES + seen.phase;
+                means[layer].add(self.residual(seen) + self.layer[layer], *weight);
+            }
+        }
+        means
+    }
+
+    fn layer_means(&self) -> Vec<Mean> {
+        let mut means = self.layer_sums();
+        for (mean, layer) in means.iter_mut().zip(&self.layer) {
+            // The normal distribution of Student's t at the present value (expectation maximisation).
+            mean.weight += (LAYER_FREEDOM + 1.0) / (LAYER_FREEDOM * self.layer_sd.powi(2) + layer.powi(2));
+        }
+        means
+    }
+
+    /// What the layers' deviations vary by beyond their noise.
+    fn learn_layer_sd(&mut self) {
+        let (deviations, mut noise): (Vec<f64>, Vec<f64>) =
+            self.layer_sums().into_iter().filter_map(|mean| Some((mean.get()?, mean.weight.recip()))).unzip();
+        let noise = robust::median(&mut noise).unwrap_or(0.0);
+        let seen = robust::scale_around(&deviations, 0.0).unwrap_or(0.0);
+        self.layer_sd = (seen.powi(2) - noise).max(0.0).sqrt().clamp(LAYER_SD_RANGE.0, LAYER_SD_RANGE.1);
+    }
+
+    /// Moves what rows and cells of a kind share, so that invariant 1 holds.
+    fn anchor(&mut self) {
+        for kind in 0..self.kinds {
+            let of_kind = |row: &Row| row.kind == kind;
+            let mut first: Vec<f64> = (0..self.rows.len())
+                .filter(|&at| of_kind(&self.rows[at]) && self.rows[at].before.is_none())
+                .map(|at| self.row[at])
+                .collect();
+            let Some(base) = robust::lower_median(&mut first) else { continue };
+            for (row, value) in self.rows.iter().zip(&mut self.row) {
+                if of_kind(row) {
+                    *value -= base;
+                }
+            }
+            let cells = self.signatures * PHASES;
+            self.cell[kind * cells..(kind + 1) * cells].iter_mut().for_each(|cell| *cell += base);
+        }
+    }
+
+    fn result(&self) -> Fit {
+        let (cells, layers, rows) = (self.cell_means(), self.layer_means(), self.row_means());
+        let cells = (0..self.kinds).map(|kind| {
+            let of_signature = |signature: usize| {
+                std::array::from_fn(|phase| {
+                    let at = (kind * self.signatures + signature) * PHASES + phase;
+                    cells[at].get().map(|_| (self.cell[at], cells[at].sd().max(MODEL_SD)))
+                })
+            };
+            (0..self.signatures).map(of_signature).collect()
+        });
+        let layers = (0..self.signature_of.len()).map(|layer| {
+            std::array::from_fn(|phase| {
+                let at = layer * PHASES + phase;
+                (self.layer[at], layers[at].sd())
+            })
+        });
+        Fit {
+            cells: cells.collect(),
+            layers: layers.collect(),
+            rows: self.row.iter().zip(rows).map(|(&value, mean)| (value, mean.sd().max(MODEL_SD))).collect(),
+        }
+    }
+}

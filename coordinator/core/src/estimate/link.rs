@@ -1,0 +1,230 @@
+//! A directed link's two terms from its transfers: time = latency + bytes / bandwidth.
+//!
+//! Transfers are grouped by size, each group stands for its median; the terms are told apart only where sizes differ
+//! enough. After a change the old transfers are gone and often one size is left: the latency found before is kept and
+//! the bandwidth takes all of the change, which is right for that size.
+
+use super::robust;
+use adaptis_plan::Link;
+use adaptis_proto::Step;
+use adaptis_proto::sample::Mark;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Transfers kept of a directed pair; the oldest goes.
+const TRANSFERS: usize = 256;
+/// Probes kept of a directed pair; the oldest goes.
+const PROBES: usize = 64;
+/// Iterations of traffic that count.
+const ITERATIONS: u64 = 8;
+/// Sizes apart by at least this factor separate latency from bandwidth.
+const SEPARATING: f64 = 1.5;
+/// The latency is known for use after a change only if it is below this share of a transfer's time.
+const LATENCY_SHARE_MAX: f64 = 0.5;
+/// What a link's fit leaves out: no transfer time is taken to be better known than this.
+const MODEL_SD: f64 = 0.01;
+/// Slowest link that is written, in bytes per second.
+const SLOWEST: f64 = 1.0;
+/// Fastest link that is written, in bytes per second.
+const FASTEST: f64 = 1e15;
+
+#[derive(Clone, Copy, Debug)]
+struct Transfer {
+    step: Step,
+    cold: bool,
+    bytes: u64,
+    duration_ns: u64,
+}
+
+/// One directed pair's transfers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    traffic: VecDeque<Transfer>,
+    probes: VecDeque<Transfer>,
+    /// Fitted just before the last change.
+    before: Option<Fit>,
+    changed: Option<Step>,
+}
+
+/// A link's fit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Fit {
+    pub link: Link,
+    pub ln_sd: f64,
+    pub separated: bool,
+}
+
+impl History {
+    pub fn absorb(&mut self, step: Step, mark: Mark, bytes: u64, duration_ns: u64) {
+        if bytes == 0 || (mark != Mark::Calibration && self.changed.is_some_and(|changed| step < changed)) {
+            return;
+        }
+        let (queue, limit) = match mark {
+            Mark::Calibration => (&mut self.probes, PROBES),
+            Mark::Warm | Mark::Cold => (&mut self.traffic, TRANSFERS),
+        };
+        if queue.len() == limit {
+            queue.pop_front();
+        }
+        queue.push_back(Transfer { step, cold: mark == Mark::Cold, bytes, duration_ns });
+    }
+
+    /// The link's speed changed at `from`.
+    pub fn change(&mut self, from: Step) {
+        self.before = self.fit();
+        self.changed = Some(from);
+        self.traffic.retain(|transfer| transfer.step >= from);
+        self.probes.retain(|probe| probe.step >= from);
+    }
+
+    /// What its transfers say; none without any. Cold ones count where there is nothing else.
+    pub fn fit(&self) -> Option<Fit> {
+        let latest = self.traffic.iter().map(|transfer| transfer.step).max().unwrap_or_default();
+        let recent = |transfer: &&Transfer| transfer.step.0 + ITERATIONS > latest.0;
+        let warm = self.traffic.iter().filter(recent).filter(|transfer| !transfer.cold).chain(&self.probes);
+        let mut groups = by_size(warm);
+        if groups.is_empty() {
+            groups = by_size(self.traffic.iter());
+        }
+        if groups.is_empty() { self.before.map(|before| Fit { ln_sd: before.ln_sd.max(0.5), ..before }) } else {
+            Some(self.fit_groups(&groups))
+        }
+    }
+
+    fn fit_groups(&self, groups: &[Group]) -> Fit {
+        let ln_sd = groups.iter().map(|group| group.ln_sd).fold(MODEL_SD, f64::max);
+        if let Some((latency_ns, ns_per_byte)) = separate(groups) {
+            return Fit { link: link(latency_ns, ns_per_byte), ln_sd, separated: true };
+        }
+        let largest = groups.iter().max_by_key(|group| group.works).expect("there is a group");
+        let known = self.before.filter(|before| before.separated).map_or(0.0, |before| before.link.latency_ns as f64);
+        let latency_ns = known.min(LATENCY_SHARE_MAX * largest.median_ns);
+        let ns_per_byte = (largest.median_ns - latency_ns) / largest.bytes;
+        Fit { link: link(latency_ns, ns_per_byte), ln_sd, separated: false }
+    }
+}
+
+struct Group {
+    bytes: f64,
+    median_ns: f64,
+    works: usize,
+    ln_sd: f64,
+}
+
+fn by_size<'a>(transfers: impl Iterator<Item = &'a Transfer>) -> Vec<Group> {
+    let mut sizes: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for transfer in transfers {
+        sizes.entry(transfer.bytes).or_default().push(transfer.duration_ns as f64);
+    }
+    let group = |(bytes, mut durations): (u64, Vec<f64>)| {
+        let median_ns = robust::median(&mut durations).expect("a size has a transfer").max(1.0);
+        let relative = robust::scale_around(&durations, median_ns).unwrap_or(0.0) / median_ns;
+        let works = durations.len();
+        let ln_sd = robust::MEDIAN_SD * relative.max(if works < 3 { 0.1 } else { 0.0 }) / (works as f64).sqrt();
+        Group { bytes: bytes as f64, median_ns, works, ln_sd }
+    };
+    sizes.into_iter().map(group).collect()
+}
+
+/// Latency and nanoseconds per byte: the weighted median of the slopes between sizes that are far enough apart
+/// (Theil and Sen), if there are such and the slope is positive.
+fn separate(groups: &[Group]) -> Option<(f64, f64)> {
+    let mut slopes = Vec::new();
+    for (at, small) in groups.iter().enumerate() {
+        for large in &groups[at + 1..] {
+            if large.bytes >= SEPARATING * small.bytes {
+                let slope = (large.median_ns - small.median_ns) / (large.bytes - small.bytes);
+                let noise = (large.ln_sd * large.median_ns).hypot(small.ln_sd * small.median_ns).max(1.0);
+                slopes.push((slope, (large.bytes - small.bytes) / noise));
+            }
+        }
+    }
+    let ns_per_byte = robust::weighted_median(&mut slopes).filter(|slope| *slope > 0.0)?;
+    let mut rest: Vec<_> = groups
+        .iter()
+        .map(|group| (group.median_ns - ns_per_byte * group.bytes, (group.ln_sd * group.median_ns).max(1.0).recip()))
+        .collect();
+    let latency_ns = robust::weighted_median(&mut rest)?;
+    if latency_ns >= 0.0 {
+        return Some((latency_ns, ns_per_byte));
+    }
+    // Noise alone makes a latency negative: without one, the sizes agree on the bandwidth that fits the largest best.
+    let largest = groups.iter().max_by(|a, b| a.bytes.total_cmp(&b.bytes))?;
+    Some((0.0, largest.median_ns / largest.bytes))
+}
+
+fn link(latency_ns: f64, ns_per_byte: f64) -> Link {
+    let bytes_per_second = (1e9 / ns_per_byte).clamp(SLOWEST, FASTEST);
+    Link { latency_ns: latency_ns.round() as u64, bytes_per_second, note: () }
+}
+
+/// The robust middle of some links, for pairs never seen.
+pub(crate) fn middle(fits: &[Fit]) -> Option<Fit> {
+    let mut latencies: Vec<f64> = fits.iter().map(|fit| fit.link.latency_ns as f64).collect();
+    let mut bandwidths: Vec<f64> = fits.iter().map(|fit| fit.link.bytes_per_second.ln()).collect();
+    let ln_bandwidth = robust::median(&mut bandwidths)?;
+    let ln_sd = robust::scale_around(&bandwidths, ln_bandwidth)?.max(0.2);
+    let link = Link {
+        latency_ns: robust::median(&mut latencies)?.round() as u64,
+        bytes_per_second: ln_bandwidth.exp().clamp(SLOWEST, FASTEST),
+        note: (),
+    };
+    Some(Fit { link, ln_sd, separated: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fed(transfers: &[(u64, Mark, u64, u64)]) -> History {
+        let mut history = History::default();
+        transfers.iter().for_each(|&(step, mark, bytes, ns)| history.absorb(Step(step), mark, bytes, ns));
+        history
+    }
+
+    #[test]
+    fn two_sizes_separate_latency_from_bandwidth() {
+        // 10 us + 1 ns per byte.
+        let mut probes = Vec::new();
+        for stall in [0, 0, 0, 3_000_000] {
+            probes.push((0, Mark::Calibration, 10_000, 20_000 + stall));
+            probes.push((0, Mark::Calibration, 1_000_000, 1_010_000 + stall));
+        }
+        let fit = fed(&probes).fit().expect("there are transfers");
+        assert!(fit.separated);
+        assert_eq!(fit.link.latency_ns, 10_000);
+        assert!((fit.link.bytes_per_second / 1e9 - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn one_size_has_no_latency_and_says_so() {
+        let fit = fed(&[(1, Mark::Warm, 1_000, 3_000), (2, Mark::Warm, 1_000, 3_000)]).fit().expect("there are some");
+        assert!(!fit.separated);
+        assert_eq!(fit.link.latency_ns, 0);
+        assert!((fit.link.bytes_per_second * 3.0 / 1e9 - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn after_a_change_only_new_transfers_count_and_the_latency_stays() {
+        let mut history = fed(&[
+            (0, Mark::Calibration, 10_000, 20_000),
+            (0, Mark::Calibration, 1_000_000, 1_010_000),
+            (5, Mark::Warm, 500_000, 510_000),
+            (6, Mark::Warm, 500_000, 2_010_000),
+        ]);
+        history.change(Step(6));
+        history.absorb(Step(5), Mark::Warm, 500_000, 510_000);
+        let fit = history.fit().expect("one transfer is left");
+        assert_eq!(fit.link.latency_ns, 10_000);
+        assert!((fit.link.bytes_per_second - 0.25e9).abs() < 1e3, "{fit:?}");
+    }
+
+    #[test]
+    fn extremes_stay_in_range() {
+        for (bytes, ns) in [(1, u64::MAX), (u64::MAX, 0), (1, 0), (u64::MAX, u64::MAX)] {
+            let fit = fed(&[(1, Mark::Warm, bytes, ns), (1, Mark::Warm, bytes / 3, ns)]).fit();
+            let fit = fit.expect("there are transfers");
+            assert!(fit.link.bytes_per_second.is_finite() && fit.link.bytes_per_second > 0.0, "{fit:?}");
+        }
+        assert_eq!(fed(&[(1, Mark::Warm, 0, 5)]).fit(), None);
+    }
+}

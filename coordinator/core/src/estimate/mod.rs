@@ -1,0 +1,227 @@
+//! From samples to a planning problem: what each layer costs on each kind, how much slower than its kind each device is,
+//! what the links carry, and how well all of it is known.
+//!
+//! ```text
+//!   Work       -> window  (medians per iteration, layer, phase; a segment ends at a change) -> fit ---+
+//!   Transfer   -> link    (latency and bandwidth per directed pair) ----------------------------------+-> assemble
+//!   Iteration  -> iterations (what a plan takes; what is neither work nor optimizer) -----------------+   -> Estimated
+//!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------ +
+//! ```
+//!
+//! 1. A throttled device is a slow device, never slow layers ([`fit`] has the model and its convention for "1.0").
+//! 2. After a change at step s no sample before s counts for the slowdown of that device or the speed of that link; for
+//!    what layers cost in relation to each other it still does.
+//! 3. Every number says where it comes from and how far it may be off; a guess is never as narrow as a measurement.
+//! 4. Absorbing is constant time, and memory is bounded: each store names its limit.
+//!
+//! Left out on purpose: sizes that vary within a signature (the format has whole costs), a second slowdown for memory
+//! bound work (the format has one per device), what a separate I costs more than the same work in B (its samples come
+//! as one), and recomputation, which is F again.
+
+mod assemble;
+mod figures;
+mod fit;
+mod iterations;
+mod link;
+pub(crate) mod random;
+pub(crate) mod robust;
+#[cfg(test)]
+pub(crate) mod synthetic;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty, phase_index};
+
+use crate::drift::Who;
+use adaptis_proto::message::{DeviceCard, JobLayer};
+use adaptis_proto::sample::Sample;
+use adaptis_proto::{DeviceIndex, Epoch, Step};
+use std::collections::BTreeMap;
+
+/// Least correction of a prediction.
+pub const CORRECTION_MIN: f64 = 0.9;
+/// Largest correction of a prediction.
+pub const CORRECTION_MAX: f64 = 1.25;
+/// Warm iterations below which a prediction is not corrected.
+const CORRECTION_ITERATIONS_MIN: usize = 3;
+/// Devices that left, whose works still tell what their kind costs; the oldest goes.
+const DEPARTED: usize = 8;
+
+/// What the coordinator knows of a job without measuring.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobView {
+    /// The model.
+    pub layers: Vec<JobLayer>,
+    /// In order of their index.
+    pub devices: Vec<DeviceCard>,
+    /// In an iteration.
+    pub microbatches: u32,
+}
+
+/// What was measured of a plan's iterations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// Median of their durations, boundary to boundary.
+    pub median_ns: u64,
+    /// How many warm ones count.
+    pub iterations: usize,
+}
+
+/// What a layer holds, as measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Memory {
+    activation_bytes: u64,
+    weight_gradient_bytes: u64,
+    workspace_bytes: u64,
+}
+
+/// Keeps what samples say, and fits a problem to it when asked.
+#[derive(Clone, Debug)]
+pub struct Estimator {
+    job: JobView,
+    histories: Vec<window::History>,
+    departed: Vec<(String, window::History)>,
+    links: BTreeMap<(usize, usize), link::History>,
+    /// By kind and layer.
+    memory: BTreeMap<(String, usize), Memory>,
+    reserved_bytes: Vec<Option<u64>>,
+    iterations: iterations::Iterations,
+    correction: f64,
+}
+
+impl Estimator {
+    /// Knows the job and nothing measured.
+    pub fn new(job: JobView) -> Self {
+        let devices = job.devices.len();
+        Self {
+            job,
+            histories: vec![window::History::default(); devices],
+            departed: Vec::new(),
+            links: BTreeMap::new(),
+            memory: BTreeMap::new(),
+            reserved_bytes: vec![None; devices],
+            iterations: iterations::Iterations::new(devices),
+            correction: 1.0,
+        }
+    }
+
+    /// The job.
+    pub fn job(&self) -> &JobView {
+        &self.job
+    }
+
+    /// Another membership: a device of the same name and kind keeps what is known of it, unless `restarted` names it as
+    /// another piece of the same kind. What departed ones measured still counts for their kind.
+    pub fn set_devices(&mut self, devices: Vec<DeviceCard>, restarted: &[DeviceIndex]) {
+        let mut old: Vec<Option<window::History>> = self.histories.drain(..).map(Some).collect();
+        let stays = |(at, card): (usize, &DeviceCard)| {
+            let same = self.job.devices.iter().position(|had| had.name == card.name && had.kind == card.kind);
+            same.filter(|_| !restarted.iter().any(|index| index.index() == at))
+        };
+        let from: Vec<Option<usize>> = devices.iter().enumerate().map(stays).collect();
+        self.histories =
+            from.iter().map(|from| from.and_then(|from| old[from].take()).unwrap_or_default()).collect();
+        self.reserved_bytes = from.iter().map(|from| from.and_then(|from| self.reserved_bytes[from])).collect();
+        let gone = old.into_iter().zip(&self.job.devices).filter_map(|(old, card)| Some((card.kind.clone(), old?)));
+        self.departed.extend(gone);
+        self.departed.drain(..self.departed.len().saturating_sub(DEPARTED));
+        let now = |had: usize| from.iter().position(|from| *from == Some(had));
+        let links = std::mem::take(&mut self.links);
+        self.links = links.into_iter().filter_map(|((a, b), link)| Some(((now(a)?, now(b)?), link))).collect();
+        self.iterations = iterations::Iterations::new(devices.len());
+        self.job.devices = devices;
+    }
+
+    /// Takes a sample of a device. Constant time, bounded memory; one that names a device, layer or phase that the job
+    /// does not have is left out.
+    pub fn absorb(&mut self, device: DeviceIndex, sample: &Sample) {
+        let at = device.index();
+        let Some(card) = self.job.devices.get(at) else { return };
+        match *sample {
+            Sample::Work { place, layer, phase, mark, start_ns, duration_ns, .. } => {
+                if layer.index() >= self.job.layers.len() {
+                    return;
+                }
+                self.iterations.work(device, place, phase, mark, start_ns, duration_ns);
+                if let Some(phase) = phase_index(phase) {
+                    let when = (place.step, place.epoch, place.generation);
+                    self.histories[at].absorb(when, (layer.index(), phase), mark, duration_ns);
+                }
+            }
+            Sample::Transfer { place, from, mark, bytes, duration_ns, .. } => {
+                if from.index() < self.job.devices.len() && from != device {
+                    let link = self.links.entry((from.index(), at)).or_default();
+                    link.absorb(place.step, mark, bytes, duration_ns);
+                }
+            }
+            Sample::LayerMemory { layer, activation_bytes, weight_gradient_bytes, workspace_bytes, .. } => {
+                if layer.index() < self.job.layers.len() {
+                    let memory = Memory { activation_bytes, weight_gradient_bytes, workspace_bytes };
+                    self.memory.insert((card.kind.clone(), layer.index()), memory);
+                }
+            }
+            Sample::DeviceMemory { reserved_bytes, .. } => self.reserved_bytes[at] = Some(reserved_bytes),
+            Sample::Iteration { place, start_ns, duration_ns, .. } => {
+                self.iterations.iteration(device, place, start_ns, duration_ns);
+            }
+            Sample::Switch { .. } => {}
+        }
+    }
+
+    /// After a change at `from`: older samples no longer count for the slowdown of a device or the speed of a link, nor
+    /// for what iterations take.
+    pub fn restart_window(&mut self, who: Who, from: Step) {
+        self.iterations.change(from);
+        match who {
+            Who::Device(device) => {
+                if let Some(history) = self.histories.get_mut(device.index()) {
+                    history.change(from);
+                }
+            }
+            Who::Link(sender, receiver) => {
+                if let Some(link) = self.links.get_mut(&(sender.index(), receiver.index())) {
+                    link.change(from);
+                }
+            }
+        }
+    }
+
+    /// The problem that fits the samples best.
+    ///
+    /// # Errors
+    /// [`NotYet`] while a layer's cost or memory can't even be guessed.
+    pub fn problem(&self) -> Result<Estimated, NotYet> {
+        assemble::assemble(self)
+    }
+
+    /// Relative standard deviation of a single work around its layer's cost; none before there are samples.
+    pub fn spread(&self) -> Option<f64> {
+        let deviations: Vec<f64> = self.histories.iter().flat_map(window::History::deviations).collect();
+        robust::scale_around(&deviations, 0.0)
+    }
+
+    /// Works that came after their iteration was closed, and so counted for nothing.
+    pub fn late_works(&self) -> u64 {
+        self.histories.iter().map(|history| history.late).sum()
+    }
+
+    /// The last warm iterations of a plan, since the last change of any device or link; none before the first.
+    pub fn measured(&self, epoch: Epoch) -> Option<Measured> {
+        self.iterations.measured(epoch)
+    }
+
+    /// Ratio of the measured iterations of the plan in force to what the simulator says of it, for predictions to be
+    /// multiplied by: jitter lengthens an iteration beyond what medians of works say. Bounded by [`CORRECTION_MIN`] and
+    /// [`CORRECTION_MAX`]. The last one is remembered for as long as a plan has too few iterations since a change.
+    pub fn prediction_correction(&mut self, epoch: Epoch, simulated_ns: u64) -> f64 {
+        if let Some(measured) = self.measured(epoch)
+            && measured.iterations >= CORRECTION_ITERATIONS_MIN
+            && simulated_ns > 0
+        {
+            let ratio = measured.median_ns as f64 / simulated_ns as f64;
+            self.correction = ratio.clamp(CORRECTION_MIN, CORRECTION_MAX);
+        }
+        self.correction
+    }
+}

@@ -1,0 +1,313 @@
+use super::synthetic::{Cluster, MICROBATCHES, Noise, RUN};
+use super::{Estimated, Estimator, JobView, Missing, NotYet, Source};
+use crate::drift::Who;
+use adaptis_proto::message::{DeviceCard, JobLayer};
+use adaptis_proto::sample::{Mark, Phase, Place, Sample};
+use adaptis_proto::{DeviceIndex, Epoch, Generation, LayerIndex, Microbatch, Step};
+use proptest::prelude::*;
+
+const MIXED: [&str; 4] = ["h100", "h100", "a100", "a100"];
+
+fn fitted(estimator: &Estimator) -> Estimated {
+    estimator.problem().expect("there are samples of everything")
+}
+
+fn predicted_ns(estimated: &Estimated, device: usize, layer: usize, phase: usize) -> f64 {
+    let cost = &estimated.problem.costs_of(device)[layer];
+    let ns = [cost.forward_ns, cost.input_gradient_ns, cost.weight_gradient_ns][phase];
+    ns as f64 * estimated.problem.devices[device].slowdown
+}
+
+/// Largest and typical |log(predicted / true)| over what each device runs, or over what it does not.
+fn errors(cluster: &Cluster, estimated: &Estimated, running: bool) -> (f64, f64) {
+    let mut errors = Vec::new();
+    for device in 0..cluster.job.devices.len() {
+        for layer in 0..cluster.job.layers.len() {
+            for phase in 0..RUN.len() {
+                if (cluster.device_of[layer] == device) == running {
+                    let predicted = predicted_ns(estimated, device, layer, phase);
+                    errors.push((predicted / cluster.true_ns(device, layer, phase)).ln().abs());
+                }
+            }
+        }
+    }
+    (errors.iter().copied().fold(0.0, f64::max), errors.iter().sum::<f64>() / errors.len() as f64)
+}
+
+#[test]
+fn costs_come_out_under_every_noise() {
+    // Largest and mean error of what runs, of what does not.
+    for (noise, largest, mean, largest_other, mean_other) in [
+        (Noise::Normal(0.0), 0.001, 0.001, 0.001, 0.001),
+        (Noise::Normal(0.03), 0.02, 0.005, 0.05, 0.02),
+        (Noise::Heavy(0.1), 0.06, 0.015, 0.15, 0.05),
+        (Noise::Stalls, 0.03, 0.01, 0.06, 0.02),
+    ] {
+        for seed in 0..3 {
+            let mut cluster = Cluster::new(&MIXED, 48, noise, seed);
+            cluster.slowdown[1] = 1.1;
+            let estimated = fitted(&cluster.trained(10));
+            let (worst, typical) = errors(&cluster, &estimated, true);
+            assert!(worst <= largest && typical <= mean, "{noise:?} {seed}: {worst} {typical}");
+            let (worst, typical) = errors(&cluster, &estimated, false);
+            assert!(worst <= largest_other && typical <= mean_other, "elsewhere {noise:?} {seed}: {worst} {typical}");
+        }
+    }
+}
+
+#[test]
+fn a_throttled_device_is_a_slow_device_not_slow_layers() {
+    let mut cluster = Cluster::new(&MIXED, 48, Noise::Heavy(0.1), 7);
+    let mut estimator = cluster.trained(12);
+    let before = fitted(&estimator);
+    cluster.slowdown[1] = 1.8;
+    for step in 12..14 {
+        cluster.train(&mut estimator, step, Mark::Warm);
+    }
+    estimator.restart_window(Who::Device(DeviceIndex(1)), Step(12));
+    let after = fitted(&estimator);
+    for (device, slowdown) in [1.0, 1.8, 1.0, 1.0].into_iter().enumerate() {
+        let found = after.problem.devices[device].slowdown;
+        assert!((found / slowdown - 1.0).abs() < 0.03, "device {device}: {found}");
+    }
+    let moved = before.problem.costs_of(0).iter().zip(after.problem.costs_of(0));
+    let moved: Vec<f64> = moved.map(|(was, is)| is.forward_ns as f64 / was.forward_ns as f64 - 1.0).collect();
+    assert!(moved.iter().all(|moved| moved.abs() < 0.06), "{moved:?}");
+    assert!((moved.iter().sum::<f64>() / moved.len() as f64).abs() < 0.01, "{moved:?}");
+    assert!(before.problem.devices.iter().all(|device| (device.slowdown - 1.0).abs() < 0.03));
+}
+
+#[test]
+fn without_a_detected_change_the_window_alone_follows() {
+    let mut cluster = Cluster::new(&MIXED, 48, Noise::Normal(0.05), 8);
+    let mut estimator = cluster.trained(12);
+    cluster.slowdown[2] = 1.3;
+    for step in 12..21 {
+        cluster.train(&mut estimator, step, Mark::Warm);
+    }
+    let slowdown = fitted(&estimator).problem.devices[2].slowdown;
+    assert!((slowdown - 1.3).abs() < 0.05, "{slowdown}");
+}
+
+#[test]
+fn after_the_throttle_ends_the_device_is_as_before() {
+    let mut cluster = Cluster::new(&MIXED, 48, Noise::Normal(0.05), 9);
+    let mut estimator = cluster.trained(12);
+    for (from, slowdown) in [(12, 1.8), (22, 1.0), (32, 2.5), (42, 1.0), (52, 1.2), (62, 1.0), (72, 3.0)] {
+        cluster.slowdown[3] = slowdown;
+        for step in from..from + 10 {
+            cluster.train(&mut estimator, step, Mark::Warm);
+        }
+        estimator.restart_window(Who::Device(DeviceIndex(3)), Step(from));
+        let found = fitted(&estimator).problem.devices[3].slowdown;
+        assert!((found / slowdown - 1.0).abs() < 0.02, "{found} for {slowdown}");
+    }
+}
+
+#[test]
+fn a_layer_that_differs_from_its_signature_keeps_its_own_cost() {
+    let mut cluster = Cluster::new(&MIXED, 48, Noise::Normal(0.05), 10);
+    for kind in &mut cluster.cost_ns {
+        kind[5].iter_mut().for_each(|ns| *ns *= 1.2);
+    }
+    let estimated = fitted(&cluster.trained(11));
+    let (odd, usual) = (predicted_ns(&estimated, 0, 5, 0), predicted_ns(&estimated, 0, 9, 0));
+    assert!((odd / usual / 1.2 - 1.0).abs() < 0.03, "{odd} {usual}");
+    assert!((estimated.problem.devices[0].slowdown - 1.0).abs() < 0.02);
+}
+
+#[test]
+fn a_cell_that_never_ran_on_a_kind_comes_from_the_other_kinds() {
+    let mut cluster = Cluster::new(&["h100", "h100", "a100"], 48, Noise::Normal(0.05), 11);
+    let mut estimator = Estimator::new(cluster.job.clone());
+    // No calibration: each device knows only its own layers, and the head (signature of layer 47) runs on the a100.
+    cluster.memory().iter().for_each(|(device, sample)| estimator.absorb(*device, sample));
+    for step in 0..6 {
+        cluster.train(&mut estimator, step, Mark::Warm);
+    }
+    let estimated = fitted(&estimator);
+    let figure = |device: usize, layer: usize| estimated.uncertainty.figures[device][layer][0];
+    assert_eq!(figure(0, 0).source, Source::Measured);
+    assert_eq!(figure(1, 0).source, Source::OtherDeviceOfKind);
+    assert_eq!(figure(0, 40).source, Source::SameSignature);
+    assert_eq!(figure(0, 47).source, Source::OtherKind);
+    assert!(figure(0, 47).ln_sd > figure(1, 0).ln_sd && figure(1, 0).ln_sd > figure(0, 0).ln_sd);
+    let error = (predicted_ns(&estimated, 0, 47, 0) / cluster.true_ns(0, 47, 0)).ln();
+    assert!(error.abs() < 2.0 * figure(0, 47).ln_sd, "{error} {:?}", figure(0, 47));
+    assert!(figure(0, 47).low() < 1.0 && figure(0, 47).high() > 1.0);
+}
+
+#[test]
+fn intervals_cover_what_they_should() {
+    let (mut within, mut all) = (0, 0);
+    for seed in 0..4 {
+        let mut cluster = Cluster::new(&MIXED, 48, Noise::Heavy(0.1), 100 + seed);
+        let estimated = fitted(&cluster.trained(8));
+        for device in 0..4 {
+            for layer in 0..48 {
+                for phase in 0..3 {
+                    let figure = estimated.uncertainty.figures[device][layer][phase];
+                    let ratio = cluster.true_ns(device, layer, phase) / predicted_ns(&estimated, device, layer, phase);
+                    within += usize::from((figure.low()..=figure.high()).contains(&ratio));
+                    all += 1;
+                }
+            }
+        }
+    }
+    let share = within as f64 / f64::from(all);
+    assert!(share > 0.85, "{share}");
+}
+
+#[test]
+fn boundary_optimizer_spread_and_iterations_are_measured() {
+    let mut cluster = Cluster::new(&MIXED, 48, Noise::Heavy(0.1), 12);
+    let mut estimator = cluster.trained(12);
+    let estimated = fitted(&estimator);
+    assert_eq!(estimated.problem.boundary_ns, 2_000_000);
+    assert!((estimated.problem.optimizer_of(1, 20) as f64 / 1e6 - 1.0).abs() < 0.05);
+    let spread = estimator.spread().expect("there are works");
+    assert!((0.08..0.13).contains(&spread), "{spread}");
+    let measured = estimator.measured(Epoch(1)).expect("there are warm iterations");
+    assert_eq!(measured.iterations, 9);
+    assert_eq!(estimator.measured(Epoch(2)), None);
+    let simulated_ns = (measured.median_ns as f64 / 1.06) as u64;
+    assert!((estimator.prediction_correction(Epoch(1), simulated_ns) - 1.06).abs() < 1e-3);
+    assert!((estimator.prediction_correction(Epoch(2), 1) - 1.06).abs() < 1e-3, "the last one is remembered");
+    estimator.restart_window(Who::Device(DeviceIndex(0)), Step(10));
+    assert_eq!(estimator.measured(Epoch(1)).map(|measured| measured.iterations), Some(2));
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let cluster = Cluster::new(&MIXED, 8, Noise::Normal(0.0), 1);
+    let mut estimator = Estimator::new(cluster.job.clone());
+    let missing = NotYet::Memory { signature: "embedding/e".into() };
+    assert_eq!(estimator.problem(), Err(missing));
+    cluster.memory().iter().for_each(|(device, sample)| estimator.absorb(*device, sample));
+    let missing = NotYet::Cost { signature: "embedding/e".into(), phase: Phase::Forward };
+    assert_eq!(estimator.problem(), Err(missing));
+    let empty = Estimator::new(JobView { layers: Vec::new(), devices: Vec::new(), microbatches: 0 });
+    assert_eq!(empty.problem(), Err(NotYet::Empty(Missing::Layers)));
+}
+
+#[test]
+fn another_membership_keeps_what_is_known() {
+    let mut cluster = Cluster::new(&MIXED, 48, Noise::Normal(0.03), 13);
+    cluster.slowdown[2] = 1.5;
+    let mut estimator = cluster.trained(10);
+    let mut devices = cluster.job.devices.clone();
+    devices[3].kind = "l40s".into();
+    devices.remove(1);
+    estimator.set_devices(devices, &[]);
+    let estimated = fitted(&estimator);
+    let slowdowns: Vec<f64> = estimated.problem.devices.iter().map(|device| device.slowdown).collect();
+    assert!((slowdowns[0] - 1.0).abs() < 0.02 && (slowdowns[1] - 1.0).abs() < 0.6, "{slowdowns:?}");
+    assert_eq!(estimated.uncertainty.figures[0][14][0].source, Source::SameSignature);
+    assert_eq!(estimated.uncertainty.figures[2][14][0].source, Source::OtherKind);
+    assert!(predicted_ns(&estimated, 2, 14, 0) > 0.0);
+}
+
+#[test]
+fn draws_repeat_and_vary() {
+    let mut cluster = Cluster::new(&MIXED, 16, Noise::Normal(0.05), 14);
+    let estimated = fitted(&cluster.trained(6));
+    assert_eq!(estimated.draw(1, 5), estimated.draw(1, 5));
+    assert_ne!(estimated.draw(1, 5), estimated.draw(1, 6));
+    assert_ne!(estimated.draw(1, 5), estimated.draw(2, 5));
+    assert!(estimated.draw(1, 5).check().is_ok());
+}
+
+fn sample() -> impl Strategy<Value = Sample> {
+    let place = (0..40u64, 0..4u64, 0..3u64).prop_map(|(step, epoch, generation)| Place {
+        step: Step(step),
+        epoch: Epoch(epoch),
+        generation: Generation(generation),
+    });
+    let ns = prop_oneof![Just(0), Just(1), Just(u64::MAX), any::<u64>(), 0..10_000_000u64];
+    let mark = prop_oneof![Just(Mark::Warm), Just(Mark::Cold), Just(Mark::Calibration)];
+    let phase = (0..Phase::ALL.len()).prop_map(|at| Phase::ALL[at]);
+    let work = (place.clone(), 0..6u32, phase, mark.clone(), ns.clone(), ns.clone()).prop_map(
+        |(place, layer, phase, mark, start_ns, duration_ns)| Sample::Work {
+            place,
+            layer: LayerIndex(layer),
+            microbatch: Microbatch(0),
+            phase,
+            mark,
+            start_ns,
+            duration_ns,
+        },
+    );
+    let transfer = (place.clone(), 0..4u32, mark, ns.clone(), ns.clone()).prop_map(
+        |(place, from, mark, bytes, duration_ns)| Sample::Transfer {
+            place,
+            from: DeviceIndex(from),
+            microbatch: Microbatch(0),
+            mark,
+            bytes,
+            start_ns: 0,
+            duration_ns,
+        },
+    );
+    let memory =
+        (place.clone(), 0..6u32, ns.clone(), ns.clone()).prop_map(|(place, layer, activation_bytes, other)| {
+            Sample::LayerMemory {
+                place,
+                layer: LayerIndex(layer),
+                activation_bytes,
+                weight_gradient_bytes: other,
+                workspace_bytes: other,
+            }
+        });
+    let iteration = (place, ns.clone(), ns).prop_map(|(place, start_ns, duration_ns)| Sample::Iteration {
+        place,
+        start_ns,
+        duration_ns,
+        loss_bits: 0,
+    });
+    prop_oneof![4 => work, 1 => transfer, 1 => memory, 1 => iteration]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn nothing_panics_and_every_problem_is_well_formed(
+        samples in prop::collection::vec((0..4u32, sample()), 0..400),
+        changes in prop::collection::vec((0..4u32, 0..3u32, 0..40u64), 0..6),
+    ) {
+        let layer = |at: usize| JobLayer {
+            name: format!("l{at}"),
+            signature: format!("s{}", at % 2),
+            parameter_bytes: 0,
+            state_bytes: 0,
+            output_bytes: 0,
+            moved_bytes: 0,
+        };
+        let card = |at: usize| DeviceCard {
+            name: format!("d{at}"),
+            kind: format!("k{}", at % 2),
+            memory_bytes: 1,
+            reserved_bytes: 0,
+        };
+        let job = JobView {
+            layers: (0..5).map(layer).collect(),
+            devices: (0..3).map(card).collect(),
+            microbatches: MICROBATCHES,
+        };
+        let mut estimator = Estimator::new(job);
+        let mut changes = changes.into_iter();
+        for (at, (device, sample)) in samples.iter().enumerate() {
+            estimator.absorb(DeviceIndex(*device), sample);
+            if at % 60 == 59 && let Some((device, other, from)) = changes.next() {
+                estimator.restart_window(Who::Device(DeviceIndex(device)), Step(from));
+                estimator.restart_window(Who::Link(DeviceIndex(other), DeviceIndex(device)), Step(from));
+            }
+        }
+        if let Ok(estimated) = estimator.problem() {
+            prop_assert!(estimated.problem.check().is_ok(), "{:?}", estimated.problem.check());
+            let _ = estimated.draw(1, 1);
+            prop_assert!(estimated.problem.devices.iter().all(|device| device.slowdown.is_finite()));
+        }
+        let _ = (estimator.spread(), estimator.measured(Epoch(1)), estimator.prediction_correction(Epoch(1), 7));
+    }
+}

@@ -1,0 +1,227 @@
+//! What one device's works took: segments of history, each with the last iterations of every layer and phase.
+//!
+//! ```text
+//!   calibration | epoch 1 .............. | change | epoch 1 | epoch 2 ......
+//!   segment 0     segment 1                         2         3 (the latest)
+//! ```
+//!
+//! 1. Within a segment neither the plan nor, as far as known, the device's speed changed.
+//! 2. An iteration counts once per layer and phase, as the median of its works: a stall of one work moves nothing.
+//! 3. Memory is bounded: [`SEGMENTS`] x layers x phases x [`ITERATIONS`], and [`WORKS`] durations of one iteration.
+
+use super::robust;
+use adaptis_proto::sample::Mark;
+use adaptis_proto::{Epoch, Generation, Step};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Segments kept, the calibration included; beyond them the oldest one after the calibration goes.
+const SEGMENTS: usize = 6;
+/// Iterations kept of a layer and phase; the oldest goes.
+pub(crate) const ITERATIONS: usize = 8;
+/// Works kept of a layer and phase in one iteration; those beyond are left out.
+const WORKS: usize = 128;
+/// Deviations kept for the spread; the oldest goes.
+const DEVIATIONS: usize = 512;
+
+/// Layer, and index of the phase in [`super::PHASES`].
+pub(crate) type Key = (usize, usize);
+
+/// The works of one layer and phase in one iteration.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    step: Step,
+    median_ns: f64,
+    works: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Cell {
+    past: VecDeque<Past>,
+    open_step: Step,
+    open_ns: Vec<u64>,
+    cold_ns: VecDeque<u64>,
+}
+
+/// What a segment says of a layer and phase.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Seen {
+    /// Median over iterations of their medians.
+    pub median_ns: f64,
+    /// Works behind it.
+    pub works: usize,
+    /// Iterations behind it, the open one not counted.
+    pub closed: usize,
+    /// Cold iterations are all there is.
+    pub cold: bool,
+}
+
+/// A stretch of history.
+#[derive(Clone, Debug)]
+pub(crate) struct Segment {
+    /// Measured on purpose, outside training.
+    pub calibration: bool,
+    /// A change of the device's speed opened it.
+    pub after_change: bool,
+    epoch: Epoch,
+    from: Step,
+    cells: BTreeMap<Key, Cell>,
+}
+
+impl Segment {
+    fn new(calibration: bool, after_change: bool, epoch: Epoch, from: Step) -> Self {
+        Self { calibration, after_change, epoch, from, cells: BTreeMap::new() }
+    }
+
+    /// Everything it says.
+    pub fn seen(&self) -> impl Iterator<Item = (Key, Seen)> {
+        self.cells.iter().filter_map(|(&key, cell)| Some((key, cell.seen()?)))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.cells.values().all(|cell| cell.seen().is_none())
+    }
+}
+
+impl Cell {
+    fn close(&mut self) -> Option<(f64, Vec<u64>)> {
+        let mut values: Vec<f64> = self.open_ns.iter().map(|&ns| ns as f64).collect();
+        let median_ns = robust::median(&mut values)?;
+        let works = std::mem::take(&mut self.open_ns);
+        if self.past.len() == ITERATIONS {
+            self.past.pop_front();
+        }
+        self.past.push_back(Past { step: self.open_step, median_ns, works: works.len() });
+        Some((median_ns, works))
+    }
+
+    fn seen(&self) -> Option<Seen> {
+        let mut works: usize = self.past.iter().map(|past| past.works).sum();
+        let mut medians: Vec<f64> = self.past.iter().map(|past| past.median_ns).collect();
+        // An open iteration with as many works as the ones before is as good as they are.
+        let usual = self.past.back().map_or(1, |past| past.works);
+        if self.open_ns.len() >= usual {
+            medians.extend(robust::median(&mut self.open_ns.iter().map(|&ns| ns as f64).collect::<Vec<_>>()));
+            works += self.open_ns.len();
+        }
+        if let Some(median_ns) = robust::median(&mut medians) {
+            return Some(Seen { median_ns, works, closed: self.past.len(), cold: false });
+        }
+        let median_ns = robust::median(&mut self.cold_ns.iter().map(|&ns| ns as f64).collect::<Vec<_>>())?;
+        Some(Seen { median_ns, works: self.cold_ns.len(), closed: 0, cold: true })
+    }
+}
+
+/// One device's history.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    segments: VecDeque<Segment>,
+    generation: Generation,
+    deviations: VecDeque<f64>,
+    /// Works of an iteration that was closed already.
+    pub late: u64,
+}
+
+impl History {
+    /// Oldest first.
+    pub fn segments(&self) -> impl DoubleEndedIterator<Item = &Segment> {
+        self.segments.iter()
+    }
+
+    /// Relative deviations of works from the median of their iteration.
+    pub fn deviations(&self) -> impl Iterator<Item = f64> {
+        self.deviations.iter().copied()
+    }
+
+    /// Takes a work.
+    pub fn absorb(
+        &mut self,
+        (step, epoch, generation): (Step, Epoch, Generation),
+        key: Key,
+        mark: Mark,
+        duration_ns: u64,
+    ) {
+        if mark == Mark::Calibration {
+            return self.calibrate(key, duration_ns);
+        }
+        if generation < self.generation {
+            self.late += 1;
+            return;
+        }
+        let latest = self.segments.back().filter(|segment| !segment.calibration);
+        let opens = latest.is_none_or(|latest| epoch > latest.epoch || generation > self.generation);
+        if !opens && latest.is_some_and(|latest| epoch < latest.epoch || step < latest.from) {
+            self.late += 1;
+            return;
+        }
+        if opens {
+            self.generation = generation;
+            self.open(Segment::new(false, false, epoch, step));
+        }
+        let latest = self.segments.back_mut().expect("a segment was found or opened");
+        let cell = latest.cells.entry(key).or_default();
+        if mark == Mark::Cold {
+            if cell.cold_ns.len() == WORKS {
+                cell.cold_ns.pop_front();
+            }
+            return cell.cold_ns.push_back(duration_ns);
+        }
+        if step < cell.open_step {
+            self.late += 1;
+            return;
+        }
+        if step > cell.open_step {
+            let closed = cell.close();
+            cell.open_step = step;
+            if let Some((median_ns, works)) = closed.filter(|(median_ns, works)| *median_ns >= 1.0 && works.len() > 3) {
+                let room = DEVIATIONS.saturating_sub(works.len());
+                self.deviations.drain(..self.deviations.len().saturating_sub(room));
+                self.deviations.extend(works.iter().map(|&ns| ns as f64 / median_ns - 1.0));
+            }
+        }
+        if cell.open_ns.len() < WORKS {
+            cell.open_ns.push(duration_ns);
+        }
+    }
+
+    fn calibrate(&mut self, key: Key, duration_ns: u64) {
+        if self.segments.front().is_none_or(|first| !first.calibration) {
+            self.segments.push_front(Segment::new(true, false, Epoch(0), Step(0)));
+        }
+        let cell = self.segments[0].cells.entry(key).or_default();
+        if cell.open_ns.len() < WORKS {
+            cell.open_ns.push(duration_ns);
+        }
+    }
+
+    fn open(&mut self, segment: Segment) {
+        // A segment without a single sample says nothing, but its change must not be forgotten.
+        let mut segment = segment;
+        if self.segments.back().is_some_and(|last| !last.calibration && last.is_empty()) {
+            segment.after_change |= self.segments.pop_back().is_some_and(|empty| empty.after_change);
+        }
+        self.segments.push_back(segment);
+        if self.segments.len() > SEGMENTS {
+            let oldest = usize::from(self.segments[0].calibration);
+            self.segments.remove(oldest);
+        }
+    }
+
+    /// The device's speed changed at `from`: what came since opens a segment of its own.
+    pub fn change(&mut self, from: Step) {
+        let Some(latest) = self.segments.back_mut().filter(|segment| !segment.calibration) else {
+            let epoch = Epoch(0);
+            return self.open(Segment::new(false, true, epoch, Step(0)));
+        };
+        let mut next = Segment::new(false, true, latest.epoch, from.max(latest.from));
+        for (&key, cell) in &mut latest.cells {
+            let mut moved = Cell { open_step: cell.open_step, ..Cell::default() };
+            if cell.open_step >= from {
+                moved.open_ns = std::mem::take(&mut cell.open_ns);
+            }
+            moved.past = cell.past.iter().filter(|past| past.step >= from).copied().collect();
+            cell.past.retain(|past| past.step < from);
+            next.cells.insert(key, moved);
+        }
+        self.open(next);
+    }
+}

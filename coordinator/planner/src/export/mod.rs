@@ -1,0 +1,164 @@
+//! Pictures of timelines: SVG for people, Chrome trace events for Perfetto.
+//!
+//! Both draw [`Panel`]s, whether they were simulated ([`Panel::of_plan`]) or measured (their maker fills the bars).
+
+pub mod perfetto;
+pub mod svg;
+
+use crate::simulate::Timeline;
+use adaptis_plan::{Action, Plan};
+
+/// What a bar shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// F.
+    Forward,
+    /// I.
+    InputGradient,
+    /// W.
+    WeightGradient,
+    /// I and W in one.
+    Backward,
+    /// F again.
+    Recompute,
+    /// The optimizer's step.
+    Optimizer,
+}
+
+impl Kind {
+    /// The letter in a bar.
+    pub fn letter(self) -> &'static str {
+        match self {
+            Kind::Forward => "F",
+            Kind::InputGradient => "I",
+            Kind::WeightGradient => "W",
+            Kind::Backward => "B",
+            Kind::Recompute => "R",
+            Kind::Optimizer => "O",
+        }
+    }
+
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Forward => "forward",
+            Kind::InputGradient => "input gradient",
+            Kind::WeightGradient => "weight gradient",
+            Kind::Backward => "backward (I and W)",
+            Kind::Recompute => "recompute",
+            Kind::Optimizer => "optimizer",
+        }
+    }
+}
+
+impl From<Action> for Kind {
+    fn from(action: Action) -> Kind {
+        match action {
+            Action::Forward => Kind::Forward,
+            Action::InputGradient => Kind::InputGradient,
+            Action::WeightGradient => Kind::WeightGradient,
+            Action::Backward => Kind::Backward,
+        }
+    }
+}
+
+/// A stretch of work. Times count from the panel's start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bar {
+    /// What.
+    pub kind: Kind,
+    /// On which stage.
+    pub stage: usize,
+    /// For which microbatch.
+    pub microbatch: usize,
+    /// From.
+    pub start_ns: u64,
+    /// To.
+    pub end_ns: u64,
+}
+
+/// A device's row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lane {
+    /// `gpu0 h100-80g`.
+    pub label: String,
+    /// What it holds: `layers 0-13`.
+    pub note: String,
+    /// In order of time.
+    pub bars: Vec<Bar>,
+}
+
+impl Lane {
+    /// Nanoseconds at work.
+    pub fn busy_ns(&self) -> u64 {
+        self.bars.iter().map(|bar| bar.end_ns.saturating_sub(bar.start_ns)).sum()
+    }
+}
+
+/// One iteration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Panel {
+    /// What it shows: `iteration 38: before`.
+    pub title: String,
+    /// In numbers.
+    pub caption: String,
+    /// Boundary to boundary.
+    pub duration_ns: u64,
+    /// One per device.
+    pub lanes: Vec<Lane>,
+}
+
+impl Panel {
+    /// A simulated plan.
+    pub fn of_plan(title: String, plan: &Plan, kinds: &[String], timeline: &Timeline) -> Panel {
+        let lanes = plan.devices.iter().zip(kinds).zip(&timeline.spans).enumerate();
+        Panel {
+            title,
+            caption: format!("{} an iteration", milliseconds(timeline.iteration_ns)),
+            duration_ns: timeline.iteration_ns,
+            lanes: lanes
+                .map(|(index, ((device, kind), spans))| Lane {
+                    label: format!("{device} {kind}"),
+                    note: layers_text(plan, index),
+                    bars: spans
+                        .iter()
+                        .map(|span| Bar {
+                            kind: span.instruction.action.into(),
+                            stage: span.instruction.stage.index(),
+                            microbatch: span.instruction.microbatch.index(),
+                            start_ns: span.start_ns,
+                            end_ns: span.end_ns,
+                        })
+                        .collect(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The layers of a device in words: `layers 0-13, 40-44`.
+pub fn layers_text(plan: &Plan, device: usize) -> String {
+    let ranges: Vec<String> = plan
+        .stages
+        .iter()
+        .filter(|stage| stage.device as usize == device)
+        .map(|stage| match stage.layers {
+            [from, to] if to == from + 1 => from.to_string(),
+            [from, to] => format!("{from}-{}", to.saturating_sub(1)),
+        })
+        .collect();
+    match ranges.len() {
+        0 => "no layers".to_owned(),
+        _ => format!("layers {}", ranges.join(", ")),
+    }
+}
+
+/// A time as people read it.
+pub fn milliseconds(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{ns} ns"),
+        10_000..10_000_000 => format!("{:.2} ms", ns as f64 / 1e6),
+        10_000_000..10_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
+        _ => format!("{:.1} s", ns as f64 / 1e9),
+    }
+}

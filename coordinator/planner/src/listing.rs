@@ -1,0 +1,311 @@
+//! Lists programs greedily: every device, when free, takes the admitted instruction of the lowest key.
+//!
+//! A key is `microbatch x period + offset(stage, action)`; a recipe is a set of them with caps on what is in flight. A
+//! device may wait for a better instruction that is on its way, and fills the wait with what ends before it, W last.
+//!
+//! Memory, exact and free of deadlock: on a device let j be the next microbatch that its last stage will forward. A
+//! forward of a microbatch beyond j is admitted only if all started ones beyond j, itself, and one whole microbatch
+//! with the highest rise fit together; every forward also needs room for itself and the highest rise beside what lives
+//! now. So the oldest unfinished microbatch can always go on. What W would free counts as live, and W runs when the
+//! best instruction lacks just that.
+//!
+//! 1. A listing never exceeds a device's memory, and ends for every shape that [`admissible`] accepts.
+//! 2. F, I and W of a stage each ascend in microbatch.
+
+use crate::program::{B, F, I, Op, Programs, W, op};
+use crate::shape::{Hop, Tables};
+
+const UNKNOWN: u64 = u64::MAX;
+
+/// How to list.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Recipe {
+    /// Added to a key per microbatch.
+    pub(crate) period_ns: i64,
+    /// Offsets per stage.
+    pub(crate) forward: Vec<i64>,
+    pub(crate) backward: Vec<i64>,
+    pub(crate) weight: Vec<i64>,
+    /// Forwards of a stage without their I, at least 1.
+    pub(crate) cap: Vec<u32>,
+    /// Forwards of a stage without their W, at least 1.
+    pub(crate) hold: Vec<u32>,
+    /// I and W in one.
+    pub(crate) fused: Vec<bool>,
+    /// Key added per nanosecond of waiting, in percent.
+    pub(crate) impatience: i64,
+    /// W is a filler, whatever its key.
+    pub(crate) weight_last: bool,
+}
+
+/// One whole microbatch with the highest rise fits on every device.
+pub(crate) fn admissible(tables: &Tables) -> bool {
+    (0..tables.devices).all(|device| {
+        let (whole, rise) = whole_and_rise(tables, device);
+        u128::from(tables.base_bytes[device]) + u128::from(whole) + u128::from(rise)
+            <= u128::from(tables.limit_bytes[device])
+    })
+}
+
+fn whole_and_rise(tables: &Tables, device: usize) -> (u64, u64) {
+    let local = || tables.local[device].iter().map(|&stage| &tables.cost[stage as usize]);
+    let whole = local().fold(0_u64, |sum, cost| sum.saturating_add(cost.stash_bytes));
+    let rise = local().map(|cost| cost.rise_bytes.saturating_add(cost.workspace_bytes)).max().unwrap_or(0);
+    (whole, rise)
+}
+
+/// What a device is to do next.
+enum Choice {
+    Run(Op),
+    /// Nothing before this time, or before something arrives.
+    Wait(u64),
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    key: i64,
+    op: Op,
+    ready: u64,
+    /// It lacks memory, or a place under `hold`, that W would free.
+    short: bool,
+}
+
+/// Buffers of a listing, and its result.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listing {
+    pub(crate) programs: Programs,
+    /// End of each device's last instruction.
+    pub(crate) free: Vec<u64>,
+    forward_ready: Vec<u64>,
+    backward_ready: Vec<u64>,
+    /// Per stage: how many of F, I, W have started.
+    forwards: Vec<u32>,
+    backwards: Vec<u32>,
+    weights: Vec<u32>,
+    /// Per device.
+    wake: Vec<u64>,
+    live: Vec<i64>,
+    room: Vec<i64>,
+    whole: Vec<i64>,
+    rise: Vec<i64>,
+    pair_free: Vec<u64>,
+}
+
+fn refill<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) {
+    buffer.clear();
+    buffer.resize(len, value);
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl Listing {
+    /// Lists; the end of the last instruction, `None` where the recipe can't go on or passes `give_up_ns`.
+    pub(crate) fn run(&mut self, tables: &Tables, recipe: &Recipe, give_up_ns: u64) -> Option<u64> {
+        self.prepare(tables);
+        let per_stage = |stage: usize| if recipe.fused[stage] { 2 } else { 3 };
+        let mut left: usize = (0..tables.stages()).map(|stage| per_stage(stage) * tables.microbatches).sum();
+        while left > 0 {
+            let device = (0..tables.devices).min_by_key(|&device| self.wake[device])?;
+            let now = self.wake[device];
+            if now >= give_up_ns {
+                return None;
+            }
+            match self.choose(tables, recipe, device, now) {
+                Choice::Run(op) => {
+                    self.execute(tables, device, now, op);
+                    left -= 1;
+                }
+                Choice::Wait(until) => self.wake[device] = until,
+            }
+        }
+        self.free.iter().copied().max()
+    }
+
+    fn prepare(&mut self, tables: &Tables) {
+        let (stages, microbatches, devices) = (tables.stages(), tables.microbatches, tables.devices);
+        refill(&mut self.forward_ready, stages * microbatches, UNKNOWN);
+        refill(&mut self.backward_ready, stages * microbatches, UNKNOWN);
+        self.forward_ready[..microbatches].fill(0);
+        refill(&mut self.forwards, stages, 0);
+        refill(&mut self.backwards, stages, 0);
+        refill(&mut self.weights, stages, 0);
+        refill(&mut self.free, devices, 0);
+        refill(&mut self.wake, devices, 0);
+        refill(&mut self.live, devices, 0);
+        refill(&mut self.pair_free, devices * devices, 0);
+        self.room.clear();
+        self.whole.clear();
+        self.rise.clear();
+        self.programs.resize(devices, Vec::new());
+        for device in 0..devices {
+            self.programs[device].clear();
+            let (whole, rise) = whole_and_rise(tables, device);
+            self.whole.push(signed(whole));
+            self.rise.push(signed(rise));
+            self.room.push(signed(tables.limit_bytes[device]).saturating_sub(signed(tables.base_bytes[device])));
+        }
+    }
+
+    fn choose(&self, tables: &Tables, recipe: &Recipe, device: usize, now: u64) -> Choice {
+        let mut best: Option<Candidate> = None;
+        let mut filler: Option<Candidate> = None;
+        let mut earliest = UNKNOWN;
+        let mut weight: Option<Candidate> = None;
+        let mut offer = |candidate: Candidate| {
+            if candidate.ready > now {
+                earliest = earliest.min(candidate.ready);
+            } else if !candidate.short && filler.is_none_or(|held| candidate.key < held.key) {
+                filler = Some(candidate);
+            }
+            let waits = (candidate.ready.saturating_sub(now)).min(1 << 50) as i64;
+            let key = candidate.key.saturating_add(waits.saturating_mul(recipe.impatience) / 100);
+            if best.is_none_or(|held| key < held.key) {
+                best = Some(Candidate { key, ..candidate });
+            }
+        };
+        for &local in &tables.local[device] {
+            let stage = local as usize;
+            if let Some(candidate) = self.forward(tables, recipe, device, stage) {
+                offer(candidate);
+            }
+            if let Some(candidate) = self.backward(tables, recipe, device, stage) {
+                offer(candidate);
+            }
+            if self.weights[stage] < self.backwards[stage] && !recipe.fused[stage] {
+                let microbatch = self.weights[stage] as usize;
+                let key = recipe.period_ns * microbatch as i64 + recipe.weight[stage];
+                let candidate = Candidate { key, op: op(W, stage, microbatch), ready: 0, short: false };
+                if weight.is_none_or(|held| key < held.key) {
+                    weight = Some(candidate);
+                }
+            }
+        }
+        if let Some(candidate) = weight.filter(|_| !recipe.weight_last) {
+            offer(candidate);
+        }
+        let Some(best) = best else {
+            return weight.map_or(Choice::Wait(UNKNOWN), |weight| Choice::Run(weight.op));
+        };
+        if best.short {
+            // Only W makes room on this device; without one, what is in flight elsewhere must come back first.
+            if let Some(weight) = weight {
+                return Choice::Run(weight.op);
+            }
+            return filler.map_or(Choice::Wait(earliest), |filler| Choice::Run(filler.op));
+        }
+        if best.ready <= now {
+            return Choice::Run(best.op);
+        }
+        let ends_in_time = |candidate: &Candidate| now.saturating_add(tables.ns(candidate.op)) <= best.ready;
+        match filler.filter(ends_in_time).or(weight.filter(ends_in_time)) {
+            Some(filler) => Choice::Run(filler.op),
+            None => Choice::Wait(earliest),
+        }
+    }
+
+    fn forward(&self, tables: &Tables, recipe: &Recipe, device: usize, stage: usize) -> Option<Candidate> {
+        let microbatch = self.forwards[stage] as usize;
+        if microbatch == tables.microbatches || self.forwards[stage] - self.backwards[stage] >= recipe.cap[stage] {
+            return None;
+        }
+        let ready = self.forward_ready[stage * tables.microbatches + microbatch];
+        if ready == UNKNOWN {
+            return None;
+        }
+        let stash = signed(tables.cost[stage].stash_bytes);
+        let local = &tables.local[device];
+        let last = *local.last().expect("the stage itself is local") as usize;
+        let oldest = self.forwards[last];
+        if microbatch as u32 > oldest {
+            let ahead: i64 = local
+                .iter()
+                .map(|&other| {
+                    let ahead = i64::from(self.forwards[other as usize].saturating_sub(oldest + 1));
+                    signed(tables.cost[other as usize].stash_bytes).saturating_mul(ahead)
+                })
+                .fold(0, i64::saturating_add);
+            let needs =
+                ahead.saturating_add(stash).saturating_add(self.whole[device]).saturating_add(self.rise[device]);
+            if needs > self.room[device] {
+                return None;
+            }
+        }
+        let fits = self.live[device].saturating_add(stash).saturating_add(self.rise[device]) <= self.room[device];
+        let held = !recipe.fused[stage] && self.forwards[stage] - self.weights[stage] >= recipe.hold[stage];
+        if (!fits || held) && self.pending_weights(device, tables, recipe) == 0 {
+            return None;
+        }
+        let key = recipe.period_ns * microbatch as i64 + recipe.forward[stage];
+        Some(Candidate { key, op: op(F, stage, microbatch), ready, short: !fits || held })
+    }
+
+    fn pending_weights(&self, device: usize, tables: &Tables, recipe: &Recipe) -> u32 {
+        tables.local[device]
+            .iter()
+            .filter(|&&stage| !recipe.fused[stage as usize])
+            .map(|&stage| self.backwards[stage as usize] - self.weights[stage as usize])
+            .sum()
+    }
+
+    fn backward(&self, tables: &Tables, recipe: &Recipe, device: usize, stage: usize) -> Option<Candidate> {
+        let microbatch = self.backwards[stage] as usize;
+        if self.backwards[stage] == self.forwards[stage] {
+            return None;
+        }
+        let ready = self.backward_ready[stage * tables.microbatches + microbatch];
+        if ready == UNKNOWN {
+            return None;
+        }
+        let cost = &tables.cost[stage];
+        let needs = signed(cost.rise_bytes).saturating_add(signed(cost.workspace_bytes));
+        let short = self.live[device].saturating_add(needs) > self.room[device];
+        let key = recipe.period_ns * microbatch as i64 + recipe.backward[stage];
+        let kind = if recipe.fused[stage] { B } else { I };
+        Some(Candidate { key, op: op(kind, stage, microbatch), ready, short })
+    }
+
+    fn execute(&mut self, tables: &Tables, device: usize, now: u64, op: Op) {
+        let (kind, stage) = (crate::program::kind(op), crate::program::stage(op));
+        let slot = stage * tables.microbatches + crate::program::microbatch(op);
+        let end = now.saturating_add(tables.ns(op)).min(UNKNOWN - 1);
+        self.programs[device].push(op);
+        self.free[device] = end;
+        self.wake[device] = end;
+        self.live[device] += crate::memory::step(tables, op).1;
+        let hop = match kind {
+            F => {
+                self.forwards[stage] += 1;
+                if stage + 1 == tables.stages() {
+                    self.backward_ready[slot] = end;
+                }
+                &tables.onward[stage]
+            }
+            W => {
+                self.weights[stage] += 1;
+                return;
+            }
+            _ => {
+                self.backwards[stage] += 1;
+                &tables.back[stage]
+            }
+        };
+        let arrival = match hop.pair {
+            Hop::END => return,
+            Hop::LOCAL => end,
+            pair => {
+                let pair = &mut self.pair_free[pair as usize];
+                *pair = end.max(*pair).saturating_add(hop.transfer_ns);
+                pair.saturating_add(hop.latency_ns).min(UNKNOWN - 1)
+            }
+        };
+        if kind == F {
+            self.forward_ready[slot + tables.microbatches] = arrival;
+        } else {
+            self.backward_ready[slot - tables.microbatches] = arrival;
+        }
+        let to = hop.to as usize;
+        self.wake[to] = self.wake[to].min(arrival.max(self.free[to]));
+    }
+}

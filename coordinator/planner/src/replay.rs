@@ -1,0 +1,166 @@
+//! Replays programs on integer nanoseconds: the inner loop of the search.
+//!
+//! A device runs ahead until its next instruction's input has not been produced yet; then it sleeps until the producer
+//! has run. A device finishes its instructions in program order, so first in, first out by program order and by
+//! production are the same, and a transfer's times are known as soon as its producer has run. Every instruction is
+//! visited once.
+//!
+//! 1. Nothing is allocated once the buffers have grown to the largest problem seen.
+//! 2. Programs that wait for one another are told by instructions left over, never by a loop that does not end.
+
+use crate::program::{F, NONE, Op, W, kind, microbatch, stage};
+use crate::shape::{Hop, Tables};
+
+/// Not produced yet.
+const UNKNOWN: u64 = u64::MAX;
+
+/// Buffers of a replay and the times of the last one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Replay {
+    /// Arrival of the input of F, and of I or B: `stage * microbatches + microbatch`.
+    forward_ready: Vec<u64>,
+    backward_ready: Vec<u64>,
+    /// Per device.
+    position: Vec<usize>,
+    /// End of the device's last instruction.
+    pub(crate) free: Vec<u64>,
+    blocked_on: Vec<u64>,
+    /// Per device and position.
+    pub(crate) start: Vec<Vec<u64>>,
+    /// Per directed pair: end of its last transfer.
+    pair_free: Vec<u64>,
+    awake: Vec<usize>,
+}
+
+/// What an observer learns about a transfer.
+pub(crate) struct Sent {
+    pub(crate) from: usize,
+    pub(crate) producer: Op,
+    pub(crate) hop: Hop,
+    pub(crate) start_ns: u64,
+    pub(crate) end_ns: u64,
+    pub(crate) arrival_ns: u64,
+}
+
+fn refill<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) {
+    buffer.clear();
+    buffer.resize(len, value);
+}
+
+/// Key of an awaited input: forward or backward, stage and microbatch.
+#[inline]
+fn awaited(backward: bool, slot: usize) -> u64 {
+    (slot as u64) << 1 | u64::from(backward)
+}
+
+impl Replay {
+    /// End of the last instruction; `None` if the programs wait for one another.
+    ///
+    /// Within a program, F comes before I or B of the same stage and microbatch, and I before W.
+    pub(crate) fn run(&mut self, tables: &Tables, programs: &[Vec<Op>]) -> Option<u64> {
+        self.run_observed(tables, programs, |_| ())
+    }
+
+    /// As [`Replay::run`], telling of every transfer in the order of its sender's program.
+    pub(crate) fn run_observed(
+        &mut self,
+        tables: &Tables,
+        programs: &[Vec<Op>],
+        mut observe: impl FnMut(Sent),
+    ) -> Option<u64> {
+        self.prepare(tables, programs);
+        let (stages, microbatches) = (tables.stages(), tables.microbatches);
+        let mut left: usize = programs.iter().map(Vec::len).sum();
+        while let Some(device) = self.awake.pop() {
+            let program = &programs[device];
+            let mut position = self.position[device];
+            let mut free = self.free[device];
+            while position < program.len() {
+                let op = program[position];
+                let (kind, stage) = (kind(op), stage(op));
+                let slot = stage * microbatches + microbatch(op);
+                let ready = match kind {
+                    F => self.forward_ready[slot],
+                    W => 0,
+                    _ => self.backward_ready[slot],
+                };
+                if ready == UNKNOWN {
+                    self.blocked_on[device] = awaited(kind != F, slot);
+                    break;
+                }
+                let start = free.max(ready);
+                free = start.saturating_add(tables.cost[stage].ns[kind as usize]);
+                self.start[device][position] = start;
+                position += 1;
+                if kind == W {
+                    continue;
+                }
+                let hop = if kind == F { &tables.onward[stage] } else { &tables.back[stage] };
+                let arrival = match hop.pair {
+                    Hop::END => continue,
+                    Hop::LOCAL => free,
+                    pair => {
+                        let start_ns = free.max(self.pair_free[pair as usize]);
+                        let end_ns = start_ns.saturating_add(hop.transfer_ns);
+                        let arrival_ns = end_ns.saturating_add(hop.latency_ns).min(UNKNOWN - 1);
+                        self.pair_free[pair as usize] = end_ns;
+                        observe(Sent { from: device, producer: op, hop: *hop, start_ns, end_ns, arrival_ns });
+                        arrival_ns
+                    }
+                };
+                let to = hop.to as usize;
+                let target = if kind == F {
+                    self.forward_ready[slot + microbatches] = arrival;
+                    awaited(false, slot + microbatches)
+                } else {
+                    self.backward_ready[slot - microbatches] = arrival;
+                    awaited(true, slot - microbatches)
+                };
+                if self.blocked_on[to] == target {
+                    self.blocked_on[to] = u64::MAX;
+                    self.awake.push(to);
+                }
+            }
+            left -= position - self.position[device];
+            self.position[device] = position;
+            self.free[device] = free;
+        }
+        debug_assert!(stages == tables.device.len());
+        (left == 0).then(|| self.free.iter().copied().max().unwrap_or(0))
+    }
+
+    fn prepare(&mut self, tables: &Tables, programs: &[Vec<Op>]) {
+        let (stages, microbatches, devices) = (tables.stages(), tables.microbatches, tables.devices);
+        refill(&mut self.forward_ready, stages * microbatches, UNKNOWN);
+        refill(&mut self.backward_ready, stages * microbatches, UNKNOWN);
+        self.forward_ready[..microbatches.min(stages * microbatches)].fill(0);
+        self.backward_ready[stages.saturating_sub(1) * microbatches..].fill(0);
+        refill(&mut self.position, devices, 0);
+        refill(&mut self.free, devices, 0);
+        refill(&mut self.blocked_on, devices, u64::MAX);
+        refill(&mut self.pair_free, devices * devices, 0);
+        self.start.resize(devices, Vec::new());
+        for (start, program) in self.start.iter_mut().zip(programs) {
+            start.resize(program.len(), 0);
+        }
+        self.awake.clear();
+        self.awake.extend((0..devices).rev());
+    }
+
+    /// After a run that returned `None`: a device that can't go on, and its next instruction.
+    pub(crate) fn stuck(&self, programs: &[Vec<Op>]) -> (usize, Op) {
+        (0..programs.len())
+            .find_map(|device| programs[device].get(self.position[device]).map(|&op| (device, op)))
+            .unwrap_or((0, NONE))
+    }
+
+    /// When the input of an instruction arrived; 0 for W.
+    pub(crate) fn ready(&self, tables: &Tables, op: Op) -> u64 {
+        let slot = stage(op) * tables.microbatches + microbatch(op);
+        match kind(op) {
+            F => self.forward_ready[slot],
+            W => 0,
+            _ => self.backward_ready[slot],
+        }
+    }
+}

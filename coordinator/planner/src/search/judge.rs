@@ -1,0 +1,159 @@
+//! What the search knows of its problem, what a plan is worth, and what was spent.
+
+use super::{Control, Options, Progress};
+use crate::costs::Costs;
+use crate::listing::{Listing, admissible};
+use crate::memory;
+use crate::moves;
+use crate::program::Programs;
+use crate::recipe::Genes;
+use crate::replay::Replay;
+use crate::rules::Rules;
+use crate::shape::{Shape, Tables};
+
+/// Instructions replayed between two calls of the caller's `tick`: well under two milliseconds.
+const TICK_INSTRUCTIONS: u64 = 30_000;
+/// Charge per layer that moves, as a share of the lower bound, so that noise does not shuffle layers.
+const MOVED_LAYER_SHARE: f64 = 0.0002;
+
+/// A plan in the making.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) shape: Shape,
+    pub(crate) programs: Programs,
+    /// What its programs were listed from, if they were.
+    pub(crate) genes: Genes,
+    pub(crate) iteration_ns: u64,
+    /// `iteration_ns` and the charge for what moves.
+    pub(crate) value: f64,
+}
+
+/// Judges candidates and counts.
+pub(crate) struct Judge<'a> {
+    pub(crate) costs: &'a Costs,
+    pub(crate) rules: &'a Rules,
+    /// Device of each layer in the running plan.
+    running: Option<Vec<u32>>,
+    horizon_iterations: f64,
+    moved_layer_ns: f64,
+    pub(crate) bound_ns: u64,
+    pub(crate) evaluations: u64,
+    evaluations_max: u64,
+    tick: &'a mut dyn FnMut(&Progress) -> Control,
+    since_tick: u64,
+    stopped: bool,
+    pub(crate) best_ns: u64,
+    pub(crate) stage: &'static str,
+    pub(crate) replay: Replay,
+    pub(crate) listing: Listing,
+}
+
+impl<'a> Judge<'a> {
+    pub(crate) fn new(
+        costs: &'a Costs,
+        rules: &'a Rules,
+        running: Option<Vec<u32>>,
+        bound_ns: u64,
+        options: &Options,
+        tick: &'a mut dyn FnMut(&Progress) -> Control,
+    ) -> Self {
+        Self {
+            costs,
+            rules,
+            running,
+            horizon_iterations: options.horizon_iterations.max(1) as f64,
+            moved_layer_ns: bound_ns as f64 * MOVED_LAYER_SHARE,
+            bound_ns,
+            evaluations: 0,
+            evaluations_max: options.evaluations.unwrap_or(u64::MAX),
+            tick,
+            since_tick: 0,
+            stopped: false,
+            best_ns: u64::MAX,
+            stage: "starts",
+            replay: Replay::default(),
+            listing: Listing::default(),
+        }
+    }
+
+    /// The caller, the budget or the bound says that it is enough. Before there is a plan, nothing is.
+    pub(crate) fn done(&self) -> bool {
+        self.best_ns != u64::MAX
+            && (self.stopped || self.evaluations >= self.evaluations_max || self.best_ns <= self.bound_ns)
+    }
+
+    /// Counts an evaluation.
+    pub(crate) fn spend(&mut self, instructions: usize) {
+        self.evaluations += 1;
+        self.since_tick += instructions as u64 + 200;
+        if self.since_tick >= TICK_INSTRUCTIONS {
+            self.since_tick = 0;
+            let progress = Progress {
+                evaluations: self.evaluations,
+                best_ns: self.best_ns,
+                lower_bound_ns: self.bound_ns,
+                stage: self.stage,
+            };
+            self.stopped |= (self.tick)(&progress) == Control::Stop;
+        }
+    }
+
+    /// What moving to a shape costs, per iteration of the horizon.
+    pub(crate) fn charge(&self, shape: &Shape) -> f64 {
+        let Some(running) = &self.running else { return 0.0 };
+        let moves = moves::between(&self.costs.moved_bytes, running, &shape.device_of_layers());
+        moves::longest_ns(self.costs, &moves) as f64 / self.horizon_iterations
+            + f64::from(moves.layers) * self.moved_layer_ns
+    }
+
+    /// Lists a shape's programs; their value, if they fit and end before `give_up`.
+    pub(crate) fn list(&mut self, tables: &Tables, genes: Genes, charge: f64, give_up: f64) -> Option<(u64, f64)> {
+        self.spend(tables.stages() * tables.microbatches * 3);
+        let recipe = genes.recipe(tables);
+        let most = (give_up - charge).max(0.0).min(u64::MAX as f64) as u64;
+        let end = self.listing.run(tables, &recipe, most.saturating_sub(tables.tail_ns))?;
+        let time = end.saturating_add(tables.tail_ns);
+        Some((time, time as f64 + charge))
+    }
+
+    /// The best listing of a shape over some genes.
+    pub(crate) fn best_listing(&mut self, shape: &Shape, genes: &[Genes]) -> Option<Candidate> {
+        if !self.rules.permits(shape) {
+            return None;
+        }
+        let tables = Tables::new(self.costs, shape);
+        if !admissible(&tables) {
+            return None;
+        }
+        let charge = self.charge(shape);
+        let mut best: Option<Candidate> = None;
+        for &genes in genes {
+            let give_up = best.as_ref().map_or(f64::INFINITY, |best| best.value);
+            if let Some((iteration_ns, value)) = self.list(&tables, genes, charge, give_up)
+                && value < give_up
+            {
+                let programs = self.listing.programs.clone();
+                best = Some(Candidate { shape: shape.clone(), programs, genes, iteration_ns, value });
+            }
+            if best.is_some() && self.done() {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Judges given programs; `None` if they don't fit, can't run or break a rule.
+    pub(crate) fn given(&mut self, shape: &Shape, programs: Programs, genes: Genes) -> Option<Candidate> {
+        if !self.rules.permits(shape) {
+            return None;
+        }
+        let tables = Tables::new(self.costs, shape);
+        self.spend(programs.iter().map(Vec::len).sum());
+        if !memory::fits(&tables, &programs) {
+            return None;
+        }
+        let iteration_ns = self.replay.run(&tables, &programs)?.saturating_add(tables.tail_ns);
+        let value = iteration_ns as f64 + self.charge(shape);
+        Some(Candidate { shape: shape.clone(), programs, genes, iteration_ns, value })
+    }
+}

@@ -1,0 +1,373 @@
+//! Searches for the plan with the shortest iteration, anytime.
+//!
+//! ```text
+//!   portfolio --> pool of different shapes --> structure: annealed, each neighbour listed anew --+
+//!                   ^                      --> order: annealed, each move replayed          <----+
+//!                   +------------------------------------------------------------------------ rounds, ever longer
+//! ```
+//!
+//! Short restarts that intensify the best few beat one long anneal. A round works on the pool's members in turn; its
+//! steps grow from round to round, so that the search needs no knowledge of its budget.
+//!
+//! 1. With a valid running plan the result is never worse than it, and moves nothing that does not pay.
+//! 2. What is returned passed the audit.
+//! 3. Left out on purpose: rayon. One core suffices for what is planned live, and a search is deterministic.
+
+mod judge;
+mod order;
+mod portfolio;
+mod structure;
+
+use crate::bounds;
+use crate::costs::Costs;
+use crate::memory;
+use crate::moves;
+use crate::partition::{Weigh, split};
+use crate::program::{MICROBATCHES_MAX, STAGES_MAX};
+use crate::random::Random;
+use crate::recipe::Genes;
+use crate::rules::Rules;
+use crate::shape::{Shape, Tables, predicted, programs_of};
+use crate::simulate::simulate;
+use adaptis_plan::{Plan, Problem, audit};
+use adaptis_proto::Epoch;
+use judge::{Candidate, Judge};
+use portfolio::Pool;
+pub(crate) use portfolio::device_orders;
+use structure::Freedom;
+
+/// Steps of the first round, and by how many percent each round is longer than the one before.
+const STRUCTURE_STEPS: usize = 400;
+const ORDER_STEPS: usize = 1_500;
+const GROWTH_PERCENT: usize = 120;
+/// Rounds after which steps grow no more.
+const GROWING_ROUNDS: u32 = 20;
+/// Listings this much worse than the best plan are worth tuning.
+const NEAR: f64 = 0.03;
+/// Members of the pool that a round works on.
+const WORKED_ON: usize = 3;
+/// Device orders whose tightest partition is looked at to say what is lacking.
+const ORDERS_TO_EXPLAIN: usize = 24;
+
+/// How to search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Of the random choices.
+    pub seed: u64,
+    /// Evaluations after which to stop; none: until the caller stops it or the bound is reached.
+    pub evaluations: Option<u64>,
+    /// Iterations that the plan will run: weighs what moves.
+    pub horizon_iterations: u64,
+    /// Number of the new plan.
+    pub epoch: Epoch,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { seed: 1, evaluations: None, horizon_iterations: 1000, epoch: Epoch(1) }
+    }
+}
+
+/// What the caller wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Search on.
+    Go,
+    /// Return the best so far.
+    Stop,
+}
+
+/// Where a search stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Plans evaluated so far.
+    pub evaluations: u64,
+    /// Iteration time of the best plan so far; `u64::MAX` before there is one.
+    pub best_ns: u64,
+    /// No plan takes less.
+    pub lower_bound_ns: u64,
+    /// What is being done.
+    pub stage: &'static str,
+}
+
+/// What a search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The best plan, `predicted` filled in, valid by its audit.
+    pub plan: Plan,
+    /// With a plan to start from: the best of each kind of change, cheapest kind first.
+    pub rungs: Vec<Rung>,
+    /// Plans evaluated.
+    pub evaluations: u64,
+    /// No plan takes less.
+    pub lower_bound_ns: u64,
+}
+
+/// A kind of change to the running plan; cheapest first. Each allows what those before it allow, except that
+/// boundaries move under the old sequence of devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RungKind {
+    /// Only the order of instructions.
+    Order,
+    /// Also which layers are recomputed.
+    Recompute,
+    /// Also which device runs which stage; the stages stay.
+    Relabel,
+    /// Also where stages begin and end; their devices stay in sequence. (As [`RungKind::Recompute`] otherwise.)
+    Boundary,
+    /// Anything.
+    Full,
+}
+
+impl RungKind {
+    /// From the cheapest on.
+    pub const ALL: [RungKind; 5] =
+        [RungKind::Order, RungKind::Recompute, RungKind::Relabel, RungKind::Boundary, RungKind::Full];
+}
+
+/// The best plan of a kind of change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rung {
+    /// What was allowed to change.
+    pub kind: RungKind,
+    /// The plan.
+    pub plan: Plan,
+    /// Its time.
+    pub iteration_ns: u64,
+    /// Layers that change device.
+    pub moved_layers: u32,
+    /// What they weigh.
+    pub moved_bytes: u64,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Infeasible {
+    /// The constraints contradict one another.
+    #[error("layer {layer} may run on no device: {because}")]
+    Constraints {
+        /// A layer that has no device.
+        layer: usize,
+        /// Why.
+        because: &'static str,
+    },
+    /// Memory does not suffice, even with everything recomputed and one microbatch in flight.
+    #[error(
+        "device {device} needs {needed_bytes} bytes and has {available_bytes}, with every layer recomputed and one microbatch in flight: {short_bytes} more bytes there, a smaller microbatch or more devices would make it fit"
+    )]
+    Memory {
+        /// The device that lacks least, on the partition that lacks least.
+        device: String,
+        /// What it needs.
+        needed_bytes: u64,
+        /// What it has.
+        available_bytes: u64,
+        /// The difference.
+        short_bytes: u64,
+    },
+    /// More than the search's words hold.
+    #[error("{what} {found} are more than {limit}")]
+    TooLarge {
+        /// Layers or microbatches.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+}
+
+/// Searches for the plan with the shortest iteration.
+///
+/// `from` is the running plan on the same devices and layers; what leaves its device is then charged, spread over the
+/// horizon. One that does not belong to the problem is not looked at. `tick` is called every millisecond or so of work,
+/// more rarely only where one evaluation takes longer.
+///
+/// # Errors
+/// No plan fits, or the constraints contradict one another. Both are decided however early the caller stops.
+pub fn search(
+    problem: &Problem,
+    from: Option<&Plan>,
+    options: &Options,
+    tick: &mut dyn FnMut(&Progress) -> Control,
+) -> Result<Outcome, Infeasible> {
+    within_limits(problem)?;
+    let costs = Costs::new(problem);
+    let rules = Rules::new(problem)?;
+    let bound_ns = bounds::of(&costs, problem);
+    let from = from.filter(|plan| belongs(problem, plan));
+    let placed = from.map(Plan::device_of_layers);
+    let mut judge = Judge::new(&costs, &rules, placed, bound_ns, options, tick);
+    let mut pool = Pool::new(from.map(Shape::of));
+    let running = from.and_then(|plan| running(problem, plan, &mut judge));
+    portfolio::fill(&mut judge, &mut pool, running.as_ref(), from.map(Shape::of).as_ref());
+    if pool.members.is_empty() {
+        judge.stage = "memory";
+        portfolio::squeeze(&mut judge, &mut pool);
+    }
+    if pool.members.is_empty() {
+        return Err(infeasible(problem, &costs, &rules));
+    }
+    let mut random = Random::new(options.seed);
+    if let Some(from) = from {
+        climb(&mut judge, &mut pool, &Shape::of(from), &mut random);
+    }
+    rounds(&mut judge, &mut pool, &mut random);
+    conclude(problem, &mut judge, &pool, from, options).ok_or_else(|| infeasible(problem, &costs, &rules))
+}
+
+/// Counts that the search's words hold.
+pub(crate) fn within_limits(problem: &Problem) -> Result<(), Infeasible> {
+    let within = |what, found: usize, limit: usize| match found <= limit {
+        true => Ok(()),
+        false => Err(Infeasible::TooLarge { what, found, limit }),
+    };
+    within("layers", problem.layers.len(), STAGES_MAX)?;
+    within("microbatches", problem.microbatches as usize, MICROBATCHES_MAX)
+}
+
+fn belongs(problem: &Problem, plan: &Plan) -> bool {
+    let mut next = 0;
+    let covers = plan.stages.iter().all(|stage| {
+        let [start, end] = stage.layers;
+        let fits = start == next && end > start && (stage.device as usize) < problem.devices.len();
+        next = end;
+        fits && stage.recompute.iter().all(|layer| (start..end).contains(layer))
+    });
+    covers
+        && next as usize == problem.layers.len()
+        && plan.layers == next
+        && plan.devices.iter().eq(problem.devices.iter().map(|device| &device.name))
+}
+
+/// The running plan as a candidate, if it is still valid.
+fn running(problem: &Problem, plan: &Plan, judge: &mut Judge) -> Option<Candidate> {
+    if simulate(problem, plan).is_err() || !audit(problem, plan).is_empty() {
+        return None;
+    }
+    judge.given(&Shape::of(plan), programs_of(plan), Genes::STANDARD[0])
+}
+
+/// Tries each kind of change to the running plan by itself, cheapest kind first.
+fn climb(judge: &mut Judge, pool: &mut Pool, from: &Shape, random: &mut Random) {
+    judge.stage = "changes to the running plan";
+    let steps = STRUCTURE_STEPS;
+    if let Some(kept) = judge.best_listing(from, &Genes::STANDARD) {
+        let kept = structure::anneal(judge, pool, &kept, Freedom::Recompute, steps / 2, random);
+        order::anneal(judge, pool, &kept, Some(Freedom::Recompute), ORDER_STEPS, random);
+    }
+    let devices: Vec<u32> = from.stages.iter().map(|slot| slot.device).collect();
+    for order in device_orders(judge.costs, judge.rules, portfolio::RELABELLINGS_MAX) {
+        let mut relabelled = from.clone();
+        for slot in &mut relabelled.stages {
+            let rank = judge.rules.usable.iter().position(|&device| device == slot.device);
+            slot.device = rank.map_or(slot.device, |rank| order[rank]);
+        }
+        if let Some(candidate) = judge.best_listing(&relabelled, &Genes::STANDARD[..4]) {
+            pool.offer(judge, candidate);
+        }
+    }
+    for in_flight in [100, 60, 30, 0] {
+        if let Some(shape) = split(judge.costs, judge.rules, &devices, Weigh::Time { in_flight })
+            && let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD)
+        {
+            pool.offer(judge, candidate);
+        }
+    }
+    if let Some(best) = pool.rung(RungKind::Boundary).cloned() {
+        let best = structure::anneal(judge, pool, &best, Freedom::Boundary, steps * 2, random);
+        order::anneal(judge, pool, &best, Some(Freedom::Boundary), ORDER_STEPS, random);
+    }
+}
+
+/// Works on the pool until the caller, the budget or the bound says that it is enough.
+fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
+    let (mut structure_steps, mut order_steps) = (STRUCTURE_STEPS, ORDER_STEPS);
+    let mut round = 0_u32;
+    while !judge.done() {
+        for turn in 0..WORKED_ON {
+            if judge.done() {
+                return;
+            }
+            // The best in every round, then whichever.
+            let place = if turn == 0 { 0 } else { random.below(pool.members.len()) };
+            let start = pool.members[place].clone();
+            judge.stage = "structure";
+            let listed = structure::relisted(judge, &start, random);
+            let mut tuned = start;
+            if let Some(listed) = listed {
+                let annealed = structure::anneal(judge, pool, &listed, Freedom::Full, structure_steps, random);
+                // A tuned order beats any listing of its shape; a listing that comes near will beat it once tuned.
+                let near = annealed.value < pool.members[0].value * (1.0 + NEAR);
+                if near && (turn > 0 || round % 2 == 1) || annealed.value < tuned.value {
+                    tuned = annealed;
+                }
+            }
+            judge.stage = "order";
+            order::anneal(judge, pool, &tuned, Some(Freedom::Full), order_steps, random);
+        }
+        round += 1;
+        if round < GROWING_ROUNDS {
+            structure_steps = structure_steps * GROWTH_PERCENT / 100;
+            order_steps = order_steps * GROWTH_PERCENT / 100;
+        }
+    }
+}
+
+/// The best members as plans that passed the audit.
+fn conclude(
+    problem: &Problem,
+    judge: &mut Judge,
+    pool: &Pool,
+    from: Option<&Plan>,
+    options: &Options,
+) -> Option<Outcome> {
+    let parent = from.map_or(Epoch(0), |plan| plan.epoch);
+    let audited = |judge: &mut Judge, candidate: &Candidate| {
+        let joined = order::fused(judge, candidate);
+        [joined.as_ref(), Some(candidate)].into_iter().flatten().find_map(|candidate| {
+            let mut plan = candidate.shape.plan(problem, &candidate.programs, options.epoch, parent);
+            let timeline = simulate(problem, &plan).ok()?;
+            plan.predicted = Some(predicted(&timeline, judge.bound_ns));
+            (timeline.fits && audit(problem, &plan).is_empty()).then_some(plan)
+        })
+    };
+    let plan = pool.members.iter().find_map(|member| audited(judge, member))?;
+    let mut rungs = Vec::new();
+    if let Some(from) = from {
+        for kind in RungKind::ALL {
+            let best = match kind {
+                RungKind::Full => Some(plan.clone()),
+                _ => pool.rung(kind).and_then(|candidate| audited(judge, candidate)),
+            };
+            let Some(plan) = best else { continue };
+            let moved = moves::moves(problem, from, &plan);
+            let iteration_ns = plan.predicted.as_ref().map_or(u64::MAX, |predicted| predicted.iteration_ns);
+            rungs.push(Rung { kind, plan, iteration_ns, moved_layers: moved.layers, moved_bytes: moved.bytes });
+        }
+    }
+    Some(Outcome { plan, rungs, evaluations: judge.evaluations, lower_bound_ns: judge.bound_ns })
+}
+
+/// Says which device lacks what, on the partition that lacks least.
+pub(crate) fn infeasible(problem: &Problem, costs: &Costs, rules: &Rules) -> Infeasible {
+    let mut least: Option<(u64, usize, u64, u64)> = None;
+    for order in device_orders(costs, rules, ORDERS_TO_EXPLAIN) {
+        let Some(shape) = split(costs, rules, &order, Weigh::Memory) else { continue };
+        let tables = Tables::new(costs, &rules.repaired(&shape));
+        let worst = (0..costs.devices)
+            .map(|device| {
+                let (needed, available) = (memory::least_bytes(&tables, device), costs.memory_bytes[device]);
+                (needed.saturating_sub(available), device, needed, available)
+            })
+            .max();
+        if let Some(worst) = worst
+            && least.is_none_or(|held| worst < held)
+        {
+            least = Some(worst);
+        }
+    }
+    let (short_bytes, device, needed_bytes, available_bytes) = least.unwrap_or((0, 0, 0, 0));
+    let device = problem.devices.get(device).map(|device| device.name.clone()).unwrap_or_default();
+    Infeasible::Memory { device, needed_bytes, available_bytes, short_bytes }
+}

@@ -1,0 +1,258 @@
+//! Where the search starts: orders of devices, patterns of stages, named orders and the running plan.
+
+use super::RungKind;
+use super::judge::{Candidate, Judge};
+use crate::costs::Costs;
+use crate::partition::{Weigh, split};
+use crate::random::Random;
+use crate::recipe::Genes;
+use crate::rules::Rules;
+use crate::schedule::{Name, one_at_a_time, orders};
+use crate::shape::{Shape, Tables};
+
+/// Orders whose sequential split is looked at first.
+const ORDERS_MAX: usize = 48;
+/// Orders that are then tried with every pattern.
+const ORDERS_KEPT: usize = 4;
+/// Candidates that survive, and how many of them may run the same sequence of devices: different starts are worth
+/// keeping, also where they are somewhat worse.
+const POOL_MAX: usize = 12;
+const ALIKE_MAX: usize = 2;
+/// Slots of a device in the richest pattern.
+const SLOTS_MAX: usize = 3;
+
+/// Relabellings of the running plan that are looked at.
+pub(crate) const RELABELLINGS_MAX: usize = 24;
+
+/// The best candidates so far, at most one of each shape, best first; and the best of each kind of change.
+pub(crate) struct Pool {
+    pub(crate) members: Vec<Candidate>,
+    running: Option<Shape>,
+    /// Indexed by [`RungKind`].
+    rungs: [Option<Candidate>; RungKind::ALL.len()],
+}
+
+impl Pool {
+    /// Empty; kinds of change are told against a running shape.
+    pub(crate) fn new(running: Option<Shape>) -> Self {
+        Self { members: Vec::new(), running, rungs: Default::default() }
+    }
+
+    /// What a shape changes of the running one.
+    fn kind(&self, shape: &Shape) -> Option<RungKind> {
+        let running = self.running.as_ref()?;
+        let (old, new) = (&running.stages, &shape.stages);
+        let devices = old.iter().map(|slot| slot.device).eq(new.iter().map(|slot| slot.device));
+        let ranges = old.iter().map(|slot| slot.range()).eq(new.iter().map(|slot| slot.range()));
+        Some(match (devices, ranges) {
+            (true, true) if running.recompute == shape.recompute => RungKind::Order,
+            (true, true) => RungKind::Recompute,
+            (false, true) => RungKind::Relabel,
+            (true, false) => RungKind::Boundary,
+            (false, false) => RungKind::Full,
+        })
+    }
+
+    /// The best of a kind of change, or of one that it allows as well.
+    pub(crate) fn rung(&self, kind: RungKind) -> Option<&Candidate> {
+        let allowed = RungKind::ALL
+            .into_iter()
+            .filter(|&other| other <= kind && !(kind == RungKind::Boundary && other == RungKind::Relabel));
+        allowed.filter_map(|other| self.rungs[other as usize].as_ref()).min_by(|a, b| a.value.total_cmp(&b.value))
+    }
+
+    /// Adds a candidate, if it is among the best.
+    pub(crate) fn offer(&mut self, judge: &mut Judge, candidate: Candidate) {
+        if let Some(kind) = self.kind(&candidate.shape) {
+            let rung = &mut self.rungs[kind as usize];
+            if rung.as_ref().is_none_or(|held| candidate.value < held.value) {
+                *rung = Some(candidate.clone());
+            }
+        }
+        judge.best_ns = judge.best_ns.min(candidate.iteration_ns);
+        if let Some(same) = self.members.iter_mut().find(|member| member.shape == candidate.shape) {
+            if candidate.value < same.value {
+                *same = candidate;
+            }
+        } else {
+            self.members.push(candidate);
+        }
+        self.members.sort_by(|a, b| a.value.total_cmp(&b.value));
+        let mut families: Vec<Vec<u32>> = Vec::new();
+        self.members.retain(|member| {
+            families.push(member.shape.stages.iter().map(|slot| slot.device).collect());
+            let [others @ .., own] = families.as_slice() else { return true };
+            others.iter().filter(|other| *other == own).count() < ALIKE_MAX
+        });
+        self.members.truncate(POOL_MAX);
+    }
+}
+
+/// Distinct orders of the usable devices: no two that differ only by devices that no plan can tell apart. As given,
+/// reversed, by speed and by memory first.
+pub(crate) fn device_orders(costs: &Costs, rules: &Rules, most: usize) -> Vec<Vec<u32>> {
+    let class = costs.classes();
+    let given = rules.usable.clone();
+    let speed = |device: u32| {
+        let of = |layer| {
+            let cost = costs.layer(device as usize, layer);
+            (cost.forward_ns + cost.input_gradient_ns + cost.weight_gradient_ns) as f64
+        };
+        (0..costs.layers).map(of).sum::<f64>() * costs.slowdown[device as usize]
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    let mut orders: Vec<Vec<u32>> = Vec::new();
+    let mut add = |order: Vec<u32>| {
+        let names: Vec<usize> = order.iter().map(|&device| class[device as usize]).collect();
+        if seen.insert(names) {
+            orders.push(order);
+        }
+        orders.len() < most
+    };
+    let mut sorted = given.clone();
+    add(given.clone());
+    sorted.sort_by(|&a, &b| speed(a).total_cmp(&speed(b)));
+    add(sorted.clone());
+    add(sorted.iter().rev().copied().collect());
+    sorted.sort_by_key(|&device| costs.memory_bytes[device as usize]);
+    add(sorted.clone());
+    add(sorted.iter().rev().copied().collect());
+    add(given.iter().rev().copied().collect());
+    let mut random = Random::new(given.len() as u64);
+    // Few devices: nearly all orders come up. Many: a sample, from which the search swaps on.
+    for _ in 0..most * 8 {
+        let mut order = given.clone();
+        for at in (1..order.len()).rev() {
+            order.swap(at, random.below(at + 1));
+        }
+        if !add(order) {
+            break;
+        }
+    }
+    orders
+}
+
+/// Patterns of stages over an order of devices.
+fn patterns(order: &[u32], layers: usize) -> Vec<Vec<u32>> {
+    let back = || order.iter().rev();
+    let mut patterns = vec![order.to_vec()];
+    if order.len() < 2 {
+        return patterns;
+    }
+    let mut wrapped = order.to_vec();
+    wrapped.push(order[0]);
+    patterns.push(wrapped);
+    for rounds in 2..=SLOTS_MAX {
+        patterns.push(order.iter().copied().cycle().take(order.len() * rounds).collect());
+    }
+    patterns.push(order.iter().chain(back()).copied().collect());
+    patterns.push(order.iter().chain(back()).chain(order).copied().collect());
+    patterns.retain(|pattern| pattern.len() <= layers.max(order.len()));
+    patterns
+}
+
+/// Fills the pool with everything that is known before searching.
+pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape: Option<&Shape>) {
+    if let Some(running) = running {
+        pool.offer(judge, running.clone());
+    }
+    if let Some(shape) = shape
+        && let Some(candidate) = judge.best_listing(shape, &Genes::STANDARD)
+    {
+        pool.offer(judge, candidate);
+    }
+    let (costs, rules) = (judge.costs, judge.rules);
+    let mut ranked: Vec<(f64, Vec<u32>)> = Vec::new();
+    let mut orders = device_orders(costs, rules, ORDERS_MAX);
+    if let Some(shape) = shape {
+        orders.insert(0, running_order(rules, shape));
+    }
+    for order in orders {
+        let mut value = f64::INFINITY;
+        for in_flight in [100, 50] {
+            let Some(shape) = split(costs, rules, &order, Weigh::Time { in_flight }) else { continue };
+            let shape = rules.repaired(&shape);
+            if let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD[..3]) {
+                value = value.min(candidate.value);
+                pool.offer(judge, candidate);
+            }
+            value = value.min(offer_named(judge, pool, &shape));
+            if judge.done() {
+                return;
+            }
+        }
+        ranked.push((value, order));
+    }
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (_, order) in ranked.iter().take(ORDERS_KEPT) {
+        for pattern in patterns(order, costs.layers) {
+            for in_flight in [100, 60, 30, 0] {
+                if let Some(shape) = split(costs, rules, &pattern, Weigh::Time { in_flight }) {
+                    offer_all(judge, pool, &shape);
+                }
+                if judge.done() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Named orders over a shape; the best value among them.
+fn offer_named(judge: &mut Judge, pool: &mut Pool, shape: &Shape) -> f64 {
+    let tables = Tables::new(judge.costs, shape);
+    let mut best = f64::INFINITY;
+    for name in Name::ALL {
+        if let Some(programs) = name.programs(&tables)
+            && let Some(candidate) = judge.given(shape, programs, Genes::STANDARD[0])
+        {
+            best = best.min(candidate.value);
+            pool.offer(judge, candidate);
+        }
+    }
+    best
+}
+
+fn offer_all(judge: &mut Judge, pool: &mut Pool, shape: &Shape) {
+    let shape = judge.rules.repaired(shape);
+    offer_named(judge, pool, &shape);
+    let mut merged = shape.clone();
+    merged.merge();
+    if let Some(candidate) = judge.best_listing(&merged, &Genes::STANDARD) {
+        pool.offer(judge, candidate);
+    }
+}
+
+/// The devices of a shape by their first layers, then those without.
+fn running_order(rules: &Rules, shape: &Shape) -> Vec<u32> {
+    let mut order: Vec<u32> = Vec::new();
+    for device in shape.stages.iter().map(|slot| slot.device).chain(rules.usable.iter().copied()) {
+        if !order.contains(&device) && rules.usable.contains(&device) {
+            order.push(device);
+        }
+    }
+    order
+}
+
+/// Looks for any plan at all where memory is so tight that no listing was admitted: partitions by memory, one
+/// microbatch at a time.
+pub(crate) fn squeeze(judge: &mut Judge, pool: &mut Pool) {
+    let (costs, rules) = (judge.costs, judge.rules);
+    for order in device_orders(costs, rules, ORDERS_MAX) {
+        for pattern in patterns(&order, costs.layers) {
+            let Some(shape) = split(costs, rules, &pattern, Weigh::Memory) else { continue };
+            let mut shape = rules.repaired(&shape);
+            shape.merge();
+            let tables = Tables::new(costs, &shape);
+            let mut split_up = one_at_a_time(&tables);
+            split_up.iter_mut().for_each(|program| orders::fuse(program, |_| true));
+            for candidate in
+                [judge.best_listing(&shape, &Genes::STANDARD), judge.given(&shape, split_up, Genes::STANDARD[0])]
+                    .into_iter()
+                    .flatten()
+            {
+                pool.offer(judge, candidate);
+            }
+        }
+    }
+}

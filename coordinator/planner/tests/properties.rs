@@ -1,0 +1,134 @@
+//! What holds for every plan that leaves this crate, on random problems with every optional field.
+
+mod support;
+
+use adaptis_plan::audit::peak_bytes;
+use adaptis_plan::{Plan, Problem, audit};
+use adaptis_planner::bounds::lower_bound_ns;
+use adaptis_planner::moves::moves;
+use adaptis_planner::schedule::{Name, even, named};
+use adaptis_planner::search::{Control, Infeasible, Options, Outcome, RungKind, search};
+use adaptis_planner::simulate::simulate;
+use adaptis_proto::Epoch;
+use proptest::prelude::*;
+use support::{any_problem, naive_iteration_ns};
+
+fn searched(problem: &Problem, from: Option<&Plan>, evaluations: u64, seed: u64) -> Result<Outcome, Infeasible> {
+    let options = Options { seed, evaluations: Some(evaluations), epoch: Epoch(7), ..Options::default() };
+    search(problem, from, &options, &mut |_| Control::Go)
+}
+
+/// The plan is valid, and simulator, audit, bound and independent replay agree on it.
+fn agreed(problem: &Problem, plan: &Plan) -> Result<u64, TestCaseError> {
+    let findings = audit(problem, plan);
+    prop_assert!(findings.is_empty(), "{findings:?}");
+    let timeline = simulate(problem, plan).map_err(|error| TestCaseError::fail(error.to_string()))?;
+    prop_assert!(timeline.fits);
+    prop_assert_eq!(&timeline.peak_bytes, &peak_bytes(problem, plan).unwrap());
+    prop_assert_eq!(timeline.iteration_ns, naive_iteration_ns(problem, plan));
+    prop_assert!(lower_bound_ns(problem) <= timeline.iteration_ns);
+    let predicted = plan.predicted.as_ref().expect("a plan carries its prediction");
+    prop_assert_eq!(predicted.iteration_ns, timeline.iteration_ns);
+    prop_assert_eq!(&predicted.peak_bytes, &timeline.peak_bytes);
+    prop_assert_eq!(predicted.lower_bound_ns, lower_bound_ns(problem));
+    Ok(timeline.iteration_ns)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_found_plan_is_valid_and_told_truly(problem in any_problem(), seed in 0..4_u64) {
+        prop_assume!(problem.check().is_ok());
+        if let Ok(outcome) = searched(&problem, None, 1_500, seed) {
+            let best = agreed(&problem, &outcome.plan)?;
+            prop_assert_eq!(outcome.plan.epoch, Epoch(7));
+            prop_assert!(outcome.rungs.is_empty());
+            for name in Name::ALL {
+                if let Ok(plan) = named(&problem, name) {
+                    agreed(&problem, &plan)?;
+                }
+            }
+            let again = searched(&problem, None, 1_500, seed).unwrap();
+            prop_assert_eq!(simulate(&problem, &again.plan).unwrap().iteration_ns, best);
+            prop_assert_eq!(again.plan, outcome.plan);
+        } else {
+            // What a named schedule can do, the search can.
+            for name in Name::ALL {
+                prop_assert!(named(&problem, name).is_err(), "{} fits", name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_running_plan_is_never_made_worse(mut problem in any_problem(), slower in 0..4_usize) {
+        prop_assume!(problem.check().is_ok());
+        let Ok(before) = searched(&problem, None, 300, 1) else { return Ok(()) };
+        let at = slower % problem.devices.len();
+        problem.devices[at].slowdown *= 2.0;
+        let running = simulate(&problem, &before.plan).unwrap();
+        let outcome = searched(&problem, Some(&before.plan), 1_500, 2).unwrap();
+        let after = agreed(&problem, &outcome.plan)?;
+        prop_assert!(after <= running.iteration_ns);
+        prop_assert_eq!(outcome.plan.parent, before.plan.epoch);
+        for rung in &outcome.rungs {
+            prop_assert_eq!(agreed(&problem, &rung.plan)?, rung.iteration_ns);
+            let moved = moves(&problem, &before.plan, &rung.plan);
+            prop_assert_eq!((moved.layers, moved.bytes), (rung.moved_layers, rung.moved_bytes));
+            let (old, new) = (&before.plan.stages, &rung.plan.stages);
+            match rung.kind {
+                RungKind::Order => prop_assert_eq!(old, new),
+                RungKind::Recompute => prop_assert_eq!(moved.layers, 0),
+                RungKind::Relabel => prop_assert_eq!(old.len(), new.len()),
+                RungKind::Boundary => prop_assert!(
+                    old.iter().map(|stage| stage.device).eq(new.iter().map(|stage| stage.device))
+                ),
+                RungKind::Full => prop_assert_eq!(&rung.plan, &outcome.plan),
+            }
+        }
+    }
+
+    #[test]
+    fn an_even_plan_breaks_memory_and_constraints_at_most(problem in any_problem()) {
+        prop_assume!(problem.check().is_ok());
+        let plan = even(&problem);
+        let rules: Vec<_> = audit(&problem, &plan).iter().map(|finding| finding.rule()).collect();
+        prop_assert!(rules.iter().all(|&rule| rule == "memory" || rule == "constraint"), "{rules:?}");
+        let timeline = simulate(&problem, &plan).unwrap();
+        prop_assert_eq!(timeline.fits, !rules.contains(&"memory"));
+        prop_assert_eq!(timeline.iteration_ns, naive_iteration_ns(&problem, &plan));
+        prop_assert_eq!(timeline.peak_bytes, peak_bytes(&problem, &plan).unwrap());
+    }
+}
+
+#[test]
+fn a_search_that_is_stopped_at_once_still_answers() {
+    let problem = support::uniform(4, 8, 8, support::cost(5, 5, 5), 1);
+    let outcome = search(&problem, None, &Options::default(), &mut |_| Control::Stop).unwrap();
+    assert!(audit(&problem, &outcome.plan).is_empty());
+}
+
+#[test]
+fn idle_devices_get_empty_programs() {
+    let problem = support::uniform(5, 2, 3, support::cost(5, 5, 5), 1);
+    for plan in [even(&problem), searched(&problem, None, 500, 1).unwrap().plan] {
+        assert!(audit(&problem, &plan).is_empty());
+        assert!(plan.programs.iter().filter(|program| program.is_empty()).count() >= 3);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_said_with_the_bytes_that_are_short() {
+    let mut problem = support::uniform(2, 2, 3, support::cost(5, 5, 5), 1);
+    for layer in &mut problem.layers {
+        layer.state_bytes = 100;
+    }
+    for device in &mut problem.devices {
+        device.memory_bytes = 90;
+    }
+    let error = searched(&problem, None, 500, 1).unwrap_err();
+    assert_eq!(
+        error,
+        Infeasible::Memory { device: "gpu1".into(), needed_bytes: 104, available_bytes: 90, short_bytes: 14 }
+    );
+}

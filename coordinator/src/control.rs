@@ -1,0 +1,355 @@
+//! The loop: one thread that takes everything in turn, feeds the brain, and does what it says.
+//!
+//! A turn: wait for a message, a search or a deadline; take what else is there, up to [`TURN_MESSAGES_MAX`]; store the
+//! batches in one commit and acknowledge them; hand everything to the brain; carry out its effects in order.
+
+use crate::http::Pages;
+use crate::ingest::{Ingest, Turn};
+use crate::report::{self, Fault};
+use crate::searching::{Found, Searches};
+use crate::snapshot::{Board, Snapshot};
+use crate::store::{Profiles, Store};
+use crate::{CoordinatorError, Ended, Options};
+use adaptis_coordinator_core::membership::Peer;
+use adaptis_coordinator_core::{Brain, Durable, Effect, Event};
+use adaptis_link::{Limits, PeerId, Server};
+use adaptis_proto::message::{AgentOrder, Answer, Ask, Batch, FromCoordinator, Status};
+use adaptis_proto::sample::{Mark, Record, Sample};
+use adaptis_proto::{DeviceIndex, wire};
+use crossbeam::channel::{RecvError, select};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Messages of one turn; more wait for the next, so that deadlines are met under any load.
+const TURN_MESSAGES_MAX: usize = 256;
+/// Longest wait before the stop flag is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Between two copies for those who look.
+const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+/// Between two merges of profiles.
+const MERGE_EVERY: Duration = Duration::from_secs(30);
+/// Connections whose ranks are remembered. More: those of no member are forgotten, and known again when they speak.
+const PEERS_MAX: usize = 16_384;
+
+/// A coordinator at work.
+pub(crate) struct Control {
+    options: Options,
+    faults: Vec<Fault>,
+    server: Server,
+    store: Store,
+    brain: Brain,
+    ingest: Ingest,
+    profiles: Profiles,
+    searches: Searches,
+    board: Board,
+    pages: Option<Pages>,
+    peers: Peers,
+    published: Instant,
+    merged: Instant,
+}
+
+impl Control {
+    /// Opens everything: address, folder, store, pages. Nothing is told to anyone yet.
+    pub(crate) fn open(options: Options) -> Result<Self, CoordinatorError> {
+        let faults = options.faults.as_deref().map(report::read_faults).transpose()?.unwrap_or_default();
+        let store = Store::open(&options.dir, options.records_bytes_max)?;
+        let server = Server::bind(&options.listen, &options.security, Limits::default())?;
+        let board = Board::new();
+        let pages = options.http.as_deref().map(|address| Pages::serve(address, board.clone())).transpose()?;
+        let now = Instant::now();
+        tracing::info!(link = server.endpoint(), pages = ?options.http, dir = %options.dir.display(), "listening");
+        Ok(Self {
+            brain: Brain::new(options.config()),
+            faults,
+            server,
+            store,
+            ingest: Ingest::default(),
+            profiles: Profiles::default(),
+            searches: Searches::new(),
+            board,
+            pages,
+            peers: Peers::default(),
+            published: now,
+            merged: now,
+            options,
+        })
+    }
+
+    /// Reigns until the flag is set.
+    pub(crate) fn run(mut self, stop: &AtomicBool) -> Result<Ended, CoordinatorError> {
+        self.boot()?;
+        self.publish();
+        while !stop.load(Ordering::Relaxed) {
+            self.turn()?;
+        }
+        self.end()
+    }
+
+    fn boot(&mut self) -> Result<(), CoordinatorError> {
+        let recovered = self.store.reign()?;
+        tracing::info!(term = %recovered.head.term, "reigning");
+        self.feed(Event::Booted(Box::new(recovered)))?;
+        let (brain, mut effects) = (&mut self.brain, Vec::new());
+        self.store.replay(|device, records| {
+            effects.extend(brain.on_event(now_ns(), Event::Replayed { device, records }));
+        })?;
+        self.perform(effects)
+    }
+
+    fn turn(&mut self) -> Result<(), CoordinatorError> {
+        let mut turn = Turn::default();
+        let mut found = None;
+        select! {
+            recv(self.server.incoming()) -> message => match message {
+                Ok(message) => self.ingest.sort(&mut turn, message),
+                Err(RecvError) => return Err(adaptis_link::Error::Closed.into()),
+            },
+            recv(self.searches.results()) -> result => found = result.ok(),
+            default(self.wait()) => {}
+        }
+        for _ in 1..TURN_MESSAGES_MAX {
+            match self.server.try_receive()? {
+                Some(message) => self.ingest.sort(&mut turn, message),
+                None => break,
+            }
+        }
+        self.answer_pings(&turn);
+        self.take_batches(std::mem::take(&mut turn.batches))?;
+        for (peer, event) in std::mem::take(&mut turn.ranks) {
+            let peer = self.peers.key(&peer, &self.brain);
+            self.feed(Event::RankSaid { peer, event: Box::new(event) })?;
+        }
+        match found {
+            Some(Found { ticket, result: Some(result) }) => {
+                self.feed(Event::SearchEnded { ticket, result: Box::new(result) })?;
+            }
+            Some(Found { ticket, result: None }) => self.feed(Event::SearchLost { ticket })?,
+            None => {}
+        }
+        if self.brain.deadline().is_some_and(|deadline_ns| deadline_ns <= now_ns()) {
+            self.feed(Event::TimePassed)?;
+        }
+        for (peer, ask) in turn.asks {
+            let answer = self.answer(&ask);
+            self.tell(&peer, FromCoordinator::Answer(answer));
+        }
+        self.keep_house()
+    }
+
+    fn wait(&self) -> Duration {
+        let deadline_ns = self.brain.deadline().map(|deadline_ns| deadline_ns.saturating_sub(now_ns()));
+        deadline_ns.map_or(LOOK_EVERY, |wait_ns| Duration::from_nanos(wait_ns).min(LOOK_EVERY))
+    }
+
+    fn answer_pings(&mut self, turn: &Turn) {
+        for (peer, sent_ns) in &turn.pings {
+            let order = AgentOrder::Pong { sent_ns: *sent_ns, received_ns: now_ns() };
+            self.tell(peer, FromCoordinator::Agent(order));
+        }
+    }
+
+    fn take_batches(&mut self, batches: Vec<(PeerId, Batch)>) -> Result<(), CoordinatorError> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let (peers, batches): (Vec<PeerId>, Vec<Batch>) = batches.into_iter().unzip();
+        let stored = self.store.store(&batches)?;
+        for ((peer, batch), stored) in peers.iter().zip(batches).zip(stored) {
+            self.ingest.count(&batch, &stored);
+            self.tell(peer, FromCoordinator::Agent(AgentOrder::Stored { ring: batch.ring, next: stored.next }));
+            if !stored.records.is_empty() {
+                self.profile(&batch.device, &stored.records);
+                self.feed(Event::Absorbed { device: batch.device, records: stored.records })?;
+            }
+        }
+        let trimmed = self.store.trim()?;
+        self.ingest.count_trimmed(trimmed);
+        Ok(())
+    }
+
+    fn profile(&mut self, device: &str, records: &[Record]) {
+        let Some(record) = self.brain.generation() else { return };
+        let Some(card) = record.cards.iter().find(|card| card.name == device) else { return };
+        for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
+            if let Sample::Work { layer, phase, mark: Mark::Warm, duration_ns, .. } = sample
+                && let Some(layer) = record.job.layers.get(layer.index())
+            {
+                self.profiles.record(&layer.signature, &card.kind, phase, duration_ns);
+            }
+        }
+    }
+
+    fn feed(&mut self, event: Event) -> Result<(), CoordinatorError> {
+        let effects = self.brain.on_event(now_ns(), event);
+        self.perform(effects)
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) -> Result<(), CoordinatorError> {
+        for effect in effects {
+            match effect {
+                Effect::Persist { entries, then } => {
+                    self.store.commit(self.brain.term(), &entries)?;
+                    self.write_plans(&entries)?;
+                    self.perform(then)?;
+                }
+                Effect::Send { to, order } => {
+                    if let Some(peer) = self.peers.name(to) {
+                        let peer = peer.clone();
+                        self.tell(&peer, FromCoordinator::Rank(order));
+                    }
+                }
+                Effect::StartSearch(order) => self.searches.start(*order),
+                Effect::CancelSearch { ticket } => self.searches.cancel(ticket),
+                Effect::Announce(announcement) => tracing::info!("{announcement}"),
+                Effect::Done => {
+                    self.flush()?;
+                    self.publish();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_plans(&self, entries: &[Durable]) -> Result<(), CoordinatorError> {
+        for entry in entries {
+            if let Durable::Plan(plan) = entry {
+                report::write_plan(&self.options.dir, plan)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what may be lost: every order is repeated until it is answered.
+    fn tell(&self, peer: &PeerId, message: FromCoordinator) {
+        if let Err(error) = self.server.send(peer, wire::encode(&message)) {
+            tracing::debug!(%peer, %error, "a message was not sent");
+        }
+    }
+
+    fn answer(&mut self, ask: &Ask) -> Answer {
+        match ask {
+            Ask::Status => Answer::Status(Box::new(self.status())),
+            Ask::Report => match self.write_report() {
+                Ok(path) => Answer::Report { path },
+                Err(error) => Answer::Failed { reason: error.to_string() },
+            },
+        }
+    }
+
+    fn keep_house(&mut self) -> Result<(), CoordinatorError> {
+        if self.published.elapsed() >= PUBLISH_EVERY {
+            self.publish();
+        }
+        if self.merged.elapsed() >= MERGE_EVERY {
+            self.store.merge(&mut self.profiles)?;
+            self.merged = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        self.published = Instant::now();
+        let health = self.ingest.health().cloned().collect();
+        self.board.publish(Snapshot { status: self.status(), health, taken: self.published });
+    }
+
+    fn status(&self) -> Status {
+        let link = self.server.counters();
+        let mut counters = self.ingest.counters();
+        let named = [
+            ("link_received", link.received),
+            ("link_accepted", link.accepted),
+            ("link_sent", link.sent),
+            ("link_unroutable", link.unroutable),
+            ("link_dropped_full", link.dropped_full),
+            ("link_dropped_peer_full", link.dropped_peer_full),
+            ("link_refused", link.refused()),
+            ("link_malformed", link.malformed),
+            ("link_stalls", link.stalls),
+            ("link_incoming_queued", self.server.incoming().len() as u64),
+            ("profiles_left_out", self.profiles.left_out()),
+        ];
+        counters.extend(named.map(|(name, count)| (name.to_owned(), count)));
+        Status { counters, ..self.brain.status() }
+    }
+
+    fn flush(&mut self) -> Result<(), CoordinatorError> {
+        self.store.merge(&mut self.profiles)?;
+        self.write_report()?;
+        Ok(())
+    }
+
+    fn write_report(&self) -> Result<String, CoordinatorError> {
+        let sources = report::Sources {
+            recovered: self.store.recovered()?,
+            iterations: self.store.iterations()?,
+            counters: self.status().counters,
+            faults: &self.faults,
+            options: &self.options,
+        };
+        let path = report::write(&self.options.dir, &sources)?;
+        Ok(path.display().to_string())
+    }
+
+    fn end(mut self) -> Result<Ended, CoordinatorError> {
+        // What has arrived is stored before we go; agents keep the rest.
+        let mut turn = Turn::default();
+        while let Ok(Some(message)) = self.server.try_receive() {
+            self.ingest.sort(&mut turn, message);
+            if turn.batches.len() >= TURN_MESSAGES_MAX {
+                break;
+            }
+        }
+        self.take_batches(turn.batches)?;
+        self.flush()?;
+        if let Some(pages) = self.pages.take() {
+            pages.stop();
+        }
+        Ok(match (self.brain.finished(), self.brain.failure()) {
+            (Some(_), _) => Ended::Finished,
+            (None, Some(failure)) => Ended::Failed(failure.to_string()),
+            (None, None) => Ended::Stopped,
+        })
+    }
+}
+
+/// The coordinator's clock, which is its host's `CLOCK_MONOTONIC`: agents of this host need no offset.
+fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+/// The brain's names for connections.
+#[derive(Default)]
+struct Peers {
+    keys: HashMap<PeerId, Peer>,
+    names: HashMap<Peer, PeerId>,
+    next: u64,
+}
+
+impl Peers {
+    fn key(&mut self, name: &PeerId, brain: &Brain) -> Peer {
+        if let Some(&key) = self.keys.get(name) {
+            return key;
+        }
+        if self.keys.len() >= PEERS_MAX {
+            let roster = brain.roster();
+            let members = (0..roster.len()).filter_map(|device| roster.rank(DeviceIndex::from(device))?.peer);
+            let members: std::collections::HashSet<Peer> = members.collect();
+            self.keys.retain(|_, key| members.contains(key));
+            self.names.retain(|key, _| members.contains(key));
+        }
+        let key = Peer(self.next);
+        self.next += 1;
+        self.keys.insert(name.clone(), key);
+        self.names.insert(key, name.clone());
+        key
+    }
+
+    fn name(&self, key: Peer) -> Option<&PeerId> {
+        self.names.get(&key)
+    }
+}
+

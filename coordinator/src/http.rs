@@ -1,0 +1,204 @@
+//! Pages for people and probes: liveness, readiness, status, metrics. Served from copies of the loop's state.
+//!
+//! `/livez` and `/healthz`: the process answers. `/readyz`: the loop turned a moment ago and the run has not failed.
+//! `/status`: `adaptis_proto::message::Status` as JSON. `/metrics`: Prometheus text.
+
+use crate::CoordinatorError;
+use crate::snapshot::{Board, Snapshot};
+use adaptis_proto::message::State as RunState;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use axum::Router;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A loop that has not turned for longer is not ready.
+const STALE: Duration = Duration::from_secs(5);
+/// What open requests get when the coordinator ends.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The pages, served by a thread of their own.
+pub(crate) struct Pages {
+    stop: tokio::sync::oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Pages {
+    /// Serves at `address`, `HOST:PORT`.
+    pub(crate) fn serve(address: &str, board: Board) -> Result<Pages, CoordinatorError> {
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::AddrInUse => CoordinatorError::AddressInUse { address: address.to_owned() },
+            _ => CoordinatorError::Pages { address: address.to_owned(), source },
+        };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.map_err(failed)?;
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let serve = move || {
+            runtime.block_on(async {
+                let served = async {
+                    let listener = tokio::net::TcpListener::from_std(listener)?;
+                    axum::serve(listener, router(board)).await
+                };
+                tokio::select! {
+                    result = served => if let Err(error) = result {
+                        tracing::error!(%error, "pages are no longer served");
+                    },
+                    _ = stopped => {}
+                }
+            });
+            runtime.shutdown_timeout(GRACE);
+        };
+        let thread = std::thread::Builder::new().name("pages".into()).spawn(serve).map_err(failed)?;
+        Ok(Pages { stop, thread })
+    }
+
+    /// Stops serving.
+    pub(crate) fn stop(self) {
+        // The thread may have ended by itself.
+        let _ = self.stop.send(());
+        if self.thread.join().is_err() {
+            tracing::error!("the thread of the pages panicked");
+        }
+    }
+}
+
+fn router(board: Board) -> Router {
+    let alive = || async { "ok\n" };
+    Router::new()
+        .route("/livez", get(alive))
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .with_state(board)
+}
+
+async fn ready(State(board): State<Board>) -> Response {
+    let snapshot = board.read();
+    if snapshot.taken.elapsed() > STALE {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the coordinator's loop does not turn\n").into_response();
+    }
+    match &snapshot.status.failure {
+        Some(failure) => (StatusCode::SERVICE_UNAVAILABLE, format!("the run failed: {failure}\n")).into_response(),
+        None => "ok\n".into_response(),
+    }
+}
+
+async fn status(State(board): State<Board>) -> Response {
+    Json(&board.read().status).into_response()
+}
+
+async fn metrics(State(board): State<Board>) -> Response {
+    let mut registry = Registry::with_prefix("adaptis");
+    registry.register_collector(Box::new(Metrics(board.read())));
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+#[derive(Debug)]
+struct Metrics(Arc<Snapshot>);
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let status = &self.0.status;
+        let gauges = [
+            ("iteration", "Last complete iteration", Some(status.place.step.0 as f64)),
+            ("epoch", "Plan in force", Some(status.place.epoch.0 as f64)),
+            ("generation", "Membership in force", Some(status.place.generation.0 as f64)),
+            ("term", "Reign", Some(status.term.0 as f64)),
+            ("loss", "Loss of the last iteration", status.loss.map(f64::from)),
+            ("iteration_duration_ns", "Duration of the last iteration", status.duration_ns.map(|ns| ns as f64)),
+            ("iteration_predicted_ns", "What the simulator says of it", status.predicted_ns.map(|ns| ns as f64)),
+            ("iteration_lower_bound_ns", "No plan takes less", status.lower_bound_ns.map(|ns| ns as f64)),
+            ("training", "1 while the run goes on", Some(f64::from(u8::from(is_training(status.state))))),
+        ];
+        for (name, help, value) in gauges {
+            if let Some(value) = value {
+                gauge(&mut encoder, name, help, &[("", vec![], value)])?;
+            }
+        }
+        self.encode_devices(&mut encoder)?;
+        count(&mut encoder, "switches", "Changes of plan", &[(vec![], status.switches)])?;
+        let counters: Vec<_> =
+            status.counters.iter().map(|(name, value)| (vec![("name", name.as_str())], *value)).collect();
+        count(&mut encoder, "events", "What was counted, by name", &counters)
+    }
+}
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+impl Metrics {
+    fn encode_devices(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Snapshot { status, health, .. } = &*self.0;
+        type Reading = fn(&adaptis_proto::message::DeviceStatus) -> Option<f64>;
+        let readings: [(&str, &str, Reading); 3] = [
+            ("device_bubble", "Share of the last iteration without work", |device| device.bubble),
+            ("device_slowdown", "Estimated, 1 = as its kind", |device| device.slowdown),
+            ("device_peak_bytes", "Peak memory of the last iteration", |device| device.peak_bytes.map(|of| of as f64)),
+        ];
+        for (name, help, reading) in readings {
+            let values: Vec<_> = status
+                .devices
+                .iter()
+                .filter_map(|device| Some(("", vec![("device", device.name.as_str())], reading(device)?)))
+                .collect();
+            gauge(encoder, name, help, &values)?;
+        }
+        let of_agents: Vec<_> = health
+            .iter()
+            .flat_map(|health| {
+                let labels = |name| vec![("device", health.device.as_str()), ("name", name)];
+                health.readings.iter().map(move |(name, value)| ("", labels(name.as_str()), *value))
+            })
+            .collect();
+        gauge(encoder, "device_reading", "What the device's agent reads, by name", &of_agents)
+    }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: &[(&str, Labels<'_>, f64)],
+) -> Result<(), std::fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (_, labels, value) in values {
+        ConstGauge::new(*value).encode(metric.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+fn count(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: &[(Labels<'_>, u64)],
+) -> Result<(), std::fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in values {
+        ConstCounter::new(*value).encode(metric.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+fn is_training(state: RunState) -> bool {
+    matches!(state, RunState::Training | RunState::Searching | RunState::Preparing)
+}

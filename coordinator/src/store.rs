@@ -1,0 +1,203 @@
+//! What the coordinator keeps on disk: the ledger, the samples, the profiles. One SQLite file in the run's folder.
+//!
+//! 1. A reign writes only while [`Head`] bears its term: every transaction of the ledger checks it, and one that finds
+//!    another term writes nothing (DeposedIsSilent).
+//! 2. What the ledger says is written once stays as it is; a second, different record is a conflict (NumbersOnce).
+//! 3. A commit is on the disk when it returns: write-ahead log, `synchronous = FULL`.
+//! 4. Samples are kept up to a limit in bytes; the oldest go first and are counted.
+//! 5. One process writes a folder at a time; the lock ends with the process.
+//!
+//! Left out on purpose: migrating a store of another version. It is refused with its version.
+
+mod ledger;
+mod profiles;
+mod samples;
+mod work;
+
+pub use profiles::{PROFILES_MAX, Profiles};
+pub use samples::{RECORDS_BYTES_MAX, Stored};
+pub use work::work_of;
+
+use adaptis_coordinator_core::Head;
+use adaptis_proto::{Epoch, Term};
+use rusqlite::{Connection, OpenFlags};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Name of the file in the run's folder.
+pub const FILE: &str = "store.db";
+/// Name of the lock beside it.
+pub const LOCK: &str = "store.lock";
+/// Of a store that this build reads and writes.
+pub const VERSION: i32 = 1;
+/// "ADPT": tells our files from other SQLite files.
+const APPLICATION: i32 = 0x4144_5054;
+
+const SCHEMA: &str = "
+CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), term INTEGER, generation INTEGER, epoch INTEGER);
+INSERT INTO head VALUES (1, 0, 0, 0);
+CREATE TABLE plans (epoch INTEGER PRIMARY KEY, parent INTEGER, generation INTEGER, term INTEGER, text TEXT, digest BLOB);
+CREATE TABLE aborted (epoch INTEGER PRIMARY KEY);
+CREATE TABLE generations (generation INTEGER PRIMARY KEY, body TEXT);
+CREATE TABLE decisions (number INTEGER PRIMARY KEY, body TEXT);
+CREATE TABLE switches (epoch INTEGER PRIMARY KEY, body TEXT);
+CREATE TABLE phases (first INTEGER, epoch INTEGER, body TEXT, PRIMARY KEY (first, epoch));
+CREATE TABLE endings (kind TEXT PRIMARY KEY, body TEXT);
+CREATE TABLE rings (ring INTEGER PRIMARY KEY, device TEXT, next INTEGER, lost INTEGER, dropped INTEGER);
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY, device TEXT, first_step INTEGER, last_step INTEGER, offset_ns INTEGER, error_ns INTEGER,
+    body BLOB
+);
+CREATE INDEX records_by_step ON records (last_step);
+CREATE TABLE iterations (
+    step INTEGER, generation INTEGER, epoch INTEGER, duration_ns INTEGER, loss_bits INTEGER,
+    PRIMARY KEY (step, generation)
+);
+CREATE TABLE profiles (signature TEXT, kind TEXT, phase INTEGER, histogram BLOB, PRIMARY KEY (signature, kind, phase));
+";
+
+/// Why a store can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it.
+    #[error("{path} is in use by another coordinator: stop that one, or choose another folder")]
+    InUse {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// A file can't be made, opened or written.
+    #[error("{path}: {source}")]
+    Environment {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no store of ours.
+    #[error("{path} is not a store of Adaptis: choose another folder, or move the file away")]
+    Foreign {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The store is of a version that this build does not know.
+    #[error("{path} is a store of version {found}, and this build knows version {VERSION}")]
+    Version {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        found: i32,
+    },
+    /// An entry can't be read back.
+    #[error("the store is damaged: {what} can't be read")]
+    Damaged {
+        /// Which entry.
+        what: String,
+    },
+    /// Another coordinator reigns.
+    #[error("this coordinator of term {ours} was deposed: the ledger is at term {term}, generation {generation}, plan {epoch}",
+        term = .found.term, generation = .found.generation, epoch = .found.epoch)]
+    Deposed {
+        /// Our term.
+        ours: Term,
+        /// What the ledger says.
+        found: Head,
+    },
+    /// A number would be used twice.
+    #[error("{what} is in the ledger already, and differs")]
+    Conflict {
+        /// Which entry.
+        what: String,
+    },
+    /// SQLite failed.
+    #[error("the store failed: {0}")]
+    Database(#[from] rusqlite::Error),
+}
+
+/// The store of a run, open for writing.
+pub struct Store {
+    path: PathBuf,
+    connection: Connection,
+    records_bytes: u64,
+    records_bytes_max: u64,
+    /// Held until the store is dropped, and by the system until the process ends.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store of a folder, and makes both if they aren't there.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; nothing is changed then.
+    pub fn open(dir: &Path, records_bytes_max: u64) -> Result<Store, StoreError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Environment { path, source }
+        };
+        std::fs::create_dir_all(dir).map_err(failed(dir))?;
+        let lock_path = dir.join(LOCK);
+        let options = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = options.map_err(failed(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::InUse { path: lock_path }),
+            Err(std::fs::TryLockError::Error(source)) => return Err(failed(&lock_path)(source)),
+        }
+        let path = dir.join(FILE);
+        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let records_bytes = samples::bytes(&connection)?;
+        Ok(Store { path, connection, records_bytes, records_bytes_max, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Opens the file, checks that it is ours, and gives an empty one its tables.
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+    let foreign = |error: rusqlite::Error| match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
+        Some(rusqlite::ErrorCode::DatabaseCorrupt) => StoreError::Damaged { what: path.display().to_string() },
+        Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied | rusqlite::ErrorCode::ReadOnly) => {
+            StoreError::Environment { path: path.to_owned(), source: std::io::Error::other(error) }
+        }
+        _ => StoreError::Database(error),
+    };
+    let mut connection = Connection::open_with_flags(path, flags).map_err(foreign)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    let number = |connection: &Connection, pragma: &str| {
+        connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(foreign)
+    };
+    let (application, version) = (number(&connection, "application_id")?, number(&connection, "user_version")?);
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0)).map_err(foreign)?;
+    match (application, version, tables) {
+        (0, 0, 0) => {
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(SCHEMA)?;
+            transaction.pragma_update(None, "application_id", APPLICATION)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            transaction.commit()?;
+        }
+        (APPLICATION, VERSION, _) => {}
+        (APPLICATION, found, _) => return Err(StoreError::Version { path: path.to_owned(), found }),
+        _ => return Err(StoreError::Foreign { path: path.to_owned() }),
+    }
+    Ok(connection)
+}
+
+/// SQLite's integers are signed: the bits are kept.
+fn sql(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+/// The bits back.
+fn number(sql: i64) -> u64 {
+    sql.cast_unsigned()
+}
+
+fn epoch_name(what: &str, epoch: Epoch) -> String {
+    format!("{what} {epoch}")
+}

@@ -1,0 +1,84 @@
+//! Where a device's layers are worked on: the real work, its pace, and the sample of it.
+//!
+//! The wait for a layer's deadline is put off until the next layer begins or the instruction is completed, so that the
+//! last layer's result can leave first.
+
+use super::noise::Noise;
+use super::pace::{Late, Pace};
+use crate::clock::Clock;
+use crate::tape::Tape;
+use adaptis_proto::sample::{Mark, Phase, Place, Sample};
+use adaptis_proto::{LayerIndex, Microbatch};
+
+/// What a piece of work is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task {
+    pub layer: usize,
+    pub microbatch: Microbatch,
+    pub phase: Phase,
+    /// Before slowdown and noise.
+    pub cost_ns: u64,
+}
+
+/// A device's workplace.
+pub(super) struct Bench<C> {
+    pub pace: Pace<C>,
+    pub noise: Noise,
+    pub place: Place,
+    pub mark: Mark,
+    tape: Tape,
+    /// Done, and not waited for yet.
+    open: Option<Open>,
+}
+
+struct Open {
+    task: Task,
+    start_ns: u64,
+    deadline_ns: u64,
+}
+
+impl<C: Clock> Bench<C> {
+    pub fn new(pace: Pace<C>, noise: Noise, tape: Tape) -> Self {
+        Bench { pace, noise, place: Place::default(), mark: Mark::Cold, tape, open: None }
+    }
+
+    /// Does a piece of the instruction that the pace has begun.
+    pub fn work<R>(&mut self, task: Task, real: impl FnOnce() -> R) -> R {
+        self.close();
+        let start_ns = self.pace.clock().now_ns();
+        let result = real();
+        let deadline_ns = self.pace.add(self.cost_ns(task));
+        self.open = Some(Open { task, start_ns, deadline_ns });
+        result
+    }
+
+    /// Waits for the deadline of the last piece and records it.
+    pub fn close(&mut self) {
+        let Some(Open { task, start_ns, deadline_ns }) = self.open.take() else { return };
+        self.pace.clock().wait_until(deadline_ns);
+        let duration_ns = self.pace.clock().now_ns().saturating_sub(start_ns);
+        self.tape.record(Sample::Work {
+            place: self.place,
+            layer: LayerIndex::from(task.layer),
+            microbatch: task.microbatch,
+            phase: task.phase,
+            mark: self.mark,
+            start_ns,
+            duration_ns,
+        });
+    }
+
+    /// What a task costs this time, before the slowdown.
+    pub fn cost_ns(&self, task: Task) -> f64 {
+        let factor = self.noise.factor(self.place.step.0, task.layer, task.microbatch.0, task.phase);
+        task.cost_ns as f64 * factor
+    }
+
+    pub fn late(&self) -> Late {
+        self.pace.late()
+    }
+
+    pub fn tape(&self) -> &Tape {
+        &self.tape
+    }
+}

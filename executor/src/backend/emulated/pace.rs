@@ -1,0 +1,150 @@
+//! The device's clock: holds real work to the time that the emulated device takes.
+//!
+//! ```text
+//!   device clock   |start    |deadline 1   |deadline 2       free_at
+//!   real work      [##...wait][####...wait ][###.... sent early, completed later
+//! ```
+//!
+//! 1. An instruction starts at the later of the end of the one before and the arrival of its input.
+//! 2. Its end is `start + round(sum of costs x slowdown) + fixed cost`, however the host schedules the real work, as
+//!    long as the work is late by no more than [`SLACK_NS`]: it then catches up, as a GPU's stream absorbs the jitter of
+//!    its launches.
+//! 3. Work that is later than that moves the device's clock, and the whole overrun is counted. Nothing is hidden.
+
+use crate::clock::Clock;
+
+/// Lateness of the host that the device's clock absorbs.
+pub const SLACK_NS: u64 = 3_000_000;
+
+/// By how much, and how often, the host was too slow for the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Late {
+    /// Sum of overruns.
+    pub ns: u64,
+    /// How many.
+    pub count: u64,
+}
+
+/// A device's clock.
+#[derive(Debug)]
+pub struct Pace<C> {
+    clock: C,
+    slowdown: f64,
+    /// When the last instruction ended, and the next may start.
+    free_at_ns: u64,
+    /// Start of the instruction at work, moved by its overruns.
+    origin_ns: u64,
+    /// Costs of the instruction so far, before the slowdown.
+    elapsed_ns: f64,
+    late: Late,
+}
+
+impl<C: Clock> Pace<C> {
+    /// A free device.
+    pub fn new(clock: C, slowdown: f64) -> Pace<C> {
+        let free_at_ns = clock.now_ns();
+        Pace { clock, slowdown, free_at_ns, origin_ns: free_at_ns, elapsed_ns: 0.0, late: Late::default() }
+    }
+
+    /// The host's clock.
+    pub fn clock(&self) -> &C {
+        &self.clock
+    }
+
+    /// Factor on all costs from now on.
+    pub fn set_slowdown(&mut self, slowdown: f64) {
+        self.slowdown = slowdown;
+    }
+
+    /// What some costs take on this device, rounded half up.
+    pub fn slowed(&self, cost_ns: f64) -> u64 {
+        (cost_ns * self.slowdown).round() as u64
+    }
+
+    /// When the device is free.
+    pub fn free_at_ns(&self) -> u64 {
+        self.free_at_ns
+    }
+
+    /// Overruns so far.
+    pub fn late(&self) -> Late {
+        self.late
+    }
+
+    /// Starts an instruction whose input is there at `due_ns`: waits for its start.
+    pub fn begin(&mut self, due_ns: u64) {
+        self.origin_ns = self.free_at_ns.max(due_ns);
+        self.elapsed_ns = 0.0;
+        self.clock.wait_until(self.origin_ns);
+        self.absorb();
+    }
+
+    /// Adds a part of the instruction; returns when it is to end.
+    pub fn add(&mut self, cost_ns: f64) -> u64 {
+        self.elapsed_ns += cost_ns;
+        self.absorb();
+        self.deadline_ns()
+    }
+
+    /// Ends the instruction, without waiting: returns when its result exists on the device.
+    pub fn end(&mut self, fixed_ns: u64) -> u64 {
+        self.absorb();
+        self.free_at_ns = self.deadline_ns() + fixed_ns;
+        self.free_at_ns
+    }
+
+    /// The device is free no earlier than this.
+    pub fn rest_until(&mut self, instant_ns: u64) {
+        self.free_at_ns = self.free_at_ns.max(instant_ns);
+    }
+
+    /// Waits until the device is free; returns the host's time then.
+    pub fn wait_free(&mut self) -> u64 {
+        self.clock.wait_until(self.free_at_ns);
+        self.clock.now_ns()
+    }
+
+    fn deadline_ns(&self) -> u64 {
+        self.origin_ns + self.slowed(self.elapsed_ns)
+    }
+
+    fn absorb(&mut self) {
+        let overrun_ns = self.clock.now_ns().saturating_sub(self.deadline_ns());
+        if overrun_ns > SLACK_NS {
+            self.origin_ns += overrun_ns;
+            self.late.ns += overrun_ns;
+            self.late.count += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Unpaced;
+
+    #[test]
+    fn an_instruction_starts_after_its_input_and_takes_its_rounded_cost() {
+        let mut pace = Pace::new(Unpaced::default(), 1.5);
+        pace.begin(100);
+        assert_eq!(pace.add(1.0), 102, "1.5 rounds up");
+        assert_eq!(pace.add(1.0), 103, "the sum is rounded, not the parts");
+        assert_eq!(pace.end(7), 110);
+        pace.begin(50);
+        assert_eq!(pace.add(10.0), 125, "it was not free before");
+    }
+
+    #[test]
+    fn small_lateness_is_caught_up_and_large_lateness_moves_the_clock_and_is_counted() {
+        let mut pace = Pace::new(Unpaced::default(), 1.0);
+        pace.begin(0);
+        pace.add(1e6);
+        pace.clock().wait_until(1_000_000 + SLACK_NS);
+        assert_eq!(pace.end(0), 1_000_000);
+        assert_eq!(pace.late(), Late::default());
+        pace.clock().wait_until(10_000_000);
+        pace.begin(0);
+        assert_eq!(pace.late(), Late { ns: 9_000_000, count: 1 });
+        assert_eq!(pace.end(0), 10_000_000);
+    }
+}

@@ -1,0 +1,4 @@
+//! What executes the phases of a layer.
+
+pub mod cpu;
+pub mod emulated;

@@ -1,0 +1,155 @@
+//! The control thread: the rank's conversation with the coordinator, beside training.
+//!
+//! 1. Everything that must arrive is repeated until something answers it: Hello until START, Failed and Finished until
+//!    Dismissed. The rest (Beat, Prepared, Active) is said again on the next occasion.
+//! 2. A queue that is full loses the newest message; repetition makes up for it.
+//! 3. Nothing here holds up training.
+
+use crate::compiled::Compiled;
+use crate::station::{Errand, Station};
+use adaptis_executor_core::Begin;
+use adaptis_link::Client;
+use adaptis_proto::message::{DeviceCard, FromCoordinator, Job, RankEvent, Rejection, ToCoordinator};
+use adaptis_proto::{Incarnation, wire};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+/// How often Hello is said until START.
+const HELLO_EVERY: Duration = Duration::from_millis(500);
+/// How often a rank that trains says that it lives.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// How often the end of a rank is told until it is dismissed.
+const END_EVERY: Duration = Duration::from_millis(200);
+/// How long an order waits before it is seen, at most, and an event of training before it is told.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What the control thread tells the training thread.
+pub enum News {
+    /// Begin.
+    Begin(Begin, Arc<Compiled>),
+    /// The coordinator turned this rank away.
+    Rejected(Rejection),
+    /// The coordinator has recorded the end.
+    Dismissed,
+}
+
+/// The control thread's state.
+pub struct Control {
+    /// To the coordinator.
+    pub client: Client,
+    /// Where it meets training.
+    pub station: Arc<Station>,
+    /// Which process.
+    pub incarnation: Incarnation,
+    /// Which device.
+    pub card: DeviceCard,
+    /// What it trains.
+    pub job: Job,
+    /// Where peers reach it.
+    pub endpoint: String,
+    /// What training tells.
+    pub events: Receiver<RankEvent>,
+    /// What training is told.
+    pub news: Sender<News>,
+    /// Set when training is over and nothing more is to be said.
+    pub leave: Arc<AtomicBool>,
+}
+
+/// When to say what is said again and again.
+struct Due {
+    /// None after START.
+    hello: Option<Instant>,
+    beat: Instant,
+}
+
+impl Control {
+    /// Runs until the rank leaves.
+    pub fn run(self) {
+        let mut due = Due { hello: Some(Instant::now()), beat: Instant::now() };
+        let mut end: Option<(RankEvent, Instant)> = None;
+        while !self.leave.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            if due.hello.is_some_and(|at| now >= at) {
+                self.introduce();
+                due.hello = Some(now + HELLO_EVERY);
+            }
+            match &mut end {
+                Some((event, at)) if now >= *at => {
+                    self.tell(event.clone());
+                    *at = now + END_EVERY;
+                }
+                Some(_) => {}
+                None if now >= due.beat => {
+                    self.station.beat().into_iter().for_each(|event| self.tell(event));
+                    due.beat = now + BEAT_EVERY;
+                }
+                None => {}
+            }
+            for event in self.events.try_iter() {
+                match event {
+                    RankEvent::Failed { .. } | RankEvent::Finished { .. } => end = Some((event, now)),
+                    event => self.tell(event),
+                }
+            }
+            if self.listen(&mut due).is_err() {
+                tracing::error!("the link to the coordinator is closed");
+                return;
+            }
+        }
+    }
+
+    /// Takes all orders that are there; waits a moment for the first.
+    fn listen(&self, due: &mut Due) -> Result<(), adaptis_link::Error> {
+        let mut wait = LOOK_EVERY;
+        while let Some(bytes) = self.client.receive(wait)? {
+            wait = Duration::ZERO;
+            match wire::decode::<FromCoordinator>(&bytes) {
+                Ok(FromCoordinator::Rank(order)) => {
+                    for errand in self.station.order(order) {
+                        if matches!(errand, Errand::Begin(..) | Errand::GiveUp(_)) {
+                            // The first beat tells the coordinator that START has arrived.
+                            *due = Due { hello: None, beat: Instant::now() };
+                        }
+                        self.run_errand(errand);
+                    }
+                }
+                Ok(FromCoordinator::Agent(_) | FromCoordinator::Answer(_)) => {
+                    tracing::warn!("the coordinator sent a rank what is not for ranks");
+                }
+                Err(error) => tracing::warn!(%error, "a message of the coordinator cannot be read"),
+            }
+        }
+        Ok(())
+    }
+
+    fn run_errand(&self, errand: Errand) {
+        let news = match errand {
+            Errand::Tell(event) => return self.tell(event),
+            Errand::Introduce => return self.introduce(),
+            Errand::Begin(begin, compiled) => News::Begin(begin, compiled),
+            Errand::Leave => News::Dismissed,
+            Errand::GiveUp(reason) => News::Rejected(reason),
+        };
+        // Training may have ended by itself: then nobody needs the news.
+        let _ = self.news.send(news);
+    }
+
+    fn introduce(&self) {
+        self.tell(RankEvent::Hello {
+            incarnation: self.incarnation,
+            card: self.card.clone(),
+            job: self.job.clone(),
+            endpoint: self.endpoint.clone(),
+            place: self.station.place(),
+            seen: self.station.seen(),
+        });
+    }
+
+    fn tell(&self, event: RankEvent) {
+        if let Err(error) = self.client.send(wire::encode(&ToCoordinator::Rank(event))) {
+            tracing::debug!(%error, "the coordinator could not be told");
+        }
+    }
+}

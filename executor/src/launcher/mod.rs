@@ -1,0 +1,7 @@
+//! Starting the parts of a job on one machine, and the faults that a demo makes.
+
+mod fault;
+mod process;
+
+pub use fault::{Fault, FaultError, What};
+pub use process::{Process, end_all, exit_text};

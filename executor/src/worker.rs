@@ -1,0 +1,250 @@
+//! A rank as a process: reads its emulation, meets the coordinator, trains, and leaves.
+
+use crate::backend::cpu::Text;
+use crate::backend::emulated::{Device, Late, links::Links, memory};
+use crate::clock::Monotonic;
+use crate::compiled::{Compiler, Room};
+use crate::control::{Control, News};
+use crate::station::Station;
+use crate::tape::Tape;
+use crate::training::{Outcome, Parts, Training, patience};
+use crate::transport::{Mailbox, Peers, tcp};
+use crate::{Emulation, ExecutorError, Halt};
+use adaptis_link::{Client, Limits, Security};
+use adaptis_plan::{Plan, Problem};
+use adaptis_proto::message::Refusal;
+use adaptis_proto::sample::Place;
+use adaptis_proto::{DeviceIndex, Incarnation, Step};
+use adaptis_ring::{CAPACITY_RECORDS_DEFAULT, Recorder};
+use std::cell::RefCell;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// How a rank is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `tcp://HOST:PORT`.
+    pub coordinator: String,
+    /// Name of the device, one of the emulation's.
+    pub device: String,
+    /// The `adaptis.emulation/1` file.
+    pub emulation: PathBuf,
+    /// Where to put the ring that the agent reads.
+    pub ring: PathBuf,
+    /// Of the links to the coordinator and to the peers.
+    pub security: Security,
+    /// Where to listen for peers, `tcp://127.0.0.1:*`.
+    pub listen: String,
+    /// A peer is waited for the larger one of this and of 5 predicted iterations.
+    pub patience: Duration,
+    /// How long a rank that has finished waits to be dismissed.
+    pub dismissal: Duration,
+    /// How long a rank that has failed goes on telling so.
+    pub farewell: Duration,
+}
+
+impl Options {
+    /// The rest, with the deadlines of production.
+    pub fn new(coordinator: String, device: String, emulation: PathBuf, ring: PathBuf) -> Options {
+        Options {
+            coordinator,
+            device,
+            emulation,
+            ring,
+            security: Security::Open,
+            listen: "tcp://127.0.0.1:*".to_owned(),
+            patience: Duration::from_secs(30),
+            dismissal: Duration::from_secs(60),
+            farewell: Duration::from_secs(3),
+        }
+    }
+}
+
+/// How a rank ended in good order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ended {
+    /// All iterations are done and recorded.
+    Finished {
+        /// Where training ended.
+        place: Place,
+        /// By how much the host was too slow for the device.
+        late: Late,
+        /// Samples lost because the ring was full.
+        dropped: u64,
+    },
+    /// It was asked to stop.
+    Stopped,
+}
+
+/// How often a wait for news looks at the stop flag.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// Runs a rank to its end. `stop` ends it at the next boundary or bounded wait.
+///
+/// # Errors
+/// Wrong files, a link or a ring that can't be made, a coordinator that turns it away or is gone at the end, a failure
+/// of training.
+pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorError> {
+    let emulation = read_emulation(&options.emulation)?;
+    let text = read_text(&emulation.text)?;
+    let index = emulation.truth.device_index(&options.device).ok_or_else(|| ExecutorError::UnknownDevice {
+        device: options.device.clone(),
+        known: emulation.truth.devices.iter().map(|device| device.name.clone()).collect(),
+    })?;
+    let (truth, index) = (Arc::new(emulation.truth.clone()), DeviceIndex::from(index));
+    let incarnation = Incarnation(RandomState::new().hash_one(std::process::id()));
+    let recorder = Recorder::create(&options.ring, &options.device, incarnation, CAPACITY_RECORDS_DEFAULT)?;
+    let listener = tcp::Listener::bind(&options.listen, &options.security)?;
+
+    let room = EmulatedRoom { truth: Arc::clone(&truth), device: index };
+    let compiler = Compiler::new(&emulation.job(), index, Box::new(room));
+    let (station, events) = Station::new(&options.device, incarnation, compiler);
+    let identity = format!("rank/{}/{incarnation}", options.device);
+    let limits = Limits { outgoing_len: 64, per_peer_len: 64, ..Limits::default() };
+    let (news_in, news) = channel();
+    let leave = Arc::new(AtomicBool::new(false));
+    let control = Control {
+        client: Client::connect(&options.coordinator, &identity, &options.security, limits)?,
+        station: Arc::clone(&station),
+        incarnation,
+        card: emulation.card(index.index()),
+        job: emulation.job(),
+        endpoint: listener.endpoint().to_owned(),
+        events,
+        news: news_in,
+        leave: Arc::clone(&leave),
+    };
+    let thread = std::thread::Builder::new().name("control".into()).spawn(move || control.run());
+    let thread = thread.map_err(ExecutorError::Thread)?;
+
+    let rank = Rank { options, emulation, truth, index, text, station, stop, news };
+    let ended = rank.live(recorder, listener);
+    leave.store(true, Ordering::Relaxed);
+    if thread.join().is_err() {
+        tracing::error!("the control thread panicked");
+    }
+    ended
+}
+
+struct Rank {
+    options: Options,
+    emulation: Emulation,
+    truth: Arc<Problem>,
+    index: DeviceIndex,
+    text: Text,
+    station: Arc<Station>,
+    stop: Arc<AtomicBool>,
+    news: Receiver<News>,
+}
+
+impl Rank {
+    fn live(&self, recorder: Recorder, listener: tcp::Listener) -> Result<Ended, ExecutorError> {
+        let (begin, compiled) = match self.wait_for_news(None) {
+            Some(News::Begin(begin, compiled)) => (begin, compiled),
+            Some(News::Rejected(reason)) => {
+                // What there is to say of it is said by the control thread; give it the time.
+                self.wait_for_news(Some(self.options.farewell));
+                return Err(ExecutorError::Rejected(reason));
+            }
+            Some(News::Dismissed) | None => return Ok(Ended::Stopped),
+        };
+        let recorder = Rc::new(RefCell::new(recorder));
+        let tape = Tape::new(recorder.clone());
+        let place = Place { step: Step(0), epoch: begin.epoch, generation: begin.generation };
+        let wire = listener.connect(&begin.members, self.index)?;
+        let patience = patience(&compiled.plan, self.options.patience);
+        let mailbox = Mailbox::new(wire, self.index, place, patience, Arc::clone(&self.stop));
+        let links = Links::new(&self.truth, self.index);
+        let peers = Peers::new(mailbox, links, tape.clone(), Arc::clone(&self.truth), self.index);
+        let device = Device::new(
+            &self.emulation,
+            Arc::clone(&self.truth),
+            self.index,
+            self.text.clone(),
+            Monotonic::new(),
+            tape.clone(),
+        )
+        .map_err(|source| ExecutorError::Emulation { path: self.options.emulation.clone(), source })?;
+        let parts = Parts {
+            station: Arc::clone(&self.station),
+            device,
+            peers,
+            tape,
+            index: self.index,
+            truth: Arc::clone(&self.truth),
+            compiled,
+            place,
+            patience_floor: self.options.patience,
+        };
+        let mut training = Training::new(&self.emulation, parts);
+        let outcome = training.calibrate_and_train();
+        let (late, (refused, malformed)) = training.counters();
+        let dropped = recorder.borrow().dropped();
+        tracing::info!(late_ns = late.ns, late_count = late.count, refused, malformed, dropped, "training ended");
+        match outcome {
+            Ok(outcome) => self.await_dismissal(&outcome, late, dropped),
+            Err(Halt::Asked) => Ok(Ended::Stopped),
+            Err(Halt::Failed(failure)) => {
+                self.wait_for_news(Some(self.options.farewell));
+                Err(ExecutorError::Failed(failure))
+            }
+        }
+    }
+
+    fn await_dismissal(&self, outcome: &Outcome, late: Late, dropped: u64) -> Result<Ended, ExecutorError> {
+        match self.wait_for_news(Some(self.options.dismissal)) {
+            Some(News::Dismissed) => Ok(Ended::Finished { place: outcome.place, late, dropped }),
+            _ if self.stop.load(Ordering::Relaxed) => Ok(Ended::Stopped),
+            _ => Err(ExecutorError::Unconfirmed { waited_s: self.options.dismissal.as_secs() }),
+        }
+    }
+
+    /// The next news; none at the deadline or the stop flag.
+    fn wait_for_news(&self, limit: Option<Duration>) -> Option<News> {
+        let begun = Instant::now();
+        while !self.stop.load(Ordering::Relaxed) && limit.is_none_or(|limit| begun.elapsed() < limit) {
+            match self.news.recv_timeout(SLICE) {
+                Ok(news) => return Some(news),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        None
+    }
+}
+
+/// The emulated device's word on memory.
+pub struct EmulatedRoom {
+    /// Sizes in force.
+    pub truth: Arc<Problem>,
+    /// Which device.
+    pub device: DeviceIndex,
+}
+
+impl Room for EmulatedRoom {
+    fn grant(&self, current: Option<&Plan>, next: &Plan) -> Result<(), Refusal> {
+        let available_bytes = self.truth.devices[self.device.index()].memory_bytes;
+        let switch = current.map_or(0, |current| memory::switch_bytes(&self.truth, self.device, current, next));
+        let needed_bytes = memory::peak_bytes(&self.truth, self.device, next).max(switch);
+        match needed_bytes <= available_bytes {
+            true => Ok(()),
+            false => Err(Refusal::Memory { needed_bytes, available_bytes }),
+        }
+    }
+}
+
+fn read_emulation(path: &Path) -> Result<Emulation, ExecutorError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ExecutorError::File { path: path.to_owned(), source })?;
+    Emulation::read(&text).map_err(|source| ExecutorError::Emulation { path: path.to_owned(), source })
+}
+
+fn read_text(path: &Path) -> Result<Text, ExecutorError> {
+    let bytes = std::fs::read(path).map_err(|source| ExecutorError::File { path: path.to_owned(), source })?;
+    Text::from_bytes(bytes).map_err(|source| ExecutorError::Text { path: path.to_owned(), source })
+}

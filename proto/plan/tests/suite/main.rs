@@ -1,0 +1,10 @@
+//! The crate seen from outside.
+
+mod files;
+mod mapping;
+mod properties;
+mod ranges;
+mod reading;
+mod rows;
+mod rules;
+mod support;

@@ -1,0 +1,90 @@
+//! `adaptis coordinator`: takes in samples, estimates, plans, commits.
+
+use crate::signals::Stop;
+use crate::{failure, files, keys};
+use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options};
+use anyhow::Result;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Runs the coordinator.
+///
+/// It waits for the ranks that a job declares, follows their training, and, in mode adapt, changes their plan when that
+/// pays. It can be killed and started again at any time: all that it decided is in the run folder, and training does not
+/// wait for it. TERM ends it in order, with the report written.
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  adaptis coordinator --dir run --mode adapt
+
+Pages: /status, /metrics, /livez, /readyz")]
+pub struct Arguments {
+    /// The run folder: store, report, plans
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Where ranks, agents and tools reach it
+    #[arg(long, default_value = "tcp://127.0.0.1:29611", value_name = "ADDRESS")]
+    listen: String,
+    /// Where its pages are, or `none`
+    #[arg(long, default_value = "127.0.0.1:29610", value_name = "HOST:PORT")]
+    http: String,
+    /// What it may do: observe (measure only), advise (also say what would be better), adapt (switch)
+    #[arg(long, env = "ADAPTIS_MODE", value_enum, default_value = "observe")]
+    mode: ModeName,
+    /// Keep the first plan throughout: a run to compare with
+    #[arg(long = "static")]
+    keep: bool,
+    /// Of the random choices
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Longest time for one search
+    #[arg(long, value_parser = files::duration, default_value = "1s", value_name = "TIME")]
+    search_time: Duration,
+    /// Iterations that a gain is expected to last, at most
+    #[arg(long, default_value_t = 1000, value_name = "ITERATIONS", value_parser = clap::value_parser!(u64).range(1..))]
+    horizon: u64,
+    /// Faults made on purpose, for the report: a JSON list of {"iteration", "text"}
+    #[arg(long, value_name = "FILE")]
+    faults: Option<PathBuf>,
+    /// Folder of keys, made by `adaptis keys`
+    #[arg(long, env = "ADAPTIS_KEYS", value_name = "DIR")]
+    keys: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ModeName {
+    Observe,
+    Advise,
+    Adapt,
+}
+
+pub fn run(arguments: Arguments) -> Result<()> {
+    let stop = Stop::listen_as_service()?;
+    let mut options = Options::new(arguments.dir);
+    options.security = keys::security(arguments.keys.as_deref(), "server")?;
+    options.listen = arguments.listen;
+    options.http = (arguments.http != "none").then_some(arguments.http);
+    options.mode = match arguments.mode {
+        ModeName::Observe => Mode::Observe,
+        ModeName::Advise => Mode::Advise,
+        ModeName::Adapt => Mode::Adapt,
+    };
+    options.static_plan = arguments.keep;
+    options.seed = arguments.seed;
+    options.search_budget = arguments.search_time;
+    options.horizon_iterations = arguments.horizon;
+    options.faults = arguments.faults;
+    match adaptis_coordinator::run(options, stop.flag()).map_err(end)? {
+        Ended::Finished => eprintln!("the run is finished and recorded"),
+        Ended::Failed(reason) => eprintln!("the run failed: {reason}"),
+        Ended::Stopped => eprintln!("stopped as asked; the run can go on with a new coordinator"),
+    }
+    Ok(())
+}
+
+fn end(error: CoordinatorError) -> anyhow::Error {
+    use adaptis_link::Error as Link;
+    match &error {
+        CoordinatorError::Link(Link::BadAddress { .. } | Link::Unprotected { .. }) => failure::usage(error),
+        _ => failure::environment(error),
+    }
+}

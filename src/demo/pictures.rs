@@ -1,0 +1,124 @@
+//! Measured iterations as panels of a picture: what each device really did, when.
+
+use adaptis_plan::{Action, Plan};
+use adaptis_planner::export::{Bar, Kind, Lane, Panel, layers_text, milliseconds};
+use adaptis_proto::sample::{Phase, Sample};
+use std::collections::HashMap;
+
+/// Gaps up to this long inside one instruction are the clock's, not idle time.
+const JOIN_NS: u64 = 1_000_000;
+
+/// An iteration to draw.
+pub struct Wanted<'a> {
+    /// Its index.
+    pub step: u64,
+    /// What it shows: `before the fault`.
+    pub title: &'a str,
+    /// The plan it ran on.
+    pub plan: &'a Plan,
+}
+
+/// A panel of a measured iteration; none if its samples are not there.
+///
+/// `kinds` are the devices' kinds, `samples` pairs of device name and sample, on one clock.
+pub fn panel(wanted: &Wanted<'_>, kinds: &[String], samples: &[(String, Sample)]) -> Option<Panel> {
+    let (start_ns, duration_ns) = samples.iter().find_map(|(_, sample)| match *sample {
+        Sample::Iteration { place, start_ns, duration_ns, .. } if place.step.0 == wanted.step => {
+            Some((start_ns, duration_ns))
+        }
+        _ => None,
+    })?;
+    let stages = Stages::of(wanted.plan);
+    let lanes: Vec<Lane> = wanted
+        .plan
+        .devices
+        .iter()
+        .zip(kinds)
+        .enumerate()
+        .map(|(index, (device, kind))| Lane {
+            label: format!("{device} {kind}"),
+            note: layers_text(wanted.plan, index),
+            bars: bars(wanted.step, device, start_ns, &stages, samples),
+        })
+        .collect();
+    let busy_ns: u64 = lanes.iter().map(Lane::busy_ns).sum();
+    let idle = 1.0 - busy_ns as f64 / (duration_ns.max(1) * lanes.len().max(1) as u64) as f64;
+    Some(Panel {
+        title: format!("iteration {}: {}", wanted.step, wanted.title),
+        caption: format!(
+            "{}, plan {}, devices idle {:.0}% of it",
+            milliseconds(duration_ns),
+            wanted.plan.epoch,
+            idle.max(0.0) * 100.0
+        ),
+        duration_ns,
+        lanes,
+    })
+}
+
+/// Which stage a layer belongs to, and which of its backwards are fused.
+struct Stages {
+    of_layer: Vec<usize>,
+    fused: HashMap<(usize, usize), ()>,
+}
+
+impl Stages {
+    fn of(plan: &Plan) -> Stages {
+        let mut of_layer = vec![0; plan.layers as usize];
+        for (index, stage) in plan.stages.iter().enumerate() {
+            of_layer[stage.range()].fill(index);
+        }
+        let fused = plan.programs.iter().flatten().filter(|instruction| instruction.action == Action::Backward);
+        Stages {
+            of_layer,
+            fused: fused.map(|i| ((i.stage.index(), i.microbatch.index()), ())).collect(),
+        }
+    }
+
+    fn kind(&self, phase: Phase, stage: usize, microbatch: usize) -> Kind {
+        match phase {
+            Phase::Forward => Kind::Forward,
+            Phase::Recompute => Kind::Recompute,
+            Phase::Optimizer => Kind::Optimizer,
+            _ if self.fused.contains_key(&(stage, microbatch)) => Kind::Backward,
+            Phase::InputGradient => Kind::InputGradient,
+            Phase::WeightGradient => Kind::WeightGradient,
+        }
+    }
+}
+
+/// The bars of a device: the works of its layers, joined where they belong to one instruction.
+fn bars(step: u64, device: &str, origin_ns: u64, stages: &Stages, samples: &[(String, Sample)]) -> Vec<Bar> {
+    let mut works: Vec<Bar> = samples
+        .iter()
+        .filter(|(name, _)| name == device)
+        .filter_map(|(_, sample)| match *sample {
+            Sample::Work { place, layer, microbatch, phase, start_ns, duration_ns, .. } if place.step.0 == step => {
+                let stage = *stages.of_layer.get(layer.index())?;
+                let start_ns = start_ns.saturating_sub(origin_ns);
+                Some(Bar {
+                    kind: stages.kind(phase, stage, microbatch.index()),
+                    stage,
+                    microbatch: microbatch.index(),
+                    start_ns,
+                    end_ns: start_ns + duration_ns,
+                })
+            }
+            _ => None,
+        })
+        .collect();
+    works.sort_by_key(|bar| bar.start_ns);
+    let mut joined: Vec<Bar> = Vec::with_capacity(works.len() / 4);
+    for bar in works {
+        match joined.last_mut() {
+            Some(last)
+                if (last.kind, last.stage, last.microbatch) == (bar.kind, bar.stage, bar.microbatch)
+                    && bar.start_ns <= last.end_ns + JOIN_NS =>
+            {
+                last.end_ns = bar.end_ns;
+            }
+            _ => joined.push(bar),
+        }
+    }
+    joined
+}

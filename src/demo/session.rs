@@ -1,0 +1,291 @@
+//! The processes of a demo: started, watched, disturbed on request, ended in order.
+
+use crate::failure;
+use adaptis_executor::launcher::{Fault, Process, What, end_all, exit_text};
+use adaptis_link::{Client, Limits, Security};
+use adaptis_proto::message::{Answer, Ask, FromCoordinator, Status, ToCoordinator};
+use adaptis_proto::wire;
+use adaptis_ring::Reader;
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Restarts of one part that ended by itself, before the demo gives up.
+const RESTARTS_MAX: u32 = 5;
+/// What a part gets to end in order.
+const GRACE: Duration = Duration::from_secs(8);
+/// What the coordinator gets to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What a session is started with.
+pub struct Setup {
+    /// The run folder.
+    pub dir: PathBuf,
+    /// Folder of the rings, in memory.
+    pub rings: PathBuf,
+    /// Names of the devices.
+    pub devices: Vec<String>,
+    /// Arguments for the coordinator beside where it listens.
+    pub coordinator: Vec<String>,
+    /// Faults that are the launcher's to make.
+    pub faults: Vec<Fault>,
+}
+
+/// A part that is started again when it ends.
+struct Service {
+    process: Process,
+    arguments: Vec<String>,
+    restarts: u32,
+}
+
+/// The running parts.
+pub struct Session {
+    setup: Setup,
+    program: PathBuf,
+    coordinator: Service,
+    agents: Vec<Service>,
+    ranks: Vec<Process>,
+    rings: Vec<Option<Reader>>,
+    client: Client,
+    asked: Option<Instant>,
+    resume: Vec<(Instant, usize)>,
+    /// What the coordinator said last.
+    pub status: Status,
+    /// When it said so.
+    heard: Instant,
+    /// Page of the coordinator.
+    pub page: String,
+}
+
+/// What a look at the session found.
+pub enum Look {
+    /// It goes on.
+    Running,
+    /// All iterations are done and recorded.
+    Finished,
+}
+
+fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?;
+    Ok(listener.local_addr()?.port())
+}
+
+impl Session {
+    /// Starts all parts.
+    pub fn start(setup: Setup) -> Result<Session> {
+        let program = std::env::current_exe().context("where this program stands")?;
+        let address = format!("tcp://127.0.0.1:{}", free_port()?);
+        let http = format!("127.0.0.1:{}", free_port()?);
+        let mut arguments = vec!["coordinator".to_owned(), "--dir".into(), text(&setup.dir)];
+        arguments.extend(["--listen".into(), address.clone(), "--http".into(), http.clone()]);
+        arguments.extend(setup.coordinator.iter().cloned());
+        let coordinator = Service::start(&setup, &program, "coordinator".into(), arguments)?;
+        let identity = format!("demo/{}", std::process::id());
+        let client = Client::connect(&address, &identity, &Security::Open, Limits::default())?;
+        let mut agents = Vec::new();
+        let mut ranks = Vec::new();
+        for device in &setup.devices {
+            let ring = text(&setup.rings.join(device));
+            let mut arguments = vec!["agent".to_owned(), "--device".into(), device.clone()];
+            arguments.extend(["--ring".into(), ring.clone(), "--coordinator".into(), address.clone()]);
+            arguments.extend(["--spool".into(), text(&setup.dir.join("spool").join(device))]);
+            agents.push(Service::start(&setup, &program, format!("agent {device}"), arguments)?);
+            let mut arguments = vec!["rank".to_owned(), "--device".into(), device.clone()];
+            arguments.extend(["--ring".into(), ring, "--coordinator".into(), address.clone()]);
+            arguments.extend(["--emulation".into(), text(&setup.dir.join("emulation.json"))]);
+            ranks.push(start(&setup, &program, format!("rank {device}"), &arguments)?);
+        }
+        Ok(Session {
+            rings: setup.devices.iter().map(|_| None).collect(),
+            setup,
+            program,
+            coordinator,
+            agents,
+            ranks,
+            client,
+            asked: None,
+            resume: Vec::new(),
+            status: Status::default(),
+            heard: Instant::now(),
+            page: format!("http://{http}"),
+        })
+    }
+
+    /// The iteration that the ranks are in, by their own word.
+    pub fn step(&mut self) -> u64 {
+        for (reader, device) in self.rings.iter_mut().zip(&self.setup.devices) {
+            if reader.is_none() {
+                *reader = Reader::open(&self.setup.rings.join(device)).ok();
+            }
+        }
+        self.rings.iter().flatten().map(|reader| reader.step().0).max().unwrap_or(0)
+    }
+
+    /// Whether the coordinator has not been heard for a while.
+    pub fn coordinator_away(&self) -> bool {
+        self.heard.elapsed() > Duration::from_secs(2)
+    }
+
+    /// Looks after everything once.
+    ///
+    /// # Errors
+    /// A rank ended, or a part would not stay up: the demo is over, and why.
+    pub fn look(&mut self, step: u64) -> Result<Look> {
+        self.listen()?;
+        self.disturb(step)?;
+        self.restart()?;
+        if self.status.state == adaptis_proto::message::State::Finished {
+            return Ok(Look::Finished);
+        }
+        if let Some(reason) = &self.status.failure {
+            return Err(failure::negative(format!("the run failed: {reason}")));
+        }
+        for rank in &mut self.ranks {
+            if let Some(status) = rank.poll()
+                && !status.success()
+            {
+                let log = log_path(&self.setup.dir, &rank.name);
+                return Err(failure::negative(format!(
+                    "{} ended with {} in iteration {step}, and the demo with it: going on without a lost rank is not \
+                     part of this version. Its last words: {} (log: {})",
+                    rank.name,
+                    exit_text(status),
+                    last_line(&log),
+                    log.display()
+                )));
+            }
+        }
+        Ok(Look::Running)
+    }
+
+    fn listen(&mut self) -> Result<()> {
+        while let Some(bytes) = self.client.try_receive()? {
+            if let Ok(FromCoordinator::Answer(Answer::Status(status))) = wire::decode(&bytes) {
+                self.status = *status;
+                self.heard = Instant::now();
+                self.asked = None;
+            }
+        }
+        if self.asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(1)) {
+            self.asked = Some(Instant::now());
+            // A full queue means that the coordinator is away: it is asked again in a second.
+            let _ = self.client.send(wire::encode(&ToCoordinator::Ask(Ask::Status)));
+        }
+        Ok(())
+    }
+
+    fn disturb(&mut self, step: u64) -> Result<()> {
+        let now = Instant::now();
+        for (_, rank) in self.resume.extract_if(.., |(until, _)| *until <= now) {
+            self.ranks[rank].signal(libc::SIGCONT);
+        }
+        for fault in self.setup.faults.extract_if(.., |fault| fault.iteration <= step).collect::<Vec<_>>() {
+            let at = |name: &String| {
+                let index = self.setup.devices.iter().position(|device| device == name);
+                index.context("faults were checked against the devices")
+            };
+            match &fault.what {
+                What::KillCoordinator => self.coordinator.process.signal(libc::SIGKILL),
+                What::KillAgent { device } => self.agents[at(device)?].process.signal(libc::SIGKILL),
+                What::KillRank { device } => self.ranks[at(device)?].signal(libc::SIGKILL),
+                What::Pause { device, duration } => {
+                    let rank = at(device)?;
+                    self.ranks[rank].signal(libc::SIGSTOP);
+                    self.resume.push((now + *duration, rank));
+                }
+                // The emulated devices make these themselves.
+                What::Throttle { .. } | What::SlowLink { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        let services = std::iter::once(&mut self.coordinator).chain(&mut self.agents);
+        for service in services {
+            service.restart(&self.setup, &self.program)?;
+        }
+        Ok(())
+    }
+
+    /// Has the report written.
+    pub fn report(&mut self) -> Result<()> {
+        let asked = Instant::now();
+        while asked.elapsed() < ANSWER_TIMEOUT {
+            self.restart()?;
+            let _ = self.client.send(wire::encode(&ToCoordinator::Ask(Ask::Report)));
+            let wait = Instant::now() + Duration::from_secs(2);
+            while let Some(bytes) = self.client.receive(wait.saturating_duration_since(Instant::now()))? {
+                match wire::decode(&bytes) {
+                    Ok(FromCoordinator::Answer(Answer::Report { .. })) => return Ok(()),
+                    Ok(FromCoordinator::Answer(Answer::Failed { reason })) => {
+                        return Err(failure::environment(format!("the report could not be written: {reason}")));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Err(failure::environment(format!("the coordinator wrote no report within {} s", ANSWER_TIMEOUT.as_secs())))
+    }
+
+    /// Ends all parts, ranks first, and takes away what they shared in memory.
+    pub fn end(mut self) {
+        end_all(&mut self.ranks, GRACE);
+        let mut services: Vec<Process> = self.agents.drain(..).map(|service| service.process).collect();
+        end_all(&mut services, GRACE);
+        end_all(std::slice::from_mut(&mut self.coordinator.process), GRACE);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.setup.rings);
+        // Spools are empty after an orderly end; what is left in one is kept.
+        let spool = self.setup.dir.join("spool");
+        for device in &self.setup.devices {
+            let _ = std::fs::remove_dir(spool.join(device));
+        }
+        let _ = std::fs::remove_dir(spool);
+    }
+}
+
+impl Service {
+    fn start(setup: &Setup, program: &Path, name: String, arguments: Vec<String>) -> Result<Service> {
+        Ok(Service { process: start(setup, program, name, &arguments)?, arguments, restarts: 0 })
+    }
+
+    fn restart(&mut self, setup: &Setup, program: &Path) -> Result<()> {
+        let Some(status) = self.process.poll() else { return Ok(()) };
+        let name = self.process.name.clone();
+        if self.restarts >= RESTARTS_MAX || status.code() == Some(i32::from(failure::USAGE)) {
+            let log = log_path(&setup.dir, &name);
+            return Err(failure::environment(format!(
+                "the {name} does not stay up ({}). Its last words: {} (log: {})",
+                exit_text(status),
+                last_line(&log),
+                log.display()
+            )));
+        }
+        self.restarts += 1;
+        self.process = start(setup, program, name, &self.arguments)?;
+        Ok(())
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn log_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join("logs").join(format!("{}.log", name.replace(' ', "-")))
+}
+
+fn start(setup: &Setup, program: &Path, name: String, arguments: &[String]) -> Result<Process> {
+    let log = log_path(&setup.dir, &name);
+    Process::start(name.clone(), program, arguments, &log).with_context(|| format!("the {name} could not be started"))
+}
+
+fn last_line(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("(it said nothing)").to_owned()
+}

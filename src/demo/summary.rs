@@ -1,0 +1,230 @@
+//! The end of a demo: pictures, and a table of what happened.
+
+use super::pictures::{self, Wanted};
+use super::prepare::Stage;
+use crate::{failure, files};
+use adaptis_plan::Plan;
+use adaptis_planner::export::{Panel, milliseconds, perfetto, svg};
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::fmt::Write;
+use std::path::Path;
+
+/// What this reads of an `adaptis.report/1`.
+#[derive(Deserialize)]
+struct Report {
+    iterations: Vec<Iteration>,
+    final_state_digest: Option<String>,
+    faults: Vec<Fault>,
+    decisions: Vec<Decision>,
+    switches: Vec<Switch>,
+    phases: Vec<Phase>,
+    #[serde(default)]
+    counters: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct Iteration {
+    index: u64,
+    epoch: u64,
+    duration_ns: u64,
+    loss: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct Fault {
+    iteration: u64,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Decision {
+    iteration: u64,
+    verdict: String,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Switch {
+    iteration: u64,
+    from: u64,
+    to: u64,
+    layers_moved: u64,
+    bytes_moved: u64,
+    pause_ns: u64,
+}
+
+#[derive(Deserialize)]
+struct Phase {
+    from: u64,
+    to: u64,
+    epoch: u64,
+    measured_median_ns: Option<u64>,
+    predicted_ns: Option<u64>,
+}
+
+/// Draws the pictures and prints the table.
+pub fn finish(dir: &Path, stage: &Stage, json: bool) -> Result<()> {
+    let path = dir.join("report.json");
+    let report: Report = serde_json::from_str(&files::text(&path)?)
+        .map_err(|error| failure::environment(format!("{}: {error}", path.display())))?;
+    draw(dir, stage, &report)?;
+    if json {
+        let answer = serde_json::json!({
+            "report": path,
+            "switches": report.switches.len(),
+            "final_state_digest": report.final_state_digest,
+            "last_phase_median_ns": report.phases.last().and_then(|phase| phase.measured_median_ns),
+            "last_phase_predicted_ns": report.phases.last().and_then(|phase| phase.predicted_ns),
+        });
+        files::print(&format!("{answer:#}\n"));
+    } else {
+        files::print(&text(dir, &report));
+    }
+    Ok(())
+}
+
+/// The iterations worth a picture, with what they show.
+fn worth_showing(report: &Report) -> Vec<(u64, String)> {
+    let last = report.iterations.last().map_or(0, |row| row.index);
+    let fault = report.faults.iter().find(|fault| fault.iteration <= last && fault.iteration > 0);
+    let mut shown = Vec::new();
+    match fault {
+        Some(fault) => {
+            let switch = report.switches.iter().find(|switch| switch.iteration > fault.iteration);
+            shown.push((fault.iteration - 1, "before".to_owned()));
+            // The last one under the fault on the old plan.
+            let under = switch.map_or(last, |switch| switch.iteration - 1);
+            shown.push((under, format!("under the fault ({}), on the old plan", fault.text)));
+            if let Some(switch) = switch {
+                let next = report.switches.iter().find(|next| next.iteration > switch.iteration);
+                let settled = next.map_or(last, |next| next.iteration - 1);
+                let after = settled.min(switch.iteration + 3);
+                shown.push((after, "under the fault, on the new plan".to_owned()));
+            }
+        }
+        None => {
+            if let Some(switch) = report.switches.first() {
+                shown.push((switch.iteration.saturating_sub(1), "on the start plan".to_owned()));
+            }
+            shown.push((last, "at the end".to_owned()));
+        }
+    }
+    shown
+}
+
+fn draw(dir: &Path, stage: &Stage, report: &Report) -> Result<()> {
+    let kinds: Vec<String> = stage.truth.devices.iter().map(|device| device.kind.clone()).collect();
+    let mut panels: Vec<Panel> = Vec::new();
+    for (step, title) in worth_showing(report) {
+        let Some(row) = report.iterations.iter().rev().find(|row| row.index == step) else { continue };
+        let path = dir.join("plans").join(format!("epoch-{}.json", row.epoch));
+        let plan = Plan::read(&files::text(&path)?).with_context(|| path.display().to_string())?;
+        let samples = adaptis_coordinator::work_of(dir, step..=step).map_err(failure::environment)?;
+        panels.extend(pictures::panel(&Wanted { step, title: &title, plan: &plan }, &kinds, &samples));
+    }
+    files::write(&dir.join("timeline.svg"), svg::draw("Measured iterations", &panels).as_bytes())?;
+    files::write(&dir.join("trace.json"), perfetto::write(&panels).as_bytes())
+}
+
+fn text(dir: &Path, report: &Report) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "\n{:<34} {:>10} {:>5} {:>12} {:>12} {:>7}", "phase", "iterations", "plan", "measured", "predicted", "off");
+    for (index, phase) in report.phases.iter().enumerate() {
+        let off = match (phase.measured_median_ns, phase.predicted_ns) {
+            (Some(measured), Some(predicted)) if measured > 0 => {
+                format!("{:+.1}%", (predicted as f64 / measured as f64 - 1.0) * 100.0)
+            }
+            _ => "-".to_owned(),
+        };
+        let time = |ns: Option<u64>| ns.map_or("-".to_owned(), milliseconds);
+        let _ = writeln!(
+            out,
+            "{:<34} {:>10} {:>5} {:>12} {:>12} {:>7}",
+            title(report, index),
+            format!("{}-{}", phase.from, phase.to),
+            phase.epoch,
+            time(phase.measured_median_ns),
+            time(phase.predicted_ns),
+            off
+        );
+    }
+    gains(&mut out, report);
+    out.push('\n');
+    for decision in &report.decisions {
+        let _ = writeln!(out, "iteration {:>4}  {:<7} {}", decision.iteration, decision.verdict, decision.text);
+    }
+    for switch in &report.switches {
+        let _ = writeln!(
+            out,
+            "iteration {:>4}  plan {} -> {}: {} layers moved, {:.2} GB, training paused for {}",
+            switch.iteration,
+            switch.from,
+            switch.to,
+            switch.layers_moved,
+            switch.bytes_moved as f64 / 1e9,
+            milliseconds(switch.pause_ns)
+        );
+    }
+    closing(&mut out, dir, report);
+    out
+}
+
+/// What a phase was, in words.
+fn title(report: &Report, index: usize) -> String {
+    let phase = &report.phases[index];
+    let fault = report.faults.iter().rfind(|fault| fault.iteration <= phase.from + 1);
+    let plan = match (phase.epoch, report.phases[..index].iter().any(|before| before.epoch == phase.epoch)) {
+        (1, false) => "start plan",
+        (_, false) => "new plan",
+        (_, true) => "old plan",
+    };
+    match fault {
+        Some(fault) => format!("{} {plan}", fault.text),
+        None => plan.to_owned(),
+    }
+}
+
+fn gains(out: &mut String, report: &Report) {
+    let measured = |phase: &Phase| phase.measured_median_ns.filter(|&ns| ns > 0);
+    for (before, after) in report.phases.iter().zip(report.phases.iter().skip(1)) {
+        if let (true, Some(old), Some(new)) = (after.epoch != before.epoch, measured(before), measured(after)) {
+            let _ = writeln!(
+                out,
+                "plan {} -> {}: an iteration takes {:.2} of what it took ({:.2}x as fast)",
+                before.epoch,
+                after.epoch,
+                new as f64 / old as f64,
+                old as f64 / new as f64
+            );
+        }
+    }
+}
+
+fn closing(out: &mut String, dir: &Path, report: &Report) {
+    let loss = |row: Option<&Iteration>| row.and_then(|row| row.loss).map_or("-".into(), |loss| format!("{loss:.3}"));
+    let total_ns: u64 = report.iterations.iter().map(|row| row.duration_ns).sum();
+    let _ = writeln!(
+        out,
+        "\n{} iterations in {}, loss {} -> {}",
+        report.iterations.len(),
+        milliseconds(total_ns),
+        loss(report.iterations.first()),
+        loss(report.iterations.last())
+    );
+    if let Some(digest) = &report.final_state_digest {
+        let _ = writeln!(out, "final state {digest}");
+    }
+    for name in ["late_ns", "late_instructions"] {
+        if let Some(value) = report.counters.get(name).and_then(serde_json::Value::as_f64).filter(|&value| value > 0.0) {
+            let _ = writeln!(out, "work too slow for its pace: {name} {value}");
+        }
+    }
+    let shown = std::env::current_dir().ok().and_then(|here| dir.strip_prefix(here).ok().map(Path::to_path_buf));
+    let shown = shown.unwrap_or_else(|| dir.to_path_buf());
+    let _ = writeln!(
+        out,
+        "files in {}: report.json, timeline.svg, trace.json (ui.perfetto.dev), truth.json, plans, store.sqlite, logs",
+        shown.display()
+    );
+}

@@ -1,0 +1,67 @@
+//! Reading the files that commands take, with errors that name the file.
+
+use crate::failure;
+use adaptis_plan::{Plan, Problem};
+use anyhow::Result;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+/// Larger files are no problem or plan of ours.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// The text of a file.
+pub fn text(path: &Path) -> Result<String> {
+    let fail = |error: std::io::Error| failure::usage(format!("{}: {error}", path.display()));
+    let length = std::fs::metadata(path).map_err(fail)?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(failure::usage(format!("{}: {length} bytes is more than {FILE_BYTES_MAX}", path.display())));
+    }
+    let bytes = std::fs::read(path).map_err(fail)?;
+    String::from_utf8(bytes).map_err(|_| failure::usage(format!("{}: not a UTF-8 text", path.display())))
+}
+
+/// A planning problem.
+pub fn problem(path: &Path) -> Result<Problem> {
+    Problem::read(&text(path)?).map_err(|error| failure::usage(format!("{}: {error}", path.display())))
+}
+
+/// A plan.
+pub fn plan(path: &Path) -> Result<Plan> {
+    Plan::read(&text(path)?).map_err(|error| failure::usage(format!("{}: {error}", path.display())))
+}
+
+/// Writes a file as a whole or not at all: beside it first, then in its place.
+pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
+    let fail = |error: std::io::Error| failure::environment(format!("{}: {error}", path.display()));
+    let name = path.file_name().ok_or_else(|| failure::usage(format!("{}: not a file's name", path.display())))?;
+    let beside = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    let written = std::fs::File::create(&beside)
+        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written.map_err(fail)
+}
+
+/// Prints to standard output; a closed pipe is no error.
+pub fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A time as people write it: `10s`, `500ms`, `2m`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit {
+        "ms" => 1e-3,
+        "s" | "" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("`{unit}` is not a unit of time: write 500ms, 10s, 2m or 1h")),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| format!("`{text}` is not a time: write 500ms, 10s, 2m or 1h"))?;
+    Duration::try_from_secs_f64(seconds * unit).map_err(|_| format!("`{text}` is out of range"))
+}

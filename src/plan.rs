@@ -1,0 +1,127 @@
+//! `adaptis plan`: the best plan for a planning problem.
+
+use crate::signals::Stop;
+use crate::{failure, files, simulate};
+use adaptis_plan::{Plan, Problem};
+use adaptis_planner::export::milliseconds;
+use adaptis_planner::schedule::{self, Name};
+use adaptis_planner::search::{Control, Options, Progress, search};
+use adaptis_planner::{bounds::lower_bound_ns, simulate::simulate as replay};
+use adaptis_proto::Epoch;
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Searches for the best plan for a planning problem.
+///
+/// The search can be ended at any time with Ctrl-C: the best plan so far is then the result. Without --out it is
+/// printed. Exit code 1: no plan fits the devices, and what is missing.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  adaptis plan problem.json --time 10s --out plan.json
+  adaptis plan problem.json --from plan.json --horizon 500   # from a running plan, weighing what moves
+  adaptis plan problem.json --schedule 1f1b                  # a named baseline")]
+pub struct Arguments {
+    /// The problem, adaptis.problem/1
+    problem: PathBuf,
+    /// The running plan: what moves away from it has a price
+    #[arg(long, value_name = "PLAN")]
+    from: Option<PathBuf>,
+    /// How long to search
+    #[arg(long, value_parser = files::duration, default_value = "10s", conflicts_with = "evaluations")]
+    time: Duration,
+    /// How many candidate plans to evaluate; gives the same result for the same seed on any machine
+    #[arg(long, value_name = "N")]
+    evaluations: Option<u64>,
+    /// Of the random choices
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// At most so many threads; the result does not depend on it (this version uses one)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    threads: u32,
+    /// How many iterations the plan will run, to weigh what moves
+    #[arg(long, value_name = "ITERATIONS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    horizon: u64,
+    /// A named schedule on its best partition instead of a search: gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    schedule: Option<String>,
+    /// Where to write the plan
+    #[arg(long, value_name = "PLAN")]
+    out: Option<PathBuf>,
+    /// With --out: print the result's figures as JSON
+    #[arg(long, requires = "out")]
+    json: bool,
+}
+
+pub fn run(arguments: Arguments) -> Result<()> {
+    let problem = files::problem(&arguments.problem)?;
+    let (plan, evaluations) = match &arguments.schedule {
+        Some(name) => {
+            let name: Name = name.parse().map_err(|error| failure::usage(format!("--schedule: {error}")))?;
+            (schedule::named(&problem, name).map_err(failure::negative)?, 0)
+        }
+        None => searched(&arguments, &problem)?,
+    };
+    let Some(out) = &arguments.out else {
+        files::print(&(plan.write() + "\n"));
+        return Ok(());
+    };
+    files::write(out, (plan.write() + "\n").as_bytes())?;
+    let timeline = replay(&problem, &plan).map_err(failure::negative)?;
+    let bound_ns = lower_bound_ns(&problem);
+    if arguments.json {
+        let answer = serde_json::json!({
+            "iteration_ns": timeline.iteration_ns,
+            "lower_bound_ns": bound_ns,
+            "peak_bytes": timeline.peak_bytes,
+            "bubble": timeline.bubble,
+            "evaluations": evaluations,
+        });
+        files::print(&format!("{answer:#}\n"));
+    } else {
+        files::print(&simulate::table(&problem, &plan, &timeline, bound_ns));
+    }
+    Ok(())
+}
+
+fn searched(arguments: &Arguments, problem: &Problem) -> Result<(Plan, u64)> {
+    let from = match &arguments.from {
+        Some(path) => {
+            let plan = files::plan(path)?;
+            let names: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
+            Some(plan.map_to(&names).map_err(|error| failure::usage(format!("{}: {error}", path.display())))?)
+        }
+        None => None,
+    };
+    let stop = Stop::listen()?;
+    let started = Instant::now();
+    let bar = ProgressBar::new_spinner().with_style(
+        ProgressStyle::with_template("{spinner} {elapsed} {msg}").expect("the template is well formed"),
+    );
+    let mut shown = Instant::now();
+    let mut tick = |progress: &Progress| {
+        if shown.elapsed() >= Duration::from_millis(100) {
+            shown = Instant::now();
+            bar.tick();
+            bar.set_message(format!(
+                "{}: {} plans, best {}, bound {}",
+                progress.stage,
+                progress.evaluations,
+                milliseconds(progress.best_ns),
+                milliseconds(progress.lower_bound_ns)
+            ));
+        }
+        let over = arguments.evaluations.is_none() && started.elapsed() >= arguments.time;
+        if over || stop.asked().is_some() { Control::Stop } else { Control::Go }
+    };
+    let options = Options {
+        seed: arguments.seed,
+        evaluations: arguments.evaluations,
+        horizon_iterations: arguments.horizon,
+        epoch: from.as_ref().map_or(Epoch(1), |plan| plan.epoch.next()),
+    };
+    let outcome = search(problem, from.as_ref(), &options, &mut tick).map_err(failure::negative)?;
+    bar.finish_and_clear();
+    Ok((outcome.plan, outcome.evaluations))
+}

@@ -1,0 +1,102 @@
+//! `adaptis simulate`: how long would an iteration of this plan take?
+
+use crate::{failure, files};
+use adaptis_plan::{Plan, Problem};
+use adaptis_planner::bounds::lower_bound_ns;
+use adaptis_planner::export::{Panel, layers_text, milliseconds, perfetto, svg};
+use adaptis_planner::simulate::{Timeline, simulate};
+use anyhow::Result;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Replays a plan on a problem and says how long an iteration takes.
+///
+/// Also where the plan needs more memory than there is: it then says so and ends with exit code 0. A plan that cannot
+/// run at all ends with exit code 1.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  adaptis simulate problem.json plan.json --svg timeline.svg")]
+pub struct Arguments {
+    /// The problem, adaptis.problem/1
+    problem: PathBuf,
+    /// The plan, adaptis.plan/1
+    plan: PathBuf,
+    /// Print {"iteration_ns", "peak_bytes", "bubble", "lower_bound_ns", "fits"}
+    #[arg(long)]
+    json: bool,
+    /// Draw the timeline
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write the timeline as Chrome trace events for ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
+
+pub fn run(arguments: Arguments) -> Result<()> {
+    let problem = files::problem(&arguments.problem)?;
+    let plan = files::plan(&arguments.plan)?;
+    let timeline = simulate(&problem, &plan)
+        .map_err(|error| failure::negative(format!("{}: {error}", arguments.plan.display())))?;
+    let bound_ns = lower_bound_ns(&problem);
+    let panels = panels(&problem, &plan, &timeline);
+    if let Some(path) = &arguments.svg {
+        files::write(path, svg::draw("Simulated iteration", &panels).as_bytes())?;
+    }
+    if let Some(path) = &arguments.trace {
+        files::write(path, perfetto::write(&panels).as_bytes())?;
+    }
+    if arguments.json {
+        let answer = serde_json::json!({
+            "iteration_ns": timeline.iteration_ns,
+            "peak_bytes": timeline.peak_bytes,
+            "bubble": timeline.bubble,
+            "lower_bound_ns": bound_ns,
+            "fits": timeline.fits,
+        });
+        files::print(&format!("{answer:#}\n"));
+    } else {
+        files::print(&table(&problem, &plan, &timeline, bound_ns));
+    }
+    Ok(())
+}
+
+/// A timeline as the one panel of a picture.
+pub fn panels(problem: &Problem, plan: &Plan, timeline: &Timeline) -> Vec<Panel> {
+    let kinds: Vec<String> = problem.devices.iter().map(|device| device.kind.clone()).collect();
+    vec![Panel::of_plan(format!("plan {}", plan.epoch), plan, &kinds, timeline)]
+}
+
+/// A timeline in words.
+pub fn table(problem: &Problem, plan: &Plan, timeline: &Timeline, bound_ns: u64) -> String {
+    let mut out = String::new();
+    let gap = timeline.iteration_ns as f64 / bound_ns.max(1) as f64 - 1.0;
+    let _ = writeln!(
+        out,
+        "iteration {}; no plan takes less than {} ({:.1}% below)",
+        milliseconds(timeline.iteration_ns),
+        milliseconds(bound_ns),
+        gap / (1.0 + gap) * 100.0
+    );
+    let _ = writeln!(out, "{:<12} {:<12} {:>6} {:>18}  holds", "device", "kind", "idle", "peak of memory");
+    for (index, device) in problem.devices.iter().enumerate() {
+        let peak = timeline.peak_bytes[index];
+        let _ = writeln!(
+            out,
+            "{:<12} {:<12} {:>5.1}% {:>18}  {}{}",
+            device.name,
+            device.kind,
+            timeline.bubble[index] * 100.0,
+            format!("{} of {}", gibibytes(peak), gibibytes(device.memory_bytes)),
+            layers_text(plan, index),
+            if peak > device.memory_bytes {
+                format!("  DOES NOT FIT: {} bytes too many", peak - device.memory_bytes)
+            } else {
+                String::new()
+            }
+        );
+    }
+    out
+}
+
+fn gibibytes(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
+}

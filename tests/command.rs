@@ -1,0 +1,204 @@
+//! The command as a user meets it: files in, answers and exit codes out.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn adaptis(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_adaptis")).args(arguments).output().expect("the command starts")
+}
+
+fn data(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name).to_string_lossy().into_owned()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
+}
+
+/// Expects an exit code, and words in what stands on standard error.
+fn fails(output: &Output, code: i32, words: &[&str]) {
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{error}");
+    for word in words {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+    assert!(!error.contains("panicked"), "{error}");
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        Folder(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_string_lossy().into_owned()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).expect("a file is written");
+        self.text(name)
+    }
+}
+
+fn problem_text() -> String {
+    std::fs::read_to_string(data("uniform_p4_m8.json")).expect("the data is there")
+}
+
+#[test]
+fn a_plan_is_found_audited_simulated_and_drawn() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    let output = adaptis(&["plan", &problem, "--evaluations", "4000", "--out", &plan, "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let promised = json(&output);
+    let audited = adaptis(&["audit", &problem, &plan, "--json"]);
+    assert_eq!(audited.status.code(), Some(0));
+    assert_eq!(json(&audited)["valid"], true);
+    let (svg, trace) = (folder.text("timeline.svg"), folder.text("trace.json"));
+    let output = adaptis(&["simulate", &problem, &plan, "--json", "--svg", &svg, "--trace", &trace]);
+    let simulated = json(&output);
+    assert_eq!(simulated["iteration_ns"], promised["iteration_ns"]);
+    assert_eq!(simulated["fits"], true);
+    assert!(simulated["lower_bound_ns"].as_u64() <= simulated["iteration_ns"].as_u64());
+    // 25.5 ms is the optimum of this textbook case.
+    assert!(simulated["iteration_ns"].as_u64() >= Some(25_500_000));
+    assert!(simulated["iteration_ns"].as_u64() <= Some(27_500_000), "{simulated}");
+    assert!(std::fs::read_to_string(svg).expect("a picture").starts_with("<svg"));
+    let trace: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(trace).expect("a trace")).expect("JSON");
+    assert!(trace["traceEvents"].as_array().is_some_and(|events| events.len() > 64));
+}
+
+#[test]
+fn the_same_seed_and_evaluations_give_the_same_plan() {
+    let plan = |seed: &str| {
+        let output = adaptis(&["plan", &data("uniform_p4_m8.json"), "--evaluations", "1500", "--seed", seed]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        output.stdout
+    };
+    assert_eq!(plan("3"), plan("3"));
+}
+
+#[test]
+fn a_running_plan_is_kept_where_nothing_is_gained() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--evaluations", "4000", "--out", &plan]).status.success());
+    let next = folder.text("next.json");
+    let output = adaptis(&["plan", &problem, "--from", &plan, "--evaluations", "500", "--out", &next, "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let before = json(&adaptis(&["simulate", &problem, &plan, "--json"]));
+    assert!(json(&output)["iteration_ns"].as_u64() <= before["iteration_ns"].as_u64());
+}
+
+#[test]
+fn a_broken_plan_is_refused_by_rule() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
+    let text = std::fs::read_to_string(&plan).expect("the plan is there");
+    let mut value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let program = value["programs"][0].as_array_mut().expect("a program");
+    let last = program.len() - 1;
+    program.swap(0, last);
+    let broken = folder.write("broken.json", &value.to_string());
+    let output = adaptis(&["audit", &problem, &broken, "--json"]);
+    fails(&output, 1, &["not valid"]);
+    let rules: Vec<String> = json(&output)["findings"]
+        .as_array()
+        .expect("findings")
+        .iter()
+        .map(|finding| finding["rule"].as_str().expect("a rule").to_owned())
+        .collect();
+    assert!(rules.contains(&"dependency".to_owned()) || rules.contains(&"order".to_owned()), "{rules:?}");
+}
+
+#[test]
+fn files_that_are_not_of_their_format_are_named_with_the_field() {
+    let folder = Folder::new();
+    let missing = folder.text("missing.json");
+    fails(&adaptis(&["plan", &missing]), 2, &["missing.json"]);
+    let cut = folder.write("cut.json", &problem_text()[..200]);
+    fails(&adaptis(&["plan", &cut]), 2, &["cut.json"]);
+    let other = folder.write("other.json", &problem_text().replace("adaptis.problem/1", "adaptis.problem/9"));
+    fails(&adaptis(&["plan", &other]), 2, &["format", "adaptis.problem/9"]);
+    let negative =
+        folder.write("negative.json", &problem_text().replacen("\"memory_bytes\":8388608", "\"memory_bytes\":-1", 1));
+    fails(&adaptis(&["plan", &negative]), 2, &["devices[0].memory_bytes"]);
+    let unknown =
+        folder.write("unknown.json", &problem_text().replacen("\"memory_bytes\"", "\"memory_byte\"", 1));
+    fails(&adaptis(&["plan", &unknown]), 2, &["memory_byte", "memory_bytes"]);
+    let problem = data("uniform_p4_m8.json");
+    fails(&adaptis(&["audit", &problem, &problem]), 2, &["format"]);
+}
+
+#[test]
+fn a_problem_that_fits_nowhere_says_what_is_missing() {
+    let folder = Folder::new();
+    let tight = folder.write(
+        "tight.json",
+        &problem_text().replace("\"memory_bytes\":8388608", "\"memory_bytes\":524288"),
+    );
+    fails(&adaptis(&["plan", &tight, "--time", "1s"]), 1, &["bytes"]);
+}
+
+#[test]
+fn wrong_usage_is_told_before_anything_starts() {
+    fails(&adaptis(&["demo", "--devices", "2xh100-80q,2xa100-40g"]), 2, &["h100-80q", "h100-80g"]);
+    fails(&adaptis(&["demo", "--devices", "0xh100-80g"]), 2, &["2 to 8"]);
+    fails(&adaptis(&["demo", "--devices", "9xh100-80g"]), 2, &["2 to 8"]);
+    fails(&adaptis(&["demo", "--model", "gemna"]), 2, &["gemna", "gemma"]);
+    fails(&adaptis(&["demo", "--fault", "40:throttle:gpu9:1.8"]), 2, &["gpu9", "gpu0"]);
+    fails(&adaptis(&["demo", "--fault", "fire"]), 2, &["fire"]);
+    fails(&adaptis(&["demo", "--text", "/nonexistent"]), 2, &["/nonexistent"]);
+    fails(&adaptis(&["plan", "x.json", "--time", "1 parsec"]), 2, &["--time"]);
+    fails(&adaptis(&["plan", &data("uniform_p4_m8.json"), "--schedule", "zbx"]), 2, &["zbx"]);
+    fails(&adaptis(&["coordinator", "--dir", "/nonexistent/x", "--listen", "nowhere"]), 2, &["nowhere"]);
+}
+
+#[test]
+fn keys_are_made_once_and_kept() {
+    let folder = Folder::new();
+    let keys = folder.text("keys");
+    let first = adaptis(&["keys", &keys, "gpu0", "gpu1", "--json"]);
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    let public = json(&first)["public_keys"].clone();
+    assert_eq!(public.as_object().map(serde_json::Map::len), Some(3), "{public}");
+    let second = json(&adaptis(&["keys", &keys, "gpu2", "--json"]))["public_keys"].clone();
+    assert_eq!(second["gpu0"], public["gpu0"]);
+    assert!(second["gpu2"].is_string());
+}
+
+#[test]
+fn without_keys_nothing_but_loopback_is_bound() {
+    let folder = Folder::new();
+    let dir = folder.text("run");
+    let output = adaptis(&["coordinator", "--dir", &dir, "--listen", "tcp://0.0.0.0:0"]);
+    fails(&output, 2, &["0.0.0.0", "adaptis keys"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("tcp://{}", taken.local_addr().expect("its address"));
+    let folder = Folder::new();
+    let output = adaptis(&["coordinator", "--dir", &folder.text("run"), "--listen", &address]);
+    fails(&output, 3, &[&address, "in use"]);
+}
+
+#[test]
+fn nobody_answers_where_no_coordinator_is() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("tcp://{}", taken.local_addr().expect("its address"));
+    fails(&adaptis(&["status", "--coordinator", &address]), 3, &["no answer"]);
+}

@@ -1,0 +1,146 @@
+//! The whole loop in real processes: a demo, its control, and what may die meanwhile.
+//!
+//! Two runs at a time would disturb each other on a small machine, so all stories are told one after another.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Iterations of the runs here: enough for a first re-plan, a fault at 24 and what follows from it.
+const ITERATIONS: &str = "48";
+const FAULT: &str = "24:throttle:gpu1:1.8";
+
+fn command(dir: &Path, extra: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    command.args(["demo", "--seed", "7", "--iterations", ITERATIONS, "--out"]).arg(dir).args(extra);
+    command
+}
+
+fn run(dir: &Path, extra: &[&str]) -> Value {
+    let output = command(dir, extra).output().expect("the demo starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(dir.join("report.json")).expect("a report");
+    serde_json::from_str(&text).expect("the report is JSON")
+}
+
+fn losses(report: &Value) -> Vec<String> {
+    let rows = report["iterations"].as_array().expect("iterations");
+    let losses: Vec<String> = rows.iter().map(|row| row["loss_bits"].as_str().expect("bits").to_owned()).collect();
+    assert_eq!(losses.len(), ITERATIONS.parse::<usize>().expect("a number"), "every iteration is in the report");
+    assert!(rows.iter().enumerate().all(|(index, row)| row["index"].as_u64() == Some(index as u64)));
+    losses
+}
+
+fn median_ns(report: &Value, from: u64, to: u64) -> u64 {
+    let rows = report["iterations"].as_array().expect("iterations").iter();
+    let mut durations: Vec<u64> = rows
+        .filter(|row| row["index"].as_u64().is_some_and(|index| (from..to).contains(&index)))
+        .map(|row| row["duration_ns"].as_u64().expect("a duration"))
+        .collect();
+    durations.sort_unstable();
+    durations[durations.len() / 2]
+}
+
+fn processes_of(dir: &Path) -> Vec<String> {
+    let dir = dir.to_string_lossy().into_owned();
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    entries
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok())
+        .filter(|line| line.contains(&dir) && !line.contains("nextest"))
+        .collect()
+}
+
+fn is_gone(dir: &Path) -> bool {
+    let end = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < end {
+        if processes_of(dir).is_empty() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    false
+}
+
+#[test]
+fn the_plan_follows_the_fault_and_the_training_does_not_notice() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let adaptive = run(&folder.path().join("adaptive"), &["--fault", FAULT]);
+    let control = run(&folder.path().join("control"), &["--fault", FAULT, "--static"]);
+    assert_eq!(losses(&adaptive), losses(&control));
+    assert_eq!(adaptive["final_state_digest"], control["final_state_digest"]);
+    assert_eq!(adaptive["final_state_digest"].as_str().map(str::len), Some(64));
+    assert_eq!(control["switches"].as_array().map(Vec::len), Some(0));
+
+    let switches = adaptive["switches"].as_array().expect("switches");
+    let after_fault = switches.iter().find(|switch| switch["iteration"].as_u64() >= Some(24));
+    let switched = after_fault.expect("a switch follows the throttle")["iteration"].as_u64().expect("an iteration");
+    assert!(switched <= 24 + 10, "switched only at {switched}");
+    let last = switches.last().expect("a switch")["iteration"].as_u64().expect("an iteration");
+    let under = median_ns(&adaptive, 24, switched);
+    let after = median_ns(&adaptive, last, 48);
+    assert!((after as f64) < 0.85 * under as f64, "{after} ns after, {under} ns under the throttle");
+    assert!(median_ns(&adaptive, last, 48) < median_ns(&control, last, 48));
+    for file in ["timeline.svg", "trace.json", "truth.json", "store.sqlite"] {
+        assert!(folder.path().join("adaptive").join(file).exists(), "{file} is missing");
+    }
+    assert!(is_gone(folder.path()), "left running: {:?}", processes_of(folder.path()));
+}
+
+#[test]
+fn coordinator_and_agent_may_die_and_the_training_goes_on() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let faults = ["--fault", "12:kill:coordinator", "--fault", "18:kill:agent:gpu2", "--fault", FAULT];
+    let report = run(&folder.path().join("run"), &faults);
+    assert_eq!(losses(&report).len(), 48);
+    let switches = report["switches"].as_array().expect("switches");
+    assert!(switches.iter().any(|switch| switch["iteration"].as_u64() >= Some(24)), "{switches:?}");
+    assert!(is_gone(folder.path()), "left running: {:?}", processes_of(folder.path()));
+}
+
+#[test]
+fn a_lost_rank_ends_the_demo_with_its_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = command(&folder.path().join("run"), &["--fault", "6:kill:gpu2"]).output().expect("the demo starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("gpu2"), "{error}");
+    assert!(is_gone(folder.path()), "left running: {:?}", processes_of(folder.path()));
+}
+
+#[test]
+fn a_killed_launcher_leaves_nothing_running() {
+    for signal in [libc::SIGKILL, libc::SIGINT] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let dir = folder.path().join("run");
+        let mut child =
+            command(&dir, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the demo starts");
+        let end = Instant::now() + Duration::from_secs(60);
+        while processes_of(&dir).len() < 10 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        // SAFETY: the child was not waited for, so its number still names it.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        let status = child.wait().expect("the child ends");
+        if signal == libc::SIGINT {
+            assert_eq!(status.code(), Some(130));
+        }
+        assert!(is_gone(folder.path()), "left running: {:?}", processes_of(folder.path()));
+        let halves: Vec<_> = std::fs::read_dir(&dir)
+            .expect("the run folder")
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with('.'))
+            .collect();
+        assert!(halves.is_empty(), "{halves:?}");
+    }
+}
+
+#[test]
+fn a_folder_that_holds_a_run_is_not_written_over() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::create_dir(folder.path().join("logs")).expect("a folder");
+    let output = command(folder.path(), &[]).output().expect("the demo starts");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("another run"));
+}
