@@ -1,8 +1,8 @@
 //! `adaptis keys`: makes the keys that let the parts trust one another across machines.
 
 use crate::{failure, files};
-use adaptis_link::keys::{KeyError, Keyring};
 use adaptis_link::Security;
+use adaptis_link::keys::{KeyError, Keyring};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 

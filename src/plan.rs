@@ -96,9 +96,8 @@ fn searched(arguments: &Arguments, problem: &Problem) -> Result<(Plan, u64)> {
     };
     let stop = Stop::listen()?;
     let started = Instant::now();
-    let bar = ProgressBar::new_spinner().with_style(
-        ProgressStyle::with_template("{spinner} {elapsed} {msg}").expect("the template is well formed"),
-    );
+    let bar = ProgressBar::new_spinner()
+        .with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}").expect("the template is well formed"));
     let mut shown = Instant::now();
     let mut tick = |progress: &Progress| {
         if shown.elapsed() >= Duration::from_millis(100) {

@@ -37,8 +37,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<()> {
     let stop = Stop::listen_as_service()?;
     let security = keys::security(arguments.keys.as_deref(), &arguments.device)?;
-    let mut options =
-        Options::new(arguments.coordinator, arguments.device, arguments.emulation, arguments.ring);
+    let mut options = Options::new(arguments.coordinator, arguments.device, arguments.emulation, arguments.ring);
     options.security = security;
     options.listen = arguments.listen;
     match adaptis_executor::run(options, stop.flag()).map_err(end)? {

@@ -135,8 +135,7 @@ fn files_that_are_not_of_their_format_are_named_with_the_field() {
     let negative =
         folder.write("negative.json", &problem_text().replacen("\"memory_bytes\":8388608", "\"memory_bytes\":-1", 1));
     fails(&adaptis(&["plan", &negative]), 2, &["devices[0].memory_bytes"]);
-    let unknown =
-        folder.write("unknown.json", &problem_text().replacen("\"memory_bytes\"", "\"memory_byte\"", 1));
+    let unknown = folder.write("unknown.json", &problem_text().replacen("\"memory_bytes\"", "\"memory_byte\"", 1));
     fails(&adaptis(&["plan", &unknown]), 2, &["memory_byte", "memory_bytes"]);
     let problem = data("uniform_p4_m8.json");
     fails(&adaptis(&["audit", &problem, &problem]), 2, &["format"]);
@@ -145,10 +144,8 @@ fn files_that_are_not_of_their_format_are_named_with_the_field() {
 #[test]
 fn a_problem_that_fits_nowhere_says_what_is_missing() {
     let folder = Folder::new();
-    let tight = folder.write(
-        "tight.json",
-        &problem_text().replace("\"memory_bytes\":8388608", "\"memory_bytes\":524288"),
-    );
+    let tight =
+        folder.write("tight.json", &problem_text().replace("\"memory_bytes\":8388608", "\"memory_bytes\":524288"));
     fails(&adaptis(&["plan", &tight, "--time", "1s"]), 1, &["bytes"]);
 }
 

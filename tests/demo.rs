@@ -81,7 +81,7 @@ fn the_plan_follows_the_fault_and_the_training_does_not_notice() {
     let after = median_ns(&adaptive, last, 48);
     assert!((after as f64) < 0.85 * under as f64, "{after} ns after, {under} ns under the throttle");
     assert!(median_ns(&adaptive, last, 48) < median_ns(&control, last, 48));
-    for file in ["timeline.svg", "trace.json", "truth.json", "store.sqlite"] {
+    for file in ["timeline.svg", "trace.json", "truth.json", "store.db"] {
         assert!(folder.path().join("adaptive").join(file).exists(), "{file} is missing");
     }
     assert!(is_gone(folder.path()), "left running: {:?}", processes_of(folder.path()));

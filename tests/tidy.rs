@@ -38,7 +38,17 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
 
 /// What a pure crate may not depend on.
 const IMPURE: [&str; 11] = [
-    "tokio", "zmq", "zmq-sys", "rusqlite", "axum", "memmap2", "rand", "getrandom", "crossbeam", "nvml-wrapper", "cudarc",
+    "tokio",
+    "zmq",
+    "zmq-sys",
+    "rusqlite",
+    "axum",
+    "memmap2",
+    "rand",
+    "getrandom",
+    "crossbeam",
+    "nvml-wrapper",
+    "cudarc",
 ];
 const PURE: [&str; 6] = [
     "adaptis-proto",

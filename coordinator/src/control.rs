@@ -271,7 +271,9 @@ impl Control {
             ("profiles_left_out", self.profiles.left_out()),
         ];
         counters.extend(named.map(|(name, count)| (name.to_owned(), count)));
-        Status { counters, ..self.brain.status() }
+        let status = self.brain.status();
+        counters.extend(status.counters);
+        Status { counters, ..status }
     }
 
     fn flush(&mut self) -> Result<(), CoordinatorError> {
@@ -352,4 +354,3 @@ impl Peers {
         self.names.get(&key)
     }
 }
-

@@ -6,11 +6,11 @@
 use crate::CoordinatorError;
 use crate::snapshot::{Board, Snapshot};
 use adaptis_proto::message::State as RunState;
+use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
-use axum::Router;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;

@@ -48,7 +48,7 @@ struct Report<'a> {
     iterations: Vec<IterationRow>,
     final_state_digest: Option<String>,
     faults: &'a [Fault],
-    decisions: &'a [Decision],
+    decisions: Vec<DecisionRow<'a>>,
     switches: Vec<SwitchRow>,
     phases: Vec<PhaseRow>,
     counters: BTreeMap<&'a str, u64>,
@@ -107,6 +107,14 @@ struct IterationRow {
     duration_ns: u64,
     loss: Option<f32>,
     loss_bits: String,
+}
+
+#[derive(Serialize)]
+struct DecisionRow<'a> {
+    #[serde(flatten)]
+    decision: &'a Decision,
+    /// Verdict, reason and numbers in words.
+    text: String,
 }
 
 #[derive(Serialize)]
@@ -198,7 +206,11 @@ fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
         iterations: sources.iterations.iter().map(iteration).collect(),
         final_state_digest: recovered.finished.as_ref().map(|finished| state_digest(&finished.layers)),
         faults,
-        decisions: &recovered.decisions,
+        decisions: recovered
+            .decisions
+            .iter()
+            .map(|decision| DecisionRow { decision, text: decision.to_string() })
+            .collect(),
         switches: recovered.switches.iter().map(switch).collect(),
         phases: phases(&recovered.phases, &latest),
         counters: counters.iter().map(|(name, count)| (name.as_str(), *count)).collect(),
@@ -316,6 +328,8 @@ fn state_digest(layers: &[(LayerIndex, Digest)]) -> String {
     let mut layers = layers.to_vec();
     layers.sort_unstable();
     let mut hasher = blake3::Hasher::new();
-    layers.iter().for_each(|(_, digest)| drop(hasher.update(&digest.0)));
+    for (_, digest) in &layers {
+        hasher.update(&digest.0);
+    }
     hasher.finalize().to_hex().to_string()
 }

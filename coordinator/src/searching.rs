@@ -84,9 +84,8 @@ fn find(order: &SearchOrder, cancelled: &AtomicBool) -> Option<Result<Outcome, I
         let is_over = begun.elapsed() >= budget || cancelled.load(Ordering::Relaxed);
         if is_over { Control::Stop } else { Control::Go }
     };
-    let searched = catch_unwind(AssertUnwindSafe(|| {
-        search(&order.problem, Some(&order.from), &order.options, &mut tick)
-    }));
+    let searched =
+        catch_unwind(AssertUnwindSafe(|| search(&order.problem, Some(&order.from), &order.options, &mut tick)));
     if searched.is_err() {
         tracing::error!(ticket = order.ticket, "a search panicked; the plan stays");
     }

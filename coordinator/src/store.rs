@@ -160,9 +160,9 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     let foreign = |error: rusqlite::Error| match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
         Some(rusqlite::ErrorCode::DatabaseCorrupt) => StoreError::Damaged { what: path.display().to_string() },
-        Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied | rusqlite::ErrorCode::ReadOnly) => {
-            StoreError::Environment { path: path.to_owned(), source: std::io::Error::other(error) }
-        }
+        Some(
+            rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied | rusqlite::ErrorCode::ReadOnly,
+        ) => StoreError::Environment { path: path.to_owned(), source: std::io::Error::other(error) },
         _ => StoreError::Database(error),
     };
     let mut connection = Connection::open_with_flags(path, flags).map_err(foreign)?;
@@ -171,7 +171,8 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
         connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(foreign)
     };
     let (application, version) = (number(&connection, "application_id")?, number(&connection, "user_version")?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0)).map_err(foreign)?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0)).map_err(foreign)?;
     match (application, version, tables) {
         (0, 0, 0) => {
             connection.pragma_update(None, "journal_mode", "WAL")?;

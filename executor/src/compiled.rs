@@ -109,3 +109,84 @@ fn structure(job: &Job) -> Problem {
         constraints: Constraints::default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_plan::{Action, Instruction, Stage};
+    use adaptis_proto::message::JobLayer;
+
+    struct Lot(u64);
+
+    impl Room for Lot {
+        fn grant(&self, _: Option<&Plan>, _: &Plan) -> Result<(), Refusal> {
+            match self.0 {
+                0 => Err(Refusal::Memory { needed_bytes: 1, available_bytes: 0 }),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    fn compiler(room: u64) -> Compiler {
+        let layer = |name: &str| JobLayer {
+            name: name.into(),
+            signature: "mlp/x".into(),
+            parameter_bytes: 0,
+            state_bytes: u64::MAX / 2,
+            output_bytes: 0,
+            moved_bytes: 0,
+        };
+        let job = Job {
+            run: Default::default(),
+            devices: vec!["gpu0".into(), "gpu1".into()],
+            layers: vec![layer("a"), layer("b")],
+            microbatches: 1,
+            iterations: 1,
+            start_plan: None,
+        };
+        Compiler::new(&job, DeviceIndex(1), Box::new(Lot(room)))
+    }
+
+    fn plan() -> Plan {
+        let stage = |layers, device| Stage { layers, device, recompute: vec![], note: None };
+        let program =
+            |stage| vec![Instruction::new(stage, Action::Forward, 0), Instruction::new(stage, Action::Backward, 0)];
+        Plan {
+            format: adaptis_plan::plan::FORMAT.into(),
+            note: None,
+            epoch: Epoch(4),
+            parent: Epoch(3),
+            layers: 2,
+            devices: vec!["gpu0".into(), "gpu1".into()],
+            stages: vec![stage([0, 1], 0), stage([1, 2], 1)],
+            programs: vec![program(0), program(1)],
+            predicted: None,
+            why: None,
+        }
+    }
+
+    fn compile(room: u64, plan: &Plan, epoch: u64) -> Result<Compiled, Refusal> {
+        let text = plan.write();
+        compiler(room).compile(&text, Plan::digest(&text), Epoch(epoch), None)
+    }
+
+    #[test]
+    fn a_valid_plan_gives_this_devices_row() {
+        let compiled = compile(1, &plan(), 4).unwrap();
+        assert_eq!(compiled.row.len(), 4, "receive, F, B, send");
+    }
+
+    #[test]
+    fn a_refusal_says_why() {
+        let mut without_b = plan();
+        without_b.programs[1].pop();
+        assert!(matches!(compile(1, &without_b, 4), Err(Refusal::Invalid(findings)) if !findings.is_empty()));
+        assert_eq!(compile(0, &plan(), 4), Err(Refusal::Memory { needed_bytes: 1, available_bytes: 0 }));
+        assert!(matches!(compile(1, &plan(), 5), Err(Refusal::Unreadable(_))), "announced under another number");
+        let text = plan().write();
+        for (text, digest) in [(&text, Digest::default()), (&"{".to_owned(), Plan::digest("{"))] {
+            let refused = compiler(1).compile(text, digest, Epoch(4), None);
+            assert!(matches!(refused, Err(Refusal::Unreadable(_))));
+        }
+    }
+}

@@ -13,7 +13,7 @@ use adaptis_proto::message::{DeviceCard, FromCoordinator, Job, RankEvent, Reject
 use adaptis_proto::{Incarnation, wire};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 /// How often Hello is said until START.
@@ -52,7 +52,7 @@ pub struct Control {
     /// What training tells.
     pub events: Receiver<RankEvent>,
     /// What training is told.
-    pub news: Sender<News>,
+    pub news: SyncSender<News>,
     /// Set when training is over and nothing more is to be said.
     pub leave: Arc<AtomicBool>,
 }
@@ -132,8 +132,8 @@ impl Control {
             Errand::Leave => News::Dismissed,
             Errand::GiveUp(reason) => News::Rejected(reason),
         };
-        // Training may have ended by itself: then nobody needs the news.
-        let _ = self.news.send(news);
+        // Full or closed, training has as much news as it will ever take.
+        let _ = self.news.try_send(news);
     }
 
     fn introduce(&self) {

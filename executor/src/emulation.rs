@@ -194,7 +194,8 @@ impl Emulation {
         let types = self.layer_types.iter().enumerate().map(|(at, name)| {
             let path = format!("layer_types[{at}]");
             let layer_type: LayerType = name.parse().map_err(|error| wrong(&path, &format!("{error}")))?;
-            if (layer_type == LayerType::Embedding) != (at == 0) || (layer_type == LayerType::Head) != (at == layers - 1)
+            if (layer_type == LayerType::Embedding) != (at == 0)
+                || (layer_type == LayerType::Head) != (at == layers - 1)
             {
                 return Err(wrong(&path, "the first layer is an embedding, the last a head, no other is either"));
             }
@@ -250,4 +251,73 @@ impl Emulation {
 
 fn wrong(path: &str, problem: &str) -> FormatError {
     FormatError::Value { path: path.to_owned(), problem: problem.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"{
+        "format": "adaptis.emulation/1",
+        "job": { "run": "demo", "iterations": 120 },
+        "truth": {
+            "format": "adaptis.problem/1", "microbatches": 2,
+            "layers": [
+                { "name": "a", "signature": "embedding/x", "state_bytes": 1, "output_bytes": 1 },
+                { "name": "b", "signature": "head/x", "state_bytes": 1, "output_bytes": 1, "moved_bytes": 7 } ],
+            "devices": [
+                { "name": "gpu0", "kind": "k", "memory_bytes": 10, "reserved_bytes": 3 },
+                { "name": "gpu1", "kind": "k", "memory_bytes": 10 } ],
+            "costs": { "k": [
+                { "forward_ns": 1, "input_gradient_ns": 1, "weight_gradient_ns": 1, "activation_bytes": 1,
+                  "weight_gradient_bytes": 1 },
+                { "forward_ns": 1, "input_gradient_ns": 1, "weight_gradient_ns": 1, "activation_bytes": 1,
+                  "weight_gradient_bytes": 1 } ] },
+            "links": { "default": { "latency_ns": 0, "bytes_per_second": 1e9 } } },
+        "layer_types": ["embedding", "head"],
+        "shape": { "width": 8, "heads": 2, "hidden": 8, "experts": 2, "state": 4, "sequence": 16, "vocabulary": 256 },
+        "seed": 1, "text": "text", "noise": 0.1,
+        "faults": [
+            { "iteration": 40, "kind": "throttle", "device": "gpu1", "factor": 1.8 },
+            { "iteration": 50, "kind": "slowlink", "between": ["gpu0", "gpu1"], "factor": 4.0 } ] }"#;
+
+    #[test]
+    fn a_file_reads_back_as_it_was_written() {
+        let emulation = Emulation::read(TEXT).unwrap();
+        let slow = Fault::SlowLink { iteration: 50, between: ["gpu0".into(), "gpu1".into()], factor: 4.0 };
+        assert_eq!(emulation.faults[1], slow);
+        assert_eq!(Emulation::read(&emulation.write()).unwrap(), emulation);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_its_path() {
+        let cases = [
+            ("adaptis.emulation/1", "adaptis.emulation/2", "adaptis.emulation/2"),
+            ("\"noise\": 0.1", "\"noise\": 2.0", "noise"),
+            ("\"noise\": 0.1", "\"nose\": 0.1", "nose"),
+            ("\"heads\": 2", "\"heads\": 3", "shape.heads"),
+            ("\"vocabulary\": 256", "\"vocabulary\": 300", "shape.vocabulary"),
+            ("[\"embedding\", \"head\"]", "[\"head\", \"head\"]", "layer_types[0]"),
+            ("[\"embedding\", \"head\"]", "[\"embedding\", \"haed\"]", "layer_types[1]"),
+            ("[\"embedding\", \"head\"]", "[\"embedding\"]", "layer_types"),
+            ("\"device\": \"gpu1\"", "\"device\": \"gpu9\"", "faults[0]"),
+            ("\"factor\": 4.0", "\"factor\": 0.0", "faults[1].factor"),
+            ("\"slowlink\"", "\"slowlunk\"", "faults[1]"),
+            ("\"memory_bytes\": 10,", "\"memory_bytes\": -10,", "truth.devices[0].memory_bytes"),
+        ];
+        for (right, wrong, path) in cases {
+            assert!(TEXT.contains(right));
+            let error = Emulation::read(&TEXT.replacen(right, wrong, 1)).unwrap_err().to_string();
+            assert!(error.contains(path), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_job_and_a_card_say_sizes_and_no_costs() {
+        let emulation = Emulation::read(TEXT).unwrap();
+        let job = emulation.job();
+        assert_eq!((job.microbatches, job.iterations, job.devices.len()), (2, 120, 2));
+        assert_eq!(job.layers.iter().map(|layer| layer.moved_bytes).collect::<Vec<_>>(), [1, 7]);
+        assert_eq!(emulation.card(0).reserved_bytes, 3);
+    }
 }

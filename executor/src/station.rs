@@ -10,7 +10,7 @@ use adaptis_proto::message::{Failure, RankEvent, RankOrder, Refusal, Rejection, 
 use adaptis_proto::sample::Place;
 use adaptis_proto::{Digest, Epoch, Incarnation, LayerIndex, Term};
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What remains to be done for an order, after the station has done its part.
@@ -39,11 +39,15 @@ pub enum Conclusion {
     Stop(Failure),
 }
 
+/// Events on their way to the control thread, which looks every few milliseconds: there is one at a switch and one at
+/// the end. Full means that it is gone, and the event is lost with it.
+const EVENTS_MAX: usize = 64;
+
 /// A rank's meeting point.
 pub struct Station {
     compiler: Compiler,
-    /// To the control thread.
-    events: Sender<RankEvent>,
+    /// To the control thread, at most [`EVENTS_MAX`].
+    events: SyncSender<RankEvent>,
     inner: Mutex<Inner>,
 }
 
@@ -55,12 +59,8 @@ struct Inner {
 
 impl Station {
     /// A rank before its START, and the events that its training will tell.
-    pub fn new(
-        device: &str,
-        incarnation: Incarnation,
-        compiler: Compiler,
-    ) -> (Arc<Station>, std::sync::mpsc::Receiver<RankEvent>) {
-        let (events, told) = channel();
+    pub fn new(device: &str, incarnation: Incarnation, compiler: Compiler) -> (Arc<Station>, Receiver<RankEvent>) {
+        let (events, told) = sync_channel(EVENTS_MAX);
         let gate = Gate::new(device, incarnation);
         let inner = Mutex::new(Inner { gate, current: None, ready: BTreeMap::new() });
         (Arc::new(Station { compiler, events, inner }), told)
@@ -191,9 +191,10 @@ impl Station {
 
     fn tell(&self, effects: Vec<Effect>) {
         for errand in self.errands(effects) {
-            if let Errand::Tell(event) = errand {
-                // The control thread outlives training, but for a panic, which its join reports.
-                let _ = self.events.send(event);
+            if let Errand::Tell(event) = errand
+                && let Err(error) = self.events.try_send(event)
+            {
+                tracing::error!(%error, "the control thread does not take an event");
             }
         }
     }

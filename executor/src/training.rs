@@ -63,8 +63,6 @@ pub struct Outcome {
     pub place: Place,
     /// Digest of each layer here.
     pub layers: Vec<(LayerIndex, Digest)>,
-    /// Loss of each iteration.
-    pub losses: Vec<Option<f32>>,
 }
 
 /// What a training loop is made of.
@@ -166,8 +164,9 @@ impl<C: Clock, W: Wire> Training<C, W> {
         self.peers.set_place(self.place, Mark::Cold, self.patience());
         let start_ns = self.peers.settle(self.place.step, self.device.free_at_ns())?;
         let mut begun_ns = self.device.rest_until(start_ns);
-        let mut losses = Vec::new();
         while self.iterations == 0 || self.place.step.0 < self.iterations {
+            // A rank without peers waits nowhere else.
+            self.peers.check()?;
             let (apply, next) = self.iteration()?;
             let ended_ns = self.device.apply(self.place.step, apply.scale, apply.apply_at_ns, apply.start_ns);
             self.tape.record(Sample::Iteration {
@@ -176,7 +175,6 @@ impl<C: Clock, W: Wire> Training<C, W> {
                 duration_ns: ended_ns.saturating_sub(begun_ns),
                 loss_bits: apply.loss.unwrap_or(f32::NAN).to_bits(),
             });
-            losses.push(apply.loss);
             self.place.step = self.place.step.next();
             begun_ns = match next {
                 Some(next) => self.switch(next, apply.start_ns, ended_ns)?,
@@ -185,7 +183,7 @@ impl<C: Clock, W: Wire> Training<C, W> {
         }
         let layers = self.device.digests();
         self.station.finished(layers.clone());
-        Ok(Outcome { place: self.place, layers, losses })
+        Ok(Outcome { place: self.place, layers })
     }
 
     /// One iteration up to its vote.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// How a rank is started.
@@ -81,6 +81,8 @@ pub enum Ended {
     Stopped,
 }
 
+/// News that training has not taken yet. Full: what comes is a repetition, and dropped.
+const NEWS_MAX: usize = 8;
 /// How often a wait for news looks at the stop flag.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -106,7 +108,7 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
     let (station, events) = Station::new(&options.device, incarnation, compiler);
     let identity = format!("rank/{}/{incarnation}", options.device);
     let limits = Limits { outgoing_len: 64, per_peer_len: 64, ..Limits::default() };
-    let (news_in, news) = channel();
+    let (news_in, news) = sync_channel(NEWS_MAX);
     let leave = Arc::new(AtomicBool::new(false));
     let control = Control {
         client: Client::connect(&options.coordinator, &identity, &options.security, limits)?,
@@ -239,8 +241,7 @@ impl Room for EmulatedRoom {
 }
 
 fn read_emulation(path: &Path) -> Result<Emulation, ExecutorError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ExecutorError::File { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ExecutorError::File { path: path.to_owned(), source })?;
     Emulation::read(&text).map_err(|source| ExecutorError::Emulation { path: path.to_owned(), source })
 }
 

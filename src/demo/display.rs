@@ -84,11 +84,8 @@ impl Block {
         self.head.set_position(step);
         self.head.set_message(head_text(status, away));
         for (bar, device) in self.devices.iter().zip(&status.devices) {
-            let stages: Vec<String> = device
-                .stages
-                .iter()
-                .map(|&(from, to)| format!("{from}-{}", to.saturating_sub(1)))
-                .collect();
+            let stages: Vec<String> =
+                device.stages.iter().map(|&(from, to)| format!("{from}-{}", to.saturating_sub(1))).collect();
             bar.set_message(format!(
                 "{:<8} {:<12} layers {:<18} idle {:>4}   {}",
                 device.name,

@@ -69,10 +69,7 @@ impl Stages {
             of_layer[stage.range()].fill(index);
         }
         let fused = plan.programs.iter().flatten().filter(|instruction| instruction.action == Action::Backward);
-        Stages {
-            of_layer,
-            fused: fused.map(|i| ((i.stage.index(), i.microbatch.index()), ())).collect(),
-        }
+        Stages { of_layer, fused: fused.map(|i| ((i.stage.index(), i.microbatch.index()), ())).collect() }
     }
 
     fn kind(&self, phase: Phase, stage: usize, microbatch: usize) -> Kind {

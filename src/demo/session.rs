@@ -243,6 +243,7 @@ impl Drop for Session {
         // Spools are empty after an orderly end; what is left in one is kept.
         let spool = self.setup.dir.join("spool");
         for device in &self.setup.devices {
+            let _ = std::fs::remove_file(spool.join(device).join("lock"));
             let _ = std::fs::remove_dir(spool.join(device));
         }
         let _ = std::fs::remove_dir(spool);

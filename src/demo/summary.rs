@@ -13,6 +13,7 @@ use std::path::Path;
 /// What this reads of an `adaptis.report/1`.
 #[derive(Deserialize)]
 struct Report {
+    devices: Vec<serde::de::IgnoredAny>,
     iterations: Vec<Iteration>,
     final_state_digest: Option<String>,
     faults: Vec<Fault>,
@@ -40,7 +41,6 @@ struct Fault {
 #[derive(Deserialize)]
 struct Decision {
     iteration: u64,
-    verdict: String,
     text: String,
 }
 
@@ -129,7 +129,11 @@ fn draw(dir: &Path, stage: &Stage, report: &Report) -> Result<()> {
 
 fn text(dir: &Path, report: &Report) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "\n{:<34} {:>10} {:>5} {:>12} {:>12} {:>7}", "phase", "iterations", "plan", "measured", "predicted", "off");
+    let _ = writeln!(
+        out,
+        "\n{:<34} {:>10} {:>5} {:>12} {:>12} {:>7}",
+        "phase", "iterations", "plan", "measured", "predicted", "off"
+    );
     for (index, phase) in report.phases.iter().enumerate() {
         let off = match (phase.measured_median_ns, phase.predicted_ns) {
             (Some(measured), Some(predicted)) if measured > 0 => {
@@ -152,7 +156,7 @@ fn text(dir: &Path, report: &Report) -> String {
     gains(&mut out, report);
     out.push('\n');
     for decision in &report.decisions {
-        let _ = writeln!(out, "iteration {:>4}  {:<7} {}", decision.iteration, decision.verdict, decision.text);
+        let _ = writeln!(out, "iteration {:>4}  {}", decision.iteration, decision.text);
     }
     for switch in &report.switches {
         let _ = writeln!(
@@ -215,16 +219,23 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
     if let Some(digest) = &report.final_state_digest {
         let _ = writeln!(out, "final state {digest}");
     }
-    for name in ["late_ns", "late_instructions"] {
-        if let Some(value) = report.counters.get(name).and_then(serde_json::Value::as_f64).filter(|&value| value > 0.0) {
-            let _ = writeln!(out, "work too slow for its pace: {name} {value}");
-        }
-    }
+    let late_ns: u64 = report
+        .counters
+        .iter()
+        .filter(|(name, _)| name.ends_with(".late_ns"))
+        .filter_map(|(_, value)| value.as_u64())
+        .sum();
+    let _ = writeln!(
+        out,
+        "work too slow for its pace: {} over all devices ({:.2}% of their time)",
+        milliseconds(late_ns),
+        late_ns as f64 / (total_ns.max(1) * report.devices.len().max(1) as u64) as f64 * 100.0
+    );
     let shown = std::env::current_dir().ok().and_then(|here| dir.strip_prefix(here).ok().map(Path::to_path_buf));
     let shown = shown.unwrap_or_else(|| dir.to_path_buf());
     let _ = writeln!(
         out,
-        "files in {}: report.json, timeline.svg, trace.json (ui.perfetto.dev), truth.json, plans, store.sqlite, logs",
+        "files in {}: report.json, timeline.svg, trace.json (ui.perfetto.dev), truth.json, plans, store.db, logs",
         shown.display()
     );
 }

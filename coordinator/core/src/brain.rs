@@ -249,6 +249,8 @@ pub struct Brain {
     failure: Option<RunFailure>,
     /// The last rank that was turned away and why: said once, though the rank asks again and again.
     announced_refusal: Option<(String, Rejection)>,
+    /// By how much each device's work overran its pace (emulated devices only).
+    late_ns: BTreeMap<DeviceIndex, u64>,
     outbox: Vec<Effect>,
 }
 
@@ -276,6 +278,7 @@ impl Brain {
             finished: None,
             failure: None,
             announced_refusal: None,
+            late_ns: BTreeMap::new(),
             outbox: Vec::new(),
         }
     }

@@ -127,13 +127,7 @@ impl Roster {
     ///
     /// # Errors
     /// Why the rank can't take part.
-    pub fn hello(
-        &mut self,
-        now_ns: u64,
-        silence_ns: u64,
-        peer: Peer,
-        hello: Hello,
-    ) -> Result<DeviceIndex, Rejection> {
+    pub fn hello(&mut self, now_ns: u64, silence_ns: u64, peer: Peer, hello: Hello) -> Result<DeviceIndex, Rejection> {
         let index = self.seat(now_ns, silence_ns, &hello)?;
         let Hello { incarnation, card, job, endpoint, place, .. } = hello;
         if self.job.is_none() {

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p adaptis-planner --example quality -- FOLDER [SECONDS] [SEED]`
 
+#![allow(clippy::disallowed_methods, reason = "an example is a shell: it reads files and clocks")]
+
 use adaptis_plan::{Plan, Problem, audit};
 use adaptis_planner::schedule::{Name, even, named};
 use adaptis_planner::search::{Control, Options, search};
@@ -46,7 +48,11 @@ fn main() {
         let elapsed = || spent(clock).saturating_sub(start);
         let options = Options { seed, ..Options::default() };
         let mut first = None;
+        let mut starts = Duration::ZERO;
         let found = search(&problem, None, &options, &mut |progress| {
+            if progress.stage == "starts" {
+                starts = elapsed();
+            }
             if progress.best_ns != u64::MAX {
                 first.get_or_insert_with(|| (progress.best_ns, elapsed()));
             }
@@ -61,7 +67,7 @@ fn main() {
         println!();
         match found {
             Ok(outcome) => println!(
-                "  search {}  bound {:.1}  {} evaluations in {:.2} s  {} stages, {} layers recomputed  first {:?}",
+                "  search {}  bound {:.1}  {} evaluations in {:.2} s  {} stages, {} layers recomputed  first {:?}, starts {starts:?}",
                 milliseconds(&problem, &outcome.plan),
                 outcome.lower_bound_ns as f64 / 1e6,
                 outcome.evaluations,

@@ -229,9 +229,9 @@ impl Bench {
         let path: f64 = forward.iter().sum::<f64>() + input.iter().sum::<f64>();
         let mut before = 0.0;
         let mut longest = path;
-        for layer in 0..self.layers {
+        for (layer, forward) in forward.iter().enumerate() {
             longest = longest.max(before + self.microbatches * self.least(layer, |times| times.whole));
-            before += forward[layer];
+            before += forward;
         }
         longest
     }

@@ -84,6 +84,7 @@ pub(crate) struct Listing {
     weights: Vec<u32>,
     /// Per device.
     wake: Vec<u64>,
+    left_ns: Vec<u64>,
     live: Vec<i64>,
     room: Vec<i64>,
     whole: Vec<i64>,
@@ -101,11 +102,20 @@ fn signed(value: u64) -> i64 {
 }
 
 impl Listing {
-    /// Lists; the end of the last instruction, `None` where the recipe can't go on or passes `give_up_ns`.
+    /// Lists; the end of the last instruction, `None` where the recipe can't go on or ends after `give_up_ns`.
     pub(crate) fn run(&mut self, tables: &Tables, recipe: &Recipe, give_up_ns: u64) -> Option<u64> {
         self.prepare(tables);
         let per_stage = |stage: usize| if recipe.fused[stage] { 2 } else { 3 };
         let mut left: usize = (0..tables.stages()).map(|stage| per_stage(stage) * tables.microbatches).sum();
+        self.left_ns.clear();
+        self.left_ns.extend(tables.local.iter().map(|local| {
+            let work = |&stage: &u32| {
+                let ns = &tables.cost[stage as usize].ns;
+                let each = if recipe.fused[stage as usize] { [ns[0], ns[3], 0] } else { [ns[0], ns[1], ns[2]] };
+                each.into_iter().fold(0, u64::saturating_add).saturating_mul(tables.microbatches as u64)
+            };
+            local.iter().map(work).fold(0, u64::saturating_add)
+        }));
         while left > 0 {
             let device = (0..tables.devices).min_by_key(|&device| self.wake[device])?;
             let now = self.wake[device];
@@ -114,6 +124,11 @@ impl Listing {
             }
             match self.choose(tables, recipe, device, now) {
                 Choice::Run(op) => {
+                    // What is still to do on this device does not end in time.
+                    if now.saturating_add(self.left_ns[device]) > give_up_ns {
+                        return None;
+                    }
+                    self.left_ns[device] = self.left_ns[device].saturating_sub(tables.ns(op));
                     self.execute(tables, device, now, op);
                     left -= 1;
                 }
@@ -159,8 +174,11 @@ impl Listing {
             } else if !candidate.short && filler.is_none_or(|held| candidate.key < held.key) {
                 filler = Some(candidate);
             }
-            let waits = (candidate.ready.saturating_sub(now)).min(1 << 50) as i64;
-            let key = candidate.key.saturating_add(waits.saturating_mul(recipe.impatience) / 100);
+            let mut key = candidate.key;
+            if candidate.ready > now {
+                let waits = (candidate.ready - now).min(1 << 50) as i64;
+                key = key.saturating_add(waits.saturating_mul(recipe.impatience) / 100);
+            }
             if best.is_none_or(|held| key < held.key) {
                 best = Some(Candidate { key, ..candidate });
             }

@@ -8,7 +8,7 @@
 use crate::costs::{Costs, StageCost};
 use crate::rules::Rules;
 use crate::shape::{Shape, Slot};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// How a run is chosen for a slot.
@@ -25,11 +25,24 @@ pub(crate) enum Weigh {
     Memory,
 }
 
-/// A run on a device that fits, and what it recomputes.
-#[derive(Clone, Debug)]
+/// A run on a device that fits, and how many of its layers it recomputes, in the order of [`by_relief`].
+#[derive(Clone, Copy, Debug)]
 struct Run {
     load: f64,
-    recompute: Vec<u32>,
+    again: u32,
+}
+
+/// Cells that [`Splitter`] keeps before it forgets all: some tens of megabytes.
+const CELLS_MAX: usize = 1 << 20;
+
+/// Device (or, where nothing is pinned, the first like it), slots of it, in flight, and [`Weigh`] as a number.
+type Key = (usize, usize, usize, u8);
+
+/// Splits, and remembers the runs of each device for the next sequence.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Splitter {
+    runs: BTreeMap<Key, Vec<Option<Run>>>,
+    classes: Vec<usize>,
 }
 
 /// A dynamic program's cell: largest load, sum of squares.
@@ -48,63 +61,83 @@ impl Cell {
     }
 }
 
-/// Splits the layers over `sequence`; `None` if no split fits. Pins are kept, groups are not looked at,
-/// and neighbours on one device are not joined.
-pub(crate) fn split(costs: &Costs, rules: &Rules, sequence: &[u32], weigh: Weigh) -> Option<Shape> {
-    let layers = costs.layers;
-    let used = sequence.iter().collect::<std::collections::BTreeSet<_>>().len().max(1);
-    let mut runs: BTreeMap<(u32, usize, usize), Vec<Option<Run>>> = BTreeMap::new();
-    let mut rows: Vec<Vec<Cell>> = vec![vec![Cell::NONE; layers + 1]];
-    rows[0][0] = Cell { largest: 0.0, squares: 0.0, from: 0 };
-    let mut keys = Vec::with_capacity(sequence.len());
-    for (place, &device) in sequence.iter().enumerate() {
-        let share = sequence.iter().filter(|&&other| other == device).count();
-        let in_flight = match weigh {
-            Weigh::Time { in_flight } => {
-                let whole = ((sequence.len() - place) * used * in_flight).div_ceil(sequence.len() * 100);
-                whole.clamp(1, costs.microbatches)
-            }
-            Weigh::Count | Weigh::Memory => 1,
-        };
-        let key = (device, share, in_flight);
-        keys.push(key);
-        let of_device =
-            runs.entry(key).or_insert_with(|| table(costs, rules, device as usize, share, in_flight, weigh));
-        let before = &rows[place];
-        let mut row = vec![Cell::NONE; layers + 1];
-        for end in 0..=layers {
+impl Splitter {
+    /// Splits the layers over `sequence`; `None` if no split fits. Pins are kept, groups are not looked at, and
+    /// neighbours on one device are not joined. All calls must be for the same problem.
+    pub(crate) fn split(&mut self, costs: &Costs, rules: &Rules, sequence: &[u32], weigh: Weigh) -> Option<Shape> {
+        let layers = costs.layers;
+        let keys = self.prepare(costs, rules, sequence, weigh);
+        let mut rows: Vec<Vec<Cell>> = vec![vec![Cell::NONE; layers + 1]];
+        rows[0][0] = Cell { largest: 0.0, squares: 0.0, from: 0 };
+        for (place, key) in keys.iter().enumerate() {
+            let before = &rows[place];
+            let runs = &self.runs[key];
             // An empty run leaves the slot out.
-            row[end] = Cell { from: end as u32, ..before[end] };
-            for start in 0..end {
-                let Some(run) = &of_device[start * (layers + 1) + end] else { continue };
-                let cell = Cell {
-                    largest: before[start].largest.max(run.load),
-                    squares: before[start].squares + run.load * run.load,
-                    from: start as u32,
-                };
-                if cell.better(&row[end]) {
-                    row[end] = cell;
+            let mut row: Vec<Cell> = (0..=layers).map(|end| Cell { from: end as u32, ..before[end] }).collect();
+            for start in (0..layers).filter(|&start| before[start].largest.is_finite()) {
+                for end in start + 1..=layers {
+                    let Some(run) = &runs[start * (layers + 1) + end] else { break };
+                    let cell = Cell {
+                        largest: before[start].largest.max(run.load),
+                        squares: before[start].squares + run.load * run.load,
+                        from: start as u32,
+                    };
+                    if cell.better(&row[end]) {
+                        row[end] = cell;
+                    }
                 }
             }
+            rows.push(row);
         }
-        rows.push(row);
-    }
-    if rows[sequence.len()][layers].largest.is_infinite() {
-        return None;
-    }
-    let mut shape = Shape::new(layers, Vec::new());
-    let mut end = layers;
-    for (place, key) in keys.iter().enumerate().rev() {
-        let start = rows[place + 1][end].from as usize;
-        if start < end {
-            shape.stages.push(Slot { start: start as u32, end: end as u32, device: sequence[place] });
-            let run = runs[key][start * (layers + 1) + end].as_ref().expect("the program chose a run that fits");
-            run.recompute.iter().for_each(|&layer| shape.recompute[layer as usize] = true);
+        if rows[sequence.len()][layers].largest.is_infinite() {
+            return None;
         }
-        end = start;
+        let mut shape = Shape::new(layers, Vec::new());
+        let mut end = layers;
+        for (place, key) in keys.iter().enumerate().rev() {
+            let start = rows[place + 1][end].from as usize;
+            if start < end {
+                let device = sequence[place];
+                shape.stages.push(Slot { start: start as u32, end: end as u32, device });
+                let run = self.runs[key][start * (layers + 1) + end].expect("the program chose a run that fits");
+                let relief = by_relief(costs, device as usize, start..end);
+                relief.iter().take(run.again as usize).for_each(|&layer| shape.recompute[layer] = true);
+            }
+            end = start;
+        }
+        shape.stages.reverse();
+        Some(shape)
     }
-    shape.stages.reverse();
-    Some(shape)
+
+    /// The runs of every slot are there under these keys.
+    fn prepare(&mut self, costs: &Costs, rules: &Rules, sequence: &[u32], weigh: Weigh) -> Vec<Key> {
+        if self.classes.is_empty() {
+            self.classes = if rules.free { costs.classes() } else { (0..costs.devices).collect() };
+        }
+        let size = (costs.layers + 1) * (costs.layers + 1);
+        if self.runs.len() * size > CELLS_MAX {
+            self.runs.clear();
+        }
+        let used = sequence.iter().collect::<BTreeSet<_>>().len().max(1);
+        let key = |(place, &device): (usize, &u32)| {
+            let share = sequence.iter().filter(|&&other| other == device).count();
+            let (in_flight, number) = match weigh {
+                Weigh::Time { in_flight } => {
+                    let whole = ((sequence.len() - place) * used * in_flight).div_ceil(sequence.len() * 100);
+                    (whole.clamp(1, costs.microbatches), 0)
+                }
+                Weigh::Count => (1, 1),
+                Weigh::Memory => (1, 2),
+            };
+            (self.classes[device as usize], share, in_flight, number)
+        };
+        let keys: Vec<Key> = sequence.iter().enumerate().map(key).collect();
+        for &(device, share, in_flight, number) in &keys {
+            let key = (device, share, in_flight, number);
+            self.runs.entry(key).or_insert_with(|| table(costs, rules, device, share, in_flight, weigh));
+        }
+        keys
+    }
 }
 
 fn table(
@@ -119,21 +152,29 @@ fn table(
     let mut runs = vec![None; (layers + 1) * (layers + 1)];
     let room = costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) / share as u64;
     let mut mask = vec![false; layers];
+    let relief = by_relief(costs, device, 0..layers);
+    let mut order = Vec::with_capacity(layers);
     for start in 0..layers {
+        let mut fewest = 0;
         for end in start + 1..=layers {
             if !rules.allows(end - 1, device) {
                 break;
             }
             let range = start..end;
+            order.clear();
+            order.extend(relief.iter().copied().filter(|layer| range.contains(layer)));
             let run = match weigh {
-                Weigh::Count => Some(Run { load: (end - start) as f64 * share as f64, recompute: Vec::new() }),
-                Weigh::Memory => Some(by_memory(costs, device, range, room, &mut mask)),
-                Weigh::Time { .. } => by_time(costs, device, range, room, in_flight, &mut mask).map(|mut run| {
-                    run.load *= share as f64;
-                    run
-                }),
+                Weigh::Count => Some(Run { load: (end - start) as f64 * share as f64, again: 0 }),
+                Weigh::Memory => Some(by_memory(costs, device, range, room, &order, &mut mask)),
+                Weigh::Time { .. } => {
+                    by_time(costs, device, range, (room, in_flight), &order, fewest, &mut mask).map(|mut run| {
+                        run.load *= share as f64;
+                        run
+                    })
+                }
             };
-            if run.is_none() && costs.stage(device, start..end, &mask).state_bytes > room {
+            fewest = run.map_or(fewest, |run| run.again as usize);
+            if run.is_none() {
                 // Nothing longer fits either.
                 break;
             }
@@ -171,37 +212,26 @@ fn with<T>(mask: &mut [bool], layers: &[usize], look: impl FnOnce(&[bool]) -> T)
     result
 }
 
+/// The run with the fewest recomputed layers that fits, at least `fewest`: a shorter run needed that many.
 fn by_time(
     costs: &Costs,
     device: usize,
     range: Range<usize>,
-    room: u64,
-    in_flight: usize,
+    allowance: (u64, usize),
+    order: &[usize],
+    fewest: usize,
     mask: &mut [bool],
 ) -> Option<Run> {
-    let plain = costs.stage(device, range.clone(), mask);
-    if needs(&plain, in_flight) <= u128::from(room) {
-        return Some(Run { load: load(&plain), recompute: Vec::new() });
-    }
-    let order = by_relief(costs, device, range.clone());
-    let fits = |mask: &mut [bool], count: usize| {
+    let (room, in_flight) = allowance;
+    (fewest..=order.len()).find_map(|count| {
         let cost = with(mask, &order[..count], |mask| costs.stage(device, range.clone(), mask));
-        (needs(&cost, in_flight) <= u128::from(room)).then_some(cost)
-    };
-    fits(mask, order.len())?;
-    let (mut low, mut high) = (0, order.len());
-    while high - low > 1 {
-        let middle = low.midpoint(high);
-        if fits(mask, middle).is_some() { high = middle } else { low = middle }
-    }
-    let cost = fits(mask, high)?;
-    Some(Run { load: load(&cost), recompute: order[..high].iter().map(|&layer| layer as u32).collect() })
+        (needs(&cost, in_flight) <= u128::from(room)).then(|| Run { load: load(&cost), again: count as u32 })
+    })
 }
 
-fn by_memory(costs: &Costs, device: usize, range: Range<usize>, room: u64, mask: &mut [bool]) -> Run {
-    let order = by_relief(costs, device, range.clone());
+fn by_memory(costs: &Costs, device: usize, range: Range<usize>, room: u64, order: &[usize], mask: &mut [bool]) -> Run {
     let plain = needs(&costs.stage(device, range.clone(), mask), 1);
-    let eased = with(mask, &order, |mask| needs(&costs.stage(device, range, mask), 1));
-    let recompute = if eased < plain { order.iter().map(|&layer| layer as u32).collect() } else { Vec::new() };
-    Run { load: plain.min(eased) as f64 / (room as f64 + 1.0), recompute }
+    let eased = with(mask, order, |mask| needs(&costs.stage(device, range, mask), 1));
+    let again = if eased < plain { order.len() as u32 } else { 0 };
+    Run { load: plain.min(eased) as f64 / (room as f64 + 1.0), again }
 }

@@ -31,6 +31,11 @@ pub(crate) fn loads(tables: &Tables) -> Vec<u64> {
     tables.local.iter().map(|local| local.iter().map(load).fold(0, u64::saturating_add)).collect()
 }
 
+/// Work of an iteration on each device, with F, I and W apart.
+pub(crate) fn works_ns(tables: &Tables) -> Vec<u64> {
+    loads(tables).into_iter().map(|load| load.saturating_mul(tables.microbatches as u64)).collect()
+}
+
 /// The busiest device's load.
 pub(crate) fn period_ns(tables: &Tables) -> i64 {
     // A key grows with the microbatch: keep the product within 63 bits.
@@ -43,8 +48,8 @@ pub(crate) fn by_time(tables: &Tables, stretch: Stretch) -> Recipe {
     let period_ns = period_ns(tables);
     let mut at = 0_i64;
     let mut forward = vec![0; count];
-    for stage in 0..count {
-        forward[stage] = at;
+    for (stage, forward) in forward.iter_mut().enumerate() {
+        *forward = at;
         let step = signed(tables.cost[stage].ns[0].saturating_add(tables.onward[stage].delay_ns()));
         at = at.saturating_add(step.saturating_mul(stretch.forward) / 100).min(FAR);
     }

@@ -14,6 +14,15 @@ use crate::shape::{Hop, Tables};
 /// Not produced yet.
 const UNKNOWN: u64 = u64::MAX;
 
+/// When to give up: as soon as a device's idleness shows that it can't end in time.
+#[derive(Clone, Copy)]
+pub(crate) struct Deadline<'a> {
+    /// Work of each device's program, in nanoseconds.
+    pub(crate) work_ns: &'a [u64],
+    /// Ends after this are not wanted.
+    pub(crate) end_ns: u64,
+}
+
 /// Buffers of a replay and the times of the last one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Replay {
@@ -25,6 +34,7 @@ pub(crate) struct Replay {
     /// End of the device's last instruction.
     pub(crate) free: Vec<u64>,
     blocked_on: Vec<u64>,
+    idle: Vec<u64>,
     /// Per device and position.
     pub(crate) start: Vec<Vec<u64>>,
     /// Per directed pair: end of its last transfer.
@@ -58,7 +68,12 @@ impl Replay {
     ///
     /// Within a program, F comes before I or B of the same stage and microbatch, and I before W.
     pub(crate) fn run(&mut self, tables: &Tables, programs: &[Vec<Op>]) -> Option<u64> {
-        self.run_observed(tables, programs, |_| ())
+        self.run_observed(tables, programs, None, |_| ())
+    }
+
+    /// As [`Replay::run`]; also `None` if it would end after the deadline.
+    pub(crate) fn run_until(&mut self, tables: &Tables, programs: &[Vec<Op>], deadline: Deadline) -> Option<u64> {
+        self.run_observed(tables, programs, Some(deadline), |_| ())
     }
 
     /// As [`Replay::run`], telling of every transfer in the order of its sender's program.
@@ -66,13 +81,16 @@ impl Replay {
         &mut self,
         tables: &Tables,
         programs: &[Vec<Op>],
+        deadline: Option<Deadline>,
         mut observe: impl FnMut(Sent),
     ) -> Option<u64> {
         self.prepare(tables, programs);
-        let (stages, microbatches) = (tables.stages(), tables.microbatches);
+        let microbatches = tables.microbatches;
         let mut left: usize = programs.iter().map(Vec::len).sum();
         while let Some(device) = self.awake.pop() {
             let program = &programs[device];
+            let idle_max =
+                deadline.map_or(u64::MAX, |deadline| deadline.end_ns.saturating_sub(deadline.work_ns[device]));
             let mut position = self.position[device];
             let mut free = self.free[device];
             while position < program.len() {
@@ -88,7 +106,14 @@ impl Replay {
                     self.blocked_on[device] = awaited(kind != F, slot);
                     break;
                 }
-                let start = free.max(ready);
+                let mut start = free;
+                if ready > free {
+                    start = ready;
+                    self.idle[device] += ready - free;
+                    if self.idle[device] > idle_max {
+                        return None;
+                    }
+                }
                 free = start.saturating_add(tables.cost[stage].ns[kind as usize]);
                 self.start[device][position] = start;
                 position += 1;
@@ -125,7 +150,6 @@ impl Replay {
             self.position[device] = position;
             self.free[device] = free;
         }
-        debug_assert!(stages == tables.device.len());
         (left == 0).then(|| self.free.iter().copied().max().unwrap_or(0))
     }
 
@@ -137,6 +161,7 @@ impl Replay {
         self.backward_ready[stages.saturating_sub(1) * microbatches..].fill(0);
         refill(&mut self.position, devices, 0);
         refill(&mut self.free, devices, 0);
+        refill(&mut self.idle, devices, 0);
         refill(&mut self.blocked_on, devices, u64::MAX);
         refill(&mut self.pair_free, devices * devices, 0);
         self.start.resize(devices, Vec::new());

@@ -15,7 +15,7 @@ pub(crate) struct Rules {
     /// Devices that are not forbidden, in order.
     pub(crate) usable: Vec<u32>,
     /// Nothing is pinned or together.
-    free: bool,
+    pub(crate) free: bool,
 }
 
 impl Rules {

@@ -164,7 +164,7 @@ pub fn simulate(problem: &Problem, plan: &Plan) -> Result<Timeline, CannotSimula
     let programs = programs_of(plan);
     let mut replay = Replay::default();
     let mut transfers = Vec::new();
-    let Some(end) = replay.run_observed(&tables, &programs, |sent| transfers.push(transfer(&sent))) else {
+    let Some(end) = replay.run_observed(&tables, &programs, None, |sent| transfers.push(transfer(&sent))) else {
         let (device, op) = replay.stuck(&programs);
         return Err(CannotSimulate::Deadlock { device, instruction: unpack(op) });
     };

@@ -1,6 +1,8 @@
 //! Hand-drawn timelines. One column is one nanosecond; `F0`'s cell is drawn as `0` for F, `a` for I, `A` for W and `b`,
 //! `c`.. shifted by microbatch; a dot is idleness.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod support;
 
 use adaptis_plan::{Action, Plan, Problem};

@@ -1,5 +1,7 @@
 //! The 1F1B bubble rates of the Zero Bubble paper (Qi et al. 2023, table 4), to four digits.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod support;
 
 use adaptis_planner::schedule::even;

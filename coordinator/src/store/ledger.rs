@@ -67,7 +67,8 @@ fn write(transaction: &Transaction<'_>, term: Term, entry: &Durable) -> Result<(
                 plan.text,
                 plan.digest.0
             ];
-            let statement = "INSERT INTO plans (epoch, parent, generation, term, text, digest) VALUES (?, ?, ?, ?, ?, ?)";
+            let statement =
+                "INSERT INTO plans (epoch, parent, generation, term, text, digest) VALUES (?, ?, ?, ?, ?, ?)";
             transaction.execute(statement, values).map_err(|error| taken(error, || epoch_name("plan", plan.epoch)))?;
             Ok(())
         }
@@ -75,9 +76,7 @@ fn write(transaction: &Transaction<'_>, term: Term, entry: &Durable) -> Result<(
             transaction.execute("INSERT OR IGNORE INTO aborted VALUES (?)", [sql(epoch.0)])?;
             Ok(())
         }
-        Durable::Generation(record) => {
-            once(transaction, "generations", sql(record.generation.0), record)
-        }
+        Durable::Generation(record) => once(transaction, "generations", sql(record.generation.0), record),
         Durable::Decision(decision) => once(transaction, "decisions", sql(decision.number), decision),
         Durable::Switch(switch) => {
             let statement = "INSERT OR REPLACE INTO switches VALUES (?, ?)";
@@ -213,8 +212,8 @@ fn plans(connection: &Connection) -> Result<Vec<PlanRecord>, StoreError> {
 
 /// Iterations in some order.
 pub(super) fn iterations(connection: &Connection, order: &str) -> Result<Vec<IterationRecord>, StoreError> {
-    let mut statement =
-        connection.prepare(&format!("SELECT step, generation, epoch, duration_ns, loss_bits FROM iterations {order}"))?;
+    let mut statement = connection
+        .prepare(&format!("SELECT step, generation, epoch, duration_ns, loss_bits FROM iterations {order}"))?;
     let rows = statement.query_map([], |row| {
         Ok(IterationRecord {
             index: Step(number(row.get(0)?)),

@@ -57,7 +57,8 @@ impl Store {
         let mut dropped = 0;
         while self.records_bytes > self.records_bytes_max {
             let oldest = "SELECT id, length(body) FROM records ORDER BY id LIMIT 1";
-            let oldest = self.connection.query_row(oldest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+            let oldest =
+                self.connection.query_row(oldest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
             let Some((id, bytes)) = oldest.optional()? else { break };
             self.connection.execute("DELETE FROM records WHERE id = ?", [id])?;
             self.records_bytes = self.records_bytes.saturating_sub(number(bytes));
@@ -92,11 +93,8 @@ fn take(transaction: &Transaction<'_>, batch: &Batch) -> Result<Stored, StoreErr
     let known = cursor(transaction, batch)?;
     let count = batch.records.len() as u64;
     let is_floor = batch.records.is_empty();
-    let mut stored = Stored {
-        next: known.next,
-        dropped: batch.dropped.saturating_sub(known.dropped),
-        ..Stored::default()
-    };
+    let mut stored =
+        Stored { next: known.next, dropped: batch.dropped.saturating_sub(known.dropped), ..Stored::default() };
     if is_floor && batch.first > known.next {
         stored.lost = batch.first - known.next;
         stored.next = batch.first;
@@ -137,22 +135,20 @@ fn write_records(transaction: &Transaction<'_>, batch: &Batch, records: &[Record
     let first = records.iter().map(step).min().unwrap_or(0);
     let last = records.iter().map(step).max().unwrap_or(0);
     let body: Vec<u8> = records.iter().flat_map(|record| record.0).flat_map(u64::to_le_bytes).collect();
-    let (offset_ns, error_ns) = batch.clock.map_or((None, None), |clock| (Some(clock.offset_ns), Some(sql(clock.error_ns))));
-    let statement = "INSERT INTO records (device, first_step, last_step, offset_ns, error_ns, body) VALUES (?, ?, ?, ?, ?, ?)";
+    let (offset_ns, error_ns) =
+        batch.clock.map_or((None, None), |clock| (Some(clock.offset_ns), Some(sql(clock.error_ns))));
+    let statement =
+        "INSERT INTO records (device, first_step, last_step, offset_ns, error_ns, body) VALUES (?, ?, ?, ?, ?, ?)";
     let values = params![batch.device, sql(first), sql(last), offset_ns, error_ns, body];
     transaction.prepare_cached(statement)?.execute(values)?;
     for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
         if let Sample::Iteration { place, duration_ns, loss_bits, .. } = sample {
             // The longest that a device saw: a boundary is a barrier.
-            let statement = "INSERT INTO iterations (step, generation, epoch, duration_ns, loss_bits) VALUES (?, ?, ?, ?, ?)
+            let statement =
+                "INSERT INTO iterations (step, generation, epoch, duration_ns, loss_bits) VALUES (?, ?, ?, ?, ?)
                 ON CONFLICT (step, generation) DO UPDATE SET duration_ns = max(duration_ns, excluded.duration_ns)";
-            let values = params![
-                sql(place.step.0),
-                sql(place.generation.0),
-                sql(place.epoch.0),
-                sql(duration_ns),
-                loss_bits
-            ];
+            let values =
+                params![sql(place.step.0), sql(place.generation.0), sql(place.epoch.0), sql(duration_ns), loss_bits];
             transaction.prepare_cached(statement)?.execute(values)?;
         }
     }

@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_fault_is_refused() {
-        for text in ["", "40", "x:throttle:gpu1:1.8", "40:throttle:gpu1", "40:throttle:gpu1:0", "40:throttle:gpu1:nan"] {
+        for text in ["", "40", "x:throttle:gpu1:1.8", "40:throttle:gpu1", "40:throttle:gpu1:0", "40:throttle:gpu1:nan"]
+        {
             assert_eq!(text.parse::<Fault>(), Err(FaultError::Shape(text.to_owned())), "{text}");
         }
         assert!(matches!("45:replace:gpu2:l40s-48g".parse::<Fault>(), Err(FaultError::NotYet(_))));

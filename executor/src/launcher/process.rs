@@ -125,6 +125,11 @@ mod tests {
         let arguments = ["-c".to_owned(), "echo here; exec sleep 60".to_owned()];
         let mut process =
             Process::start("sleeper".into(), Path::new("/bin/sh"), &arguments, &log).expect("a shell starts");
+        let said = || std::fs::read_to_string(&log).expect("the log is there");
+        let patience = Instant::now() + Duration::from_secs(30);
+        while said().is_empty() && Instant::now() < patience {
+            std::thread::sleep(POLL);
+        }
         assert_eq!(process.poll(), None);
         let id = process.child.id() as i32;
         end_all(std::slice::from_mut(&mut process), Duration::from_secs(5));
@@ -132,6 +137,6 @@ mod tests {
         drop(process);
         // SAFETY: signal 0 only asks whether the process is there.
         assert_ne!(unsafe { libc::kill(id, 0) }, 0);
-        assert_eq!(std::fs::read_to_string(log).expect("the log is there"), "here\n");
+        assert_eq!(said(), "here\n");
     }
 }

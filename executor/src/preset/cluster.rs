@@ -206,7 +206,8 @@ impl Cluster {
         for (index, device) in file.device.into_iter().enumerate() {
             let name = device.name.unwrap_or_else(|| format!("gpu{index}"));
             let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || name.len() > 32 || !name.chars().all(fits) || machines.iter().any(|m| m.name == name) {
+            if name.is_empty() || name.len() > 32 || !name.chars().all(fits) || machines.iter().any(|m| m.name == name)
+            {
                 let right = "unique, of 1 to 32 letters, digits, `-`, `_` or `.`";
                 return Err(ClusterError::Value { field: "name", value: format!("`{name}`"), name, right });
             }

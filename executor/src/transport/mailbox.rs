@@ -82,7 +82,7 @@ impl<W: Wire> Mailbox<W> {
         loop {
             match self.wire.send(to, &header, payload) {
                 Err(WireError::Full { .. }) if begun.elapsed() < self.patience => {
-                    self.check_flags()?;
+                    self.check()?;
                     self.read(RETRY)?;
                 }
                 Err(WireError::Full { .. }) => return Err(self.silent(to, begun)),
@@ -111,7 +111,7 @@ impl<W: Wire> Mailbox<W> {
                 self.kept_len -= 1;
                 return Ok(letter);
             }
-            self.check_flags()?;
+            self.check()?;
             let left = self.patience.saturating_sub(begun.elapsed());
             if left.is_zero() {
                 return Err(self.silent(from, begun));
@@ -125,7 +125,11 @@ impl<W: Wire> Mailbox<W> {
         Failure::PeerSilent { peer, waited_ns }.into()
     }
 
-    fn check_flags(&self) -> Result<(), Halt> {
+    /// Whether training may go on.
+    ///
+    /// # Errors
+    /// A peer stops, or the rank is to stop.
+    pub fn check(&self) -> Result<(), Halt> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Halt::Asked);
         }

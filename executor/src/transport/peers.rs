@@ -77,6 +77,14 @@ impl<W: Wire> Peers<W> {
         (self.mailbox.refused(), self.mailbox.malformed())
     }
 
+    /// Whether training may go on.
+    ///
+    /// # Errors
+    /// A peer stops, or the rank is to stop.
+    pub fn check(&self) -> Result<(), Halt> {
+        self.mailbox.check()
+    }
+
     /// Tells every peer that this rank stops.
     pub fn say_stopping(&mut self) {
         for to in self.others() {
@@ -181,15 +189,7 @@ impl<W: Wire> Peers<W> {
         Ok(last_ns)
     }
 
-    fn record(
-        &self,
-        from: DeviceIndex,
-        microbatch: Microbatch,
-        mark: Mark,
-        bytes: u64,
-        start_ns: u64,
-        due_ns: u64,
-    ) {
+    fn record(&self, from: DeviceIndex, microbatch: Microbatch, mark: Mark, bytes: u64, start_ns: u64, due_ns: u64) {
         let (place, duration_ns) = (self.mailbox.place(), due_ns.saturating_sub(start_ns));
         self.tape.record(Sample::Transfer { place, from, microbatch, mark, bytes, start_ns, duration_ns });
     }

@@ -11,7 +11,9 @@ use adaptis_executor::tape::{Record, Tape};
 use adaptis_executor::training::{Outcome, Parts, Training};
 use adaptis_executor::transport::{Mailbox, Peers, memory};
 use adaptis_executor::{Emulation, Halt, worker::EmulatedRoom};
-use adaptis_plan::{Constraints, Cost, Device as DeviceOf, Layer, Link, Links as LinksOf, Plan, Problem, ReceiveBuffers};
+use adaptis_plan::{
+    Constraints, Cost, Device as DeviceOf, Layer, Link, Links as LinksOf, Plan, Problem, ReceiveBuffers,
+};
 use adaptis_proto::message::{Member, RankOrder, Refusal};
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Digest, Generation, Incarnation, LayerIndex, RunId, Step, Term};
@@ -180,8 +182,15 @@ impl Run {
 
     pub fn losses(&self) -> Vec<f32> {
         let all: Vec<Vec<f32>> = self
-            .outcomes()
-            .map(|outcome| outcome.losses.iter().map(|loss| loss.expect("a rank holds the head")).collect())
+            .ranks
+            .iter()
+            .map(|rank| {
+                let of = |sample: &Sample| match *sample {
+                    Sample::Iteration { loss_bits, .. } => Some(f32::from_bits(loss_bits)),
+                    _ => None,
+                };
+                rank.samples.iter().filter_map(of).collect()
+            })
             .collect();
         assert!(all.iter().all(|losses| *losses == all[0]), "all ranks learn the same loss");
         all[0].clone()
@@ -257,7 +266,7 @@ pub fn emulation(devices: usize, microbatches: u32, iterations: u64) -> Emulatio
             .map(|(kind, factor)| (kind.to_owned(), (0..6).map(|at| cost(at, factor)).collect()))
             .into(),
         links: LinksOf {
-            default: Link { latency_ns: 311, bytes_per_second: 3.0e9, note: () },
+            default: Link { latency_ns: 311, bytes_per_second: 0.6e9, note: () },
             pairs: Vec::new(),
             note: None,
         },

@@ -87,8 +87,10 @@ fn a_switch_takes_the_time_of_its_moves_and_an_order_only_one_takes_none() {
     };
     let run = Cluster::new(&emulation, plan(1, 2, 7)).then(0, &plan(2, 2, 8)).then(2, &plan(3, 4, 9)).run();
     let link = truth.link(1, 0);
-    let moving_ns: u64 =
-        [2, 3].iter().map(|&at: &usize| (truth.layers[at].moved() as f64 * 1e9 / link.bytes_per_second).round() as u64).sum();
+    let moving_ns: u64 = [2, 3]
+        .iter()
+        .map(|&at: &usize| (truth.layers[at].moved() as f64 * 1e9 / link.bytes_per_second).round() as u64)
+        .sum();
     for (rank, received) in run.ranks.iter().zip([truth.layers[2].moved() + truth.layers[3].moved(), 0]) {
         let switches: Vec<_> = rank
             .samples

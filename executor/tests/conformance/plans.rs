@@ -39,19 +39,12 @@ pub fn random_plan(truth: &Problem, epoch: Epoch, parent: Epoch, dice: &mut Dice
     let mut cuts = vec![0];
     cuts.extend((1..layers).filter(|_| dice.chance(45)));
     cuts.push(layers);
-    let stages: Vec<_> =
-        cuts.windows(2).map(|cut| (cut[0], cut[1], dice.below(truth.devices.len()) as u32)).collect();
+    let stages: Vec<_> = cuts.windows(2).map(|cut| (cut[0], cut[1], dice.below(truth.devices.len()) as u32)).collect();
     scheduled(truth, epoch, parent, &stages, dice)
 }
 
 /// A random schedule and recomputation of given stages, `(from, to, device)`.
-pub fn scheduled(
-    truth: &Problem,
-    epoch: Epoch,
-    parent: Epoch,
-    stages: &[(u32, u32, u32)],
-    dice: &mut Dice,
-) -> Plan {
+pub fn scheduled(truth: &Problem, epoch: Epoch, parent: Epoch, stages: &[(u32, u32, u32)], dice: &mut Dice) -> Plan {
     let stages: Vec<Stage> = stages
         .iter()
         .map(|&(from, to, device)| {
@@ -105,13 +98,7 @@ fn schedule(stages: &[Stage], devices: usize, microbatches: usize, dice: &mut Di
     }
 }
 
-fn whole(
-    truth: &Problem,
-    epoch: Epoch,
-    parent: Epoch,
-    stages: Vec<Stage>,
-    programs: Vec<Vec<Instruction>>,
-) -> Plan {
+fn whole(truth: &Problem, epoch: Epoch, parent: Epoch, stages: Vec<Stage>, programs: Vec<Vec<Instruction>>) -> Plan {
     Plan {
         format: plan::FORMAT.into(),
         note: None,

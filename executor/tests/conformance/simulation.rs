@@ -17,9 +17,7 @@ pub fn iteration_ns(truth: &Problem, plan: &Plan) -> u64 {
                 let backward = matches!(action, Action::InputGradient | Action::Backward);
                 let due = match action {
                     Action::Forward if stage.0 > 0 => arrival.get(&(stage, false, microbatch.0)),
-                    _ if backward && stage.index() + 1 < plan.stages.len() => {
-                        arrival.get(&(stage, true, microbatch.0))
-                    }
+                    _ if backward && stage.index() + 1 < plan.stages.len() => arrival.get(&(stage, true, microbatch.0)),
                     _ => Some(&0),
                 };
                 let Some(&due) = due else { break };

@@ -1,5 +1,7 @@
 //! Whole ranks over real sockets, rings and the real clock, against a coordinator that only follows the test's script.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use adaptis_executor::emulation::{FORMAT, Run, Sizes};
 use adaptis_executor::{Emulation, Ended, ExecutorError, Options, run};
 use adaptis_link::{Limits, PeerId, Security, Server};

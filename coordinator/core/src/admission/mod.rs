@@ -232,9 +232,8 @@ impl Admission {
             cost_ns: self.past.cost_ns(weight.transfer_ns),
         };
         let best_net = paying.iter().map(|weight| net_of(weight)).max();
-        let good_enough = |weight: &&&weigh::Weight| {
-            best_net.is_some_and(|best| net_of(weight) as f64 >= GOOD_ENOUGH * best as f64)
-        };
+        let good_enough =
+            |weight: &&&weigh::Weight| best_net.is_some_and(|best| net_of(weight) as f64 >= GOOD_ENOUGH * best as f64);
         let rank = |weight: &&&weigh::Weight| (weight.transfer_ns, weight.candidate);
         if let Some(chosen) = paying.iter().filter(good_enough).min_by_key(rank) {
             let (gain_low_ns, horizon_iterations) = (chosen.gain_low_ns, input.horizon_iterations);

@@ -194,9 +194,19 @@ impl Adapt {
 
 impl Brain {
     pub(super) fn on_replayed(&mut self, device: &str, records: &[Record]) {
-        let Some((index, adapt)) = self.device_named(device).zip(self.adapt.as_mut()) else { return };
+        let Some(index) = self.device_named(device) else { return };
         for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
-            adapt.replay(index, &sample);
+            self.note_late(index, &sample);
+            if let Some(adapt) = &mut self.adapt {
+                adapt.replay(index, &sample);
+            }
+        }
+    }
+
+    fn note_late(&mut self, device: DeviceIndex, sample: &Sample) {
+        if let Sample::DeviceMemory { late_ns, .. } = *sample {
+            let total_ns = self.late_ns.entry(device).or_default();
+            *total_ns = total_ns.saturating_add(late_ns);
         }
     }
 
@@ -204,6 +214,7 @@ impl Brain {
         self.absorbed_ns = now_ns;
         let Some(index) = self.device_named(device) else { return };
         for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
+            self.note_late(index, &sample);
             let Some(adapt) = &mut self.adapt else { return };
             for change in adapt.absorb(index, &sample) {
                 self.on_change(change);

@@ -75,7 +75,8 @@ impl Brain {
     pub(super) fn abort_round(&mut self, reason: Reason) {
         let Some(round) = self.round.take() else { return };
         let epoch = round.epoch();
-        let (last, number) = (self.decisions.iter().rev().find(|decision| decision.epoch == Some(epoch)), self.number());
+        let (last, number) =
+            (self.decisions.iter().rev().find(|decision| decision.epoch == Some(epoch)), self.number());
         let decision = Decision {
             number,
             iteration: self.last_step(),

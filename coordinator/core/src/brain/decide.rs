@@ -52,8 +52,7 @@ impl Brain {
         });
         match weighed.verdict {
             admission::Verdict::Switch { candidate, because } => {
-                let decision =
-                    self.record(Verdict::Switch, Reason::Pays(because), &searching, step).numbers(&weighed);
+                let decision = self.record(Verdict::Switch, Reason::Pays(because), &searching, step).numbers(&weighed);
                 if self.config.mode != Mode::Adapt {
                     self.decide(decision);
                     self.look_again(&searching, false, step);

@@ -1,7 +1,7 @@
 //! What iterations told: their durations, losses and loads, and the changes of plan that ranks saw.
 //!
-//! An iteration is complete when every device has reported its end, or when one is two iterations ahead of it: a rank
-//! may have died, or its ring may have been full.
+//! An iteration is complete when every device has reported its end or that of a later one, or when one is two
+//! iterations ahead of it: a rank may have died, or its ring may have been full.
 
 use crate::ledger::{IterationRecord, SwitchRecord};
 use adaptis_proto::sample::{Mark, Sample};
@@ -40,6 +40,8 @@ pub struct History {
     devices: usize,
     iterations: BTreeMap<Step, Iteration>,
     next_complete: Step,
+    /// Newest iteration that each device has reported.
+    newest: Vec<Option<Step>>,
     switches: BTreeMap<Epoch, OpenSwitch>,
     switches_done: u64,
     epochs: BTreeSet<Epoch>,
@@ -48,7 +50,7 @@ pub struct History {
 impl History {
     /// Of so many devices, after what the ledger holds.
     pub fn new(devices: usize, iterations: &[IterationRecord], switches: &[SwitchRecord]) -> Self {
-        let mut history = Self { devices, ..Self::default() };
+        let mut history = Self { devices, newest: vec![None; devices], ..Self::default() };
         for &record in iterations {
             let mut iteration = blank(devices, record);
             iteration.reported = (0..devices).map(DeviceIndex::from).collect();
@@ -182,17 +184,21 @@ impl History {
         }
         iteration.reported.insert(device);
         iteration.record.duration_ns = iteration.record.duration_ns.max(record.duration_ns);
+        if let Some(newest) = self.newest.get_mut(device.index()) {
+            *newest = (*newest).max(Some(record.index));
+        }
         self.trim();
     }
 
     fn completed(&mut self) -> Vec<Step> {
         let newest = self.iterations.iter().rev().find(|(_, iteration)| !iteration.reported.is_empty());
         let Some(newest) = newest.map(|(&step, _)| step) else { return Vec::new() };
+        let by_all = self.newest.iter().copied().min().flatten();
         let complete: Vec<Step> = self
             .iterations
             .range(self.next_complete..)
-            .take_while(|&(&step, iteration)| {
-                iteration.reported.len() == self.devices || step.0.saturating_add(AHEAD) <= newest.0
+            .take_while(|&(&step, _)| {
+                by_all.is_some_and(|by_all| step <= by_all) || step.0.saturating_add(AHEAD) <= newest.0
             })
             .filter(|(_, iteration)| !iteration.reported.is_empty())
             .map(|(&step, _)| step)
@@ -262,7 +268,8 @@ mod tests {
     fn a_switch_is_the_sum_of_what_devices_received() {
         let mut history = History::new(2, &[], &[]);
         let place = Place { step: Step(9), epoch: Epoch(2), generation: Generation(1) };
-        let switch = |bytes_received, pause_ns| Sample::Switch { place, layers_moved: 3, bytes_received, pause_ns, from: 1 };
+        let switch =
+            |bytes_received, pause_ns| Sample::Switch { place, layers_moved: 3, bytes_received, pause_ns, from: 1 };
         history.absorb(DeviceIndex(0), &switch(100, 5));
         history.absorb(DeviceIndex(0), &switch(100, 5));
         history.absorb(DeviceIndex(1), &switch(40, 9));

@@ -33,11 +33,16 @@ impl Brain {
             self.generation = Some(record);
             self.running = self.plan_of(head.epoch);
             self.stage = Stage::Following;
-            self.reopen_round(now_ns);
+            if self.finished.is_none() && self.failure.is_none() {
+                self.reopen_round(now_ns);
+            }
         }
         if self.finished.is_some() || self.failure.is_some() {
             self.stage = Stage::Ended;
-            self.round = None;
+        }
+        if self.finished.is_some() {
+            // The reign before may have ended between the record and what hung on it.
+            self.outbox.push(Effect::Done);
         }
     }
 
@@ -170,11 +175,7 @@ impl Brain {
 }
 
 /// A plan as the ledger holds it.
-pub(super) fn plan_record(
-    plan: &Plan,
-    generation: adaptis_proto::Generation,
-    term: adaptis_proto::Term,
-) -> PlanRecord {
+pub(super) fn plan_record(plan: &Plan, generation: adaptis_proto::Generation, term: adaptis_proto::Term) -> PlanRecord {
     let text = plan.write();
     let digest: Digest = Plan::digest(&text);
     PlanRecord { epoch: plan.epoch, parent: plan.parent, generation, text, digest, term }
@@ -185,7 +186,8 @@ fn first_plan(job: &Job, cards: &[DeviceCard]) -> Result<Plan, Vec<String>> {
     let problem = structure(job, cards);
     problem.check().map_err(|error| vec![error.to_string()])?;
     let plan = match &job.start_plan {
-        None => schedule::even(&problem),
+        // What it takes on made-up costs predicts nothing.
+        None => Plan { predicted: None, ..schedule::even(&problem) },
         Some(text) => Plan::read(text)
             .map_err(|error| vec![error.to_string()])?
             .map_to(&job.devices)

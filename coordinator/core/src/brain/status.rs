@@ -1,4 +1,4 @@
-//! What a display shows of the brain. Counters are the shell's to add.
+//! What a display shows of the brain. The counters of links and queues are the shell's to add.
 
 use super::{Brain, History, Stage};
 use crate::ledger::Finished;
@@ -7,7 +7,7 @@ use adaptis_proto::message::{DeviceStatus, State, Status};
 use adaptis_proto::sample::Place;
 
 impl Brain {
-    /// Where things stand, without counters.
+    /// Where things stand, with the counters of the devices.
     pub fn status(&self) -> Status {
         let job = self.roster.job();
         let last = self.history.last();
@@ -32,7 +32,11 @@ impl Brain {
             last_decision_step: decision.map(|decision| decision.iteration),
             switches: self.history.switches(),
             failure: self.failure.as_ref().map(ToString::to_string),
-            counters: Vec::new(),
+            counters: self
+                .late_ns
+                .iter()
+                .map(|(&device, &late_ns)| (format!("{}.late_ns", self.name_of(device)), late_ns))
+                .collect(),
         }
     }
 

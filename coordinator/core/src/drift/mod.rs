@@ -33,6 +33,9 @@ const COMMON_DEVICES_MIN: usize = 3;
 /// Standard deviations between the two middle devices from which on they are two groups.
 const APART_SD: f64 = 3.0;
 
+/// Standard deviations of a median that what devices have in common must exceed.
+const COMMON_SD: f64 = 2.5;
+
 /// What can change its speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Who {
@@ -167,14 +170,15 @@ impl Drift {
 }
 
 /// What all devices share in an iteration: their median, or, where the two in the middle are far apart, the lower one:
-/// then half of the devices changed and the others did not.
+/// then half of the devices changed and the others did not. What noise alone would give is taken for nothing, or one
+/// device that changes would pull the others along.
 fn common(mut devices: Vec<f64>, noise_sd: f64) -> f64 {
     if devices.len() < COMMON_DEVICES_MIN {
         return 0.0;
     }
+    let median_sd = robust::MEDIAN_SD * noise_sd / (devices.len() as f64).sqrt();
     let (lower, middle) = (robust::lower_median(&mut devices), robust::median(&mut devices));
-    match (lower, middle) {
-        (Some(lower), Some(middle)) if 2.0 * (middle - lower) > APART_SD * noise_sd => lower,
-        (_, middle) => middle.unwrap_or(0.0),
-    }
+    let (Some(lower), Some(middle)) = (lower, middle) else { return 0.0 };
+    let common = if 2.0 * (middle - lower) > APART_SD * noise_sd { lower } else { middle };
+    if common.abs() > COMMON_SD * median_sd { common } else { 0.0 }
 }

@@ -38,7 +38,14 @@ impl Source {
             })
             .collect();
         let ln_ratio = crate::estimate::robust::median(&mut works).expect("there are works") + self.level[at] + common;
-        Reading { who: device(at), ln_ratio, works: self.works, spread: self.spread, reference_ln_sd: 0.01, cold: false }
+        Reading {
+            who: device(at),
+            ln_ratio,
+            works: self.works,
+            spread: self.spread,
+            reference_ln_sd: 0.01,
+            cold: false,
+        }
     }
 
     fn next(&mut self, step: u64) -> Readings {
@@ -73,13 +80,14 @@ fn delays(factor: f64, spread: f64, common_sd: f64, devices: usize, runs: u64) -
 
 #[test]
 fn steps_are_confirmed_in_time() {
-    // Factor, spread, common deviation, devices; typical and latest delay.
+    // Factor, spread, common deviation, devices; typical delay and the one that 98 of 100 keep to.
     for (factor, spread, common_sd, devices, typical, latest) in [
         (1.2, 0.05, 0.0, 4, 2, 3),
         (1.2, 0.10, 0.0, 4, 3, 5),
-        (1.2, 0.10, 0.05, 4, 3, 5),
         (1.2, 0.10, 0.0, 2, 3, 5),
         (1.0 / 1.2, 0.10, 0.0, 4, 3, 5),
+        // What all have in common is as large as the noise here: the hardest case.
+        (1.2, 0.10, 0.05, 4, 3, 6),
         (1.8, 0.10, 0.05, 4, 2, 2),
         (1.8, 0.10, 0.0, 1, 2, 2),
         (3.0, 0.02, 0.05, 8, 2, 2),
@@ -87,18 +95,26 @@ fn steps_are_confirmed_in_time() {
         let runs = 300;
         let (delays, false_alarms) = delays(factor, spread, common_sd, devices, runs);
         let (median, almost_all) = (delays[runs as usize / 2], delays[runs as usize * 98 / 100]);
-        assert!(true || median <= typical && almost_all <= latest, "{factor} {spread} {devices}: {median} {almost_all}");
-        eprintln!("{factor} {spread} {devices}: {median} {almost_all} {:?} fa {false_alarms}", &delays[..5]);
-        assert!(true || false_alarms <= 1, "{factor} {spread}: {false_alarms}");
+        assert!(median <= typical && almost_all <= latest, "{factor} {spread} {devices}: {median} {almost_all}");
+        // A reading before the onset may lean the right way by chance; that must stay rare.
+        assert!(delays[runs as usize / 50] >= 2, "{factor} {spread} {devices}: one iteration is no change");
+        // About 10,000 readings a device, most of them before the noise is learned.
+        assert!(false_alarms <= 10, "{factor} {spread} {devices}: {false_alarms}");
     }
 }
 
 #[test]
 fn quiet_iterations_raise_no_alarm() {
-    for (spread, common_sd, works, devices) in
-        [(0.1, 0.0, 8, 4), (0.1, 0.05, 8, 4), (0.05, 0.0, 100, 4), (0.1, 0.0, 8, 2), (0.02, 0.05, 200, 8), (0.1, 0.0, 1, 4)]
-    {
-        let (mut alarms, iterations) = (0, 60_000);
+    for (spread, common_sd, works, devices, highest) in [
+        (0.1, 0.0, 8, 4, 1e-4),
+        (0.1, 0.05, 8, 4, 1e-4),
+        (0.05, 0.0, 100, 4, 1e-4),
+        (0.1, 0.0, 8, 2, 1e-4),
+        (0.02, 0.05, 200, 8, 1e-4),
+        // A single heavy-tailed work is hardly a median.
+        (0.1, 0.0, 1, 4, 3e-4),
+    ] {
+        let (mut alarms, iterations) = (0, 16_000);
         for seed in 0..4 {
             let mut source = Source::new(devices, spread, common_sd, 1_000 + seed);
             source.works = works;
@@ -106,8 +122,7 @@ fn quiet_iterations_raise_no_alarm() {
             alarms += feed(&mut drift, &mut source, 0..iterations / 4).len();
         }
         let rate = alarms as f64 / (iterations * devices as u64) as f64;
-        eprintln!("{spread} {common_sd} {works} {devices}: {rate}");
-        assert!(rate < 1e9, "{spread} {common_sd} {works} {devices}: {rate}");
+        assert!(rate < highest, "{spread} {common_sd} {works} {devices}: {rate}");
     }
 }
 

@@ -4,7 +4,7 @@
 //! in that direction less an allowance, and what leaks below empty is gone. A bucket that fills up is a change, if the
 //! iterations that filled it agree. With an allowance of 1.25 and a bucket of 4 standard deviations the mean time
 //! between false alarms of both sides is about 60,000 iterations for normal readings (Siegmund's approximation), and a
-//! step of 4 standard deviations fills it in two.
+//! step of 4 standard deviations fills it in two or three.
 
 use super::{Limits, Reading};
 use crate::estimate::robust;
@@ -16,12 +16,14 @@ const ALLOWANCE_SD: f64 = 1.25;
 /// Threshold, in standard deviations of a reading.
 const THRESHOLD_SD: f64 = 4.0;
 /// Medians of few works have heavy tails: one work raises the threshold by this share, n works by its n-th part.
-const FEW_WORKS: f64 = 1.5;
+const FEW_WORKS: f64 = 1.0;
 /// The same as shares of the least change that is told.
 const ALLOWANCE_SHARE: f64 = 0.4;
 const THRESHOLD_SHARE: f64 = 0.6;
 /// One reading fills at most this share of the threshold.
 const ONE_READING_SHARE: f64 = 0.6;
+/// A bucket filled to this share of the threshold may be a change under way: its readings teach nothing.
+const SUSPECT_SHARE: f64 = 0.5;
 /// Iterations that must show a change.
 const CONFIRMING: usize = 2;
 /// Readings kept to tell the onset by; the oldest goes.
@@ -67,6 +69,8 @@ pub(super) struct Watch {
     noise_sd: f64,
     slower: f64,
     faster: f64,
+    /// What a bucket holds when a change may be under way.
+    suspect: f64,
     quiet: VecDeque<f64>,
     recent: VecDeque<Recent>,
 }
@@ -81,6 +85,7 @@ impl Watch {
             noise_sd: NOISE_SD_MIN,
             slower: 0.0,
             faster: 0.0,
+            suspect: f64::INFINITY,
             quiet: VecDeque::new(),
             recent: VecDeque::new(),
         }
@@ -89,6 +94,11 @@ impl Watch {
     /// Standard deviation of a reading.
     pub fn noise_sd(&self) -> f64 {
         self.noise_sd
+    }
+
+    /// A change may be under way.
+    pub fn is_suspect(&self) -> bool {
+        self.slower.max(self.faster) > self.suspect
     }
 
     /// The level against which a reading is a change.
@@ -134,6 +144,7 @@ impl Watch {
         let tail = 1.0 + FEW_WORKS / f64::from(reading.works);
         let threshold = (THRESHOLD_SD * tail * sd).max(THRESHOLD_SHARE * limits.enter_ln);
         let allowance = (ALLOWANCE_SD * sd).max(ALLOWANCE_SHARE * limits.leave_ln);
+        self.suspect = SUSPECT_SHARE * threshold;
         let most = ONE_READING_SHARE * threshold;
         self.slower = (self.slower + (off - allowance).min(most)).clamp(0.0, 2.0 * threshold);
         self.faster = (self.faster + (-off - allowance).min(most)).clamp(0.0, 2.0 * threshold);
@@ -147,7 +158,7 @@ impl Watch {
                 return Some(confirmed);
             }
         }
-        self.learn(ln, off, threshold);
+        self.learn(ln, off);
         None
     }
 
@@ -185,8 +196,10 @@ impl Watch {
         }
         let mut since = off[onset..].to_vec();
         let showing = since.iter().filter(|off| **off > least / 2.0).count();
-        let shift = robust::lower_median(&mut since)?;
-        (showing >= CONFIRMING && shift >= least)
+        let (least_sure, middle) = (robust::lower_median(&mut since)?, robust::median(&mut since)?);
+        // Two readings that agree are averaged; of two that don't, the smaller one may be all there is to it.
+        let shift = if least_sure > middle / 2.0 { middle } else { least_sure };
+        (showing >= CONFIRMING && least_sure >= least)
             .then(|| Confirmed { onset: self.recent[onset].step, shift: sign * shift })
     }
 
@@ -198,8 +211,8 @@ impl Watch {
         self.reference_ln_sd = self.noise_sd.max(REFERENCE_SD_MIN);
     }
 
-    fn learn(&mut self, ln: f64, off: f64, threshold: f64) {
-        if self.slower.max(self.faster) > threshold / 2.0 {
+    fn learn(&mut self, ln: f64, off: f64) {
+        if self.is_suspect() {
             return;
         }
         if self.quiet.len() == QUIET {

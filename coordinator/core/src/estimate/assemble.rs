@@ -3,7 +3,9 @@
 use super::figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty};
 use super::fit::{self, Fit, Fitted, Observation, Row};
 use super::{Estimator, Memory, link, robust, window};
-use adaptis_plan::{Constraints, Cost, Device, FormatError, Layer, Link, Links, Pair, Problem, ReceiveBuffers, problem};
+use adaptis_plan::{
+    Constraints, Cost, Device, FormatError, Layer, Link, Links, Pair, Problem, ReceiveBuffers, problem,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Shorter works are overhead of the clock: they count as this layer's cost but say nothing of a device's speed.
@@ -52,7 +54,8 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
         let of_layer = |layer| costs.ns(kind, layer, 3).map(|(ns, _)| ns);
         optimizer_ns.insert(card.kind.clone(), (0..job.layers.len()).map(of_layer).collect::<Result<_, _>>()?);
     }
-    let slowdowns: Vec<(f64, f64)> = evidence.latest.iter().map(|row| row.map_or((0.0, 0.3), |r| fit.rows[r])).collect();
+    let slowdowns: Vec<(f64, f64)> =
+        evidence.latest.iter().map(|row| row.map_or((0.0, 0.3), |r| fit.rows[r])).collect();
     let problem = Problem {
         format: problem::FORMAT.to_owned(),
         note: None,
@@ -321,9 +324,12 @@ impl Costs<'_> {
         let of_device = |row: usize| {
             std::iter::successors(Some(latest), |row| self.evidence.rows[*row].before).any(|known| known == row)
         };
-        let seen = self.evidence.seen.iter().rev().find(|seen| {
-            seen.layer == layer && seen.phase == phase && seen.row <= latest && of_device(seen.row)
-        });
+        let seen = self
+            .evidence
+            .seen
+            .iter()
+            .rev()
+            .find(|seen| seen.layer == layer && seen.phase == phase && seen.row <= latest && of_device(seen.row));
         seen.map_or(0.0, |seen| {
             let kind = self.evidence.rows[seen.row].kind;
             let cell = self.fit.cells[kind][self.names.signature_of[layer]][phase].map_or(0.0, |cell| cell.0);
@@ -364,16 +370,15 @@ fn layers(estimator: &Estimator) -> Vec<Layer> {
 
 fn devices(estimator: &Estimator, slowdowns: &[(f64, f64)]) -> Vec<Device> {
     let cards = estimator.job.devices.iter().zip(&estimator.reserved_bytes).zip(slowdowns);
-    let device = |((card, reserved), slowdown): ((&adaptis_proto::message::DeviceCard, &Option<u64>), &(f64, f64))| {
-        Device {
+    let device =
+        |((card, reserved), slowdown): ((&adaptis_proto::message::DeviceCard, &Option<u64>), &(f64, f64))| Device {
             name: card.name.clone(),
             kind: card.kind.clone(),
             memory_bytes: card.memory_bytes,
             slowdown: slowdown.0.exp().clamp(SLOWDOWN_RANGE.0, SLOWDOWN_RANGE.1),
             reserved_bytes: reserved.unwrap_or(0).max(card.reserved_bytes),
             note: None,
-        }
-    };
+        };
     cards.map(device).collect()
 }
 

@@ -85,7 +85,9 @@ impl History {
         if groups.is_empty() {
             groups = by_size(self.traffic.iter());
         }
-        if groups.is_empty() { self.before.map(|before| Fit { ln_sd: before.ln_sd.max(0.5), ..before }) } else {
+        if groups.is_empty() {
+            self.before.map(|before| Fit { ln_sd: before.ln_sd.max(0.5), ..before })
+        } else {
             Some(self.fit_groups(&groups))
         }
     }

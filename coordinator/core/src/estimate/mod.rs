@@ -120,8 +120,7 @@ impl Estimator {
             same.filter(|_| !restarted.iter().any(|index| index.index() == at))
         };
         let from: Vec<Option<usize>> = devices.iter().enumerate().map(stays).collect();
-        self.histories =
-            from.iter().map(|from| from.and_then(|from| old[from].take()).unwrap_or_default()).collect();
+        self.histories = from.iter().map(|from| from.and_then(|from| old[from].take()).unwrap_or_default()).collect();
         self.reserved_bytes = from.iter().map(|from| from.and_then(|from| self.reserved_bytes[from])).collect();
         let gone = old.into_iter().zip(&self.job.devices).filter_map(|(old, card)| Some((card.kind.clone(), old?)));
         self.departed.extend(gone);

@@ -46,14 +46,8 @@ const BASE_NS: [[f64; 3]; 6] = [
     [4.0e6, 4.4e6, 4.1e6],
 ];
 /// Ratio of the second kind: depends on the type of layer more than on the phase.
-const RATIO: [[f64; 3]; 6] = [
-    [1.5, 1.5, 1.6],
-    [2.0, 2.1, 2.0],
-    [2.4, 2.4, 2.5],
-    [2.2, 2.2, 2.3],
-    [1.8, 1.9, 1.8],
-    [2.6, 2.7, 2.7],
-];
+const RATIO: [[f64; 3]; 6] =
+    [[1.5, 1.5, 1.6], [2.0, 2.1, 2.0], [2.4, 2.4, 2.5], [2.2, 2.2, 2.3], [1.8, 1.9, 1.8], [2.6, 2.7, 2.7]];
 
 /// Signature of a layer of `count`: the head last, the embedding first, the rest in turn.
 fn signature(layer: usize, count: usize) -> usize {
@@ -92,7 +86,9 @@ impl Cluster {
         };
         let cost = |kind: usize, at: usize| {
             let signature = signature(at, layers);
-            std::array::from_fn(|phase| BASE_NS[signature][phase] * if kind == 0 { 1.0 } else { RATIO[signature][phase] })
+            std::array::from_fn(|phase| {
+                BASE_NS[signature][phase] * if kind == 0 { 1.0 } else { RATIO[signature][phase] }
+            })
         };
         Self {
             job: JobView {

@@ -237,17 +237,18 @@ fn sample() -> impl Strategy<Value = Sample> {
             duration_ns,
         },
     );
-    let transfer = (place.clone(), 0..4u32, mark, ns.clone(), ns.clone()).prop_map(
-        |(place, from, mark, bytes, duration_ns)| Sample::Transfer {
-            place,
-            from: DeviceIndex(from),
-            microbatch: Microbatch(0),
-            mark,
-            bytes,
-            start_ns: 0,
-            duration_ns,
-        },
-    );
+    let transfer =
+        (place.clone(), 0..4u32, mark, ns.clone(), ns.clone()).prop_map(|(place, from, mark, bytes, duration_ns)| {
+            Sample::Transfer {
+                place,
+                from: DeviceIndex(from),
+                microbatch: Microbatch(0),
+                mark,
+                bytes,
+                start_ns: 0,
+                duration_ns,
+            }
+        });
     let memory =
         (place.clone(), 0..6u32, ns.clone(), ns.clone()).prop_map(|(place, layer, activation_bytes, other)| {
             Sample::LayerMemory {

@@ -6,7 +6,7 @@ pub(crate) mod orders;
 use crate::costs::Costs;
 use crate::listing::{Listing, admissible};
 use crate::memory;
-use crate::partition::{Weigh, split};
+use crate::partition::{Splitter, Weigh};
 use crate::program::{F, I, Op, Programs, W, op};
 use crate::recipe::backward_first;
 use crate::replay::Replay;
@@ -99,7 +99,7 @@ pub fn even(problem: &Problem) -> Plan {
     if let Ok(rules) = Rules::new(problem)
         && !rules.permits(&shape)
     {
-        let kept = split(&costs, &rules, &devices, Weigh::Count).unwrap_or(shape);
+        let kept = Splitter::default().split(&costs, &rules, &devices, Weigh::Count).unwrap_or(shape);
         shape = rules.repaired(&kept);
     }
     let listed = |shape: &Shape| {
@@ -204,7 +204,8 @@ impl Name {
 /// The repeated block of slope `k` as programs, sorted by time; `None` where the stages are no V.
 fn v_programs(tables: &Tables, k: usize) -> Option<Programs> {
     let count = tables.stages();
-    let is_v = count % 2 == 0 && (0..count / 2).all(|stage| tables.device[stage] == tables.device[count - 1 - stage]);
+    let is_v =
+        count.is_multiple_of(2) && (0..count / 2).all(|stage| tables.device[stage] == tables.device[count - 1 - stage]);
     if !is_v || tables.local.iter().any(|local| local.len() > 2) {
         return None;
     }
@@ -237,12 +238,13 @@ pub fn named(problem: &Problem, name: Name) -> Result<Plan, Infeasible> {
     let costs = Costs::new(problem);
     let rules = Rules::new(problem)?;
     let mut replay = Replay::default();
+    let mut splitter = Splitter::default();
     let mut best: Option<(u64, Shape, Programs)> = None;
     let tries = [name.in_flight(), name.in_flight() / 2, 0];
     for order in device_orders(&costs, &rules, ORDERS_MAX) {
         for pattern in name.patterns(&order, costs.layers) {
             for in_flight in tries {
-                let Some(shape) = split(&costs, &rules, &pattern, Weigh::Time { in_flight }) else { continue };
+                let Some(shape) = splitter.split(&costs, &rules, &pattern, Weigh::Time { in_flight }) else { continue };
                 if !rules.permits(&shape) {
                     continue;
                 }

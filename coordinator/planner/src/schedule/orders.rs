@@ -89,9 +89,9 @@ pub(crate) fn interleaved(tables: &Tables) -> Programs {
         let ahead = ((p - rank - 1) * 2 + (rounds - 1) * p + 1).min(forwards.len());
         let program = &mut programs[device];
         program.extend(&forwards[..ahead - 1]);
-        for at in 0..backwards.len() {
+        for (at, &backward) in backwards.iter().enumerate() {
             program.extend(forwards.get(at + ahead - 1));
-            program.push(backwards[at]);
+            program.push(backward);
         }
     }
     programs

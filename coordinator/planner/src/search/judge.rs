@@ -5,6 +5,7 @@ use crate::costs::Costs;
 use crate::listing::{Listing, admissible};
 use crate::memory;
 use crate::moves;
+use crate::partition::{Splitter, Weigh};
 use crate::program::Programs;
 use crate::recipe::Genes;
 use crate::replay::Replay;
@@ -46,6 +47,7 @@ pub(crate) struct Judge<'a> {
     pub(crate) stage: &'static str,
     pub(crate) replay: Replay,
     pub(crate) listing: Listing,
+    splitter: Splitter,
 }
 
 impl<'a> Judge<'a> {
@@ -73,6 +75,7 @@ impl<'a> Judge<'a> {
             stage: "starts",
             replay: Replay::default(),
             listing: Listing::default(),
+            splitter: Splitter::default(),
         }
     }
 
@@ -96,6 +99,11 @@ impl<'a> Judge<'a> {
             };
             self.stopped |= (self.tick)(&progress) == Control::Stop;
         }
+    }
+
+    /// The best split over a sequence of devices.
+    pub(crate) fn split(&mut self, sequence: &[u32], weigh: Weigh) -> Option<Shape> {
+        self.splitter.split(self.costs, self.rules, sequence, weigh)
     }
 
     /// What moving to a shape costs, per iteration of the horizon.

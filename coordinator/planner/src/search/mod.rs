@@ -22,7 +22,7 @@ use crate::bounds;
 use crate::costs::Costs;
 use crate::memory;
 use crate::moves;
-use crate::partition::{Weigh, split};
+use crate::partition::{Splitter, Weigh};
 use crate::program::{MICROBATCHES_MAX, STAGES_MAX};
 use crate::random::Random;
 use crate::recipe::Genes;
@@ -268,7 +268,7 @@ fn climb(judge: &mut Judge, pool: &mut Pool, from: &Shape, random: &mut Random) 
         }
     }
     for in_flight in [100, 60, 30, 0] {
-        if let Some(shape) = split(judge.costs, judge.rules, &devices, Weigh::Time { in_flight })
+        if let Some(shape) = judge.split(&devices, Weigh::Time { in_flight })
             && let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD)
         {
             pool.offer(judge, candidate);
@@ -351,9 +351,10 @@ fn conclude(
 
 /// Says which device lacks what, on the partition that lacks least.
 pub(crate) fn infeasible(problem: &Problem, costs: &Costs, rules: &Rules) -> Infeasible {
+    let mut splitter = Splitter::default();
     let mut least: Option<(u64, usize, u64, u64)> = None;
     for order in device_orders(costs, rules, ORDERS_TO_EXPLAIN) {
-        let Some(shape) = split(costs, rules, &order, Weigh::Memory) else { continue };
+        let Some(shape) = splitter.split(costs, rules, &order, Weigh::Memory) else { continue };
         let tables = Tables::new(costs, &rules.repaired(&shape));
         let worst = (0..costs.devices)
             .map(|device| {

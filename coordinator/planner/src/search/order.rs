@@ -10,6 +10,8 @@ use super::structure::{Freedom, change};
 use crate::memory;
 use crate::program::{B, F, I, NONE, Op, W, kind, microbatch, op, stage};
 use crate::random::Random;
+use crate::recipe::works_ns;
+use crate::replay::Deadline;
 use crate::shape::Tables;
 
 /// Temperature at the start and at the end, as a share of the value.
@@ -36,6 +38,8 @@ struct Tuner<'j, 'a> {
     tables: Tables,
     current: Candidate,
     charge: f64,
+    /// Work of each device.
+    work_ns: Vec<u64>,
     /// `current.value` and the mean end's share.
     smooth: f64,
     /// Per device and position: what lives before it.
@@ -98,6 +102,7 @@ impl<'j, 'a> Tuner<'j, 'a> {
         let charge = judge.charge(&current.shape);
         let mut tuner = Self {
             judge,
+            work_ns: works_ns(&tables),
             tables,
             current,
             charge,
@@ -107,7 +112,7 @@ impl<'j, 'a> Tuner<'j, 'a> {
             critical: Vec::new(),
         };
         tuner.index();
-        let (iteration_ns, smooth) = tuner.measure()?;
+        let (iteration_ns, smooth) = tuner.measure(f64::INFINITY)?;
         tuner.settle(iteration_ns, smooth, random);
         Some(tuner)
     }
@@ -131,13 +136,18 @@ impl<'j, 'a> Tuner<'j, 'a> {
         }
     }
 
-    fn measure(&mut self) -> Option<(u64, f64)> {
+    /// Time and smooth value; `None` for what can't run or is worse than `accept`.
+    fn measure(&mut self, accept: f64) -> Option<(u64, f64)> {
         self.judge.spend(self.current.programs.iter().map(Vec::len).sum());
-        let end = self.judge.replay.run(&self.tables, &self.current.programs)?;
+        let share = MEAN_END / self.work_ns.len() as f64;
+        let rest = self.charge + self.work_ns.iter().map(|&ns| ns as f64).sum::<f64>() * share;
+        let end_ns = ((accept - rest).max(0.0) as u64).saturating_sub(self.tables.tail_ns);
+        let deadline = Deadline { work_ns: &self.work_ns, end_ns };
+        let end = self.judge.replay.run_until(&self.tables, &self.current.programs, deadline)?;
         let iteration_ns = end.saturating_add(self.tables.tail_ns);
-        let free = &self.judge.replay.free;
-        let mean = free.iter().map(|&ns| ns as f64).sum::<f64>() / free.len() as f64;
-        Some((iteration_ns, iteration_ns as f64 + self.charge + MEAN_END * mean))
+        let ends: f64 = self.judge.replay.free.iter().map(|&ns| ns as f64).sum();
+        let smooth = iteration_ns as f64 + self.charge + share * ends;
+        (smooth <= accept).then_some((iteration_ns, smooth))
     }
 
     fn settle(&mut self, iteration_ns: u64, smooth: f64, random: &mut Random) {
@@ -232,8 +242,7 @@ impl<'j, 'a> Tuner<'j, 'a> {
         rotate(program, from, to);
         let (low, high) = (from.min(to), from.max(to));
         if self.window_fits(device, low, high)
-            && let Some((iteration_ns, smooth)) = self.measure()
-            && smooth <= accept
+            && let Some((iteration_ns, smooth)) = self.measure(accept)
         {
             self.reindex(device, low, high);
             self.settle(iteration_ns, smooth, random);
@@ -275,15 +284,17 @@ impl<'j, 'a> Tuner<'j, 'a> {
             return;
         }
         let charge = std::mem::replace(&mut self.charge, self.judge.charge(&shape));
+        let work_ns = std::mem::replace(&mut self.work_ns, works_ns(&tables));
         let tables = std::mem::replace(&mut self.tables, tables);
-        match self.measure() {
-            Some((iteration_ns, smooth)) if smooth <= accept => {
+        match self.measure(accept) {
+            Some((iteration_ns, smooth)) => {
                 self.current.shape = shape;
                 self.index();
                 self.settle(iteration_ns, smooth, random);
             }
-            _ => {
+            None => {
                 self.charge = charge;
+                self.work_ns = work_ns;
                 self.tables = tables;
             }
         }

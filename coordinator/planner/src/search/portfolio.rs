@@ -3,7 +3,7 @@
 use super::RungKind;
 use super::judge::{Candidate, Judge};
 use crate::costs::Costs;
-use crate::partition::{Weigh, split};
+use crate::partition::Weigh;
 use crate::random::Random;
 use crate::recipe::Genes;
 use crate::rules::Rules;
@@ -170,7 +170,7 @@ pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidat
     for order in orders {
         let mut value = f64::INFINITY;
         for in_flight in [100, 50] {
-            let Some(shape) = split(costs, rules, &order, Weigh::Time { in_flight }) else { continue };
+            let Some(shape) = judge.split(&order, Weigh::Time { in_flight }) else { continue };
             let shape = rules.repaired(&shape);
             if let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD[..3]) {
                 value = value.min(candidate.value);
@@ -187,7 +187,7 @@ pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidat
     for (_, order) in ranked.iter().take(ORDERS_KEPT) {
         for pattern in patterns(order, costs.layers) {
             for in_flight in [100, 60, 30, 0] {
-                if let Some(shape) = split(costs, rules, &pattern, Weigh::Time { in_flight }) {
+                if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
                     offer_all(judge, pool, &shape);
                 }
                 if judge.done() {
@@ -240,7 +240,7 @@ pub(crate) fn squeeze(judge: &mut Judge, pool: &mut Pool) {
     let (costs, rules) = (judge.costs, judge.rules);
     for order in device_orders(costs, rules, ORDERS_MAX) {
         for pattern in patterns(&order, costs.layers) {
-            let Some(shape) = split(costs, rules, &pattern, Weigh::Memory) else { continue };
+            let Some(shape) = judge.split(&pattern, Weigh::Memory) else { continue };
             let mut shape = rules.repaired(&shape);
             shape.merge();
             let tables = Tables::new(costs, &shape);

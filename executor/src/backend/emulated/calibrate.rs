@@ -18,9 +18,8 @@ impl<C: Clock> Device<C> {
         self.bench.place = place;
         self.bench.mark = Mark::Calibration;
         let mut seen = HashSet::new();
-        let distinct: Vec<usize> = (0..self.types.len())
-            .filter(|&layer| seen.insert(self.truth.layers[layer].signature.clone()))
-            .collect();
+        let distinct: Vec<usize> =
+            (0..self.types.len()).filter(|&layer| seen.insert(self.truth.layers[layer].signature.clone())).collect();
         for layer in distinct {
             for repeat in 0..REPEATS {
                 self.calibrate_layer(layer, Microbatch(repeat));

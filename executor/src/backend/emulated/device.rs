@@ -71,18 +71,6 @@ impl<C: Clock> Device<C> {
         let at = index.index();
         let pace = Pace::new(clock, truth.devices[at].slowdown);
         let noise = Noise::new(emulation.seed, at, emulation.noise);
-        let empty = Plan {
-            format: adaptis_plan::plan::FORMAT.to_owned(),
-            note: None,
-            epoch: Default::default(),
-            parent: Default::default(),
-            layers: 0,
-            devices: Vec::new(),
-            stages: Vec::new(),
-            programs: Vec::new(),
-            predicted: None,
-            why: None,
-        };
         Ok(Device {
             index,
             types: emulation.types()?,
@@ -93,7 +81,7 @@ impl<C: Clock> Device<C> {
             optimizer: AdamW::default(),
             layers: BTreeMap::new(),
             stages: Vec::new(),
-            memory: Memory::new(&truth, index, &empty),
+            memory: Memory::new(&truth, index, &[]),
             live: HashMap::new(),
             losses: BTreeMap::new(),
             late_before: Late::default(),
@@ -111,7 +99,7 @@ impl<C: Clock> Device<C> {
     /// Follows a plan whose layers are all here.
     pub fn adopt(&mut self, plan: &Plan) {
         self.stages.clone_from(&plan.stages);
-        self.memory = Memory::new(&self.truth, self.index, plan);
+        self.memory = Memory::new(&self.truth, self.index, &plan.stages);
     }
 
     /// The slowdown of this device is the truth's times `factor` from now on.

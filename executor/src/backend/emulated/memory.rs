@@ -4,7 +4,7 @@
 //! The same account runs ahead of a plan ([`peak_bytes`]) and beside its execution, so a plan that was let in does not
 //! run out of memory later.
 
-use adaptis_plan::{Action, Instruction, Plan, Problem, ReceiveBuffers};
+use adaptis_plan::{Action, Instruction, Plan, Problem, ReceiveBuffers, Stage};
 use adaptis_proto::DeviceIndex;
 use std::collections::HashMap;
 
@@ -40,12 +40,12 @@ pub struct OutOfMemory {
 }
 
 impl Memory {
-    /// The memory of a device at the start of an iteration.
-    pub fn new(truth: &Problem, device: DeviceIndex, plan: &Plan) -> Memory {
+    /// The memory of a device at the start of an iteration; `plan` is the stages of the whole plan.
+    pub fn new(truth: &Problem, device: DeviceIndex, plan: &[Stage]) -> Memory {
         let at = device.index();
         let mut resident_bytes = truth.devices[at].reserved_bytes;
         let mut stages = HashMap::new();
-        for (number, stage) in plan.stages.iter().enumerate().filter(|(_, stage)| stage.device == device.0) {
+        for (number, stage) in plan.iter().enumerate().filter(|(_, stage)| stage.device == device.0) {
             resident_bytes += truth.layers[stage.range()].iter().map(|layer| layer.state_bytes).sum::<u64>();
             if truth.receive_buffers == ReceiveBuffers::All {
                 resident_bytes += u64::from(truth.microbatches) * received_bytes(truth, plan, number);
@@ -102,7 +102,7 @@ impl Memory {
 
 /// The highest use of a device's memory under a plan that was audited.
 pub fn peak_bytes(truth: &Problem, device: DeviceIndex, plan: &Plan) -> u64 {
-    let mut memory = Memory::new(truth, device, plan);
+    let mut memory = Memory::new(truth, device, &plan.stages);
     memory.limit_bytes = u64::MAX;
     for &instruction in &plan.programs[device.index()] {
         memory.begin(instruction).expect("the limit is out of reach");
@@ -113,27 +113,27 @@ pub fn peak_bytes(truth: &Problem, device: DeviceIndex, plan: &Plan) -> u64 {
 /// What a switch between two plans needs at its most. Layers that leave are staged on the host, so the device holds the
 /// state of one plan at a time.
 pub fn switch_bytes(truth: &Problem, device: DeviceIndex, old: &Plan, new: &Plan) -> u64 {
-    let resident = |plan| Memory::new(truth, device, plan).resident_bytes();
+    let resident = |plan: &Plan| Memory::new(truth, device, &plan.stages).resident_bytes();
     resident(old).max(resident(new))
 }
 
 /// One microbatch's receive buffers of a stage.
-fn received_bytes(truth: &Problem, plan: &Plan, number: usize) -> u64 {
-    let stage = &plan.stages[number];
-    let elsewhere = |other: Option<&adaptis_plan::Stage>| other.is_some_and(|other| other.device != stage.device);
-    let before = number.checked_sub(1).and_then(|before| plan.stages.get(before));
+fn received_bytes(truth: &Problem, plan: &[Stage], number: usize) -> u64 {
+    let stage = &plan[number];
+    let elsewhere = |other: Option<&Stage>| other.is_some_and(|other| other.device != stage.device);
+    let before = number.checked_sub(1).and_then(|before| plan.get(before));
     let mut bytes = 0;
     if elsewhere(before) {
         bytes += truth.layers[stage.range().start - 1].output_bytes;
     }
-    if elsewhere(plan.stages.get(number + 1)) {
+    if elsewhere(plan.get(number + 1)) {
         bytes += truth.layers[stage.range().end - 1].output_bytes;
     }
     bytes
 }
 
 impl StageBytes {
-    fn new(truth: &Problem, device: usize, stage: &adaptis_plan::Stage) -> StageBytes {
+    fn new(truth: &Problem, device: usize, stage: &Stage) -> StageBytes {
         let costs = &truth.costs_of(device)[stage.range()];
         let holds: Vec<u64> = stage
             .range()

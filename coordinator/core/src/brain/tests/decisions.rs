@@ -1,0 +1,150 @@
+//! The loop as a whole: ranks that truly cost something, real searches, real estimates.
+
+use super::cluster::{Faults, Truth, World, config, job};
+use crate::brain::{Config, Mode};
+use crate::ledger::{Decision, Verdict};
+use adaptis_plan::problem::FORMAT;
+use adaptis_plan::{Constraints, Cost, Device, Layer, Link, Links, Problem, ReceiveBuffers};
+use adaptis_proto::message::Job;
+use adaptis_proto::{Epoch, Step};
+use std::collections::BTreeMap;
+
+const DEVICES: usize = 4;
+const FAULT: u64 = 40;
+
+/// Eight layers, the last one heavy, on four devices of one kind.
+fn truth(job: &Job) -> Problem {
+    let cost = |layer: usize| {
+        let weight = if layer + 1 == job.layers.len() { 3 } else { 1 };
+        Cost {
+            forward_ns: weight * 5_000_000,
+            input_gradient_ns: weight * 5_000_000,
+            weight_gradient_ns: weight * 5_000_000,
+            activation_bytes: 100,
+            weight_gradient_bytes: 50,
+            ..Cost::default()
+        }
+    };
+    let layer = |layer: &adaptis_proto::message::JobLayer| Layer {
+        name: layer.name.clone(),
+        signature: layer.signature.clone(),
+        parameter_bytes: layer.parameter_bytes,
+        state_bytes: layer.state_bytes,
+        output_bytes: layer.output_bytes,
+        moved_bytes: Some(layer.moved_bytes),
+        note: None,
+    };
+    let device = |name: &String| Device {
+        name: name.clone(),
+        kind: "cpu".into(),
+        memory_bytes: 1_000_000,
+        slowdown: 1.0,
+        reserved_bytes: 0,
+        note: None,
+    };
+    Problem {
+        format: FORMAT.into(),
+        note: None,
+        microbatches: job.microbatches,
+        layers: job.layers.iter().map(layer).collect(),
+        devices: job.devices.iter().map(device).collect(),
+        costs: BTreeMap::from([("cpu".to_owned(), (0..job.layers.len()).map(cost).collect())]),
+        links: Links {
+            default: Link { latency_ns: 10_000, bytes_per_second: 1e9, note: () },
+            pairs: Vec::new(),
+            note: None,
+        },
+        optimizer_ns: BTreeMap::new(),
+        receive_buffers: ReceiveBuffers::None,
+        boundary_ns: 0,
+        stage_ns: 0,
+        constraints: Constraints::default(),
+    }
+}
+
+fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, f64)>) -> World {
+    let mut job = job(DEVICES, iterations);
+    for (index, layer) in job.layers.iter_mut().enumerate() {
+        let kind = if index + 1 == 2 * DEVICES { "head/1/bf16/b1xs8" } else { "mlp/8/f32/b1xs8" };
+        layer.signature = kind.to_owned();
+    }
+    job.microbatches = 8;
+    let config = Config { mode, is_static, search_evaluations: Some(3_000), ..config() };
+    let mut truth = Truth::new(truth(&job), 0.02);
+    truth.fault = fault;
+    let mut world = World::with(job, config, 1, Faults::default());
+    world.truth = Some(truth);
+    world.run_until("the end", |world| world.done);
+    world
+}
+
+fn of(world: &World, verdict: Verdict) -> Vec<&Decision> {
+    world.ledger.held.decisions.iter().filter(|decision| decision.verdict == verdict).collect()
+}
+
+fn first_on(world: &World, epoch: Epoch) -> Option<Step> {
+    world.ledger.held.iterations.iter().find(|iteration| iteration.epoch == epoch).map(|found| found.index)
+}
+
+#[test]
+fn an_undisturbed_run_is_planned_once_and_refined_at_most_once() {
+    let world = run(Mode::Adapt, false, 120, None);
+    let switches = of(&world, Verdict::Switch);
+    assert!((1..=2).contains(&switches.len()), "{:#?}", world.ledger.held.decisions);
+    assert!(switches[0].iteration <= Step(8), "{:#?}", switches[0]);
+    if let Some(second) = switches.get(1) {
+        assert!(second.iteration.0 <= switches[0].iteration.0 + 20, "{second:#?}");
+    }
+    assert!(world.searched <= 3, "{} searches", world.searched);
+    assert!(of(&world, Verdict::Revert).is_empty());
+}
+
+#[test]
+fn a_throttled_device_is_answered_within_eight_iterations() {
+    let world = run(Mode::Adapt, false, 90, Some((FAULT, 1, 1.6)));
+    let after: Vec<_> =
+        of(&world, Verdict::Switch).into_iter().filter(|decision| decision.iteration >= Step(FAULT)).collect();
+    let decision = after.first().unwrap_or_else(|| panic!("{:#?}", world.ledger.held.decisions));
+    assert!(decision.detected_iteration.0 < FAULT + 5, "{decision:#?}");
+    let change = decision.change.expect("a change caused it");
+    assert!(change.onset.0.abs_diff(FAULT) <= 1, "{change:?}");
+    let epoch = decision.epoch.expect("a switch has a plan");
+    let first = first_on(&world, epoch).expect("it took effect");
+    assert!(first.0 <= FAULT + 8, "first iteration on the new plan: {first}");
+    assert!(decision.predicted_after_ns < decision.predicted_before_ns);
+}
+
+#[test]
+fn every_phase_is_predicted_within_five_percent() {
+    let world = run(Mode::Adapt, false, 90, Some((FAULT, 1, 1.6)));
+    let phases = &world.ledger.held.phases;
+    assert!(phases.len() >= 3, "{phases:#?}");
+    for (at, phase) in phases.iter().enumerate() {
+        let end = phases.get(at + 1).map_or(Step(u64::MAX), |next| next.from);
+        let mut durations: Vec<u64> = world
+            .ledger
+            .held
+            .iterations
+            .iter()
+            .filter(|iteration| iteration.index >= phase.from && iteration.index < end)
+            .map(|iteration| iteration.duration_ns)
+            .collect();
+        durations.sort_unstable();
+        let Some(&median) = durations.get(durations.len() / 2) else { continue };
+        let predicted = phase.predicted_ns.unwrap_or_else(|| panic!("no prediction: {phase:?}"));
+        let ratio = median as f64 / predicted as f64;
+        assert!((0.95..1.05).contains(&ratio), "{phase:?}: measured {median}, ratio {ratio}");
+    }
+}
+
+#[test]
+fn modes_do_no_more_than_they_say() {
+    let observed = run(Mode::Observe, false, 60, Some((30, 1, 1.6)));
+    assert_eq!((observed.searched, observed.ledger.held.decisions.len()), (0, 0));
+    assert!(observed.ledger.held.phases.iter().all(|phase| phase.predicted_ns.is_some()), "it predicts all the same");
+    let kept = run(Mode::Adapt, true, 60, Some((30, 1, 1.6)));
+    assert_eq!((kept.searched, kept.head().epoch), (0, Epoch(1)));
+    let advised = run(Mode::Advise, false, 60, Some((30, 1, 1.6)));
+    assert!(!of(&advised, Verdict::Switch).is_empty(), "{:#?}", advised.ledger.held.decisions);
+    assert_eq!(advised.head().epoch, Epoch(1), "and changes nothing");
+}

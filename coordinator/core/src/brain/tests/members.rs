@@ -1,0 +1,92 @@
+//! Gathering, starting, losing, ending.
+
+use super::cluster::{DEADLINES, Faults, World, epochs_of, job, plan_in};
+use crate::brain::Event;
+use crate::ledger::RunFailure;
+use crate::membership::Peer;
+use adaptis_proto::message::{Failure, RankEvent, State};
+use adaptis_proto::sample::Place;
+use adaptis_proto::{Epoch, Generation, Incarnation, Step};
+
+#[test]
+fn a_run_starts_even_and_ends_with_every_digest() {
+    let mut world = World::new(2, 8, 1, Faults::default());
+    assert_eq!(world.brain.status().state, State::Waiting);
+    world.run_until("the end", |world| world.done);
+    let plan = plan_in(&world, Epoch(1));
+    assert_eq!(plan.stages.iter().map(|stage| stage.layers).collect::<Vec<_>>(), [[0, 2], [2, 4]]);
+    assert_eq!(world.head().generation, Generation(1));
+    let finished = world.finished().expect("the run ended");
+    assert_eq!((finished.step, finished.layers.len()), (Step(8), 4));
+    assert_eq!(world.brain.status().state, State::Finished);
+    assert_eq!(world.ledger.held.phases.len(), 1);
+}
+
+#[test]
+fn messages_may_be_lost_doubled_and_late() {
+    for seed in 0..40 {
+        let faults = Faults { loss: 30, doubling: 30, delay_ticks_max: 7, ..Faults::default() };
+        let mut world = World::new(3, 12, seed, faults);
+        world.run_until("the end", |world| world.done);
+        assert_eq!(epochs_of(&world.ledger.held.plans), [1], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_start_plan_is_taken_if_it_is_valid() {
+    let mut donor = World::new(2, 2, 1, Faults::default());
+    donor.run_until("a plan", |world| world.head().epoch == Epoch(1));
+    let text = donor.ledger.held.plans[&Epoch(1)].text.clone();
+    let moved = text.replacen("2,", "3,", 1);
+    for (start, is_valid) in [(text.as_str(), true), ("no plan", false), (moved.as_str(), false)] {
+        let mut job = job(2, 4);
+        job.start_plan = Some(start.to_owned());
+        let mut world = World::with(job, super::cluster::config(), 1, Faults::default());
+        world.run_until("an answer", |world| world.head().epoch > Epoch(0) || world.ledger.held.failed.is_some());
+        let failed = matches!(world.ledger.held.failed, Some(RunFailure::StartPlan { .. }));
+        assert_eq!(!failed, is_valid, "{start}");
+    }
+}
+
+#[test]
+fn a_silent_rank_ends_the_run_with_its_name() {
+    let mut world = World::new(2, 1_000, 1, Faults::default());
+    world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    world.faults.loss = 100;
+    world.run_until("a verdict", |world| world.ledger.held.failed.is_some());
+    let Some(RunFailure::Silent { waited_ns, .. }) = &world.ledger.held.failed else {
+        panic!("{:?}", world.ledger.held.failed);
+    };
+    assert!((DEADLINES.heartbeat_ns..2 * DEADLINES.heartbeat_ns).contains(waited_ns));
+    assert_eq!(world.brain.status().state, State::Failed);
+}
+
+#[test]
+fn the_cause_of_a_failure_replaces_its_consequences() {
+    let mut world = World::new(2, 1_000, 1, Faults::default());
+    world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    let place = world.ranks[0].place;
+    let failed =
+        |incarnation: u64, reason: Failure| RankEvent::Failed { incarnation: Incarnation(incarnation), place, reason };
+    let out_of_memory = Failure::OutOfMemory { device: "gpu1".into(), needed_bytes: 2, limit_bytes: 1 };
+    let told = [
+        failed(100, Failure::PeerFailed { peer: adaptis_proto::DeviceIndex(1) }),
+        failed(101, out_of_memory.clone()),
+        failed(100, Failure::NotFinite),
+    ];
+    for event in told {
+        world.feed(Event::RankSaid { peer: Peer(0), event: Box::new(event) });
+    }
+    let expected = RunFailure::Stopped { device: "gpu1".into(), step: place.step, reason: out_of_memory };
+    assert_eq!(world.ledger.held.failed, Some(expected));
+}
+
+#[test]
+fn a_failure_of_another_generation_is_no_failure() {
+    let mut world = World::new(2, 1_000, 1, Faults::default());
+    world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    let place = Place { generation: Generation(0), ..world.ranks[0].place };
+    let event = RankEvent::Failed { incarnation: Incarnation(100), place, reason: Failure::NotFinite };
+    world.feed(Event::RankSaid { peer: Peer(0), event: Box::new(event) });
+    assert_eq!(world.ledger.held.failed, None);
+}
