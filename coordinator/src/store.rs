@@ -14,7 +14,7 @@ mod profiles;
 mod samples;
 mod work;
 
-pub use profiles::{PROFILES_MAX, Profiles};
+pub use profiles::{Profile, Profiles};
 pub use samples::{RECORDS_BYTES_MAX, Stored};
 pub use work::work_of;
 

@@ -184,11 +184,17 @@ fn table(
     runs
 }
 
-fn needs(cost: &StageCost, in_flight: usize) -> u128 {
+/// Receive buffers count as if both neighbours were on other devices.
+fn needs(cost: &StageCost, buffer_bytes: u64, in_flight: usize) -> u128 {
     u128::from(cost.state_bytes)
+        + u128::from(buffer_bytes)
         + u128::from(cost.stash_bytes) * in_flight as u128
         + u128::from(cost.rise_bytes)
         + u128::from(cost.workspace_bytes)
+}
+
+fn buffer_bytes(costs: &Costs, range: &Range<usize>) -> u64 {
+    costs.buffer_bytes(range, range.start > 0, range.end < costs.layers)
 }
 
 fn load(cost: &StageCost) -> f64 {
@@ -223,15 +229,17 @@ fn by_time(
     mask: &mut [bool],
 ) -> Option<Run> {
     let (room, in_flight) = allowance;
+    let buffers = buffer_bytes(costs, &range);
     (fewest..=order.len()).find_map(|count| {
         let cost = with(mask, &order[..count], |mask| costs.stage(device, range.clone(), mask));
-        (needs(&cost, in_flight) <= u128::from(room)).then(|| Run { load: load(&cost), again: count as u32 })
+        (needs(&cost, buffers, in_flight) <= u128::from(room)).then(|| Run { load: load(&cost), again: count as u32 })
     })
 }
 
 fn by_memory(costs: &Costs, device: usize, range: Range<usize>, room: u64, order: &[usize], mask: &mut [bool]) -> Run {
-    let plain = needs(&costs.stage(device, range.clone(), mask), 1);
-    let eased = with(mask, order, |mask| needs(&costs.stage(device, range, mask), 1));
+    let buffers = buffer_bytes(costs, &range);
+    let plain = needs(&costs.stage(device, range.clone(), mask), buffers, 1);
+    let eased = with(mask, order, |mask| needs(&costs.stage(device, range, mask), buffers, 1));
     let again = if eased < plain { order.len() as u32 } else { 0 };
     Run { load: plain.min(eased) as f64 / (room as f64 + 1.0), again }
 }

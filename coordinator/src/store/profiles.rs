@@ -11,7 +11,7 @@ use rusqlite::{OptionalExtension, params};
 use std::collections::BTreeMap;
 
 /// Profiles that are gathered at a time. Full: samples of other classes are left out, and counted.
-pub const PROFILES_MAX: usize = 4_096;
+const PROFILES_MAX: usize = 4_096;
 /// Shortest work that is told apart.
 const LOW_NS: u64 = 1_000;
 /// Longest work that is told apart; longer ones count as this.
@@ -26,6 +26,19 @@ pub struct Profiles {
     histograms: BTreeMap<(String, String, u8), Histogram<u64>>,
     /// Samples left out because there were too many classes.
     left_out: u64,
+}
+
+/// A profile on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Class of the layer.
+    pub signature: String,
+    /// Kind of the device.
+    pub kind: String,
+    /// What was done to it.
+    pub phase: Phase,
+    /// How long it took, in nanoseconds.
+    pub histogram: Histogram<u64>,
 }
 
 impl Profiles {
@@ -68,11 +81,11 @@ impl Store {
         Ok(())
     }
 
-    /// All profiles on disk: signature, kind, phase, durations in nanoseconds.
+    /// All profiles on disk.
     ///
     /// # Errors
     /// The file fails, or holds bytes that are no histogram.
-    pub fn profiles(&self) -> Result<Vec<(String, String, Phase, Histogram<u64>)>, StoreError> {
+    pub fn profiles(&self) -> Result<Vec<Profile>, StoreError> {
         let mut statement = self.connection.prepare("SELECT signature, kind, phase, histogram FROM profiles")?;
         let mut rows = statement.query([])?;
         let mut profiles = Vec::new();
@@ -81,7 +94,7 @@ impl Store {
             let damaged = || StoreError::Damaged { what: format!("the profile of {signature}") };
             let phase = *Phase::ALL.get(usize::from(number)).ok_or_else(damaged)?;
             let histogram = decode(&row.get::<_, Vec<u8>>(3)?, &signature)?;
-            profiles.push((signature, row.get(1)?, phase, histogram));
+            profiles.push(Profile { kind: row.get(1)?, signature, phase, histogram });
         }
         Ok(profiles)
     }

@@ -25,7 +25,7 @@ const TRANSFER_RATIO: f64 = 1.1;
 /// A ratio outside of it comes from something else than the transfer.
 const TRANSFER_RATIO_RANGE: (f64, f64) = (0.5, 20.0);
 /// Past predictions that the belief in them is worth.
-const AFTER_PRIOR: f64 = 3.0;
+const AFTER_PRIOR: f64 = 8.0;
 /// Most that past predictions take off a gain, as a share of the iteration.
 const AFTER_RATIO_MAX: f64 = 1.1;
 

@@ -192,7 +192,7 @@ fn promises_are_kept_or_broken() {
 
 #[test]
 fn one_refinement_and_no_way_back() {
-    // The plan in force is one layer short of the best: worth 2% to 5%.
+    // The plan in force is one layer short of the best: worth 3% to 4.5%.
     let (running, left) = (two_stages(8), two_stages(7));
     let candidates = [candidate(9, 0)];
     let quiet = |admission: &Admission, estimated: &Estimated, candidates: &[Candidate]| {
@@ -204,7 +204,7 @@ fn one_refinement_and_no_way_back() {
         .map(|percent| estimated(0.8 + f64::from(percent) / 200.0, 0.01))
         .find(|estimated| {
             let decision = quiet(&fresh, estimated, &candidates);
-            (0.025..0.045).contains(&(decision.gain_low_ns as f64 / decision.predicted_before_ns as f64))
+            (0.03..0.045).contains(&(decision.gain_low_ns as f64 / decision.predicted_before_ns as f64))
         })
         .expect("some slowdown makes the gain small");
     let start = Decision { predicted_before_ns: 120, predicted_after_ns: 100, ..Decision::keep(Reason::NoCandidate) };

@@ -4,4 +4,7 @@
 mod cluster;
 mod crashes;
 mod decisions;
+mod ledger;
 mod members;
+mod rank;
+mod truth;

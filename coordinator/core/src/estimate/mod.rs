@@ -5,10 +5,10 @@
 //!   Work       -> window  (medians per iteration, layer, phase; a segment ends at a change) -> fit ---+
 //!   Transfer   -> link    (latency and bandwidth per directed pair) ----------------------------------+-> assemble
 //!   Iteration  -> iterations (what a plan takes; what is neither work nor optimizer) -----------------+   -> Estimated
-//!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------ +
+//!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------+
 //! ```
 //!
-//! 1. A throttled device is a slow device, never slow layers ([`fit`] has the model and its convention for "1.0").
+//! 1. A throttled device is a slow device, never slow layers (`fit` has the model and its convention for "1.0").
 //! 2. After a change at step s no sample before s counts for the slowdown of that device or the speed of that link; for
 //!    what layers cost in relation to each other it still does.
 //! 3. Every number says where it comes from and how far it may be off; a guess is never as narrow as a measurement.

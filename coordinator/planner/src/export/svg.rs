@@ -17,6 +17,8 @@ const TOP: f64 = 64.0;
 /// Narrower bars carry no text.
 const LETTER_WIDTH: f64 = 11.0;
 const NUMBER_WIDTH: f64 = 22.0;
+/// Room of a tick's label.
+const TICK_WIDTH: f64 = 40.0;
 
 fn colour(kind: Kind) -> (&'static str, &'static str) {
     match kind {
@@ -121,7 +123,8 @@ fn scale(out: &mut String, duration_ns: u64, top: f64, bottom: f64, per_ns: f64)
     let step_ns = [1, 2, 5].map(|digit| digit * magnitude_ns).into_iter().find(|step_ns| *step_ns >= rough_ns);
     let step_ns = step_ns.unwrap_or(magnitude_ns.saturating_mul(10));
     let mut at_ns = 0;
-    while at_ns <= duration_ns {
+    // A label at the very end would run into the one of the idle column.
+    while (duration_ns - at_ns) as f64 * per_ns > TICK_WIDTH {
         let x = LEFT + at_ns as f64 * per_ns;
         let _ = writeln!(
             out,
@@ -129,7 +132,7 @@ fn scale(out: &mut String, duration_ns: u64, top: f64, bottom: f64, per_ns: f64)
             top - 3.0,
             milliseconds(at_ns)
         );
-        at_ns += step_ns;
+        at_ns = (at_ns + step_ns).min(duration_ns);
     }
 }
 
@@ -179,6 +182,7 @@ fn draw_bar(out: &mut String, bar: &Bar, y: f64, per_ns: f64) {
     );
     if width >= LETTER_WIDTH {
         let text = match width >= NUMBER_WIDTH {
+            _ if bar.kind == Kind::Optimizer => bar.kind.letter().to_owned(),
             true => format!("{}{}", bar.kind.letter(), bar.microbatch),
             false => bar.microbatch.to_string(),
         };

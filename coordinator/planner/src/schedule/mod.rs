@@ -11,7 +11,7 @@ use crate::program::{F, I, Op, Programs, W, op};
 use crate::recipe::backward_first;
 use crate::replay::Replay;
 use crate::rules::Rules;
-use crate::search::{Infeasible, device_orders, infeasible, within_limits};
+use crate::search::{Infeasible, device_orders, within_limits};
 use crate::shape::{Shape, Tables, predicted};
 use adaptis_plan::{Plan, Problem};
 use adaptis_proto::Epoch;
@@ -122,7 +122,8 @@ pub fn even(problem: &Problem) -> Plan {
     finish(problem, &costs, &shape, &programs, Epoch(1))
 }
 
-fn by_count(layers: usize, devices: &[u32]) -> Shape {
+/// Layers split evenly by count over some devices, in order.
+pub(crate) fn by_count(layers: usize, devices: &[u32]) -> Shape {
     let used = devices.len().min(layers);
     // Each boundary to the nearest layer.
     let cut = |place: usize| ((2 * place * layers + used) / (2 * used)) as u32;
@@ -265,7 +266,7 @@ pub fn named(problem: &Problem, name: Name) -> Result<Plan, Infeasible> {
     }
     match best {
         Some((_, shape, programs)) => Ok(finish(problem, &costs, &shape, &programs, Epoch(1))),
-        None => Err(infeasible(problem, &costs, &rules)),
+        None => Err(Infeasible::Schedule { name: name.text() }),
     }
 }
 

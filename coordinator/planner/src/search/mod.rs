@@ -20,14 +20,14 @@ mod structure;
 
 use crate::bounds;
 use crate::costs::Costs;
-use crate::memory;
+use crate::memory::Shortage;
 use crate::moves;
-use crate::partition::{Splitter, Weigh};
+use crate::partition::Weigh;
 use crate::program::{MICROBATCHES_MAX, STAGES_MAX};
 use crate::random::Random;
 use crate::recipe::Genes;
 use crate::rules::Rules;
-use crate::shape::{Shape, Tables, predicted, programs_of};
+use crate::shape::{Shape, predicted, programs_of};
 use crate::simulate::simulate;
 use adaptis_plan::{Plan, Problem, audit};
 use adaptis_proto::Epoch;
@@ -46,8 +46,6 @@ const GROWING_ROUNDS: u32 = 20;
 const NEAR: f64 = 0.03;
 /// Members of the pool that a round works on.
 const WORKED_ON: usize = 3;
-/// Device orders whose tightest partition is looked at to say what is lacking.
-const ORDERS_TO_EXPLAIN: usize = 24;
 
 /// How to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +154,7 @@ pub enum Infeasible {
         "device {device} needs {needed_bytes} bytes and has {available_bytes}, with every layer recomputed and one microbatch in flight: {short_bytes} more bytes there, a smaller microbatch or more devices would make it fit"
     )]
     Memory {
-        /// The device that lacks least, on the partition that lacks least.
+        /// The device that lacks most, on the partition found that lacks least.
         device: String,
         /// What it needs.
         needed_bytes: u64,
@@ -164,6 +162,12 @@ pub enum Infeasible {
         available_bytes: u64,
         /// The difference.
         short_bytes: u64,
+    },
+    /// Memory does not suffice for a named schedule; it may for another.
+    #[error("no partition of {name} fits in memory; another schedule, or a free search, may fit")]
+    Schedule {
+        /// Which one.
+        name: &'static str,
     },
     /// More than the search's words hold.
     #[error("{what} {found} are more than {limit}")]
@@ -201,19 +205,17 @@ pub fn search(
     let mut pool = Pool::new(from.map(Shape::of));
     let running = from.and_then(|plan| running(problem, plan, &mut judge));
     portfolio::fill(&mut judge, &mut pool, running.as_ref(), from.map(Shape::of).as_ref());
-    if pool.members.is_empty() {
-        judge.stage = "memory";
-        portfolio::squeeze(&mut judge, &mut pool);
-    }
-    if pool.members.is_empty() {
-        return Err(infeasible(problem, &costs, &rules));
-    }
     let mut random = Random::new(options.seed);
+    if pool.members.is_empty()
+        && let Some(shortage) = portfolio::squeeze(&mut judge, &mut pool, &mut random)
+    {
+        return Err(Infeasible::memory(problem, shortage));
+    }
     if let Some(from) = from {
         climb(&mut judge, &mut pool, &Shape::of(from), &mut random);
     }
     rounds(&mut judge, &mut pool, &mut random);
-    conclude(problem, &mut judge, &pool, from, options).ok_or_else(|| infeasible(problem, &costs, &rules))
+    Ok(conclude(problem, &mut judge, &pool, from, options))
 }
 
 /// Counts that the search's words hold.
@@ -315,13 +317,7 @@ fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
 }
 
 /// The best members as plans that passed the audit.
-fn conclude(
-    problem: &Problem,
-    judge: &mut Judge,
-    pool: &Pool,
-    from: Option<&Plan>,
-    options: &Options,
-) -> Option<Outcome> {
+fn conclude(problem: &Problem, judge: &mut Judge, pool: &Pool, from: Option<&Plan>, options: &Options) -> Outcome {
     let parent = from.map_or(Epoch(0), |plan| plan.epoch);
     let audited = |judge: &mut Judge, candidate: &Candidate| {
         let joined = order::fused(judge, candidate);
@@ -332,7 +328,8 @@ fn conclude(
             (timeline.fits && audit(problem, &plan).is_empty()).then_some(plan)
         })
     };
-    let plan = pool.members.iter().find_map(|member| audited(judge, member))?;
+    let plan = pool.members.iter().find_map(|member| audited(judge, member));
+    let plan = plan.expect("candidates keep every rule of the audit by construction");
     let mut rungs = Vec::new();
     if let Some(from) = from {
         for kind in RungKind::ALL {
@@ -346,29 +343,17 @@ fn conclude(
             rungs.push(Rung { kind, plan, iteration_ns, moved_layers: moved.layers, moved_bytes: moved.bytes });
         }
     }
-    Some(Outcome { plan, rungs, evaluations: judge.evaluations, lower_bound_ns: judge.bound_ns })
+    Outcome { plan, rungs, evaluations: judge.evaluations, lower_bound_ns: judge.bound_ns }
 }
 
-/// Says which device lacks what, on the partition that lacks least.
-pub(crate) fn infeasible(problem: &Problem, costs: &Costs, rules: &Rules) -> Infeasible {
-    let mut splitter = Splitter::default();
-    let mut least: Option<(u64, usize, u64, u64)> = None;
-    for order in device_orders(costs, rules, ORDERS_TO_EXPLAIN) {
-        let Some(shape) = splitter.split(costs, rules, &order, Weigh::Memory) else { continue };
-        let tables = Tables::new(costs, &rules.repaired(&shape));
-        let worst = (0..costs.devices)
-            .map(|device| {
-                let (needed, available) = (memory::least_bytes(&tables, device), costs.memory_bytes[device]);
-                (needed.saturating_sub(available), device, needed, available)
-            })
-            .max();
-        if let Some(worst) = worst
-            && least.is_none_or(|held| worst < held)
-        {
-            least = Some(worst);
+impl Infeasible {
+    fn memory(problem: &Problem, shortage: Shortage) -> Self {
+        let device = &problem.devices[shortage.device];
+        Infeasible::Memory {
+            device: device.name.clone(),
+            needed_bytes: shortage.needed_bytes,
+            available_bytes: device.memory_bytes,
+            short_bytes: shortage.short_bytes,
         }
     }
-    let (short_bytes, device, needed_bytes, available_bytes) = least.unwrap_or((0, 0, 0, 0));
-    let device = problem.devices.get(device).map(|device| device.name.clone()).unwrap_or_default();
-    Infeasible::Memory { device, needed_bytes, available_bytes, short_bytes }
 }

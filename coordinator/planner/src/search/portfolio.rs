@@ -2,12 +2,14 @@
 
 use super::RungKind;
 use super::judge::{Candidate, Judge};
+use super::structure::{Freedom, change};
 use crate::costs::Costs;
+use crate::memory::{Shortage, shortage};
 use crate::partition::Weigh;
 use crate::random::Random;
 use crate::recipe::Genes;
 use crate::rules::Rules;
-use crate::schedule::{Name, one_at_a_time, orders};
+use crate::schedule::{Name, by_count, one_at_a_time};
 use crate::shape::{Shape, Tables};
 
 /// Orders whose sequential split is looked at first.
@@ -21,6 +23,8 @@ const ALIKE_MAX: usize = 2;
 /// Slots of a device in the richest pattern.
 const SLOTS_MAX: usize = 3;
 
+/// Steps of the descent on missing bytes.
+const DESCENT_STEPS: usize = 3_000;
 /// Relabellings of the running plan that are looked at.
 pub(crate) const RELABELLINGS_MAX: usize = 24;
 
@@ -234,25 +238,55 @@ fn running_order(rules: &Rules, shape: &Shape) -> Vec<u32> {
     order
 }
 
-/// Looks for any plan at all where memory is so tight that no listing was admitted: partitions by memory, one
-/// microbatch at a time.
-pub(crate) fn squeeze(judge: &mut Judge, pool: &mut Pool) {
-    let (costs, rules) = (judge.costs, judge.rules);
-    for order in device_orders(costs, rules, ORDERS_MAX) {
-        for pattern in patterns(&order, costs.layers) {
-            let Some(shape) = judge.split(&pattern, Weigh::Memory) else { continue };
-            let mut shape = rules.repaired(&shape);
-            shape.merge();
-            let tables = Tables::new(costs, &shape);
-            let mut split_up = one_at_a_time(&tables);
-            split_up.iter_mut().for_each(|program| orders::fuse(program, |_| true));
-            for candidate in
-                [judge.best_listing(&shape, &Genes::STANDARD), judge.given(&shape, split_up, Genes::STANDARD[0])]
-                    .into_iter()
-                    .flatten()
-            {
-                pool.offer(judge, candidate);
+/// Looks for any plan at all where memory is so tight that no start fits: partitions by memory, one microbatch at a
+/// time, then a descent on the bytes that are short. The least shortage found, if none fits.
+pub(crate) fn squeeze(judge: &mut Judge, pool: &mut Pool, random: &mut Random) -> Option<Shortage> {
+    judge.stage = "memory";
+    // Pins may leave every pattern without a split: an even one, repaired, is always there.
+    let even = judge.rules.repaired(&by_count(judge.costs.layers, &judge.rules.usable));
+    let (largest, sum) = shortage(&Tables::new(judge.costs, &even));
+    let (mut sum, mut worst, mut shape) = (sum, largest, even);
+    for order in device_orders(judge.costs, judge.rules, ORDERS_MAX) {
+        for pattern in patterns(&order, judge.costs.layers) {
+            let Some(mut next) = judge.split(&pattern, Weigh::Memory) else { continue };
+            next.merge();
+            let next = judge.rules.repaired(&next);
+            let (largest, next_sum) = shortage(&Tables::new(judge.costs, &next));
+            if next_sum == 0 {
+                offer_smallest(judge, pool, &next);
+            }
+            if next_sum < sum {
+                (sum, worst, shape) = (next_sum, largest, next);
             }
         }
+    }
+    for _ in 0..DESCENT_STEPS {
+        if sum == 0 {
+            break;
+        }
+        let mut next = shape.clone();
+        if !change(judge, &mut next, Freedom::Full, random) {
+            continue;
+        }
+        let next = judge.rules.repaired(&next);
+        let (largest, next_sum) = shortage(&Tables::new(judge.costs, &next));
+        // Equal steps cross plateaus.
+        if next_sum <= sum {
+            (sum, worst, shape) = (next_sum, largest, next);
+        }
+    }
+    if sum == 0 {
+        offer_smallest(judge, pool, &shape);
+    }
+    (sum > 0).then_some(worst)
+}
+
+/// Offers what a shape that fits one microbatch at a time can do.
+fn offer_smallest(judge: &mut Judge, pool: &mut Pool, shape: &Shape) {
+    let programs = one_at_a_time(&Tables::new(judge.costs, shape));
+    let listed = judge.best_listing(shape, &Genes::STANDARD);
+    let given = judge.given(shape, programs, Genes::STANDARD[0]);
+    for candidate in [listed, given].into_iter().flatten() {
+        pool.offer(judge, candidate);
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! The wait for a layer's deadline is put off until the next layer begins or the instruction is completed, so that the
 //! last layer's result can leave first.
+//!
+//! Samples are read off the host's clock. While the host catches up with the device, they show the host's haste and not
+//! the device's cost: such samples are marked cold, so that no estimate is made of them.
 
 use super::noise::Noise;
 use super::pace::{Late, Pace};
@@ -33,8 +36,19 @@ pub(super) struct Bench<C> {
 
 struct Open {
     task: Task,
+    /// On the device's clock.
+    begin_ns: u64,
+    /// On the host's clock.
     start_ns: u64,
     deadline_ns: u64,
+}
+
+impl Open {
+    /// The host began so late that its clock does not show what the work takes on the device.
+    fn is_hasty(&self) -> bool {
+        let cost_ns = self.deadline_ns.saturating_sub(self.begin_ns);
+        self.start_ns.saturating_sub(self.begin_ns) > cost_ns / 2
+    }
 }
 
 impl<C: Clock> Bench<C> {
@@ -45,16 +59,18 @@ impl<C: Clock> Bench<C> {
     /// Does a piece of the instruction that the pace has begun.
     pub fn work<R>(&mut self, task: Task, real: impl FnOnce() -> R) -> R {
         self.close();
-        let start_ns = self.pace.clock().now_ns();
+        let (begin_ns, start_ns) = (self.pace.deadline_ns(), self.pace.clock().now_ns());
         let result = real();
         let deadline_ns = self.pace.add(self.cost_ns(task));
-        self.open = Some(Open { task, start_ns, deadline_ns });
+        self.open = Some(Open { task, begin_ns, start_ns, deadline_ns });
         result
     }
 
     /// Waits for the deadline of the last piece and records it.
     pub fn close(&mut self) {
-        let Some(Open { task, start_ns, deadline_ns }) = self.open.take() else { return };
+        let Some(open) = self.open.take() else { return };
+        let mark = if open.is_hasty() && self.mark == Mark::Warm { Mark::Cold } else { self.mark };
+        let Open { task, start_ns, deadline_ns, .. } = open;
         self.pace.clock().wait_until(deadline_ns);
         let duration_ns = self.pace.clock().now_ns().saturating_sub(start_ns);
         self.tape.record(Sample::Work {
@@ -62,7 +78,7 @@ impl<C: Clock> Bench<C> {
             layer: LayerIndex::from(task.layer),
             microbatch: task.microbatch,
             phase: task.phase,
-            mark: self.mark,
+            mark,
             start_ns,
             duration_ns,
         });

@@ -1,6 +1,7 @@
 //! The loop as a whole: ranks that truly cost something, real searches, real estimates.
 
-use super::cluster::{Faults, Truth, World, config, job};
+use super::cluster::{Faults, World, config, job, plan_in};
+use super::truth::Truth;
 use crate::brain::{Config, Mode};
 use crate::ledger::{Decision, Verdict};
 use adaptis_plan::problem::FORMAT;
@@ -63,6 +64,10 @@ fn truth(job: &Job) -> Problem {
 }
 
 fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, f64)>) -> World {
+    run_with(mode, is_static, iterations, |truth| truth.fault = fault)
+}
+
+fn run_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
     let mut job = job(DEVICES, iterations);
     for (index, layer) in job.layers.iter_mut().enumerate() {
         let kind = if index + 1 == 2 * DEVICES { "head/1/bf16/b1xs8" } else { "mlp/8/f32/b1xs8" };
@@ -71,7 +76,7 @@ fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, 
     job.microbatches = 8;
     let config = Config { mode, is_static, search_evaluations: Some(3_000), ..config() };
     let mut truth = Truth::new(truth(&job), 0.02);
-    truth.fault = fault;
+    change(&mut truth);
     let mut world = World::with(job, config, 1, Faults::default());
     world.truth = Some(truth);
     world.run_until("the end", |world| world.done);
@@ -147,4 +152,16 @@ fn modes_do_no_more_than_they_say() {
     let advised = run(Mode::Advise, false, 60, Some((30, 1, 1.6)));
     assert!(!of(&advised, Verdict::Switch).is_empty(), "{:#?}", advised.ledger.held.decisions);
     assert_eq!(advised.head().epoch, Epoch(1), "and changes nothing");
+}
+
+#[test]
+fn a_plan_that_does_not_keep_its_promise_is_taken_back() {
+    let world = run_with(Mode::Adapt, false, 60, |truth| truth.burden = Some((Epoch(2), 1.6)));
+    let reverts = of(&world, Verdict::Revert);
+    let [revert] = reverts.as_slice() else { panic!("{:#?}", world.ledger.held.decisions) };
+    let epoch = revert.epoch.expect("it goes back by a new plan");
+    assert!(first_on(&world, epoch).is_some_and(|step| step.0 <= 24), "{revert:#?}");
+    let (first, again) = (plan_in(&world, Epoch(1)), plan_in(&world, epoch));
+    assert_eq!((first.stages, first.programs), (again.stages, again.programs));
+    assert_eq!(again.parent, Epoch(2));
 }

@@ -1,0 +1,306 @@
+//! A coordinator as a service: real sockets, a real folder, ranks and agents that speak the wire.
+
+#![allow(clippy::unwrap_used, reason = "what fails in a test may end it there")]
+
+use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, REPORT_FILE, run, work_of};
+use adaptis_link::{Client, Limits, Security};
+use adaptis_proto::message::{
+    AgentEvent, AgentOrder, Answer, Ask, Batch, DeviceCard, FromCoordinator, Job, JobLayer, RankEvent, RankOrder,
+    State, Status, ToCoordinator,
+};
+use adaptis_proto::sample::{Place, Sample};
+use adaptis_proto::{Digest, Epoch, Generation, Incarnation, LayerIndex, RunId, Step, Term, wire};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Service {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Ended, CoordinatorError>>,
+    address: String,
+    http: String,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Service {
+    fn start(dir: &Path, change: impl FnOnce(&mut Options)) -> Service {
+        let (address, http) = (format!("tcp://127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let mut options = Options::new(dir.to_owned());
+        (options.listen, options.http, options.mode) = (address.clone(), Some(http.clone()), Mode::Observe);
+        change(&mut options);
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || run(options, flag));
+        Service { stop, thread, address, http }
+    }
+
+    fn client(&self, name: &str) -> Client {
+        Client::connect(&self.address, name, &Security::Open, Limits::default()).unwrap()
+    }
+
+    fn get(&self, path: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            if let Ok(mut stream) = TcpStream::connect(&self.http) {
+                write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+                let mut text = String::new();
+                stream.read_to_string(&mut text).unwrap();
+                return text;
+            }
+            assert!(begun.elapsed() < PATIENCE, "no page");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn end(self) -> Ended {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().unwrap()
+    }
+}
+
+fn say(client: &Client, message: ToCoordinator) {
+    client.send(wire::encode(&message)).unwrap();
+}
+
+/// Says something until an answer fits.
+fn ask<T>(client: &Client, message: &ToCoordinator, mut fits: impl FnMut(FromCoordinator) -> Option<T>) -> T {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        say(client, message.clone());
+        let until = Instant::now() + Duration::from_millis(300);
+        while let Some(bytes) = client.receive(until.saturating_duration_since(Instant::now())).unwrap() {
+            if let Some(found) = fits(wire::decode(&bytes).unwrap()) {
+                return found;
+            }
+        }
+    }
+    panic!("no answer to {message:?}");
+}
+
+fn job() -> Job {
+    let layer = |name: &str| JobLayer {
+        name: name.into(),
+        signature: "mlp/8/f32/b1xs8".into(),
+        parameter_bytes: 1,
+        state_bytes: 4,
+        output_bytes: 1,
+        moved_bytes: 3,
+    };
+    Job {
+        run: RunId("test".into()),
+        devices: vec!["gpu0".into()],
+        layers: vec![layer("a"), layer("b")],
+        microbatches: 2,
+        iterations: 3,
+        start_plan: None,
+    }
+}
+
+fn hello() -> ToCoordinator {
+    let card = DeviceCard { name: "gpu0".into(), kind: "cpu".into(), memory_bytes: 1 << 20, reserved_bytes: 0 };
+    ToCoordinator::Rank(RankEvent::Hello {
+        incarnation: Incarnation(7),
+        card,
+        job: job(),
+        endpoint: "tcp://127.0.0.1:1".into(),
+        place: None,
+        seen: Term(0),
+    })
+}
+
+fn iterations() -> Vec<Sample> {
+    let end = |step: u64| {
+        let place = Place { step: Step(step), epoch: Epoch(1), generation: Generation(1) };
+        Sample::Iteration { place, start_ns: step, duration_ns: 100 + step, loss_bits: 0x4083_3333 }
+    };
+    (0..3).map(end).collect()
+}
+
+fn batch(first: u64, samples: &[Sample]) -> ToCoordinator {
+    ToCoordinator::Agent(AgentEvent::Batch(Batch {
+        device: "gpu0".into(),
+        ring: Incarnation(9),
+        first,
+        records: samples.iter().map(|&sample| sample.into()).collect(),
+        dropped: 2,
+        clock: None,
+    }))
+}
+
+fn stored(message: FromCoordinator) -> Option<u64> {
+    match message {
+        FromCoordinator::Agent(AgentOrder::Stored { ring: Incarnation(9), next }) => Some(next),
+        _ => None,
+    }
+}
+
+fn status(client: &Client) -> Status {
+    ask(client, &ToCoordinator::Ask(Ask::Status), |message| match message {
+        FromCoordinator::Answer(Answer::Status(status)) => Some(*status),
+        _ => None,
+    })
+}
+
+fn counter(status: &Status, name: &str) -> u64 {
+    let found = status.counters.iter().find(|(known, _)| known == name);
+    found.unwrap_or_else(|| panic!("no counter {name} in {:?}", status.counters)).1
+}
+
+#[test]
+fn a_run_from_hello_to_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = dir.path().join("faults.json");
+    std::fs::write(&faults, r#"[{"iteration": 1, "text": "throttle:gpu0:1.8"}]"#).unwrap();
+    let service = Service::start(dir.path(), |options| options.faults = Some(faults));
+    let (rank, agent, person) = (service.client("rank"), service.client("agent"), service.client("person"));
+
+    let (plan, digest) = ask(&rank, &hello(), |message| match message {
+        FromCoordinator::Rank(RankOrder::Start { epoch: Epoch(1), plan, digest, .. }) => Some((plan, digest)),
+        _ => None,
+    });
+    assert_eq!(adaptis_plan::Plan::digest(&plan), digest);
+    assert_eq!(std::fs::read_to_string(dir.path().join("plans/epoch-1.json")).unwrap(), plan);
+
+    assert_eq!(ask(&agent, &batch(0, &iterations()), stored), 3);
+    say(&agent, batch(1, &iterations()[1..]));
+    say(&agent, batch(7, &iterations()[..1]));
+    agent.send(b"no message of ours".to_vec()).unwrap();
+    let pong = ToCoordinator::Agent(AgentEvent::Ping { device: "gpu0".into(), sent_ns: 5 });
+    ask(&agent, &pong, |message| match message {
+        FromCoordinator::Agent(AgentOrder::Pong { sent_ns: 5, received_ns }) => Some(received_ns),
+        _ => None,
+    });
+
+    let place = Place { step: Step(3), epoch: Epoch(1), generation: Generation(1) };
+    let layers = vec![(LayerIndex(1), Digest([2; 32])), (LayerIndex(0), Digest([1; 32]))];
+    let finished = ToCoordinator::Rank(RankEvent::Finished { incarnation: Incarnation(7), place, layers });
+    ask(&rank, &finished, |message| match message {
+        FromCoordinator::Rank(RankOrder::Dismissed { .. }) => Some(()),
+        _ => None,
+    });
+
+    let status = status(&person);
+    assert_eq!((status.state, status.place.step), (State::Finished, Step(2)));
+    let received = counter(&status, "records_received");
+    let kept = counter(&status, "records_stored");
+    let dropped = counter(&status, "records_duplicate") + counter(&status, "records_beyond_gap");
+    assert_eq!((received, kept), (kept + dropped, 3), "received = stored + dropped + queued");
+    assert_eq!(counter(&status, "messages_malformed"), 1);
+    assert_eq!(counter(&status, "gpu0.records_dropped_ring_full"), 2);
+
+    assert!(service.get("/livez").starts_with("HTTP/1.1 200"));
+    assert!(service.get("/healthz").starts_with("HTTP/1.1 200"));
+    assert!(service.get("/readyz").starts_with("HTTP/1.1 200"));
+    let metrics = service.get("/metrics");
+    assert!(metrics.contains("adaptis_iteration 2"), "{metrics}");
+    assert!(metrics.contains(r#"adaptis_events_total{name="records_stored"} 3"#), "{metrics}");
+    assert!(service.get("/status").contains(r#""state":"Finished""#));
+
+    let path = ask(&person, &ToCoordinator::Ask(Ask::Report), |message| match message {
+        FromCoordinator::Answer(Answer::Report { path }) => Some(path),
+        _ => None,
+    });
+    check_report(&std::fs::read_to_string(path).unwrap());
+    assert_eq!(service.end(), Ended::Finished);
+    assert_eq!(work_of(dir.path(), 0..=1).unwrap().len(), 2);
+}
+
+fn check_report(text: &str) {
+    let report: serde_json::Value = serde_json::from_str(text).unwrap();
+    let keys: Vec<&str> = report.as_object().unwrap().keys().map(String::as_str).collect();
+    let mut expected = [
+        "format",
+        "configuration",
+        "devices",
+        "plans",
+        "iterations",
+        "final_state_digest",
+        "faults",
+        "decisions",
+        "switches",
+        "phases",
+        "counters",
+    ];
+    expected.sort_unstable();
+    let mut sorted = keys;
+    sorted.sort_unstable();
+    assert_eq!(sorted, expected);
+    assert_eq!(report["format"], "adaptis.report/1");
+    let first = serde_json::json!({
+        "index": 0, "epoch": 1, "generation": 1, "duration_ns": 100, "loss": 4.1, "loss_bits": "40833333"
+    });
+    let mut found = report["iterations"][0].clone();
+    assert!((found["loss"].as_f64().unwrap() - 4.1).abs() < 1e-6);
+    found["loss"] = 4.1.into();
+    assert_eq!(found, first);
+    assert_eq!(report["iterations"].as_array().unwrap().len(), 3);
+    assert_eq!(report["faults"], serde_json::json!([{ "iteration": 1, "text": "throttle:gpu0:1.8" }]));
+    assert_eq!(report["plans"][0]["epoch"], 1);
+    assert_eq!(report["plans"][0]["parent"], 0);
+    assert_eq!(report["plans"][0]["iteration"], 0);
+    let phase = serde_json::json!({
+        "from": 0, "to": 2, "epoch": 1, "measured_median_ns": 101, "predicted_ns": null
+    });
+    assert_eq!(report["phases"], serde_json::json!([phase]));
+    // BLAKE3 over 32 ones and 32 twos.
+    let digest = blake3::hash(&[[1u8; 32], [2u8; 32]].concat()).to_hex().to_string();
+    assert_eq!(report["final_state_digest"], digest);
+    assert_eq!(report["counters"]["records_stored"], 3);
+}
+
+#[test]
+fn a_restarted_coordinator_goes_on_where_the_ledger_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Service::start(dir.path(), |_| {});
+    let started = |message| match message {
+        FromCoordinator::Rank(RankOrder::Start { term, .. }) => Some(term),
+        _ => None,
+    };
+    assert_eq!(ask(&first.client("rank"), &hello(), started), Term(1));
+    assert_eq!(first.end(), Ended::Stopped);
+
+    let second = Service::start(dir.path(), |_| {});
+    let rank = second.client("rank");
+    let place = Place { step: Step(1), epoch: Epoch(1), generation: Generation(1) };
+    let beat = ToCoordinator::Rank(RankEvent::Beat { incarnation: Incarnation(7), place, armed: None });
+    let term = ask(&rank, &beat, |message| match message {
+        FromCoordinator::Rank(RankOrder::Introduce { term }) => Some(term),
+        _ => None,
+    });
+    assert_eq!(term, Term(2));
+    assert_eq!(ask(&second.client("agent"), &batch(0, &iterations()), stored), 3);
+    let status = status(&second.client("person"));
+    assert_eq!((status.state, status.place.epoch, status.run.0.as_str()), (State::Training, Epoch(1), "test"));
+    assert_eq!(second.end(), Ended::Stopped);
+    assert!(dir.path().join(REPORT_FILE).is_file(), "a stopped coordinator leaves its report");
+}
+
+#[test]
+fn what_is_taken_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path(), |_| {});
+    status(&service.client("person"));
+    let stop = Arc::new(AtomicBool::new(false));
+    let other = |dir: &Path, listen: &str, http: &str| {
+        let mut options = Options::new(dir.to_owned());
+        (options.listen, options.http) = (listen.to_owned(), Some(http.to_owned()));
+        run(options, Arc::clone(&stop)).unwrap_err()
+    };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let same = other(dir.path(), "tcp://127.0.0.1:*", "127.0.0.1:0");
+    assert!(matches!(same, CoordinatorError::Store(adaptis_coordinator::StoreError::InUse { .. })), "{same}");
+    let link = other(elsewhere.path(), &service.address, "127.0.0.1:0");
+    assert!(matches!(link, CoordinatorError::Link(adaptis_link::Error::AddressInUse { .. })), "{link}");
+    let pages = other(elsewhere.path(), "tcp://127.0.0.1:*", &service.http);
+    assert!(matches!(pages, CoordinatorError::AddressInUse { .. }), "{pages}");
+    service.end();
+}
