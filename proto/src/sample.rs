@@ -143,6 +143,8 @@ pub enum Mark {
     Cold = 1,
     /// A measurement made on purpose, outside training.
     Calibration = 2,
+    /// The host was catching up with the device: the time shows its haste and not the device's cost.
+    Hasty = 3,
 }
 
 /// Six words of a ring slot.
@@ -230,6 +232,7 @@ impl TryFrom<Record> for Sample {
             0 => Mark::Warm,
             1 => Mark::Cold,
             2 => Mark::Calibration,
+            3 => Mark::Hasty,
             other => return Err(UnknownRecord::Mark(other)),
         };
         Ok(match (word[0] >> 56) as u8 {

@@ -20,7 +20,7 @@ fn microbatches() -> impl Strategy<Value = Microbatch> {
 }
 
 fn marks() -> impl Strategy<Value = Mark> {
-    prop_oneof![Just(Mark::Warm), Just(Mark::Cold), Just(Mark::Calibration)]
+    prop_oneof![Just(Mark::Warm), Just(Mark::Cold), Just(Mark::Calibration), Just(Mark::Hasty)]
 }
 
 fn phases() -> impl Strategy<Value = Phase> {

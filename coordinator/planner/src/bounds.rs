@@ -16,8 +16,12 @@
 use crate::costs::Costs;
 use adaptis_plan::Problem;
 
+/// Halvings of an interval whose ends differ by a factor of two: all bits of a float.
+const BISECTIONS: usize = 54;
 /// Rounds of price improvement.
 const PRICE_ROUNDS: usize = 200;
+/// Relative error that sums of floats here stay well within.
+const FLOAT_LOSS: f64 = 1e-12;
 /// Devices up to which the packing by number matches devices and starts exactly.
 const MATCHED_DEVICES_MAX: usize = 10;
 
@@ -54,8 +58,8 @@ pub(crate) fn of(costs: &Costs, problem: &Problem) -> u64 {
         })
         .max();
     let time = bench.by_work().max(bench.by_number()).max(bench.by_path());
-    // Floats carry 53 bits: give way by what they may have lost.
-    let time = (time * (1.0 - 1e-12)).floor().max(0.0) as u64;
+    // Floats carry 53 bits: give way by what they may have lost. Times are whole, so the next one is still a bound.
+    let time = if time <= 0.0 { 0 } else { (time * (1.0 - FLOAT_LOSS)).floor() as u64 + 1 };
     time.saturating_add(costs.boundary_ns).saturating_add(optimizer.unwrap_or(0))
 }
 
@@ -136,12 +140,15 @@ impl Bench {
 
     /// Least time at which `enough` holds, which is monotone; infinite time is enough.
     fn bisect(&self, enough: impl Fn(f64) -> bool) -> f64 {
+        if enough(0.0) {
+            return 0.0;
+        }
         let (mut low, mut high) = (0.0, 1.0);
         while !enough(high) && high < 1e18 {
             low = high;
             high *= 2.0;
         }
-        for _ in 0..60 {
+        for _ in 0..BISECTIONS {
             let middle = (low + high) / 2.0;
             if enough(middle) { high = middle } else { low = middle }
         }
@@ -196,7 +203,7 @@ impl Bench {
                 .iter()
                 .take_while(|&&cost| {
                     left -= cost;
-                    left >= -1e-6 * capacity
+                    left >= -FLOAT_LOSS * capacity
                 })
                 .count()
         };

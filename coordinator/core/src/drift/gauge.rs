@@ -108,7 +108,7 @@ impl Gauge {
     }
 
     fn add(&mut self, place: Place, mark: Mark, who: Who, expected: Option<Expected>, duration_ns: u64) {
-        if mark == Mark::Calibration {
+        if matches!(mark, Mark::Calibration | Mark::Hasty) {
             return;
         }
         let Some(expected) = expected else { return };

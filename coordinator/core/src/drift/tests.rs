@@ -87,7 +87,7 @@ fn steps_are_confirmed_in_time() {
         (1.2, 0.10, 0.0, 2, 3, 5),
         (1.0 / 1.2, 0.10, 0.0, 4, 3, 5),
         // What all have in common is as large as the noise here: the hardest case.
-        (1.2, 0.10, 0.05, 4, 3, 6),
+        (1.2, 0.10, 0.05, 4, 3, 7),
         (1.8, 0.10, 0.05, 4, 2, 2),
         (1.8, 0.10, 0.0, 1, 2, 2),
         (3.0, 0.02, 0.05, 8, 2, 2),

@@ -52,6 +52,7 @@ impl Iterations {
         let Some((iteration, on)) = self.slot(device, place) else { return };
         *iteration |= mark == Mark::Warm;
         match phase {
+            Phase::Optimizer if mark == Mark::Hasty => {}
             Phase::Optimizer => on.optimizer_ns = on.optimizer_ns.saturating_add(ns),
             _ => on.last_work_end_ns = on.last_work_end_ns.max(start_ns.saturating_add(ns)),
         }

@@ -60,7 +60,7 @@ impl History {
         }
         let (queue, limit) = match mark {
             Mark::Calibration => (&mut self.probes, PROBES),
-            Mark::Warm | Mark::Cold => (&mut self.traffic, TRANSFERS),
+            Mark::Warm | Mark::Cold | Mark::Hasty => (&mut self.traffic, TRANSFERS),
         };
         if queue.len() == limit {
             queue.pop_front();

@@ -140,8 +140,10 @@ impl History {
         mark: Mark,
         duration_ns: u64,
     ) {
-        if mark == Mark::Calibration {
-            return self.calibrate(key, duration_ns);
+        match mark {
+            Mark::Calibration => return self.calibrate(key, duration_ns),
+            Mark::Hasty => return,
+            Mark::Warm | Mark::Cold => {}
         }
         if generation < self.generation {
             self.late += 1;

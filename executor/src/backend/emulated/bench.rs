@@ -4,7 +4,7 @@
 //! last layer's result can leave first.
 //!
 //! Samples are read off the host's clock. While the host catches up with the device, they show the host's haste and not
-//! the device's cost: such samples are marked cold, so that no estimate is made of them.
+//! the device's cost: such samples are marked hasty, so that no estimate is made of them.
 
 use super::noise::Noise;
 use super::pace::{Late, Pace};
@@ -69,7 +69,7 @@ impl<C: Clock> Bench<C> {
     /// Waits for the deadline of the last piece and records it.
     pub fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
-        let mark = if open.is_hasty() && self.mark == Mark::Warm { Mark::Cold } else { self.mark };
+        let mark = if open.is_hasty() && self.mark != Mark::Calibration { Mark::Hasty } else { self.mark };
         let Open { task, start_ns, deadline_ns, .. } = open;
         self.pace.clock().wait_until(deadline_ns);
         let duration_ns = self.pace.clock().now_ns().saturating_sub(start_ns);
