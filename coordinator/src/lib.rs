@@ -6,7 +6,7 @@
 //!                                 status --> http, report
 //! ```
 //!
-//! 1. One thread decides and writes ([`control`]); searches run beside it with lower priority; pages are served from
+//! 1. One thread decides and writes (`control`); searches run beside it with lower priority; pages are served from
 //!    copies, so that nobody who looks can slow the loop down.
 //! 2. An agent is told that a batch is stored only after the commit that holds it.
 //! 3. This crate decides nothing: it owns the sockets, the clock, the file and the threads.

@@ -132,7 +132,7 @@ fn what_no_version_writes_is_named() {
         (0, UnknownRecord::Kind(0)),
         (7 << 56, UnknownRecord::Kind(7)),
         (1 << 56 | 5 << 48, UnknownRecord::Phase(5)),
-        (1 << 56 | 3 << 32, UnknownRecord::Mark(3)),
+        (1 << 56 | 4 << 32, UnknownRecord::Mark(4)),
     ] {
         assert_eq!(Sample::try_from(Record([head, 0, 0, 0, 0, 0])), Err(expected));
     }

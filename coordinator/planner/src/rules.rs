@@ -66,6 +66,13 @@ impl Rules {
         Ok(Self { allowed, devices, groups, usable, free })
     }
 
+    /// The same devices with nothing pinned or together: for a start that is then repaired.
+    pub(crate) fn relaxed(&self) -> Self {
+        let usable = |slot: usize| self.usable.contains(&((slot % self.devices) as u32));
+        let allowed = (0..self.allowed.len()).map(usable).collect();
+        Self { allowed, devices: self.devices, groups: Vec::new(), usable: self.usable.clone(), free: true }
+    }
+
     /// A layer may run on a device, as far as it alone is concerned.
     pub(crate) fn allows(&self, layer: usize, device: usize) -> bool {
         self.allowed[layer * self.devices + device]

@@ -5,6 +5,7 @@
 mod support;
 
 use adaptis_plan::audit::peak_bytes;
+use adaptis_plan::problem::Pin;
 use adaptis_plan::{Plan, Problem, audit};
 use adaptis_planner::bounds::lower_bound_ns;
 use adaptis_planner::moves::moves;
@@ -117,6 +118,19 @@ fn idle_devices_get_empty_programs() {
         assert!(audit(&problem, &plan).is_empty());
         assert!(plan.programs.iter().filter(|program| program.is_empty()).count() >= 3);
     }
+}
+
+#[test]
+fn pins_that_no_pattern_of_stages_suits_are_kept() {
+    let mut problem = support::uniform(4, 8, 6, support::cost(5, 5, 5), 1);
+    let pin = |layer, device: &str| Pin { layer, device: device.to_owned(), note: None };
+    problem.constraints.pinned = vec![pin(0, "gpu1"), pin(1, "gpu0"), pin(2, "gpu1"), pin(5, "gpu0")];
+    problem.constraints.together = vec![vec![0, 7], vec![1, 3]];
+    let plan = searched(&problem, None, 3_000, 1).unwrap().plan;
+    assert!(audit(&problem, &plan).is_empty());
+    // gpu0 must take layers 1, 3 and 5, gpu1 layers 0, 2 and 7: three layers of 15 ns for 6 microbatches.
+    let time = plan.predicted.unwrap().iteration_ns;
+    assert!((6 * 45..=6 * 45 + 60).contains(&time), "{time}");
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub(crate) struct Judge<'a> {
     pub(crate) replay: Replay,
     pub(crate) listing: Listing,
     splitter: Splitter,
+    relaxed: Rules,
+    relaxed_splitter: Splitter,
 }
 
 impl<'a> Judge<'a> {
@@ -76,6 +78,8 @@ impl<'a> Judge<'a> {
             replay: Replay::default(),
             listing: Listing::default(),
             splitter: Splitter::default(),
+            relaxed: rules.relaxed(),
+            relaxed_splitter: Splitter::default(),
         }
     }
 
@@ -101,9 +105,13 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// The best split over a sequence of devices.
+    /// The best split over a sequence of devices; where pins leave none, the best without them, to be repaired.
     pub(crate) fn split(&mut self, sequence: &[u32], weigh: Weigh) -> Option<Shape> {
-        self.splitter.split(self.costs, self.rules, sequence, weigh)
+        let kept = self.splitter.split(self.costs, self.rules, sequence, weigh);
+        if kept.is_some() || self.rules.free {
+            return kept;
+        }
+        self.relaxed_splitter.split(self.costs, &self.relaxed, sequence, weigh)
     }
 
     /// What moving to a shape costs, per iteration of the horizon.
