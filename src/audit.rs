@@ -30,12 +30,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
             .map(|finding| serde_json::json!({ "rule": finding.rule(), "text": finding.to_string() }))
             .collect();
         let answer = serde_json::json!({ "valid": findings.is_empty(), "findings": rows });
-        files::print(&format!("{answer:#}\n"));
+        files::print(&format!("{answer:#}\n"))?;
     } else if findings.is_empty() {
-        files::print("valid\n");
+        files::print("valid\n")?;
     } else {
         let rows: Vec<String> = findings.iter().map(|finding| format!("{}: {finding}\n", finding.rule())).collect();
-        files::print(&rows.concat());
+        files::print(&rows.concat())?;
     }
     match findings.len() {
         0 => Ok(()),

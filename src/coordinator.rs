@@ -4,6 +4,7 @@ use crate::signals::Stop;
 use crate::{failure, files, keys};
 use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options};
 use anyhow::Result;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,6 +64,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.security = keys::security(arguments.keys.as_deref(), "server")?;
     options.listen = arguments.listen;
     options.http = (arguments.http != "none").then_some(arguments.http);
+    if let (Some(address), None) = (&options.http, &arguments.keys) {
+        loopback_only(address)?;
+    }
     options.mode = match arguments.mode {
         ModeName::Observe => Mode::Observe,
         ModeName::Advise => Mode::Advise,
@@ -81,10 +85,24 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Pages tell of the job; without keys they stay on this machine, as links do.
+fn loopback_only(address: &str) -> Result<()> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match is_loopback {
+        true => Ok(()),
+        false => Err(failure::usage(format!(
+            "--http {address} can be reached from other machines and there are no keys: make some with `adaptis keys`, \
+             or use 127.0.0.1"
+        ))),
+    }
+}
+
 fn end(error: CoordinatorError) -> anyhow::Error {
     use adaptis_link::Error as Link;
     match &error {
-        CoordinatorError::Link(Link::BadAddress { .. } | Link::Unprotected { .. }) => failure::usage(error),
+        CoordinatorError::Link(Link::BadAddress { .. } | Link::Unprotected { .. })
+        | CoordinatorError::Faults { .. } => failure::usage(error),
         _ => failure::environment(error),
     }
 }

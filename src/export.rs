@@ -42,7 +42,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     match arguments.out {
         Some(path) => files::write(&path, text.as_bytes()),
         None => {
-            files::print(&text);
+            files::print(&text)?;
             Ok(())
         }
     }

@@ -45,10 +45,15 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
     written.map_err(fail)
 }
 
-/// Prints to standard output; a closed pipe is no error.
-pub fn print(text: &str) {
+/// Prints to standard output. A reader that has left is no error; a full disk is.
+pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(failure::environment(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A time as people write it: `10s`, `500ms`, `2m`.

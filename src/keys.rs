@@ -33,10 +33,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if arguments.json {
         let keys: serde_json::Map<String, serde_json::Value> =
             keys.into_iter().map(|(name, key)| (name.to_owned(), key.into())).collect();
-        files::print(&format!("{:#}\n", serde_json::json!({ "dir": arguments.dir, "public_keys": keys })));
+        files::print(&format!("{:#}\n", serde_json::json!({ "dir": arguments.dir, "public_keys": keys })))?;
     } else {
         let rows: String = keys.iter().map(|(name, key)| format!("{name:<16} {key}\n")).collect();
-        files::print(&rows);
+        files::print(&rows)?;
     }
     Ok(())
 }

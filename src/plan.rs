@@ -2,7 +2,7 @@
 
 use crate::signals::Stop;
 use crate::{failure, files, simulate};
-use adaptis_plan::{Plan, Problem};
+use adaptis_plan::{CannotMap, Plan, Problem};
 use adaptis_planner::export::milliseconds;
 use adaptis_planner::schedule::{self, Name};
 use adaptis_planner::search::{Control, Options, Progress, search};
@@ -64,7 +64,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         None => searched(&arguments, &problem)?,
     };
     let Some(out) = &arguments.out else {
-        files::print(&(plan.write() + "\n"));
+        files::print(&(plan.write() + "\n"))?;
         return Ok(());
     };
     files::write(out, (plan.write() + "\n").as_bytes())?;
@@ -78,19 +78,37 @@ pub fn run(arguments: Arguments) -> Result<()> {
             "bubble": timeline.bubble,
             "evaluations": evaluations,
         });
-        files::print(&format!("{answer:#}\n"));
+        files::print(&format!("{answer:#}\n"))?;
     } else {
-        files::print(&simulate::table(&problem, &plan, &timeline, bound_ns));
+        files::print(&simulate::table(&problem, &plan, &timeline, bound_ns))?;
     }
     Ok(())
 }
 
+/// A running plan on the problem's devices, by their names; none if devices that hold its layers are gone.
+fn mapped(path: &str, plan: Plan, problem: &Problem) -> Result<Option<Plan>> {
+    if plan.layers as usize != problem.layers.len() {
+        let (has, wants) = (plan.layers, problem.layers.len());
+        return Err(failure::usage(format!("--from {path}: a plan of {has} layers, and the problem has {wants}")));
+    }
+    let names: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
+    match plan.map_to(&names) {
+        Ok(plan) => Ok(Some(plan)),
+        Err(CannotMap::Missing { device }) => {
+            eprintln!("--from {path}: {device} is gone and held layers; planning anew, without a price on what moves");
+            Ok(None)
+        }
+        Err(error) => Err(failure::usage(format!("--from {path}: {error}"))),
+    }
+}
+
 fn searched(arguments: &Arguments, problem: &Problem) -> Result<(Plan, u64)> {
+    let mut epoch = Epoch(1);
     let from = match &arguments.from {
         Some(path) => {
             let plan = files::plan(path)?;
-            let names: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
-            Some(plan.map_to(&names).map_err(|error| failure::usage(format!("{}: {error}", path.display())))?)
+            epoch = plan.epoch.next();
+            mapped(&path.display().to_string(), plan, problem)?
         }
         None => None,
     };
@@ -118,7 +136,7 @@ fn searched(arguments: &Arguments, problem: &Problem) -> Result<(Plan, u64)> {
         seed: arguments.seed,
         evaluations: arguments.evaluations,
         horizon_iterations: arguments.horizon,
-        epoch: from.as_ref().map_or(Epoch(1), |plan| plan.epoch.next()),
+        epoch,
     };
     let outcome = search(problem, from.as_ref(), &options, &mut tick).map_err(failure::negative)?;
     bar.finish_and_clear();

@@ -59,9 +59,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
 fn end(error: ExecutorError) -> anyhow::Error {
     use ExecutorError as E;
     match error {
-        E::File { .. } | E::Emulation { .. } | E::Text { .. } | E::UnknownDevice { .. } | E::Rejected(_) => {
-            failure::usage(error)
-        }
+        E::File { .. }
+        | E::Emulation { .. }
+        | E::Text { .. }
+        | E::UnknownDevice { .. }
+        | E::Rejected(_)
+        | E::PeerKey { .. } => failure::usage(error),
         E::Failed(_) => failure::negative(error),
         E::Link(_) | E::Wire(_) | E::Ring(_) | E::Thread(_) | E::Unconfirmed { .. } => failure::environment(error),
     }

@@ -1,7 +1,7 @@
-//! INT and TERM as a flag that long work looks at.
+//! INT, TERM and HUP as a flag that long work looks at.
 
 use anyhow::Result;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -17,7 +17,7 @@ impl Stop {
     pub fn listen() -> Result<Stop> {
         let stop = Stop { flag: Arc::default(), signal: Arc::default() };
         signal_hook::flag::register_conditional_default(SIGINT, stop.flag.clone())?;
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register_usize(signal, stop.signal.clone(), signal as usize)?;
             signal_hook::flag::register(signal, stop.flag.clone())?;
         }
@@ -27,7 +27,7 @@ impl Stop {
     /// Listens, for a service: any number of signals ask for the same orderly end.
     pub fn listen_as_service() -> Result<Stop> {
         let stop = Stop { flag: Arc::default(), signal: Arc::default() };
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register_usize(signal, stop.signal.clone(), signal as usize)?;
             signal_hook::flag::register(signal, stop.flag.clone())?;
         }

@@ -52,9 +52,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
             "lower_bound_ns": bound_ns,
             "fits": timeline.fits,
         });
-        files::print(&format!("{answer:#}\n"));
+        files::print(&format!("{answer:#}\n"))?;
     } else {
-        files::print(&table(&problem, &plan, &timeline, bound_ns));
+        files::print(&table(&problem, &plan, &timeline, bound_ns))?;
     }
     Ok(())
 }

@@ -52,7 +52,6 @@ pub fn run(arguments: Arguments) -> Result<()> {
         true => files::print(&format!("{:#}\n", serde_json::to_value(&status)?)),
         false => files::print(&table(&status)),
     }
-    Ok(())
 }
 
 fn table(status: &Status) -> String {

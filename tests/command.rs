@@ -199,3 +199,28 @@ fn nobody_answers_where_no_coordinator_is() {
     let address = format!("tcp://{}", taken.local_addr().expect("its address"));
     fails(&adaptis(&["status", "--coordinator", &address]), 3, &["no answer"]);
 }
+
+#[test]
+fn pages_leave_this_machine_only_with_keys() {
+    let folder = Folder::new();
+    let arguments =
+        ["coordinator", "--dir", &folder.text("run"), "--listen", "tcp://127.0.0.1:0", "--http", "0.0.0.0:0"];
+    fails(&adaptis(&arguments), 2, &["0.0.0.0:0", "adaptis keys"]);
+}
+
+#[test]
+fn a_plan_for_more_devices_than_are_left_is_a_start_all_the_same() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--evaluations", "500", "--out", &plan]).status.success());
+    let mut fewer: serde_json::Value = serde_json::from_str(&problem_text()).expect("JSON");
+    let devices = fewer["devices"].as_array_mut().expect("devices");
+    devices.pop();
+    devices.iter_mut().for_each(|device| device["memory_bytes"] = 33_554_432_u64.into());
+    let fewer = folder.write("fewer.json", &fewer.to_string());
+    let next = folder.text("next.json");
+    let output = adaptis(&["plan", &fewer, "--from", &plan, "--evaluations", "500", "--out", &next]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("gpu3 is gone"), "{}", text(&output.stderr));
+    assert_eq!(adaptis(&["audit", &fewer, &next]).status.code(), Some(0));
+}

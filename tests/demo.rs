@@ -75,11 +75,11 @@ fn the_plan_follows_the_fault_and_the_training_does_not_notice() {
     let switches = adaptive["switches"].as_array().expect("switches");
     let after_fault = switches.iter().find(|switch| switch["iteration"].as_u64() >= Some(24));
     let switched = after_fault.expect("a switch follows the throttle")["iteration"].as_u64().expect("an iteration");
-    assert!(switched <= 24 + 10, "switched only at {switched}");
+    assert!(switched <= 24 + 8, "switched only at {switched}");
     let last = switches.last().expect("a switch")["iteration"].as_u64().expect("an iteration");
     let under = median_ns(&adaptive, 24, switched);
     let after = median_ns(&adaptive, last, 48);
-    assert!((after as f64) < 0.85 * under as f64, "{after} ns after, {under} ns under the throttle");
+    assert!((after as f64) <= 0.80 * under as f64, "{after} ns after, {under} ns under the throttle");
     assert!(median_ns(&adaptive, last, 48) < median_ns(&control, last, 48));
     for file in ["timeline.svg", "trace.json", "truth.json", "store.db"] {
         assert!(folder.path().join("adaptive").join(file).exists(), "{file} is missing");
@@ -139,8 +139,8 @@ fn a_killed_launcher_leaves_nothing_running() {
 #[test]
 fn a_folder_that_holds_a_run_is_not_written_over() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    std::fs::create_dir(folder.path().join("logs")).expect("a folder");
+    std::fs::write(folder.path().join("notes"), "mine").expect("a file");
     let output = command(folder.path(), &[]).output().expect("the demo starts");
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("another run"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not empty"));
 }

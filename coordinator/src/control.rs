@@ -89,10 +89,11 @@ impl Control {
     fn boot(&mut self) -> Result<(), CoordinatorError> {
         let recovered = self.store.reign()?;
         tracing::info!(term = %recovered.head.term, "reigning");
+        report::write_missing_plans(&self.options.dir, &recovered)?;
         self.feed(Event::Booted(Box::new(recovered)))?;
         let (brain, mut effects) = (&mut self.brain, Vec::new());
-        self.store.replay(|device, records| {
-            effects.extend(brain.on_event(now_ns(), Event::Replayed { device, records }));
+        self.store.replay(|device, ring, records| {
+            effects.extend(brain.on_event(now_ns(), Event::Replayed { device, ring, records }));
         })?;
         self.perform(effects)
     }
@@ -108,10 +109,14 @@ impl Control {
             recv(self.searches.results()) -> result => found = result.ok(),
             default(self.wait()) => {}
         }
+        let mut is_drained = false;
         for _ in 1..TURN_MESSAGES_MAX {
             match self.server.try_receive()? {
                 Some(message) => self.ingest.sort(&mut turn, message),
-                None => break,
+                None => {
+                    is_drained = true;
+                    break;
+                }
             }
         }
         self.answer_pings(&turn);
@@ -127,7 +132,8 @@ impl Control {
             Some(Found { ticket, result: None }) => self.feed(Event::SearchLost { ticket })?,
             None => {}
         }
-        if self.brain.deadline().is_some_and(|deadline_ns| deadline_ns <= now_ns()) {
+        // Before the queue is empty nobody can be said to be silent; what else is due is looked at with every message.
+        if is_drained && self.brain.deadline().is_some_and(|deadline_ns| deadline_ns <= now_ns()) {
             self.feed(Event::TimePassed)?;
         }
         for (peer, ask) in turn.asks {
@@ -154,13 +160,16 @@ impl Control {
             return Ok(());
         }
         let (peers, batches): (Vec<PeerId>, Vec<Batch>) = batches.into_iter().unzip();
-        let stored = self.store.store(&batches)?;
+        let brain = &self.brain;
+        let stored = self.store.store(&batches, |batch| brain.is_of_member(&batch.device, batch.ring))?;
         for ((peer, batch), stored) in peers.iter().zip(batches).zip(stored) {
-            self.ingest.count(&batch, &stored);
+            let is_of_member = self.brain.is_of_member(&batch.device, batch.ring);
+            self.ingest.count(&batch, &stored, is_of_member);
             self.tell(peer, FromCoordinator::Agent(AgentOrder::Stored { ring: batch.ring, next: stored.next }));
-            if !stored.records.is_empty() {
+            if is_of_member && !stored.records.is_empty() {
                 self.profile(&batch.device, &stored.records);
-                self.feed(Event::Absorbed { device: batch.device, records: stored.records })?;
+                let Batch { device, ring, .. } = batch;
+                self.feed(Event::Absorbed { device, ring, records: stored.records })?;
             }
         }
         let trimmed = self.store.trim()?;

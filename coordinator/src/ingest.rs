@@ -1,6 +1,6 @@
 //! What comes in: bytes to messages, batches to the store, and a count of everything.
 //!
-//! At this hop, of records: received = stored + duplicates + beyond_gap. Nothing is queued here between turns of the
+//! At this hop, of records: received = stored + duplicates + beyond_gap + refused. Nothing is queued here between turns of the
 //! loop; what waits in the link's queue is counted there.
 
 use crate::store::Stored;
@@ -29,10 +29,13 @@ pub(crate) struct Ingest {
     messages: u64,
     malformed: u64,
     batches: u64,
+    batches_refused: u64,
     records_received: u64,
     records_stored: u64,
     records_duplicate: u64,
     records_beyond_gap: u64,
+    records_refused: u64,
+    records_of_others: u64,
     records_unknown: u64,
     records_lost: u64,
     records_trimmed: u64,
@@ -58,18 +61,24 @@ impl Ingest {
         }
     }
 
-    /// Counts what became of a batch.
-    pub(crate) fn count(&mut self, batch: &Batch, stored: &Stored) {
+    /// Counts what became of a batch of a member of the run, or of another process.
+    pub(crate) fn count(&mut self, batch: &Batch, stored: &Stored, is_of_member: bool) {
         self.batches += 1;
         self.records_received += batch.records.len() as u64;
         self.records_stored += stored.records.len() as u64;
         self.records_duplicate += stored.duplicates;
         self.records_beyond_gap += stored.beyond_gap;
-        self.records_lost += stored.lost;
+        self.records_refused += stored.refused.min(batch.records.len() as u64);
+        self.batches_refused += u64::from(stored.refused > 0);
+        if !is_of_member {
+            self.records_of_others += stored.records.len() as u64;
+        }
+        self.records_lost = self.records_lost.saturating_add(stored.lost);
         self.records_unknown += unknown(&stored.records);
         let is_known = self.dropped.contains_key(&batch.device) || self.dropped.len() < DEVICES_MAX;
         let device = if is_known { batch.device.as_str() } else { OTHERS };
-        *self.dropped.entry(device.to_owned()).or_default() += stored.dropped;
+        let dropped = self.dropped.entry(device.to_owned()).or_default();
+        *dropped = dropped.saturating_add(stored.dropped);
     }
 
     /// Counts records that the store let go.
@@ -94,14 +103,17 @@ impl Ingest {
             ("messages_received", self.messages),
             ("messages_malformed", self.malformed),
             ("batches_received", self.batches),
+            ("batches_refused", self.batches_refused),
             ("records_received", self.records_received),
             ("records_stored", self.records_stored),
             ("records_duplicate", self.records_duplicate),
             ("records_beyond_gap", self.records_beyond_gap),
+            ("records_refused", self.records_refused),
+            ("records_of_others", self.records_of_others),
             ("records_unknown", self.records_unknown),
             ("records_lost_before_arrival", self.records_lost),
             ("records_trimmed_from_store", self.records_trimmed),
-            ("records_dropped_ring_full", self.dropped.values().sum()),
+            ("records_dropped_ring_full", self.dropped.values().fold(0, |sum, dropped| sum.saturating_add(*dropped))),
         ]
         .map(|(name, count)| (name.to_owned(), count))
         .to_vec();

@@ -158,6 +158,15 @@ pub(crate) fn write_plan(dir: &Path, plan: &PlanRecord) -> Result<(), Coordinato
     replace(&folder.join(plan_file(plan.epoch)), plan.text.as_bytes())
 }
 
+/// Writes the plans of the ledger that the folder lacks: a reign may have ended between the two.
+///
+/// # Errors
+/// The folder can't be written.
+pub(crate) fn write_missing_plans(dir: &Path, recovered: &Recovered) -> Result<(), CoordinatorError> {
+    let is_missing = |plan: &&PlanRecord| !dir.join(PLANS).join(plan_file(plan.epoch)).exists();
+    recovered.plans.values().filter(is_missing).try_for_each(|plan| write_plan(dir, plan))
+}
+
 /// Reads a list of faults.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ pub const FILE: &str = "store.db";
 /// Name of the lock beside it.
 pub const LOCK: &str = "store.lock";
 /// Of a store that this build reads and writes.
-pub const VERSION: i32 = 1;
+pub const VERSION: i32 = 2;
 /// "ADPT": tells our files from other SQLite files.
 const APPLICATION: i32 = 0x4144_5054;
 
@@ -45,8 +45,8 @@ CREATE TABLE phases (first INTEGER, epoch INTEGER, body TEXT, PRIMARY KEY (first
 CREATE TABLE endings (kind TEXT PRIMARY KEY, body TEXT);
 CREATE TABLE rings (ring INTEGER PRIMARY KEY, device TEXT, next INTEGER, lost INTEGER, dropped INTEGER);
 CREATE TABLE records (
-    id INTEGER PRIMARY KEY, device TEXT, first_step INTEGER, last_step INTEGER, offset_ns INTEGER, error_ns INTEGER,
-    body BLOB
+    id INTEGER PRIMARY KEY, device TEXT, ring INTEGER, first_step INTEGER, last_step INTEGER, offset_ns INTEGER,
+    error_ns INTEGER, body BLOB
 );
 CREATE INDEX records_by_step ON records (last_step);
 CREATE TABLE iterations (

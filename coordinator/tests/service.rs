@@ -6,7 +6,7 @@ use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, REPORT_FILE, r
 use adaptis_link::{Client, Limits, Security};
 use adaptis_proto::message::{
     AgentEvent, AgentOrder, Answer, Ask, Batch, DeviceCard, FromCoordinator, Job, JobLayer, RankEvent, RankOrder,
-    State, Status, ToCoordinator,
+    Rejection, State, Status, ToCoordinator,
 };
 use adaptis_proto::sample::{Place, Sample};
 use adaptis_proto::{Digest, Epoch, Generation, Incarnation, LayerIndex, RunId, Step, Term, wire};
@@ -128,7 +128,7 @@ fn iterations() -> Vec<Sample> {
 fn batch(first: u64, samples: &[Sample]) -> ToCoordinator {
     ToCoordinator::Agent(AgentEvent::Batch(Batch {
         device: "gpu0".into(),
-        ring: Incarnation(9),
+        ring: Incarnation(7),
         first,
         records: samples.iter().map(|&sample| sample.into()).collect(),
         dropped: 2,
@@ -138,7 +138,7 @@ fn batch(first: u64, samples: &[Sample]) -> ToCoordinator {
 
 fn stored(message: FromCoordinator) -> Option<u64> {
     match message {
-        FromCoordinator::Agent(AgentOrder::Stored { ring: Incarnation(9), next }) => Some(next),
+        FromCoordinator::Agent(AgentOrder::Stored { ring: Incarnation(7), next }) => Some(next),
         _ => None,
     }
 }
@@ -185,6 +185,15 @@ fn a_run_from_hello_to_report() {
     let finished = ToCoordinator::Rank(RankEvent::Finished { incarnation: Incarnation(7), place, layers });
     ask(&rank, &finished, |message| match message {
         FromCoordinator::Rank(RankOrder::Dismissed { .. }) => Some(()),
+        _ => None,
+    });
+
+    let ToCoordinator::Rank(RankEvent::Hello { card, job, endpoint, place, seen, .. }) = hello() else {
+        unreachable!()
+    };
+    let late = RankEvent::Hello { incarnation: Incarnation(8), card, job, endpoint, place, seen };
+    ask(&rank, &ToCoordinator::Rank(late), |message| match message {
+        FromCoordinator::Rank(RankOrder::Rejected { reason: Rejection::RunOver { .. }, .. }) => Some(()),
         _ => None,
     });
 
@@ -268,6 +277,7 @@ fn a_restarted_coordinator_goes_on_where_the_ledger_stands() {
     assert_eq!(ask(&first.client("rank"), &hello(), started), Term(1));
     assert_eq!(first.end(), Ended::Stopped);
 
+    std::fs::remove_file(dir.path().join("plans/epoch-1.json")).unwrap();
     let second = Service::start(dir.path(), |_| {});
     let rank = second.client("rank");
     let place = Place { step: Step(1), epoch: Epoch(1), generation: Generation(1) };
@@ -277,6 +287,7 @@ fn a_restarted_coordinator_goes_on_where_the_ledger_stands() {
         _ => None,
     });
     assert_eq!(term, Term(2));
+    assert!(dir.path().join("plans/epoch-1.json").is_file(), "a plan that only the ledger holds is written again");
     assert_eq!(ask(&second.client("agent"), &batch(0, &iterations()), stored), 3);
     let status = status(&second.client("person"));
     assert_eq!((status.state, status.place.epoch, status.run.0.as_str()), (State::Training, Epoch(1), "test"));

@@ -144,15 +144,18 @@ fn doubled_early_and_lost_batches() {
     let mut store = open(dir.path());
     let records = |from: u64, to: u64| (from..to).map(|number| work(number, number + 1)).collect::<Vec<_>>();
     let stored = store
-        .store(&[
-            batch(0, records(0, 4)),
-            batch(2, records(2, 6)),
-            batch(9, records(9, 12)),
-            batch(0, records(0, 4)),
-            batch(9, vec![]),
-            batch(9, records(9, 12)),
-            Batch { dropped: 5, ..batch(12, vec![]) },
-        ])
+        .store(
+            &[
+                batch(0, records(0, 4)),
+                batch(2, records(2, 6)),
+                batch(9, records(9, 12)),
+                batch(0, records(0, 4)),
+                batch(9, vec![]),
+                batch(9, records(9, 12)),
+                Batch { dropped: 5, ..batch(12, vec![]) },
+            ],
+            |_| true,
+        )
         .unwrap();
     let row = |at: usize| {
         let of = &stored[at];
@@ -167,8 +170,38 @@ fn doubled_early_and_lost_batches() {
     assert_eq!(row(6), (12, 0, 0, 0, 0, 5));
     drop(store);
     let mut kept = Vec::new();
-    open(dir.path()).replay(|device, records| kept.push((device, records.len()))).unwrap();
+    open(dir.path()).replay(|device, _, records| kept.push((device, records.len()))).unwrap();
     assert_eq!(kept, [("gpu0".to_owned(), 4), ("gpu0".to_owned(), 2), ("gpu0".to_owned(), 3)]);
+}
+
+#[test]
+fn numbers_that_no_ring_reaches_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let hostile = [
+        batch(u64::MAX, vec![work(0, 1), work(1, 1)]),
+        batch(u64::MAX, vec![]),
+        batch(1 << 63, vec![]),
+        Batch { dropped: u64::MAX, ..batch(0, vec![work(0, 1)]) },
+        batch(0, vec![work(0, 1)]),
+    ];
+    let stored = store.store(&hostile, |_| true).unwrap();
+    let rows: Vec<_> = stored.iter().map(|of| (of.next, of.records.len(), of.refused)).collect();
+    assert_eq!(rows, [(0, 0, 2), (0, 0, 1), (0, 0, 1), (0, 0, 1), (1, 1, 0)]);
+}
+
+#[test]
+fn others_records_are_kept_and_make_no_iterations() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let place = Place { step: Step(3), epoch: Epoch(1), generation: Generation(1) };
+    let end: Record = Sample::Iteration { place, start_ns: 0, duration_ns: 5, loss_bits: 0 }.into();
+    let stored = store.store(&[batch(0, vec![end])], |_| false).unwrap();
+    assert_eq!((stored[0].next, stored[0].records.len()), (1, 1));
+    assert!(store.iterations().unwrap().is_empty());
+    let mut rings = Vec::new();
+    store.replay(|_, ring, _| rings.push(ring)).unwrap();
+    assert_eq!(rings, [Incarnation(u64::MAX - 1)]);
 }
 
 #[test]
@@ -176,7 +209,7 @@ fn the_oldest_records_go_first() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(dir.path(), 10 * Record::BYTES as u64).unwrap();
     for first in 0..5 {
-        store.store(&[batch(4 * first, (0..4).map(|at| work(4 * first + at, 1)).collect())]).unwrap();
+        store.store(&[batch(4 * first, (0..4).map(|at| work(4 * first + at, 1)).collect())], |_| true).unwrap();
     }
     assert_eq!(store.trim().unwrap(), 12);
     let work = work_of(dir.path(), 0..=100).unwrap();
@@ -192,7 +225,7 @@ fn an_iteration_is_as_long_as_its_longest_device_saw() {
     let end = |duration_ns| Sample::Iteration { place, start_ns: 0, duration_ns, loss_bits: 0x4083_3333 };
     for (ring, duration_ns) in [(1, 10), (2, 12), (3, 11)] {
         let batch = Batch { ring: Incarnation(ring), ..batch(0, vec![end(duration_ns).into()]) };
-        store.store(&[batch]).unwrap();
+        store.store(&[batch], |_| true).unwrap();
     }
     let iterations = store.iterations().unwrap();
     assert_eq!(iterations.len(), 1);
@@ -206,7 +239,7 @@ fn instants_are_on_the_coordinators_clock() {
     for (ring, offset_ns, error_ns) in [(1, 500, 10), (2, 5, 10), (3, -2_000, 10)] {
         let clock = Some(ClockOffset { offset_ns, error_ns });
         let batch = Batch { ring: Incarnation(ring), clock, ..batch(0, vec![work(ring, 1)]) };
-        store.store(&[batch]).unwrap();
+        store.store(&[batch], |_| true).unwrap();
     }
     let starts: Vec<u64> = work_of(dir.path(), 1..=3)
         .unwrap()
@@ -256,13 +289,13 @@ proptest! {
         let mut next = 0;
         for (first, count) in sends {
             let records = (first..first + count).map(|number| work(number, number)).collect();
-            let stored = store.store(&[batch(first, records)]).unwrap().remove(0);
+            let stored = store.store(&[batch(first, records)], |_| true).unwrap().remove(0);
             prop_assert_eq!(stored.records.len() as u64 + stored.duplicates + stored.beyond_gap, count);
             prop_assert!(stored.next >= next);
             next = stored.next;
         }
         let mut durations = Vec::new();
-        store.replay(|_, records| durations.extend(records.iter().map(|record| record.0[4]))).unwrap();
+        store.replay(|_, _, records| durations.extend(records.iter().map(|record| record.0[4]))).unwrap();
         prop_assert_eq!(durations, (0..next).collect::<Vec<u64>>());
     }
 }

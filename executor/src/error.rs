@@ -46,6 +46,16 @@ pub enum ExecutorError {
     /// A link cannot be opened.
     #[error("link: {0}")]
     Link(#[from] link::Error),
+    /// A peer of this rank has no key here, so it cannot be told from a stranger.
+    #[error(
+        "device `{device}` cannot be reached: {source}; put its clients/{device}.pub into this machine's key folder"
+    )]
+    PeerKey {
+        /// Whose key is missing.
+        device: String,
+        /// What the ring says.
+        source: link::keys::KeyError,
+    },
     /// A message could not be carried.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -56,10 +66,10 @@ pub enum ExecutorError {
     #[error("cannot start the control thread: {0}")]
     Thread(io::Error),
     /// The coordinator turned this rank away.
-    #[error("the coordinator turned this rank away: {0:?}")]
+    #[error("the coordinator turned this rank away: {0}")]
     Rejected(Rejection),
     /// Training failed.
-    #[error("training failed: {0:?}")]
+    #[error("training failed: {0}")]
     Failed(Failure),
     /// Training is done, but the coordinator did not confirm that it recorded the end.
     #[error("training is done, but the coordinator did not confirm it within {waited_s} s")]

@@ -181,10 +181,10 @@ impl Station {
                         needed_bytes,
                         limit_bytes: available_bytes,
                     },
-                    other => Failure::Environment(format!("the start plan can't run here: {other:?}")),
+                    other => Failure::Environment(format!("the start plan can't run here: {other}")),
                 };
                 self.failed(failure.clone());
-                Errand::GiveUp(Rejection::StartPlan(vec![format!("{failure:?}")]))
+                Errand::GiveUp(Rejection::StartPlan(vec![failure.to_string()]))
             }
         }
     }

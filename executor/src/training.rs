@@ -126,14 +126,13 @@ impl<C: Clock, W: Wire> Training<C, W> {
 
     /// Measures layers and links before the first iteration.
     fn calibrate(&mut self) -> Result<(), Halt> {
-        self.peers.set_place(self.place, Mark::Calibration, self.patience());
+        self.set_place(Mark::Calibration);
         self.device.calibrate(self.place);
         let largest = self.truth.layers.iter().map(|layer| layer.output_bytes).max().unwrap_or(PROBE_BYTES);
         let mut sizes = vec![PROBE_BYTES; PROBES];
         sizes.extend([largest; PROBES]);
         let probed_ns = self.peers.probe(self.device.free_at_ns(), &sizes)?;
-        self.device.rest_until(probed_ns);
-        Ok(())
+        self.device.rest_until(probed_ns).map(drop)
     }
 
     /// Trains to the end of the run.
@@ -161,14 +160,14 @@ impl<C: Clock, W: Wire> Training<C, W> {
     }
 
     fn iterate(&mut self) -> Result<Outcome, Halt> {
-        self.peers.set_place(self.place, Mark::Cold, self.patience());
+        self.set_place(Mark::Cold);
         let start_ns = self.peers.settle(self.place.step, self.device.free_at_ns())?;
-        let mut begun_ns = self.device.rest_until(start_ns);
+        let mut begun_ns = self.device.rest_until(start_ns)?;
         while self.iterations == 0 || self.place.step.0 < self.iterations {
             // A rank without peers waits nowhere else.
             self.peers.check()?;
             let (apply, next) = self.iteration()?;
-            let ended_ns = self.device.apply(self.place.step, apply.scale, apply.apply_at_ns, apply.start_ns);
+            let ended_ns = self.device.apply(self.place.step, apply.scale, apply.apply_at_ns, apply.start_ns)?;
             self.tape.record(Sample::Iteration {
                 place: self.place,
                 start_ns: begun_ns,
@@ -190,7 +189,7 @@ impl<C: Clock, W: Wire> Training<C, W> {
     fn iteration(&mut self) -> Result<(Apply, Option<Arc<Compiled>>), Halt> {
         self.break_things();
         let mark = if self.place.step.0 < self.since.0 + COLD_ITERATIONS { Mark::Cold } else { Mark::Warm };
-        self.peers.set_place(self.place, mark, self.patience());
+        self.set_place(mark);
         self.device.begin(self.place, mark, self.place.step == self.since);
         run(&self.compiled.row, self.compiled.plan.stages.len(), &mut self.device, &mut self.peers).map_err(
             |stopped| match stopped {
@@ -217,7 +216,7 @@ impl<C: Clock, W: Wire> Training<C, W> {
         self.place.epoch = next.plan.epoch;
         self.since = self.place.step;
         self.compiled = next;
-        self.peers.set_place(self.place, Mark::Cold, self.patience());
+        self.set_place(Mark::Cold);
         for one in migration.leaving(self.index) {
             let (digest, state) = self.device.export(one.layer);
             self.peers.send_layer(one.to, one.layer, boundary_ns, digest, &state)?;
@@ -227,14 +226,14 @@ impl<C: Clock, W: Wire> Training<C, W> {
             let arrival = self.peers.take_layer(one.from, one.layer)?;
             self.device.import(one.layer, arrival.digest, &arrival.state)?;
             ready_ns = ready_ns.max(arrival.due_ns);
-            bytes_received += arrival.bytes;
+            bytes_received = arrival.bytes.saturating_add(bytes_received);
         }
         self.device.adopt(&self.compiled.plan);
         self.peers.adopt(&self.compiled.plan);
-        self.device.rest_until(ready_ns);
+        self.device.rest_until(ready_ns)?;
         let start_ns = self.peers.settle(self.place.step, self.device.free_at_ns())?;
         self.station.settled();
-        let begun_ns = self.device.rest_until(start_ns);
+        let begun_ns = self.device.rest_until(start_ns)?;
         self.tape.record(Sample::Switch {
             place: self.place,
             layers_moved: u32::try_from(migration.moves.len()).unwrap_or(u32::MAX),
@@ -267,8 +266,11 @@ impl<C: Clock, W: Wire> Training<C, W> {
         }
     }
 
-    fn patience(&self) -> Duration {
-        patience(&self.compiled.plan, self.patience_floor)
+    /// Device and peers go by the place and the plan in force.
+    fn set_place(&mut self, mark: Mark) {
+        let patience = patience(&self.compiled.plan, self.patience_floor);
+        self.peers.set_place(self.place, mark, patience);
+        self.device.set_patience(patience);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::transport::{Mailbox, Peers, tcp};
 use crate::{Emulation, ExecutorError, Halt};
 use adaptis_link::{Client, Limits, Security};
 use adaptis_plan::{Plan, Problem};
-use adaptis_proto::message::Refusal;
+use adaptis_proto::message::{Failure, Refusal};
 use adaptis_proto::sample::Place;
 use adaptis_proto::{DeviceIndex, Incarnation, Step};
 use adaptis_ring::{CAPACITY_RECORDS_DEFAULT, Recorder};
@@ -158,7 +158,10 @@ impl Rank {
         let recorder = Rc::new(RefCell::new(recorder));
         let tape = Tape::new(recorder.clone());
         let place = Place { step: Step(0), epoch: begin.epoch, generation: begin.generation };
-        let wire = listener.connect(&begin.members, self.index)?;
+        let wire = listener.connect(&begin.members, self.index).inspect_err(|error| {
+            self.station.failed(Failure::Environment(error.to_string()));
+            self.wait_for_news(Some(self.options.farewell));
+        })?;
         let patience = patience(&compiled.plan, self.options.patience);
         let mailbox = Mailbox::new(wire, self.index, place, patience, Arc::clone(&self.stop));
         let links = Links::new(&self.truth, self.index);
@@ -170,6 +173,7 @@ impl Rank {
             self.text.clone(),
             Monotonic::new(),
             tape.clone(),
+            Arc::clone(&self.stop),
         )
         .map_err(|source| ExecutorError::Emulation { path: self.options.emulation.clone(), source })?;
         let parts = Parts {
@@ -187,7 +191,8 @@ impl Rank {
         let outcome = training.calibrate_and_train();
         let (late, (refused, malformed)) = training.counters();
         let dropped = recorder.borrow().dropped();
-        tracing::info!(late_ns = late.ns, late_count = late.count, refused, malformed, dropped, "training ended");
+        let Late { ns: late_ns, count: late_count, absorbed_ns, hasty } = late;
+        tracing::info!(late_ns, late_count, absorbed_ns, hasty, refused, malformed, dropped, "training ended");
         match outcome {
             Ok(outcome) => self.await_dismissal(&outcome, late, dropped),
             Err(Halt::Asked) => Ok(Ended::Stopped),

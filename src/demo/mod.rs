@@ -12,6 +12,7 @@
 mod display;
 mod pictures;
 mod prepare;
+mod rings;
 mod session;
 mod summary;
 
@@ -21,6 +22,7 @@ use adaptis_executor::launcher::Fault;
 use adaptis_executor::preset::model::Preset;
 use anyhow::{Context, Result};
 use display::Display;
+use rings::Rings;
 use session::{Look, Session, Setup};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -101,11 +103,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let dir = run_folder(&arguments)?;
     eprintln!("planning the start: {} layers on {}", arguments.model, arguments.devices);
     let stage = prepare::stage(preset, &cluster, arguments.seed)?;
-    let rings = lay_out(&dir, &text)?;
+    lay_out(&dir, &text)?;
+    let rings = Rings::make(&dir.join("rings"))?;
     let emulation = stage.emulation(&arguments, &dir, &faults);
     files::write(&dir.join("emulation.json"), emulation.write().as_bytes())?;
     files::write(&dir.join("faults.json"), faults_json(&faults).as_bytes())?;
-    files::write(&dir.join("truth.json"), stage.truth_after(&faults, arguments.iterations).write().as_bytes())?;
 
     let setup = Setup {
         dir: dir.clone(),
@@ -121,7 +123,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let ended = watch(&mut session, &mut display, &stop);
     display.end();
     let reported = ended.and_then(|()| session.report());
+    let reached = session.step();
     session.end();
+    files::write(&dir.join("truth.json"), stage.truth_after(&faults, reached).write().as_bytes())?;
     reported?;
     summary::finish(&dir, &stage, arguments.json)
 }
@@ -188,42 +192,26 @@ fn run_folder(arguments: &Arguments) -> Result<PathBuf> {
     let fail = |error: std::io::Error| failure::environment(format!("--out {}: {error}", dir.display()));
     std::fs::create_dir_all(&dir).map_err(fail)?;
     let dir = dir.canonicalize().map_err(fail)?;
-    // The lock of two demos on one folder: whoever makes `logs` has it.
-    match std::fs::create_dir(dir.join("logs")) {
-        Ok(()) => Ok(dir),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(failure::usage(format!(
-            "--out {}: the folder holds another run; name an empty or a new one",
+    let mut entries = std::fs::read_dir(&dir).map_err(fail)?;
+    match entries.next() {
+        None => Ok(dir),
+        Some(_) => Err(failure::usage(format!(
+            "--out {}: the folder is not empty and may hold another run; name an empty or a new one",
             dir.display()
         ))),
-        Err(error) => Err(fail(error)),
     }
 }
 
-/// Files and folders that the parts need; returns the folder of the rings.
-fn lay_out(dir: &Path, text: &[u8]) -> Result<PathBuf> {
+/// Files and folders that the parts need.
+fn lay_out(dir: &Path, text: &[u8]) -> Result<()> {
+    // The lock of two demos on one folder: whoever makes `logs` has it.
+    std::fs::create_dir(dir.join("logs"))
+        .map_err(|error| failure::usage(format!("--out {}: another demo has taken it ({error})", dir.display())))?;
     files::write(&dir.join("text.bin"), text)?;
     for folder in ["plans", "spool"] {
         std::fs::create_dir_all(dir.join(folder)).context("the run folder")?;
     }
-    let shm = Path::new("/dev/shm");
-    remove_rings_of_the_dead(shm);
-    let rings = match shm.is_dir() {
-        true => shm.join(format!("adaptis-{}", std::process::id())),
-        false => dir.join("rings"),
-    };
-    std::fs::create_dir_all(&rings).map_err(|error| failure::environment(format!("{}: {error}", rings.display())))?;
-    Ok(rings)
-}
-
-/// A launcher that was killed could not take its rings away: the next one does.
-fn remove_rings_of_the_dead(shm: &Path) {
-    for entry in std::fs::read_dir(shm).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(owner) = name.strip_prefix("adaptis-").and_then(|number| number.parse::<u32>().ok()) else { continue };
-        if !Path::new("/proc").join(owner.to_string()).exists() {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
+    Ok(())
 }
 
 fn coordinator_arguments(arguments: &Arguments, dir: &Path) -> Vec<String> {

@@ -129,10 +129,10 @@ impl Stage {
         }
     }
 
-    /// The truth at the end of the run.
+    /// The truth in force after so many iterations.
     pub fn truth_after(&self, faults: &[Fault], iterations: u64) -> Problem {
         let mut truth = self.truth.clone();
-        for fault in faults.iter().filter(|fault| fault.iteration < iterations) {
+        for fault in faults.iter().filter(|fault| fault.iteration <= iterations) {
             match &fault.what {
                 What::Throttle { device, factor } => {
                     if let Some(index) = truth.device_index(device) {

@@ -1,7 +1,8 @@
 //! The processes of a demo: started, watched, disturbed on request, ended in order.
 
+use super::rings::Rings;
 use crate::failure;
-use adaptis_executor::launcher::{Fault, Process, What, end_all, exit_text};
+use adaptis_executor::launcher::{Fault, OnOrphaned, Process, What, end_all, exit_text};
 use adaptis_link::{Client, Limits, Security};
 use adaptis_proto::message::{Answer, Ask, FromCoordinator, Status, ToCoordinator};
 use adaptis_proto::wire;
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Restarts of one part that ended by itself, before the demo gives up.
 const RESTARTS_MAX: u32 = 5;
+/// Pause before a part that ended by itself is started again, times how often it did.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// What a part gets to end in order.
 const GRACE: Duration = Duration::from_secs(8);
 /// What the coordinator gets to answer.
@@ -22,7 +25,7 @@ pub struct Setup {
     /// The run folder.
     pub dir: PathBuf,
     /// Folder of the rings, in memory.
-    pub rings: PathBuf,
+    pub rings: Rings,
     /// Names of the devices.
     pub devices: Vec<String>,
     /// Arguments for the coordinator beside where it listens.
@@ -35,7 +38,12 @@ pub struct Setup {
 struct Service {
     process: Process,
     arguments: Vec<String>,
+    /// Ends that nobody ordered.
     restarts: u32,
+    /// The next end is one that a fault ordered.
+    killed: bool,
+    /// Not before then.
+    restart_at: Instant,
 }
 
 /// The running parts.
@@ -85,7 +93,7 @@ impl Session {
         let mut agents = Vec::new();
         let mut ranks = Vec::new();
         for device in &setup.devices {
-            let ring = text(&setup.rings.join(device));
+            let ring = text(&setup.rings.path().join(device));
             let mut arguments = vec!["agent".to_owned(), "--device".into(), device.clone()];
             arguments.extend(["--ring".into(), ring.clone(), "--coordinator".into(), address.clone()]);
             arguments.extend(["--spool".into(), text(&setup.dir.join("spool").join(device))]);
@@ -115,7 +123,7 @@ impl Session {
     pub fn step(&mut self) -> u64 {
         for (reader, device) in self.rings.iter_mut().zip(&self.setup.devices) {
             if reader.is_none() {
-                *reader = Reader::open(&self.setup.rings.join(device)).ok();
+                *reader = Reader::open(&self.setup.rings.path().join(device)).ok();
             }
         }
         self.rings.iter().flatten().map(|reader| reader.step().0).max().unwrap_or(0)
@@ -185,8 +193,8 @@ impl Session {
                 index.context("faults were checked against the devices")
             };
             match &fault.what {
-                What::KillCoordinator => self.coordinator.process.signal(libc::SIGKILL),
-                What::KillAgent { device } => self.agents[at(device)?].process.signal(libc::SIGKILL),
+                What::KillCoordinator => self.coordinator.kill(),
+                What::KillAgent { device } => self.agents[at(device)?].kill(),
                 What::KillRank { device } => self.ranks[at(device)?].signal(libc::SIGKILL),
                 What::Pause { device, duration } => {
                     let rank = at(device)?;
@@ -239,7 +247,6 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.setup.rings);
         // Spools are empty after an orderly end; what is left in one is kept.
         let spool = self.setup.dir.join("spool");
         for device in &self.setup.devices {
@@ -252,11 +259,20 @@ impl Drop for Session {
 
 impl Service {
     fn start(setup: &Setup, program: &Path, name: String, arguments: Vec<String>) -> Result<Service> {
-        Ok(Service { process: start(setup, program, name, &arguments)?, arguments, restarts: 0 })
+        let process = start(setup, program, name, &arguments)?;
+        Ok(Service { process, arguments, restarts: 0, killed: false, restart_at: Instant::now() })
+    }
+
+    fn kill(&mut self) {
+        self.killed = true;
+        self.process.signal(libc::SIGKILL);
     }
 
     fn restart(&mut self, setup: &Setup, program: &Path) -> Result<()> {
         let Some(status) = self.process.poll() else { return Ok(()) };
+        if Instant::now() < self.restart_at {
+            return Ok(());
+        }
         let name = self.process.name.clone();
         if self.restarts >= RESTARTS_MAX || status.code() == Some(i32::from(failure::USAGE)) {
             let log = log_path(&setup.dir, &name);
@@ -267,7 +283,10 @@ impl Service {
                 log.display()
             )));
         }
-        self.restarts += 1;
+        if !std::mem::take(&mut self.killed) {
+            self.restarts += 1;
+        }
+        self.restart_at = Instant::now() + RESTART_PAUSE * self.restarts;
         self.process = start(setup, program, name, &self.arguments)?;
         Ok(())
     }
@@ -281,9 +300,15 @@ fn log_path(dir: &Path, name: &str) -> PathBuf {
     dir.join("logs").join(format!("{}.log", name.replace(' ', "-")))
 }
 
+/// Starts a part. A rank holds nothing that lasts, so it just goes should this process be killed; the others end in order.
 fn start(setup: &Setup, program: &Path, name: String, arguments: &[String]) -> Result<Process> {
     let log = log_path(&setup.dir, &name);
-    Process::start(name.clone(), program, arguments, &log).with_context(|| format!("the {name} could not be started"))
+    let orphaned = match arguments.first().is_some_and(|part| part == "rank") {
+        true => OnOrphaned::Kill,
+        false => OnOrphaned::Terminate,
+    };
+    Process::start(name.clone(), program, arguments, &log, orphaned)
+        .with_context(|| format!("the {name} could not be started"))
 }
 
 fn last_line(log: &Path) -> String {

@@ -77,9 +77,9 @@ pub fn finish(dir: &Path, stage: &Stage, json: bool) -> Result<()> {
             "last_phase_median_ns": report.phases.last().and_then(|phase| phase.measured_median_ns),
             "last_phase_predicted_ns": report.phases.last().and_then(|phase| phase.predicted_ns),
         });
-        files::print(&format!("{answer:#}\n"));
+        files::print(&format!("{answer:#}\n"))?;
     } else {
-        files::print(&text(dir, &report));
+        files::print(&text(dir, &report))?;
     }
     Ok(())
 }
@@ -177,7 +177,8 @@ fn text(dir: &Path, report: &Report) -> String {
 /// What a phase was, in words.
 fn title(report: &Report, index: usize) -> String {
     let phase = &report.phases[index];
-    let fault = report.faults.iter().rfind(|fault| fault.iteration <= phase.from + 1);
+    let is_slow = |fault: &&Fault| fault.text.starts_with("throttle") || fault.text.starts_with("slowlink");
+    let fault = report.faults.iter().filter(is_slow).rfind(|fault| fault.iteration <= phase.from + 1);
     let plan = match (phase.epoch, report.phases[..index].iter().any(|before| before.epoch == phase.epoch)) {
         (1, false) => "start plan",
         (_, false) => "new plan",

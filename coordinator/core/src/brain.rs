@@ -13,21 +13,26 @@
 //! 3. A plan is in force when a rank says that it runs it, whatever else was decided meanwhile (OneEpochPerStep is the
 //!    ranks' vote to keep; the ledger follows it).
 //! 4. Nothing here waits: what is to be repeated or to expire has an instant in [`Brain::deadline`].
+//! 5. Silence counts only while we listen: not during the replay, not while we stood still, and not before everything
+//!    that had arrived was read.
 //!
 //! Left out on purpose: a new generation after a loss. A lost rank ends the run with its reason.
 
 mod adapt;
 mod announce;
 mod commit;
+mod config;
 mod decide;
 mod follow;
 mod history;
+mod intake;
 mod start;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use announce::Announcement;
+pub use config::{Config, Deadlines, Mode};
 pub use history::{HISTORY_MAX, History};
 
 use crate::admission::Policy;
@@ -41,83 +46,15 @@ use adaptis_plan::{Plan, Problem};
 use adaptis_planner::search::{Infeasible, Options, Outcome};
 use adaptis_proto::message::{RankEvent, RankOrder, Rejection};
 use adaptis_proto::sample::Record;
-use adaptis_proto::{DeviceIndex, Digest, Epoch, LayerIndex, Step, Term};
+use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step, Term};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the coordinator may do to a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Measure, never change the job.
-    #[default]
-    Observe,
-    /// Decide and record, change nothing.
-    Advise,
-    /// Switch plans.
-    Adapt,
-}
-
-/// How long things may take. All of them are shorter in tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Deadlines {
-    /// A rank that is silent for longer is lost.
-    pub heartbeat_ns: u64,
-    /// A plan that has not taken effect by then is aborted.
-    pub prepare_ns: u64,
-    /// Between two tries of an order.
-    pub repeat_ns: u64,
-    /// How long the end of a run waits for the last samples.
-    pub drain_ns: u64,
-    /// Silence of all samples after which they count as drained.
-    pub quiet_ns: u64,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            heartbeat_ns: 10_000_000_000,
-            prepare_ns: 120_000_000_000,
-            repeat_ns: 500_000_000,
-            drain_ns: 3_000_000_000,
-            quiet_ns: 300_000_000,
-        }
-    }
-}
-
-/// How the coordinator behaves.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Config {
-    /// What it may do.
-    pub mode: Mode,
-    /// Never search, whatever the mode: a run to compare with.
-    pub is_static: bool,
-    /// Of every random choice.
-    pub seed: u64,
-    /// Time for one search.
-    pub search_budget_ns: u64,
-    /// Evaluations for one search; none: only the time counts.
-    pub search_evaluations: Option<u64>,
-    /// Iterations that a gain is expected to last, at most; a run's own end counts as well.
-    pub horizon_iterations: u64,
-    /// What the operator set.
-    pub policy: Policy,
-    /// How long things may take.
-    pub deadlines: Deadlines,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            mode: Mode::Observe,
-            is_static: false,
-            seed: 1,
-            search_budget_ns: 1_000_000_000,
-            search_evaluations: None,
-            horizon_iterations: 1_000,
-            policy: Policy::default(),
-            deadlines: Deadlines::default(),
-        }
-    }
-}
+/// Between two looks at who is silent, at most.
+const LOOK_EVERY_NS: u64 = 1_000_000_000;
+/// A longer gap between two events says that we stood still ourselves: it counts as nobody's silence.
+const GAP_MAX_NS: u64 = 2_000_000_000;
+/// A process that is silent for longer loses its place to another one, before the first generation.
+const SEAT_NS: u64 = 10_000_000_000;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,6 +72,8 @@ pub enum Event {
     Absorbed {
         /// Name of the device.
         device: String,
+        /// The process that recorded them.
+        ring: Incarnation,
         /// The records.
         records: Vec<Record>,
     },
@@ -142,6 +81,8 @@ pub enum Event {
     Replayed {
         /// Name of the device.
         device: String,
+        /// The process that recorded them.
+        ring: Incarnation,
         /// The records.
         records: Vec<Record>,
     },
@@ -159,7 +100,7 @@ pub enum Event {
     },
     /// The operator changed the policy.
     PolicyChanged(Policy),
-    /// A deadline passed.
+    /// A deadline passed, and everything that had arrived before was handed over.
     TimePassed,
 }
 
@@ -251,6 +192,8 @@ pub struct Brain {
     announced_refusal: Option<(String, Rejection)>,
     /// By how much each device's work overran its pace (emulated devices only).
     late_ns: BTreeMap<DeviceIndex, u64>,
+    /// When the last event came; none before the replay is over.
+    listened_ns: Option<u64>,
     outbox: Vec<Effect>,
 }
 
@@ -279,6 +222,7 @@ impl Brain {
             failure: None,
             announced_refusal: None,
             late_ns: BTreeMap::new(),
+            listened_ns: None,
             outbox: Vec::new(),
         }
     }
@@ -291,25 +235,50 @@ impl Brain {
     pub fn on_event(&mut self, now_ns: u64, event: Event) -> Vec<Effect> {
         let is_boot = matches!(event, Event::Booted(_));
         assert_eq!(is_boot, self.stage == Stage::Unborn, "a reign begins once, with its records");
+        let is_live = !is_boot && !matches!(event, Event::Replayed { .. });
+        let is_silence_judged = matches!(event, Event::TimePassed);
+        if is_live {
+            self.listen(now_ns);
+        }
         match event {
             Event::Booted(recovered) => self.boot(now_ns, *recovered),
             Event::RankSaid { peer, event } => self.on_rank(now_ns, peer, *event),
-            Event::Absorbed { device, records } => self.on_records(now_ns, &device, &records),
-            Event::Replayed { device, records } => self.on_replayed(&device, &records),
+            Event::Absorbed { device, ring, records } => self.on_records(now_ns, &device, ring, &records),
+            Event::Replayed { device, ring, records } => self.on_replayed(&device, ring, &records),
             Event::SearchEnded { ticket, result } => self.on_search_ended(now_ns, ticket, *result),
             Event::SearchLost { ticket } => self.on_search_lost(ticket),
             Event::PolicyChanged(policy) => self.on_policy(policy),
             Event::TimePassed => {}
         }
-        self.on_time(now_ns);
+        if is_live {
+            self.on_time(now_ns, is_silence_judged);
+        }
         std::mem::take(&mut self.outbox)
+    }
+
+    /// Notes that we listen; nobody was silent while we did not.
+    fn listen(&mut self, now_ns: u64) {
+        match self.listened_ns.replace(now_ns) {
+            None => {
+                self.roster.hear_all(now_ns);
+                self.catch_up();
+            }
+            Some(before_ns) => {
+                let gap_ns = now_ns.saturating_sub(before_ns);
+                if gap_ns > GAP_MAX_NS {
+                    self.roster.forgive(gap_ns);
+                }
+            }
+        }
     }
 
     /// When [`Event::TimePassed`] is due, unless something else happens before.
     pub fn deadline(&self) -> Option<u64> {
         let heartbeat_ns = self.config.deadlines.heartbeat_ns;
         let following = self.stage == Stage::Following && self.closing.is_none();
+        let looking = following || self.stage == Stage::Gathering;
         [
+            looking.then(|| self.listened_ns.map_or(0, |listened_ns| listened_ns.saturating_add(LOOK_EVERY_NS))),
             following.then(|| self.roster.silence_deadline(heartbeat_ns)).flatten(),
             (following && self.is_start_awaited()).then_some(self.start_next_ns),
             self.round.as_ref().map(Round::deadline),
@@ -353,7 +322,7 @@ impl Brain {
         self.failure.as_ref()
     }
 
-    fn on_time(&mut self, now_ns: u64) {
+    fn on_time(&mut self, now_ns: u64, is_silence_judged: bool) {
         if self.stage != Stage::Following {
             return;
         }
@@ -361,7 +330,8 @@ impl Brain {
             self.close_when_drained(now_ns);
             return;
         }
-        if let Some((device, waited_ns)) = self.roster.silent(now_ns, self.config.deadlines.heartbeat_ns) {
+        let silent = self.roster.silent(now_ns, self.config.deadlines.heartbeat_ns);
+        if let Some((device, waited_ns)) = silent.filter(|_| is_silence_judged) {
             let device = self.name_of(device);
             self.fail(RunFailure::Silent { device, waited_ns });
             return;

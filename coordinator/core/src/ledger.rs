@@ -246,11 +246,6 @@ pub enum RunFailure {
         /// What it says.
         reason: Failure,
     },
-    /// A process that is not the member took a member's place.
-    Replaced {
-        /// Which device.
-        device: String,
-    },
     /// A rank is under a plan that this ledger does not hold: it is not this run's ledger.
     UnknownPlan {
         /// Which device.
@@ -282,10 +277,7 @@ impl std::fmt::Display for RunFailure {
                 write!(f, "the rank of {device} has not been heard of for {:.1} s", *waited_ns as f64 / 1e9)
             }
             RunFailure::Stopped { device, step, reason } => {
-                write!(f, "the rank of {device} stopped in iteration {step}: {reason:?}")
-            }
-            RunFailure::Replaced { device } => {
-                write!(f, "the rank of {device} was replaced by a new process, which can't take its state over")
+                write!(f, "the rank of {device} stopped in iteration {step}: {reason}")
             }
             RunFailure::UnknownPlan { device, epoch } => {
                 write!(f, "the rank of {device} runs plan {epoch}, which the ledger does not know: is it of this run?")

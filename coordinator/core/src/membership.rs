@@ -186,6 +186,16 @@ impl Roster {
             .max_by_key(|&(_, waited_ns)| waited_ns)
     }
 
+    /// Everyone counts as heard of now.
+    pub fn hear_all(&mut self, now_ns: u64) {
+        self.ranks.iter_mut().flatten().for_each(|rank| rank.heard_ns = now_ns);
+    }
+
+    /// A stretch of time counts as nobody's silence.
+    pub fn forgive(&mut self, gap_ns: u64) {
+        self.ranks.iter_mut().flatten().for_each(|rank| rank.heard_ns = rank.heard_ns.saturating_add(gap_ns));
+    }
+
     /// When [`Roster::silent`] can next name someone.
     pub fn silence_deadline(&self, silence_ns: u64) -> Option<u64> {
         self.ranks().map(|(_, rank)| rank.heard_ns.saturating_add(silence_ns)).min()

@@ -116,11 +116,6 @@ impl Round {
             _ => Answer::Refused,
         }
     }
-
-    /// A rank runs a plan.
-    pub fn on_running(&self, epoch: Epoch) -> Answer {
-        if epoch == self.epoch() { Answer::Active } else { Answer::Nothing }
-    }
 }
 
 #[cfg(test)]
@@ -176,8 +171,6 @@ mod tests {
         for (epoch, reason, expected) in table {
             assert_eq!(round.on_refused(epoch, &reason), expected, "{epoch} {reason:?}");
         }
-        assert_eq!(round.on_running(Epoch(4)), Answer::Active);
-        assert_eq!(round.on_running(Epoch(2)), Answer::Nothing);
     }
 
     #[test]

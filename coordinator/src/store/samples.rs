@@ -3,6 +3,7 @@
 use super::ledger::iterations;
 use super::{Store, StoreError, number, sql};
 use adaptis_coordinator_core::ledger::IterationRecord;
+use adaptis_proto::Incarnation;
 use adaptis_proto::message::Batch;
 use adaptis_proto::sample::{Record, Sample};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -25,7 +26,14 @@ pub struct Stored {
     pub lost: u64,
     /// Records that the ring dropped because it was full, since this was last said.
     pub dropped: u64,
+    /// Records that were not taken because the batch's numbers are no numbers of a ring.
+    pub refused: u64,
 }
+
+/// The largest number that the file can hold; a ring that counts a record each nanosecond gets there in 292 years.
+const NUMBER_MAX: u64 = i64::MAX as u64;
+/// Percent of the limit that a trim leaves, so that there is not one at each batch.
+const TRIM_PERCENT: u64 = 95;
 
 struct Cursor {
     next: u64,
@@ -36,38 +44,56 @@ struct Cursor {
 impl Store {
     /// Stores batches, all or none; they are on disk when this returns. A ring's records are taken in the order of
     /// their numbers: what is known already is left out, what lies beyond a gap is not taken. A batch without records
-    /// says that nothing below its number will come.
+    /// says that nothing below its number will come. The iterations in a batch count only if it `is_of_member`.
     ///
     /// # Errors
     /// The file fails.
-    pub fn store(&mut self, batches: &[Batch]) -> Result<Vec<Stored>, StoreError> {
+    pub fn store(
+        &mut self,
+        batches: &[Batch],
+        is_of_member: impl Fn(&Batch) -> bool,
+    ) -> Result<Vec<Stored>, StoreError> {
         let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let stored: Vec<Stored> =
-            batches.iter().map(|batch| take(&transaction, batch)).collect::<Result<_, StoreError>>()?;
+        let stored: Vec<Stored> = batches
+            .iter()
+            .map(|batch| take(&transaction, batch, is_of_member(batch)))
+            .collect::<Result<_, StoreError>>()?;
         transaction.commit()?;
         self.records_bytes += stored.iter().map(|stored| bytes_of(&stored.records)).sum::<u64>();
         Ok(stored)
     }
 
-    /// Lets the oldest records go while there are more than the limit. Gives how many went.
+    /// If there are more records than the limit, lets the oldest go until some room is left. Gives how many went.
     ///
     /// # Errors
     /// The file fails.
     pub fn trim(&mut self) -> Result<u64, StoreError> {
-        let mut dropped = 0;
-        while self.records_bytes > self.records_bytes_max {
-            let oldest = "SELECT id, length(body) FROM records ORDER BY id LIMIT 1";
-            let oldest =
-                self.connection.query_row(oldest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
-            let Some((id, bytes)) = oldest.optional()? else { break };
-            self.connection.execute("DELETE FROM records WHERE id = ?", [id])?;
-            self.records_bytes = self.records_bytes.saturating_sub(number(bytes));
-            dropped += number(bytes) / Record::BYTES as u64;
+        if self.records_bytes <= self.records_bytes_max {
+            return Ok(0);
         }
-        Ok(dropped)
+        let room = self.records_bytes_max / 100 * TRIM_PERCENT + self.records_bytes_max % 100 * TRIM_PERCENT / 100;
+        let excess = self.records_bytes - room;
+        let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let (mut last, mut bytes) = (None, 0);
+        {
+            let mut statement = transaction.prepare_cached("SELECT id, length(body) FROM records ORDER BY id")?;
+            let mut rows = statement.query([])?;
+            while bytes < excess
+                && let Some(row) = rows.next()?
+            {
+                last = Some(row.get::<_, i64>(0)?);
+                bytes += number(row.get(1)?);
+            }
+        }
+        if let Some(last) = last {
+            transaction.execute("DELETE FROM records WHERE id <= ?", [last])?;
+        }
+        transaction.commit()?;
+        self.records_bytes = self.records_bytes.saturating_sub(bytes);
+        Ok(bytes / Record::BYTES as u64)
     }
 
-    /// All iterations, in order; of one that was redone only the last.
+    /// All iterations, in order; one that was redone stands there once for each generation.
     ///
     /// # Errors
     /// The file fails.
@@ -75,24 +101,28 @@ impl Store {
         iterations(&self.connection, "ORDER BY step, generation")
     }
 
-    /// Calls `each` with every batch of records, oldest first, and the device that it came from.
+    /// Calls `each` with every batch of records, oldest first, the device and the process that it came from.
     ///
     /// # Errors
     /// The file fails, or holds bytes that are no records.
-    pub fn replay(&self, mut each: impl FnMut(String, Vec<Record>)) -> Result<(), StoreError> {
-        let mut statement = self.connection.prepare("SELECT device, body FROM records ORDER BY id")?;
+    pub fn replay(&self, mut each: impl FnMut(String, Incarnation, Vec<Record>)) -> Result<(), StoreError> {
+        let mut statement = self.connection.prepare("SELECT device, ring, body FROM records ORDER BY id")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            each(row.get(0)?, records(&row.get::<_, Vec<u8>>(1)?)?);
+            each(row.get(0)?, Incarnation(number(row.get(1)?)), records(&row.get::<_, Vec<u8>>(2)?)?);
         }
         Ok(())
     }
 }
 
-fn take(transaction: &Transaction<'_>, batch: &Batch) -> Result<Stored, StoreError> {
+fn take(transaction: &Transaction<'_>, batch: &Batch, is_of_member: bool) -> Result<Stored, StoreError> {
     let known = cursor(transaction, batch)?;
     let count = batch.records.len() as u64;
     let is_floor = batch.records.is_empty();
+    let end = batch.first.checked_add(count).filter(|&end| end <= NUMBER_MAX && batch.dropped <= NUMBER_MAX);
+    if end.is_none() {
+        return Ok(Stored { next: known.next, refused: count.max(1), ..Stored::default() });
+    }
     let mut stored =
         Stored { next: known.next, dropped: batch.dropped.saturating_sub(known.dropped), ..Stored::default() };
     if is_floor && batch.first > known.next {
@@ -106,14 +136,14 @@ fn take(transaction: &Transaction<'_>, batch: &Batch) -> Result<Stored, StoreErr
         stored.records = new.to_vec();
         stored.next = known.next + new.len() as u64;
     }
-    write_records(transaction, batch, &stored.records)?;
+    write_records(transaction, batch, &stored.records, is_of_member)?;
     let statement = "INSERT OR REPLACE INTO rings (ring, device, next, lost, dropped) VALUES (?, ?, ?, ?, ?)";
     let values = params![
         sql(batch.ring.0),
         batch.device,
         sql(stored.next),
-        sql(known.lost + stored.lost),
-        sql(known.dropped + stored.dropped)
+        sql(known.lost.saturating_add(stored.lost)),
+        sql(known.dropped.saturating_add(stored.dropped))
     ];
     transaction.prepare_cached(statement)?.execute(values)?;
     Ok(stored)
@@ -127,7 +157,12 @@ fn cursor(transaction: &Transaction<'_>, batch: &Batch) -> Result<Cursor, StoreE
     Ok(row.optional()?.unwrap_or(Cursor { next: 0, lost: 0, dropped: 0 }))
 }
 
-fn write_records(transaction: &Transaction<'_>, batch: &Batch, records: &[Record]) -> Result<(), StoreError> {
+fn write_records(
+    transaction: &Transaction<'_>,
+    batch: &Batch,
+    records: &[Record],
+    is_of_member: bool,
+) -> Result<(), StoreError> {
     if records.is_empty() {
         return Ok(());
     }
@@ -137,18 +172,25 @@ fn write_records(transaction: &Transaction<'_>, batch: &Batch, records: &[Record
     let body: Vec<u8> = records.iter().flat_map(|record| record.0).flat_map(u64::to_le_bytes).collect();
     let (offset_ns, error_ns) =
         batch.clock.map_or((None, None), |clock| (Some(clock.offset_ns), Some(sql(clock.error_ns))));
-    let statement =
-        "INSERT INTO records (device, first_step, last_step, offset_ns, error_ns, body) VALUES (?, ?, ?, ?, ?, ?)";
-    let values = params![batch.device, sql(first), sql(last), offset_ns, error_ns, body];
+    let statement = "INSERT INTO records (device, ring, first_step, last_step, offset_ns, error_ns, body) VALUES (?, ?, ?, ?, ?, ?, ?)";
+    let values = params![batch.device, sql(batch.ring.0), sql(first), sql(last), offset_ns, error_ns, body];
     transaction.prepare_cached(statement)?.execute(values)?;
+    if !is_of_member {
+        return Ok(());
+    }
     for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
         if let Sample::Iteration { place, duration_ns, loss_bits, .. } = sample {
             // The longest that a device saw: a boundary is a barrier.
             let statement =
                 "INSERT INTO iterations (step, generation, epoch, duration_ns, loss_bits) VALUES (?, ?, ?, ?, ?)
                 ON CONFLICT (step, generation) DO UPDATE SET duration_ns = max(duration_ns, excluded.duration_ns)";
-            let values =
-                params![sql(place.step.0), sql(place.generation.0), sql(place.epoch.0), sql(duration_ns), loss_bits];
+            let values = params![
+                sql(place.step.0),
+                sql(place.generation.0),
+                sql(place.epoch.0),
+                sql(duration_ns.min(NUMBER_MAX)),
+                loss_bits
+            ];
             transaction.prepare_cached(statement)?.execute(values)?;
         }
     }

@@ -88,14 +88,14 @@ pub fn judge(votes: &[Vote], rules: &Rules) -> Verdict {
     if !norm.is_finite() || loss.is_some_and(|loss| !loss.is_finite()) {
         return Verdict::Stop(Failure::NotFinite);
     }
-    let apply_at_ns = largest(votes, |vote| vote.ready_ns) + rules.boundary_ns;
+    let apply_at_ns = largest(votes, |vote| vote.ready_ns).saturating_add(rules.boundary_ns);
     Verdict::Apply(Apply {
         scale: if norm > rules.max_norm { rules.max_norm / norm } else { 1.0 },
         norm,
         loss,
         next: next(votes),
         apply_at_ns,
-        start_ns: apply_at_ns + largest(votes, |vote| vote.apply_ns),
+        start_ns: apply_at_ns.saturating_add(largest(votes, |vote| vote.apply_ns)),
     })
 }
 

@@ -101,6 +101,7 @@ impl FromStr for Fault {
                 let (a, b) = pair.split_once('-').ok_or_else(shape)?;
                 What::SlowLink { between: [a.to_owned(), b.to_owned()], factor: factor(by)? }
             }
+            ["kill", "agent"] => return Err(shape()),
             ["kill", "coordinator"] => What::KillCoordinator,
             ["kill", "agent", device] => What::KillAgent { device: device.to_owned() },
             ["kill", device] => What::KillRank { device: device.to_owned() },
@@ -144,6 +145,11 @@ impl Fault {
         if let Some(device) = named.into_iter().find(|device| !devices.contains(device)) {
             let known = devices.join(", ");
             return Err(FaultError::Device { fault: self.to_string(), device: device.clone(), known });
+        }
+        if let What::SlowLink { between: [a, b], .. } = &self.what
+            && a == b
+        {
+            return Err(FaultError::Shape(self.to_string()));
         }
         if iterations > 0 && self.iteration >= iterations {
             return Err(FaultError::TooLate { fault: self.to_string(), iterations });

@@ -4,4 +4,4 @@ mod fault;
 mod process;
 
 pub use fault::{Fault, FaultError, What};
-pub use process::{Process, end_all, exit_text};
+pub use process::{OnOrphaned, Process, end_all, exit_text};

@@ -5,7 +5,9 @@
 //! 2. What belongs to a later iteration or epoch is kept: peers may be ahead by as much as a vote allows.
 //! 3. Messages of one sender under one key are taken in the order in which they were sent.
 //! 4. A wait ends with the message, at the deadline, at the stop flag, or when any peer says that it stops.
-//! 5. At most [`KEPT_MAX`] messages are kept; one more is a failure, since a correct peer can't get so far ahead.
+//! 5. At most [`KEPT_MAX`] messages of [`KEPT_BYTES_MAX`] bytes together are kept; one more is a failure, since a
+//!    correct peer can't get so far ahead.
+//! 6. A message of no other member is refused and counted as malformed.
 
 use super::{Key, Letter, Wire, WireError};
 use crate::Halt;
@@ -19,6 +21,10 @@ use std::time::{Duration, Instant};
 
 /// Most messages kept: several iterations of every microbatch of every stage.
 pub const KEPT_MAX: usize = 1 << 16;
+/// Most bytes kept: the largest message of a link (1 GiB) and as much again.
+pub const KEPT_BYTES_MAX: usize = 2 << 30;
+/// Most messages filed before a wait looks at its deadline: all that a link's queue holds.
+const READ_MAX: usize = 4096;
 /// How often a wait looks at the stop flag.
 const SLICE: Duration = Duration::from_millis(100);
 /// How long a sender with a full queue reads its own mail before it tries again.
@@ -33,6 +39,7 @@ pub struct Mailbox<W> {
     stop: Arc<AtomicBool>,
     kept: HashMap<(DeviceIndex, Key), VecDeque<Letter>>,
     kept_len: usize,
+    kept_bytes: usize,
     stopped: Option<DeviceIndex>,
     refused: u64,
     malformed: u64,
@@ -41,8 +48,9 @@ pub struct Mailbox<W> {
 impl<W: Wire> Mailbox<W> {
     /// An empty mailbox of device `me`. `patience` is how long a message is waited for; `stop` ends every wait.
     pub fn new(wire: W, me: DeviceIndex, place: Place, patience: Duration, stop: Arc<AtomicBool>) -> Self {
-        let (kept, kept_len, stopped, refused, malformed) = (HashMap::new(), 0, None, 0, 0);
-        Mailbox { wire, me, place, patience, stop, kept, kept_len, stopped, refused, malformed }
+        let (kept, kept_len, kept_bytes) = (HashMap::new(), 0, 0);
+        let (stopped, refused, malformed) = (None, 0, 0);
+        Mailbox { wire, me, place, patience, stop, kept, kept_len, kept_bytes, stopped, refused, malformed }
     }
 
     /// Where training stands from now on; what is older than that is refused, also among what was kept.
@@ -50,9 +58,11 @@ impl<W: Wire> Mailbox<W> {
         self.place = place;
         self.patience = patience;
         let fresh = |key: &Key| is_fresh(key, place);
-        let stale: usize = self.kept.iter().filter(|((_, key), _)| !fresh(key)).map(|(_, letters)| letters.len()).sum();
+        let stale = self.kept.iter().filter(|((_, key), _)| !fresh(key)).flat_map(|(_, letters)| letters);
+        let (stale, stale_bytes) = stale.fold((0, 0), |(len, bytes), letter| (len + 1, bytes + bytes_of(letter)));
         self.kept.retain(|(_, key), letters| fresh(key) && !letters.is_empty());
         self.kept_len -= stale;
+        self.kept_bytes -= stale_bytes;
         self.refused += stale as u64;
     }
 
@@ -66,7 +76,7 @@ impl<W: Wire> Mailbox<W> {
         self.refused
     }
 
-    /// Messages that could not be read so far.
+    /// Messages so far that could not be read or are of no other member.
     pub fn malformed(&self) -> u64 {
         self.malformed
     }
@@ -109,6 +119,7 @@ impl<W: Wire> Mailbox<W> {
         loop {
             if let Some(letter) = self.kept.get_mut(&(from, key)).and_then(VecDeque::pop_front) {
                 self.kept_len -= 1;
+                self.kept_bytes -= bytes_of(&letter);
                 return Ok(letter);
             }
             self.check()?;
@@ -142,22 +153,29 @@ impl<W: Wire> Mailbox<W> {
     /// Files what has come; waits for the first of it.
     fn read(&mut self, timeout: Duration) -> Result<(), Halt> {
         let mut timeout = timeout;
-        loop {
+        for _ in 0..READ_MAX {
             match self.wire.receive(timeout) {
                 Ok(Some((header, payload))) => self.file(header, payload)?,
                 Ok(None) => return Ok(()),
-                Err(WireError::Malformed(error)) => {
+                Err(error @ (WireError::Malformed(_) | WireError::Foreign { .. })) => {
                     self.malformed += 1;
-                    tracing::warn!(%error, "a message of a peer cannot be read");
+                    tracing::warn!(%error, "a message of a peer is not taken");
                 }
                 Err(error) => return Err(error.into()),
             }
             timeout = Duration::ZERO;
         }
+        Ok(())
     }
 
     fn file(&mut self, header: PeerHeader, payload: Vec<u8>) -> Result<(), Halt> {
         let PeerHeader { generation, epoch, from, body } = header;
+        let members = self.wire.members();
+        if from == self.me || from.index() >= members {
+            self.malformed += 1;
+            tracing::warn!(%from, members, "a message is of no other member");
+            return Ok(());
+        }
         let Some(key) = Key::of(epoch, &body) else {
             if generation == self.place.generation {
                 self.stopped.get_or_insert(from);
@@ -173,10 +191,25 @@ impl<W: Wire> Mailbox<W> {
         if self.kept_len == KEPT_MAX {
             return Err(Failure::Environment(format!("device {from} is more than {KEPT_MAX} messages ahead")).into());
         }
+        let letter = Letter { body, payload };
+        let kept_bytes = self.kept_bytes.saturating_add(bytes_of(&letter));
+        if kept_bytes > KEPT_BYTES_MAX {
+            return Err(Failure::Environment(format!("device {from} is more than {KEPT_BYTES_MAX} bytes ahead")).into());
+        }
         self.kept_len += 1;
-        self.kept.entry((from, key)).or_default().push_back(Letter { body, payload });
+        self.kept_bytes = kept_bytes;
+        self.kept.entry((from, key)).or_default().push_back(letter);
         Ok(())
     }
+}
+
+/// What a letter takes beside its own size.
+fn bytes_of(letter: &Letter) -> usize {
+    let of_body = match &letter.body {
+        PeerBody::Vote(vote) => size_of_val(&vote.squares[..]),
+        _ => 0,
+    };
+    letter.payload.len() + of_body
 }
 
 fn is_fresh(key: &Key, place: Place) -> bool {
@@ -247,6 +280,33 @@ mod tests {
         a.say_stopping(DeviceIndex(1));
         assert_eq!(b.take(DeviceIndex(0), key).unwrap().payload, b"before");
         assert_eq!(b.take(DeviceIndex(0), key), Err(Failure::PeerFailed { peer: DeviceIndex(0) }.into()));
+    }
+
+    #[test]
+    fn what_is_kept_is_counted_and_let_go() {
+        let [mut a, mut b] = pair(Duration::from_millis(20));
+        let to = DeviceIndex(1);
+        a.send(to, tensor(5), b"now").unwrap();
+        a.send(to, tensor(6), b"taken").unwrap();
+        a.send(to, tensor(7), b"early").unwrap();
+        b.take(DeviceIndex(0), Key::Tensor(Step(5), tag())).unwrap();
+        assert_eq!((b.kept_len, b.kept_bytes), (2, 10));
+        b.take(DeviceIndex(0), Key::Tensor(Step(6), tag())).unwrap();
+        b.set_place(place(8, 2), Duration::from_millis(20));
+        assert_eq!((b.kept_len, b.kept_bytes, b.refused()), (0, 0, 1));
+    }
+
+    #[test]
+    fn a_message_of_no_other_member_is_refused() {
+        let [mut a, mut b] = pair(Duration::from_millis(20));
+        for from in [2, 1, u32::MAX] {
+            a.me = DeviceIndex(from);
+            a.send(DeviceIndex(1), tensor(5), b"whose?").unwrap();
+            a.say_stopping(DeviceIndex(1));
+        }
+        let waited = b.take(DeviceIndex(0), Key::Tensor(Step(5), tag()));
+        assert!(matches!(waited, Err(Halt::Failed(Failure::PeerSilent { .. }))), "{waited:?}");
+        assert_eq!((b.malformed(), b.kept_len), (6, 0));
     }
 
     #[test]

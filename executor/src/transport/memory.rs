@@ -40,4 +40,8 @@ impl Wire for MemoryWire {
             Err(RecvTimeoutError::Disconnected) => Err(WireError::Closed),
         }
     }
+
+    fn members(&self) -> usize {
+        self.peers.len()
+    }
 }

@@ -35,6 +35,9 @@ pub trait Wire {
     /// # Errors
     /// The wire is broken, or what came is no message.
     fn receive(&mut self, timeout: Duration) -> Result<Option<(PeerHeader, Vec<u8>)>, WireError>;
+
+    /// Ranks of the generation, this one among them.
+    fn members(&self) -> usize;
 }
 
 /// Why a wire does not carry.
@@ -55,6 +58,14 @@ pub enum WireError {
     /// What came is no message.
     #[error("{0}")]
     Malformed(#[from] adaptis_proto::wire::WireError),
+    /// What came is under another name than its connection.
+    #[error("`{peer}` sent a message in the name of device {from}")]
+    Foreign {
+        /// Whom the message names.
+        from: DeviceIndex,
+        /// Who sent it.
+        peer: String,
+    },
     /// All peers are gone.
     #[error("all peers are gone")]
     Closed,

@@ -1,8 +1,12 @@
 //! Ranks as processes: each listens, and connects to every peer.
 //!
 //! A rank sends over its own connection and receives over the peers' ones, so messages of one sender keep their order.
+//!
+//! 1. With keys, a connection is made only to the holder of the peer's own key.
+//! 2. A message is taken only under the name by which its connection was made.
 
 use super::{Wire, WireError};
+use crate::ExecutorError;
 use adaptis_link::{Client, Limits, Security, Server};
 use adaptis_proto::DeviceIndex;
 use adaptis_proto::message::{Member, PeerHeader};
@@ -20,6 +24,8 @@ pub struct TcpWire {
     server: Server,
     /// By device index; none for itself.
     peers: Vec<Option<Client>>,
+    /// Device names, by which peers connect.
+    names: Vec<String>,
 }
 
 /// A schedule may send all of an iteration's microbatches before the receiver takes the first one: room for that.
@@ -44,18 +50,34 @@ impl Listener {
     /// Connects to all members of a generation, of which this rank is number `me`. Does not wait for them.
     ///
     /// # Errors
-    /// Those of [`Client::connect`]: a malformed endpoint.
-    pub fn connect(self, members: &[Member], me: DeviceIndex) -> Result<TcpWire, adaptis_link::Error> {
+    /// A peer's key is missing, or its endpoint is malformed.
+    pub fn connect(self, members: &[Member], me: DeviceIndex) -> Result<TcpWire, ExecutorError> {
         let name = members.get(me.index()).map_or("", |member| &member.device);
         let peers = members
             .iter()
             .enumerate()
             .map(|(at, member)| match at == me.index() {
                 true => Ok(None),
-                false => Client::connect(&member.endpoint, name, &self.security, limits()).map(Some),
+                false => {
+                    let security = facing(&self.security, &member.device)?;
+                    Ok(Some(Client::connect(&member.endpoint, name, &security, limits())?))
+                }
             })
-            .collect::<Result<_, _>>()?;
-        Ok(TcpWire { server: self.server, peers })
+            .collect::<Result<_, ExecutorError>>()?;
+        let names = members.iter().map(|member| member.device.clone()).collect();
+        Ok(TcpWire { server: self.server, peers, names })
+    }
+}
+
+/// For a connection to the rank of `device`.
+fn facing(security: &Security, device: &str) -> Result<Security, ExecutorError> {
+    match security {
+        // All processes of one user may share the coordinator's pair: then every rank listens with it.
+        Security::Curve(ring) if ring.public() != ring.server() => ring
+            .facing(device)
+            .map(Security::Curve)
+            .map_err(|source| ExecutorError::PeerKey { device: device.to_owned(), source }),
+        shared => Ok(shared.clone()),
     }
 }
 
@@ -71,10 +93,18 @@ impl Wire for TcpWire {
     fn receive(&mut self, timeout: Duration) -> Result<Option<(PeerHeader, Vec<u8>)>, WireError> {
         match self.server.receive(timeout).map_err(WireError::Link)? {
             Some(incoming) => {
-                let (header, payload) = wire::decode_with(&incoming.payload)?;
+                let (header, payload) = wire::decode_with::<PeerHeader>(&incoming.payload)?;
+                let name = self.names.get(header.from.index());
+                if name.is_none_or(|name| name.as_bytes() != incoming.peer.as_bytes()) {
+                    return Err(WireError::Foreign { from: header.from, peer: incoming.peer.to_string() });
+                }
                 Ok(Some((header, payload.to_vec())))
             }
             None => Ok(None),
         }
+    }
+
+    fn members(&self) -> usize {
+        self.peers.len()
     }
 }

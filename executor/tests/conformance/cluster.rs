@@ -111,10 +111,10 @@ impl Cluster {
         let tape = Tape::new(script.clone());
         let place = station.place().expect("it has begun");
         let stop = Arc::new(AtomicBool::new(false));
-        let mailbox = Mailbox::new(wire, index, place, PATIENCE, stop);
+        let mailbox = Mailbox::new(wire, index, place, PATIENCE, Arc::clone(&stop));
         let peers = Peers::new(mailbox, Links::new(&truth, index), tape.clone(), Arc::clone(&truth), index);
         let clock = Unpaced::default();
-        let device = Device::new(&self.emulation, Arc::clone(&truth), index, text(), clock, tape.clone());
+        let device = Device::new(&self.emulation, Arc::clone(&truth), index, text(), clock, tape.clone(), stop);
         let device = device.expect("the emulation is well formed");
         let patience_floor = PATIENCE;
         let parts = Parts { station, device, peers, tape, index, truth, compiled, place, patience_floor };

@@ -4,6 +4,7 @@
 
 use adaptis_executor::emulation::{FORMAT, Run, Sizes};
 use adaptis_executor::{Emulation, Ended, ExecutorError, Options, run};
+use adaptis_link::keys::Keyring;
 use adaptis_link::{Limits, PeerId, Security, Server};
 use adaptis_plan::{Action, Constraints, Cost, Device, Instruction, Layer, Link, Links, Plan, Problem, Stage};
 use adaptis_proto::message::{Failure, FromCoordinator, Member, RankEvent, RankOrder, Rejection, ToCoordinator};
@@ -121,12 +122,21 @@ struct Theatre {
 
 impl Theatre {
     fn open(iterations: u64, change: impl FnOnce(&mut Emulation), options: impl Fn(&mut Options)) -> Theatre {
+        Theatre::open_with(&Security::Open, iterations, change, options)
+    }
+
+    fn open_with(
+        security: &Security,
+        iterations: u64,
+        change: impl FnOnce(&mut Emulation),
+        options: impl Fn(&mut Options),
+    ) -> Theatre {
         let folder = tempfile::tempdir().unwrap();
         let mut emulation = emulation(folder.path(), iterations);
         change(&mut emulation);
         let file = folder.path().join("emulation.json");
         std::fs::write(&file, emulation.write()).unwrap();
-        let server = Server::bind("tcp://127.0.0.1:*", &Security::Open, Limits::default()).unwrap();
+        let server = Server::bind("tcp://127.0.0.1:*", security, Limits::default()).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let ranks = ["gpu0", "gpu1"]
             .map(|device| {
@@ -278,6 +288,43 @@ fn ranks_train_switch_and_leave_and_the_switch_changes_no_bit() {
     assert!((350_000..600_000).contains(&median), "a forward takes 400 us of the host's clock, not {median} ns");
     assert!(samples.iter().any(|s| matches!(s, Sample::Switch { layers_moved: 1, bytes_received: 0, .. })));
     assert!(stage.samples("gpu0").iter().any(|s| matches!(s, Sample::Switch { bytes_received: 4000, .. })));
+}
+
+#[test]
+fn ranks_with_keys_of_their_own_train_and_one_without_its_peers_key_says_so() {
+    let keys = tempfile::tempdir().unwrap();
+    let ring = Keyring::create(keys.path(), ["gpu0", "gpu1"]).unwrap();
+    let own = |options: &mut Options| {
+        options.security = Security::Curve(Keyring::load_as(keys.path(), &options.device).unwrap());
+    };
+    let mut stage = Theatre::open_with(&Security::Curve(ring), 5, |_| {}, own);
+    stage.start(&plan(1, 2));
+    assert_eq!(stage.finish().len(), 5);
+    for rank in 0..2 {
+        assert!(matches!(stage.end_of(rank), Ok(Ended::Finished { dropped: 0, .. })));
+    }
+
+    let ring = Keyring::load_as(keys.path(), "server").unwrap();
+    let without_peer = |options: &mut Options| {
+        own(options);
+        if options.device == "gpu0" {
+            std::fs::remove_file(keys.path().join("clients/gpu1.pub")).unwrap();
+            own(options);
+        }
+    };
+    // The ranks' options are made in order of device: gpu1 needs its own pair alone.
+    let mut stage = Theatre::open_with(&Security::Curve(ring), 5, |_| {}, without_peer);
+    stage.start(&plan(1, 2));
+    let told = stage.expect("Failed", |name, event| match event {
+        RankEvent::Failed { reason: Failure::Environment(text), .. } if name == "gpu0" => Some(text),
+        _ => None,
+    });
+    assert!(told.contains("clients/gpu1.pub"), "{told}");
+    match stage.end_of(0) {
+        Err(ExecutorError::PeerKey { device, .. }) => assert_eq!(device, "gpu1"),
+        other => panic!("{other:?}"),
+    }
+    stage.stop.store(true, Ordering::Relaxed);
 }
 
 #[test]

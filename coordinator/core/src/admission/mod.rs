@@ -275,10 +275,7 @@ impl Admission {
         transfer_ns: u64,
         pause_ns: u64,
     ) {
-        if self.switched_ns.len() == SWITCHES {
-            self.switched_ns.pop_front();
-        }
-        self.switched_ns.push_back(now_ns);
+        self.count_switch(now_ns);
         self.past.paused(transfer_ns, pause_ns);
         if let Verdict::Switch { because: Because::Refines { .. }, .. } = decision.verdict {
             self.refined = true;
@@ -286,6 +283,23 @@ impl Admission {
         self.refinable = None;
         self.left = Some(Shape::of(before));
         self.promise = Some(Promise::new(step, decision, measured_before, after));
+    }
+
+    /// A plan that broke its promise was taken back: a switch as well, of which nothing is promised.
+    pub fn reverted(&mut self, now_ns: u64) {
+        self.count_switch(now_ns);
+    }
+
+    /// A plan can't be run as things are: it goes to quarantine.
+    pub fn set_aside(&mut self, plan: &Plan, step: Step) {
+        self.quarantine.add(plan, step);
+    }
+
+    fn count_switch(&mut self, now_ns: u64) {
+        if self.switched_ns.len() == SWITCHES {
+            self.switched_ns.pop_front();
+        }
+        self.switched_ns.push_back(now_ns);
     }
 
     /// A device or link changed: what the last switch promised no longer holds, and what was broken may hold now.

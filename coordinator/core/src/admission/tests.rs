@@ -246,6 +246,9 @@ fn switches_are_limited_by_the_hour_and_their_cost_is_learned() {
     }
     let limited = Verdict::Keep(Reason::RateLimited { switches: 2, limit: 2 });
     assert_eq!(admission.decide(&input(&estimated, &running, &candidates)).verdict, limited);
+    let mut reverting = Admission::new(Policy { switches_per_hour: 2, ..Policy::default() });
+    (0..2).for_each(|_| reverting.reverted(10 * SECOND_NS));
+    assert_eq!(reverting.decide(&input(&estimated, &running, &candidates)).verdict, limited, "a way back counts");
     assert_eq!(admission.cost_ns(0), 4_000_000);
     assert_eq!(admission.cost_ns(200_000_000), 504_000_000);
     let an_hour_later = Input { now_ns: 3_700 * SECOND_NS, ..input(&estimated, &running, &candidates) };

@@ -6,6 +6,7 @@
 //!   settled after a decision --> refit --> one search (Routine)
 //!   prediction and measurement apart for long --> refit --> search (Routine), seldom
 //!   promise broken --> the plan before, as a new one
+//!   plan given up --> what it was wanted for is wanted again, after a pause
 //! ```
 //!
 //! 1. Nothing else starts a search: on an undisturbed run there is one, and one more once its estimate has settled.
@@ -21,7 +22,7 @@ use adaptis_plan::Plan;
 use adaptis_planner::bounds;
 use adaptis_planner::search::Options;
 use adaptis_planner::simulate::simulate;
-use adaptis_proto::sample::{Record, Sample};
+use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Step};
 
 /// Iterations before the first refit; the first three of them are cold.
@@ -40,6 +41,10 @@ const APART_MEASURED_MIN: usize = 6;
 const APART_PAUSE_ITERATIONS: u64 = 64;
 /// Iterations after which a decision that only the open promise stood against is taken up again.
 const PROMISE_ITERATIONS: u64 = 4;
+/// Iterations after which what an aborted plan was wanted for is wanted again; twice as many after each further abort,
+/// this often.
+const ABORT_PAUSE_ITERATIONS: u64 = 4;
+const ABORT_DOUBLINGS_MAX: u32 = 7;
 /// Least time for a search, however short an iteration is.
 const SEARCH_MIN_NS: u64 = 300_000_000;
 
@@ -77,6 +82,8 @@ pub(super) struct Pending {
     pub(super) transfer_ns: u64,
     /// A search is to follow once it has settled.
     pub(super) settles: bool,
+    /// Why it was searched.
+    pub(super) trigger: Trigger,
 }
 
 /// The last refit.
@@ -106,6 +113,8 @@ pub(super) struct Adapt {
     replayed_changes: Vec<Change>,
     completed: u64,
     has_decided: bool,
+    /// Plans given up since one took effect.
+    aborts: u32,
     apart: u32,
     apart_from: Step,
     tickets: u64,
@@ -142,6 +151,7 @@ impl Adapt {
             replayed_changes: changes,
             completed: 0,
             has_decided,
+            aborts: 0,
             apart: 0,
             apart_from: Step(0),
             tickets: 0,
@@ -149,7 +159,7 @@ impl Adapt {
     }
 
     /// Takes a sample that an earlier reign acted on.
-    fn replay(&mut self, device: DeviceIndex, sample: &Sample) {
+    pub(super) fn replay(&mut self, device: DeviceIndex, sample: &Sample) {
         self.estimator.absorb(device, sample);
         if matches!(sample, Sample::Iteration { .. }) && device == DeviceIndex(0) {
             self.completed += 1;
@@ -157,7 +167,7 @@ impl Adapt {
     }
 
     /// Takes a sample; names the changes that it confirms.
-    fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Change> {
+    pub(super) fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Change> {
         for change in std::mem::take(&mut self.replayed_changes) {
             self.estimator.restart_window(change.who, change.onset);
         }
@@ -193,49 +203,8 @@ impl Adapt {
 }
 
 impl Brain {
-    pub(super) fn on_replayed(&mut self, device: &str, records: &[Record]) {
-        let Some(index) = self.device_named(device) else { return };
-        for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
-            self.note_late(index, &sample);
-            if let Some(adapt) = &mut self.adapt {
-                adapt.replay(index, &sample);
-            }
-        }
-    }
-
-    fn note_late(&mut self, device: DeviceIndex, sample: &Sample) {
-        if let Sample::DeviceMemory { late_ns, .. } = *sample {
-            let total_ns = self.late_ns.entry(device).or_default();
-            *total_ns = total_ns.saturating_add(late_ns);
-        }
-    }
-
-    pub(super) fn on_records(&mut self, now_ns: u64, device: &str, records: &[Record]) {
-        self.absorbed_ns = now_ns;
-        let Some(index) = self.device_named(device) else { return };
-        for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
-            self.note_late(index, &sample);
-            let Some(adapt) = &mut self.adapt else { return };
-            for change in adapt.absorb(index, &sample) {
-                self.on_change(change);
-            }
-            for step in self.history.absorb(index, &sample) {
-                self.on_iteration(now_ns, step);
-            }
-        }
-        let switches: Vec<Durable> = self.history.take_switches().into_iter().map(Durable::Switch).collect();
-        if !switches.is_empty() {
-            self.persist(switches, Vec::new());
-        }
-    }
-
-    fn device_named(&self, device: &str) -> Option<DeviceIndex> {
-        let record = self.generation.as_ref()?;
-        record.members.iter().position(|member| member.device == device).map(DeviceIndex::from)
-    }
-
     /// A device or link changed: what is older no longer counts, and a better plan is wanted.
-    fn on_change(&mut self, change: Change) {
+    pub(super) fn on_change(&mut self, change: Change) {
         self.cancel_search();
         self.announce(Announcement::Changed(change));
         let Some(adapt) = &mut self.adapt else { return };
@@ -251,7 +220,7 @@ impl Brain {
         }
     }
 
-    fn on_iteration(&mut self, now_ns: u64, step: Step) {
+    pub(super) fn on_iteration(&mut self, now_ns: u64, step: Step) {
         let Some(epoch) = self.history.iteration(step).map(|iteration| iteration.record.epoch) else { return };
         self.begin_phase(step, epoch);
         self.settle_pending(now_ns, step, epoch);
@@ -267,7 +236,7 @@ impl Brain {
     }
 
     /// The first iteration under a plan begins a phase; what was predicted of it stands in the decision that chose it.
-    fn begin_phase(&mut self, step: Step, epoch: Epoch) {
+    pub(super) fn begin_phase(&mut self, step: Step, epoch: Epoch) {
         if self.phases.last().is_some_and(|phase| phase.epoch >= epoch) {
             return;
         }
@@ -289,6 +258,7 @@ impl Brain {
             adapt.admission.switched(now_ns, step, decision, before, measured, after, transfer_ns, pause_ns);
             adapt.before = Some(pending.before);
         } else {
+            adapt.admission.reverted(now_ns);
             adapt.before = None;
         }
         if pending.settles && adapt.wanted.is_none() {
@@ -420,7 +390,7 @@ impl Brain {
         let stale = self.adapt.as_ref().and_then(|adapt| adapt.searching.as_ref()).map(|search| search.wanted.clone());
         self.cancel_search();
         let Some(adapt) = &mut self.adapt else { return };
-        adapt.apart = 0;
+        (adapt.apart, adapt.aborts) = (0, 0);
         if adapt.wanted.is_none() {
             adapt.wanted = stale;
         }
@@ -433,11 +403,36 @@ impl Brain {
         }
     }
 
-    /// An ordered plan will not come into force.
-    pub(super) fn forget_pending(&mut self, epoch: Epoch) {
-        if let Some(adapt) = &mut self.adapt {
-            adapt.pending.take_if(|pending| pending.epoch == epoch);
+    /// An ordered plan will not come into force. Gives why it was searched, if this reign ordered it.
+    pub(super) fn forget_pending(&mut self, epoch: Epoch) -> Option<Trigger> {
+        Some(self.adapt.as_mut()?.pending.take_if(|pending| pending.epoch == epoch)?.trigger)
+    }
+
+    /// A plan was given up: what it was searched for still holds.
+    pub(super) fn want_again(&mut self, trigger: Option<Trigger>, change: Option<Change>) {
+        let step = self.last_step();
+        let has_started = self.generation.as_ref().is_some_and(|record| self.head.epoch > record.epoch);
+        let Some(adapt) = &mut self.adapt else { return };
+        let pause = ABORT_PAUSE_ITERATIONS << adapt.aborts.min(ABORT_DOUBLINGS_MAX);
+        adapt.aborts = adapt.aborts.saturating_add(1);
+        if adapt.wanted.is_some() {
+            return;
         }
+        let trigger = trigger.unwrap_or(match (change, has_started) {
+            (Some(_), _) => Trigger::Drift,
+            (None, false) => Trigger::Start,
+            (None, true) => Trigger::Routine,
+        });
+        adapt.wanted = Some(Wanted { trigger, change, from: Step(step.0.saturating_add(pause)) });
+    }
+
+    /// A plan can't be run as things are: it is not to be tried again soon.
+    pub(super) fn set_aside(&mut self, epoch: Epoch) {
+        let step = self.last_step();
+        let Some((adapt, plan)) = self.plan_of(epoch).and_then(|plan| Some((self.adapt.as_mut()?, plan))) else {
+            return;
+        };
+        adapt.admission.set_aside(&plan, step);
     }
 }
 

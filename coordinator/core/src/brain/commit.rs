@@ -71,10 +71,11 @@ impl Brain {
     }
 
     /// Gives the plan up. Should the ranks' vote have passed before the first of them hears of it, it is in force all
-    /// the same, and [`Brain::took_effect`] learns so.
+    /// the same, and [`Brain::took_effect`] learns so. What it was wanted for is wanted again, after a pause.
     pub(super) fn abort_round(&mut self, reason: Reason) {
         let Some(round) = self.round.take() else { return };
         let epoch = round.epoch();
+        let ends = reason == Reason::RunEnded;
         let (last, number) =
             (self.decisions.iter().rev().find(|decision| decision.epoch == Some(epoch)), self.number());
         let decision = Decision {
@@ -92,7 +93,10 @@ impl Brain {
         };
         self.aborted.insert(epoch);
         self.decisions.push(decision.clone());
-        self.forget_pending(epoch);
+        let wanted = self.forget_pending(epoch);
+        if !ends {
+            self.want_again(wanted, decision.change);
+        }
         let mut then = self.to_all(&RankOrder::Abort { term: self.head.term, epoch });
         then.push(Effect::Announce(Announcement::Aborted { epoch }));
         then.push(Effect::Announce(Announcement::Decided(Box::new(decision.clone()))));

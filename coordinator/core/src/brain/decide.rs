@@ -2,7 +2,7 @@
 
 use super::adapt::{Pending, Searching, scaled};
 use super::{Announcement, Brain, Effect, Mode};
-use crate::admission::{self, Candidate, Input, Judgement};
+use crate::admission::{self, Candidate, Input, Judgement, Trigger};
 use crate::drift::Change;
 use crate::ledger::{Decision, Durable, Reason, Verdict};
 use adaptis_plan::{Plan, Problem, audit};
@@ -59,8 +59,7 @@ impl Brain {
                     return;
                 }
                 let candidate = candidates.swap_remove(candidate);
-                let settles = searching.wanted.trigger != admission::Trigger::Routine;
-                self.go_to(now_ns, decision, Some(weighed), running, candidate, settles);
+                self.go_to(now_ns, decision, Some(weighed), running, candidate, searching.wanted.trigger);
             }
             admission::Verdict::Keep(reason) => {
                 let is_promise_open = matches!(reason, admission::Reason::PromiseOpen { .. });
@@ -79,7 +78,7 @@ impl Brain {
         weighed: Option<admission::Decision>,
         before: Plan,
         candidate: Candidate,
-        settles: bool,
+        trigger: Trigger,
     ) {
         let epoch = self.commit(now_ns, candidate.plan.clone(), decision);
         let Some(adapt) = &mut self.adapt else { return };
@@ -92,7 +91,8 @@ impl Brain {
             measured_before,
             after: Plan { epoch, parent: self.head.epoch, ..candidate.plan },
             transfer_ns: candidate.transfer_ns,
-            settles,
+            settles: trigger != Trigger::Routine,
+            trigger,
         });
     }
 
@@ -105,10 +105,15 @@ impl Brain {
         }
         let measured = adapt.estimator.measured(epoch);
         let Judgement::Broken { ratio, loss_ns } = adapt.admission.judge(step, measured) else { return };
-        let (Some(before), Some(running)) = (adapt.before.take(), self.running.clone()) else { return };
-        adapt.wanted = None;
+        let (before, running) = (adapt.before.take(), self.running.clone());
+        let reason = Reason::PromiseBroken { epoch, ratio, loss_ns };
+        let (Some(before), Some(running), Some(fit)) = (before, running, self.refit()) else {
+            return self.stay_broken(reason, loss_ns, step);
+        };
+        if let Some(adapt) = &mut self.adapt {
+            adapt.wanted = None;
+        }
         self.cancel_search();
-        let Some(fit) = self.refit() else { return };
         let problem = &fit.estimated.problem;
         let findings: Vec<String> = audit(problem, &before).iter().map(ToString::to_string).collect();
         let is_valid = findings.is_empty();
@@ -118,11 +123,7 @@ impl Brain {
             number: self.number(),
             iteration: step,
             verdict: if is_valid { Verdict::Revert } else { Verdict::Keep },
-            reason: if is_valid {
-                Reason::PromiseBroken { epoch, ratio, loss_ns }
-            } else {
-                Reason::Invalid { findings }
-            },
+            reason: if is_valid { reason } else { Reason::Invalid { findings } },
             detected_iteration: step,
             change: None,
             epoch: None,
@@ -132,9 +133,32 @@ impl Brain {
             cost_ns: transfer_ns,
         };
         if is_valid {
-            self.go_to(now_ns, decision, None, running, Candidate { plan: before, transfer_ns }, false);
+            self.go_to(now_ns, decision, None, running, Candidate { plan: before, transfer_ns }, Trigger::Routine);
         } else {
             self.decide(decision);
+        }
+    }
+
+    /// A promise is broken, and there is no way back: a search may find a way on.
+    fn stay_broken(&mut self, reason: Reason, loss_ns: i64, step: Step) {
+        self.decide(Decision {
+            number: self.number(),
+            iteration: step,
+            verdict: Verdict::Keep,
+            reason,
+            detected_iteration: step,
+            change: None,
+            epoch: None,
+            predicted_before_ns: 0,
+            predicted_after_ns: 0,
+            gain_low_ns: loss_ns,
+            cost_ns: 0,
+        });
+        if let Some(adapt) = &mut self.adapt
+            && adapt.wanted.is_none()
+            && adapt.searching.is_none()
+        {
+            adapt.want(Trigger::Routine, step);
         }
     }
 

@@ -1,10 +1,10 @@
 //! What ranks say: who they are, where they stand, how they end.
 
-use super::{Announcement, Brain, Closing, Effect, Stage};
+use super::{Announcement, Brain, Closing, Effect, SEAT_NS, Stage};
 use crate::ledger::{Durable, Finished, Reason, RunFailure};
 use crate::membership::{Hello, Peer};
 use crate::round::Answer;
-use adaptis_proto::message::{Failure, RankEvent, RankOrder, Refusal};
+use adaptis_proto::message::{Failure, RankEvent, RankOrder, Refusal, Rejection};
 use adaptis_proto::sample::Place;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step};
 use std::collections::BTreeMap;
@@ -17,9 +17,24 @@ impl Brain {
             }
             other => return self.on_member(now_ns, peer, other),
         };
-        if self.stage != Stage::Ended {
+        if self.stage == Stage::Ended {
+            self.on_late_hello(peer, &hello);
+        } else {
             self.on_hello(now_ns, peer, hello);
         }
+    }
+
+    /// Tells a rank that comes after the end. A member that has trained is dismissed when it says how it ended.
+    fn on_late_hello(&mut self, peer: Peer, hello: &Hello) {
+        if hello.place.is_some() && self.roster.device_of(hello.incarnation).is_some() {
+            return;
+        }
+        let reason = match &self.failure {
+            Some(RunFailure::StartPlan { findings }) => Rejection::StartPlan(findings.clone()),
+            Some(failure) => Rejection::RunOver { reason: failure.to_string() },
+            None => Rejection::RunOver { reason: "all iterations are done".to_owned() },
+        };
+        self.outbox.push(Effect::Send { to: peer, order: RankOrder::Rejected { term: self.head.term, reason } });
     }
 
     fn on_hello(&mut self, now_ns: u64, peer: Peer, hello: Hello) {
@@ -27,10 +42,10 @@ impl Brain {
         let (device, seen, place) = (hello.card.name.clone(), hello.seen, hello.place);
         let known = self.roster.device_of(hello.incarnation).and_then(|known| self.roster.rank(known));
         let (is_new, was_introduced) = (known.is_none(), known.is_some_and(|rank| rank.is_introduced));
-        match self.roster.hello(now_ns, self.config.deadlines.heartbeat_ns, peer, hello) {
+        match self.roster.hello(now_ns, self.config.deadlines.heartbeat_ns.min(SEAT_NS), peer, hello) {
             Err(reason) => {
                 if self.announced_refusal.as_ref() != Some(&(device.clone(), reason.clone())) {
-                    self.announce(Announcement::TurnedAway { device: device.clone(), why: format!("{reason:?}") });
+                    self.announce(Announcement::TurnedAway { device: device.clone(), why: reason.to_string() });
                     self.announced_refusal = Some((device, reason.clone()));
                 }
                 self.outbox.push(Effect::Send { to: peer, order: RankOrder::Rejected { term, reason } });
@@ -132,7 +147,12 @@ impl Brain {
                 let step = self.roster.rank(device).and_then(|rank| rank.place).map_or(Step(0), |place| place.step);
                 self.took_effect(now_ns, epoch, step);
             }
-            Answer::Refused => self.abort_round(Reason::Refused { device, why: format!("{reason:?}") }),
+            Answer::Refused => {
+                if matches!(reason, Refusal::Memory { .. } | Refusal::Invalid(_)) {
+                    self.set_aside(epoch);
+                }
+                self.abort_round(Reason::Refused { device, why: reason.to_string() });
+            }
             Answer::Nothing | Answer::Armed | Answer::AllArmed => {}
         }
     }

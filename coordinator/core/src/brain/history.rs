@@ -43,8 +43,8 @@ pub struct History {
     /// Newest iteration that each device has reported.
     newest: Vec<Option<Step>>,
     switches: BTreeMap<Epoch, OpenSwitch>,
-    switches_done: u64,
-    epochs: BTreeSet<Epoch>,
+    /// Switches that the ledger holds or is about to.
+    known: BTreeMap<Epoch, SwitchRecord>,
 }
 
 impl History {
@@ -57,8 +57,7 @@ impl History {
             history.iterations.insert(record.index, iteration);
             history.next_complete = record.index.next();
         }
-        history.epochs = switches.iter().map(|switch| switch.to).collect();
-        history.switches_done = history.epochs.len() as u64;
+        history.known = switches.iter().map(|&switch| (switch.to, switch)).collect();
         history.trim();
         history
     }
@@ -68,6 +67,13 @@ impl History {
         self.iterations.range(..self.next_complete).next_back().map(|(_, iteration)| iteration)
     }
 
+    /// The first iteration that is kept here of the plan that the newest complete one ran under.
+    pub fn first_on_last_plan(&self) -> Option<(Step, Epoch)> {
+        let epoch = self.last()?.record.epoch;
+        let mut complete = self.iterations.range(..self.next_complete);
+        complete.find(|(_, iteration)| iteration.record.epoch == epoch).map(|(&step, _)| (step, epoch))
+    }
+
     /// An iteration, if it is kept here.
     pub fn iteration(&self, step: Step) -> Option<&Iteration> {
         self.iterations.get(&step)
@@ -75,7 +81,7 @@ impl History {
 
     /// Switches that ranks reported, over the whole run.
     pub fn switches(&self) -> u64 {
-        self.switches_done
+        self.known.len() as u64
     }
 
     /// How long training stood still for a plan, if ranks have said so.
@@ -124,16 +130,25 @@ impl History {
         }
     }
 
-    /// Switches about which more became known since this was last asked.
+    /// Switches about which more became known since this was last asked. A reign that could not read every report again
+    /// takes nothing back of what an earlier one has written.
     pub fn take_switches(&mut self) -> Vec<SwitchRecord> {
-        let news: Vec<SwitchRecord> = self
-            .switches
-            .values_mut()
-            .filter_map(|switch| std::mem::take(&mut switch.is_dirty).then_some(switch.record))
-            .collect();
-        for switch in &news {
-            if self.epochs.insert(switch.to) {
-                self.switches_done += 1;
+        let Self { switches, known, .. } = self;
+        let mut news = Vec::new();
+        for switch in switches.values_mut() {
+            if !std::mem::take(&mut switch.is_dirty) {
+                continue;
+            }
+            let record = switch.record;
+            let written = known.get(&record.to).copied();
+            let record = written.map_or(record, |written| SwitchRecord {
+                bytes_moved: record.bytes_moved.max(written.bytes_moved),
+                pause_ns: record.pause_ns.max(written.pause_ns),
+                ..written
+            });
+            if written != Some(record) {
+                known.insert(record.to, record);
+                news.push(record);
             }
         }
         news
@@ -283,6 +298,20 @@ mod tests {
         };
         assert_eq!(history.take_switches(), [expected]);
         assert_eq!(history.take_switches(), []);
+        assert_eq!(history.switches(), 1);
+    }
+
+    #[test]
+    fn what_is_written_of_a_switch_is_not_taken_back() {
+        let (from, to) = (Epoch(1), Epoch(2));
+        let whole = SwitchRecord { iteration: Step(9), from, to, layers_moved: 3, bytes_moved: 140, pause_ns: 9 };
+        let mut history = History::new(2, &[], &[whole]);
+        let place = Place { step: Step(9), epoch: to, generation: Generation(1) };
+        let switch = |bytes_received| Sample::Switch { place, layers_moved: 3, bytes_received, pause_ns: 5, from: 1 };
+        history.absorb(DeviceIndex(0), &switch(100));
+        assert_eq!(history.take_switches(), []);
+        history.absorb(DeviceIndex(1), &switch(50));
+        assert_eq!(history.take_switches(), [SwitchRecord { bytes_moved: 150, ..whole }]);
         assert_eq!(history.switches(), 1);
     }
 

@@ -2,7 +2,7 @@
 
 use super::adapt::Adapt;
 use super::{Announcement, Brain, Effect, History, Stage};
-use crate::ledger::{Durable, GenerationRecord, Head, PhaseRecord, PlanRecord, Recovered, RunFailure};
+use crate::ledger::{Decision, Durable, GenerationRecord, Head, PhaseRecord, PlanRecord, Recovered, RunFailure};
 use crate::membership::Roster;
 use adaptis_plan::problem::FORMAT;
 use adaptis_plan::{Constraints, Cost, Device, Layer, Link, Links, Plan, Problem, ReceiveBuffers, audit};
@@ -29,7 +29,8 @@ impl Brain {
             self.history = History::new(record.members.len(), &recovered.iterations, &recovered.switches);
             let changes = self.phases.iter().filter_map(|phase| phase.change).collect();
             let undecided = self.undecided_change();
-            self.adapt = Some(Adapt::new(&record, self.config.policy, changes, undecided, !self.decisions.is_empty()));
+            let has_decided = self.decisions.iter().any(|decision| self.is_settled(decision));
+            self.adapt = Some(Adapt::new(&record, self.config.policy, changes, undecided, has_decided));
             self.generation = Some(record);
             self.running = self.plan_of(head.epoch);
             self.stage = Stage::Following;
@@ -48,8 +49,13 @@ impl Brain {
 
     fn undecided_change(&self) -> Option<crate::drift::Change> {
         let change = self.phases.last()?.change?;
-        let is_decided = self.decisions.iter().any(|decision| decision.change == Some(change));
-        (!is_decided).then_some(change)
+        let decides = |decision: &Decision| decision.change == Some(change) && self.is_settled(decision);
+        (!self.decisions.iter().any(decides)).then_some(change)
+    }
+
+    /// A decision whose plan was given up, and did not take effect all the same, settled nothing.
+    fn is_settled(&self, decision: &Decision) -> bool {
+        decision.epoch.is_none_or(|epoch| epoch <= self.head.epoch || !self.aborted.contains(&epoch))
     }
 
     fn reopen_round(&mut self, now_ns: u64) {

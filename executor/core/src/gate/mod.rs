@@ -11,7 +11,8 @@
 //! 3. What a vote said counts, even if an ABORT comes before its result: all ranks conclude from the same votes. So a
 //!    voted plan is kept until the result.
 //! 4. Orders of a term below the highest seen change nothing and are not answered (DeposedIsSilent).
-//! 5. A lost, doubled or late message does no harm: PREPARE and START are answered again, never acted on twice.
+//! 5. A lost, doubled or late message does no harm: neither PREPARE nor START is acted on twice. PREPARE is
+//!    answered again; the beat answers START.
 //! 6. The step grows by one with each passed vote, and by nothing else.
 //!
 //! Left out on purpose: time (deadlines belong to whoever waits), HOLD and DRAIN (RESTART is another way to a plan).

@@ -43,6 +43,14 @@ fn equal_votes_apply_at_the_last_ones_readiness_and_the_slowest_ones_optimizer()
 }
 
 #[test]
+fn instants_out_of_this_world_do_not_overflow() {
+    let mut votes = votes();
+    (votes[1].ready_ns, votes[2].apply_ns) = (u64::MAX, u64::MAX);
+    let apply = applied(&votes);
+    assert_eq!((apply.apply_at_ns, apply.start_ns), (u64::MAX, u64::MAX));
+}
+
+#[test]
 fn a_large_norm_is_clipped() {
     let mut votes = votes();
     votes[2].squares[0].1 = 16.0 - 0.03;

@@ -32,6 +32,8 @@ pub(super) struct Bench<C> {
     tape: Tape,
     /// Done, and not waited for yet.
     open: Option<Open>,
+    /// Samples marked hasty.
+    hasty: u64,
 }
 
 struct Open {
@@ -53,7 +55,7 @@ impl Open {
 
 impl<C: Clock> Bench<C> {
     pub fn new(pace: Pace<C>, noise: Noise, tape: Tape) -> Self {
-        Bench { pace, noise, place: Place::default(), mark: Mark::Cold, tape, open: None }
+        Bench { pace, noise, place: Place::default(), mark: Mark::Cold, tape, open: None, hasty: 0 }
     }
 
     /// Does a piece of the instruction that the pace has begun.
@@ -66,12 +68,17 @@ impl<C: Clock> Bench<C> {
         result
     }
 
-    /// Waits for the deadline of the last piece and records it.
+    /// Waits for the deadline of the last piece and records it; not one that the stop flag has cut short.
     pub fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
-        let mark = if open.is_hasty() && self.mark != Mark::Calibration { Mark::Hasty } else { self.mark };
+        let hasty = open.is_hasty() && self.mark != Mark::Calibration;
+        let mark = if hasty { Mark::Hasty } else { self.mark };
         let Open { task, start_ns, deadline_ns, .. } = open;
-        self.pace.clock().wait_until(deadline_ns);
+        self.pace.wait_until(deadline_ns);
+        if self.pace.check().is_err() {
+            return;
+        }
+        self.hasty += u64::from(hasty);
         let duration_ns = self.pace.clock().now_ns().saturating_sub(start_ns);
         self.tape.record(Sample::Work {
             place: self.place,
@@ -91,7 +98,7 @@ impl<C: Clock> Bench<C> {
     }
 
     pub fn late(&self) -> Late {
-        self.pace.late()
+        Late { hasty: self.hasty, ..self.pace.late() }
     }
 
     pub fn tape(&self) -> &Tape {

@@ -17,6 +17,8 @@ use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Digest, LayerIndex, Microbatch, StageIndex, Step};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// A device and the part of the model that lives on it.
 pub struct Device<C> {
@@ -34,7 +36,7 @@ pub struct Device<C> {
     memory: Memory,
     live: HashMap<(StageIndex, Microbatch), Vec<Held>>,
     losses: BTreeMap<Microbatch, f32>,
-    /// Overruns before this iteration.
+    /// Overruns that samples have told.
     late_before: Late,
 }
 
@@ -56,7 +58,7 @@ pub struct Iteration {
 }
 
 impl<C: Clock> Device<C> {
-    /// Device number `index` of an emulation, without layers yet.
+    /// Device number `index` of an emulation, without layers yet; `stop` ends its waits.
     ///
     /// # Errors
     /// Layer types that are none.
@@ -67,9 +69,10 @@ impl<C: Clock> Device<C> {
         text: Text,
         clock: C,
         tape: Tape,
+        stop: Arc<AtomicBool>,
     ) -> Result<Device<C>, FormatError> {
         let at = index.index();
-        let pace = Pace::new(clock, truth.devices[at].slowdown);
+        let pace = Pace::new(clock, truth.devices[at].slowdown, stop);
         let noise = Noise::new(emulation.seed, at, emulation.noise);
         Ok(Device {
             index,
@@ -107,11 +110,15 @@ impl<C: Clock> Device<C> {
         self.bench.pace.set_slowdown(self.truth.devices[self.index.index()].slowdown * factor);
     }
 
+    /// How long a peer is waited for from now on: no instant that one names may be further ahead.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.bench.pace.set_patience(patience);
+    }
+
     /// An iteration begins. `fresh_plan`: it is the first one under its plan.
     pub fn begin(&mut self, place: Place, mark: Mark, fresh_plan: bool) {
         self.bench.place = place;
         self.bench.mark = mark;
-        self.late_before = self.bench.late();
         self.bench.tape().set_step(place.step);
         if fresh_plan {
             for &layer in self.layers.keys() {
@@ -136,11 +143,15 @@ impl<C: Clock> Device<C> {
         self.losses.clear();
         let costs: f64 = self.layers.keys().map(|&layer| self.bench.cost_ns(self.optimizer_task(layer))).sum();
         let peak_bytes = self.memory.take_peak();
+        // From vote to vote: the optimizer and what comes before the first iteration are in it.
+        let late = self.bench.late();
+        let late_ns = late.ns - self.late_before.ns;
+        self.late_before = late;
         self.bench.tape().record(Sample::DeviceMemory {
             place: self.bench.place,
             peak_bytes,
             reserved_bytes: self.truth.devices[self.index.index()].reserved_bytes,
-            late_ns: self.bench.late().ns - self.late_before.ns,
+            late_ns,
         });
         let ballot = Ballot {
             squares: self.layers.iter().map(|(&at, layer)| (at.into(), layer.gradient_square_sum())).collect(),
@@ -153,7 +164,11 @@ impl<C: Clock> Device<C> {
 
     /// The optimizer's step number `step`, from the instant `apply_at_ns` on; the device is free at `start_ns`, and
     /// this returns the host's time then.
-    pub fn apply(&mut self, step: Step, scale: f64, apply_at_ns: u64, start_ns: u64) -> u64 {
+    ///
+    /// # Errors
+    /// The instants are further ahead than a peer is waited for, before anything is applied; or the stop flag.
+    pub fn apply(&mut self, step: Step, scale: f64, apply_at_ns: u64, start_ns: u64) -> Result<u64, Halt> {
+        self.bench.pace.check_instant(apply_at_ns.max(start_ns))?;
         self.bench.pace.begin(apply_at_ns);
         let layers: Vec<usize> = self.layers.keys().copied().collect();
         for at in layers {
@@ -168,9 +183,15 @@ impl<C: Clock> Device<C> {
     }
 
     /// The device is idle until an instant; waits, and returns the host's time then.
-    pub fn rest_until(&mut self, instant_ns: u64) -> u64 {
+    ///
+    /// # Errors
+    /// The instant is further ahead than a peer is waited for; or the stop flag.
+    pub fn rest_until(&mut self, instant_ns: u64) -> Result<u64, Halt> {
+        self.bench.pace.check_instant(instant_ns)?;
         self.bench.pace.rest_until(instant_ns);
-        self.bench.pace.wait_free()
+        let now_ns = self.bench.pace.wait_free();
+        self.bench.pace.check()?;
+        Ok(now_ns)
     }
 
     /// When the device is free.
@@ -272,6 +293,7 @@ impl<C: Clock> Device<C> {
     ) -> Result<Option<Tensor>, Halt> {
         self.reserve(stage, action, microbatch)?;
         let (mut gradient, due_ns) = output_gradient.map_or_else(Default::default, |t| (t.values, t.ready_ns));
+        self.bench.pace.check_instant(due_ns)?;
         self.bench.pace.begin(due_ns);
         let fused = action == Action::Backward;
         let range = self.stages[stage.index()].range();
@@ -322,6 +344,7 @@ impl<C: Clock> Backend for Device<C> {
     ) -> Result<Option<Tensor>, Halt> {
         self.reserve(stage, Action::Forward, microbatch)?;
         let (mut values, due_ns) = input.map_or_else(Default::default, |tensor| (tensor.values, tensor.ready_ns));
+        self.bench.pace.check_instant(due_ns)?;
         self.bench.pace.begin(due_ns);
         let range = self.stages[stage.index()].range();
         let mut held = Vec::with_capacity(range.len());
@@ -372,6 +395,6 @@ impl<C: Clock> Backend for Device<C> {
 
     fn complete(&mut self) -> Result<(), Halt> {
         self.bench.close();
-        Ok(())
+        self.bench.pace.check()
     }
 }

@@ -59,7 +59,7 @@ impl Links {
         let start_ns = produced_ns.max(link.free_at_ns);
         // Whole numbers up to 2^53 and their quotients by 1.0 are exact: without a fault this is the truth's own time.
         let takes = (bytes as f64 * 1e9 / (link.bytes_per_second / link.slowdown)).round() as u64;
-        link.free_at_ns = start_ns + takes;
-        Passage { start_ns, due_ns: link.free_at_ns + link.latency_ns }
+        link.free_at_ns = start_ns.saturating_add(takes);
+        Passage { start_ns, due_ns: link.free_at_ns.saturating_add(link.latency_ns) }
     }
 }

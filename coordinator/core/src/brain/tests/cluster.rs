@@ -142,13 +142,19 @@ impl World {
         let recovered = self.ledger.reign();
         self.feed(Event::Booted(Box::new(recovered)));
         for (device, record) in self.ledger.records.clone() {
-            self.feed(Event::Replayed { device, records: vec![record] });
+            let ring = self.ring_of(&device);
+            self.feed(Event::Replayed { device, ring, records: vec![record] });
         }
     }
 
     pub fn feed(&mut self, event: Event) {
         let effects = self.brain.on_event(self.now_ns, event);
         self.perform(effects);
+    }
+
+    fn ring_of(&self, device: &str) -> Incarnation {
+        let at = self.ranks.iter().position(|rank| rank.job.devices[rank.index] == device);
+        self.ranks[at.expect("only ranks record")].incarnation
     }
 
     /// Commits a plan as a decision would: the plan in force under a new number.
@@ -269,7 +275,8 @@ impl World {
                 && let Some((device, samples)) = self.samples.pop_front()
             {
                 let records = self.ledger.store(&device, &samples);
-                self.feed(Event::Absorbed { device, records });
+                let ring = self.ring_of(&device);
+                self.feed(Event::Absorbed { device, ring, records });
             }
             self.end_searches();
             if !self.is_down() && self.brain.deadline().is_some_and(|deadline| deadline <= self.now_ns) {

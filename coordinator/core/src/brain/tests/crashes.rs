@@ -4,7 +4,8 @@
 use super::cluster::{Faults, World, epochs_of};
 use crate::ledger::{Reason, Verdict};
 use adaptis_proto::message::Refusal;
-use adaptis_proto::{Epoch, Step};
+use adaptis_proto::sample::{Place, Sample};
+use adaptis_proto::{Epoch, Generation, Step};
 
 /// Two plans on the way of a short run; gives the world at its end.
 fn two_switches(seed: u64, faults: Faults) -> World {
@@ -116,6 +117,22 @@ fn a_vote_that_was_faster_than_the_abort_counts() {
     world.faults.loss = 0;
     world.run_until("the ledger follows", |world| world.head().epoch == Epoch(2));
     assert_eq!(world.ledger.held.aborted, [Epoch(2)]);
+}
+
+#[test]
+fn a_switch_is_complete_after_a_crash() {
+    let mut world = World::new(2, 200, 1, Faults::default());
+    world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    let place = Place { step: Step(2), epoch: Epoch(2), generation: Generation(1) };
+    for (device, bytes_received, pause_ns) in [("gpu0", 100, 5), ("gpu1", 40, 9)] {
+        let sample = Sample::Switch { place, layers_moved: 1, bytes_received, pause_ns, from: 1 };
+        // Stored, and the reign ends before it takes them in.
+        world.ledger.store(device, &[sample]);
+    }
+    world.crash();
+    world.run_until("the switch", |world| !world.ledger.held.switches.is_empty());
+    let switch = world.ledger.held.switches[0];
+    assert_eq!((switch.to, switch.bytes_moved, switch.pause_ns), (Epoch(2), 140, 9));
 }
 
 fn plan_parent(world: &World, epoch: Epoch) -> Epoch {

@@ -3,10 +3,10 @@
 use super::cluster::{Faults, World, config, job, plan_in};
 use super::truth::Truth;
 use crate::brain::{Config, Mode};
-use crate::ledger::{Decision, Verdict};
+use crate::ledger::{Decision, Reason, Verdict};
 use adaptis_plan::problem::FORMAT;
 use adaptis_plan::{Constraints, Cost, Device, Layer, Link, Links, Problem, ReceiveBuffers};
-use adaptis_proto::message::Job;
+use adaptis_proto::message::{Job, Refusal};
 use adaptis_proto::{Epoch, Step};
 use std::collections::BTreeMap;
 
@@ -68,6 +68,12 @@ fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, 
 }
 
 fn run_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
+    let mut world = world_with(mode, is_static, iterations, change);
+    world.run_until("the end", |world| world.done);
+    world
+}
+
+fn world_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
     let mut job = job(DEVICES, iterations);
     for (index, layer) in job.layers.iter_mut().enumerate() {
         let kind = if index + 1 == 2 * DEVICES { "head/1/bf16/b1xs8" } else { "mlp/8/f32/b1xs8" };
@@ -79,7 +85,6 @@ fn run_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&m
     change(&mut truth);
     let mut world = World::with(job, config, 1, Faults::default());
     world.truth = Some(truth);
-    world.run_until("the end", |world| world.done);
     world
 }
 
@@ -164,4 +169,44 @@ fn a_plan_that_does_not_keep_its_promise_is_taken_back() {
     let (first, again) = (plan_in(&world, Epoch(1)), plan_in(&world, epoch));
     assert_eq!((first.stages, first.programs), (again.stages, again.programs));
     assert_eq!(again.parent, Epoch(2));
+}
+
+#[test]
+fn what_an_aborted_plan_was_wanted_for_is_wanted_again() {
+    for (refusal, may_repeat) in
+        [(Refusal::Stopped, true), (Refusal::Memory { needed_bytes: 2, available_bytes: 1 }, false)]
+    {
+        for is_restart in [false, true] {
+            let mut world = world_with(Mode::Adapt, false, 80, |_| {});
+            world.ranks[1].refuses = Some(refusal.clone());
+            world.run_until("an abort", |world| !world.ledger.held.aborted.is_empty());
+            world.ranks[1].refuses = None;
+            if is_restart {
+                world.boot();
+            }
+            let aborted = of(&world, Verdict::Keep).last().expect("an abort is a decision").iteration;
+            world.run_until("the next plan", |world| world.head().epoch == Epoch(3));
+            let switches = of(&world, Verdict::Switch);
+            assert!(is_restart || switches[1].iteration.0 >= aborted.0 + 4, "not at once: {switches:#?}");
+            let (first, second) = (plan_in(&world, Epoch(2)), plan_in(&world, Epoch(3)));
+            let is_same = (first.stages, first.programs) == (second.stages, second.programs);
+            assert!(is_restart || may_repeat || !is_same, "a plan that found no memory is not tried again");
+        }
+    }
+}
+
+#[test]
+fn a_broken_promise_without_a_way_back_is_said() {
+    let mut world = world_with(Mode::Adapt, false, 60, |truth| truth.burden = Some((Epoch(2), 1.6)));
+    world.run_until("the first switch", |world| {
+        world.brain.adapt.as_ref().is_some_and(|adapt| adapt.before.is_some()) && world.head().epoch == Epoch(2)
+    });
+    if let Some(adapt) = &mut world.brain.adapt {
+        adapt.before = None;
+    }
+    let said = |decision: &Decision| {
+        decision.verdict == Verdict::Keep && matches!(decision.reason, Reason::PromiseBroken { epoch: Epoch(2), .. })
+    };
+    world.run_until("a decision", |world| world.ledger.held.decisions.iter().any(said));
+    assert!(of(&world, Verdict::Revert).is_empty());
 }

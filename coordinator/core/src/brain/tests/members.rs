@@ -1,11 +1,12 @@
 //! Gathering, starting, losing, ending.
 
 use super::cluster::{DEADLINES, Faults, World, epochs_of, job, plan_in};
-use crate::brain::Event;
+use crate::brain::{Effect, Event};
 use crate::ledger::RunFailure;
 use crate::membership::Peer;
-use adaptis_proto::message::{Failure, RankEvent, State};
+use adaptis_proto::message::{Failure, RankEvent, RankOrder, Rejection, State};
 use adaptis_proto::sample::Place;
+use adaptis_proto::sample::Sample;
 use adaptis_proto::{Epoch, Generation, Incarnation, Step};
 
 #[test]
@@ -89,4 +90,64 @@ fn a_failure_of_another_generation_is_no_failure() {
     let event = RankEvent::Failed { incarnation: Incarnation(100), place, reason: Failure::NotFinite };
     world.feed(Event::RankSaid { peer: Peer(0), event: Box::new(event) });
     assert_eq!(world.ledger.held.failed, None);
+}
+
+#[test]
+fn nobody_is_silent_while_the_coordinator_stands_still() {
+    let mut world = World::new(2, 1_000, 1, Faults::default());
+    world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    for is_restart in [false, true] {
+        if is_restart {
+            world.boot();
+        }
+        world.now_ns += 10 * DEADLINES.heartbeat_ns;
+        let step = world.ranks[0].place.step;
+        world.run_until("going on", |world| world.ranks[0].place.step > Step(step.0 + 4));
+        assert_eq!(world.ledger.held.failed, None, "after a restart: {is_restart}");
+    }
+}
+
+#[test]
+fn silence_is_judged_only_when_everything_was_read() {
+    let mut world = World::new(2, 1_000, 1, Faults::default());
+    world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    let beat = RankEvent::Beat { incarnation: Incarnation(100), place: world.ranks[0].place, armed: None };
+    for _ in 0..2 * DEADLINES.heartbeat_ns / 1_000_000_000 {
+        world.now_ns += 1_000_000_000;
+        world.feed(Event::RankSaid { peer: Peer(0), event: Box::new(beat.clone()) });
+    }
+    assert_eq!(world.ledger.held.failed, None, "the other rank's words may be next in the queue");
+    world.feed(Event::TimePassed);
+    assert!(matches!(&world.ledger.held.failed, Some(RunFailure::Silent { device, .. }) if device == "gpu1"));
+}
+
+#[test]
+fn records_of_another_process_tell_nothing() {
+    let mut world = World::new(2, 1_000, 1, Faults::default());
+    world.run_until("training", |world| world.brain.status().place.step > Step(2));
+    let before = world.brain.status().place;
+    let place = Place { step: Step(900), ..before };
+    let sample = Sample::Iteration { place, start_ns: 0, duration_ns: 1, loss_bits: 0 };
+    for device in ["gpu0", "gpu1"] {
+        let event = |ring| Event::Absorbed { device: device.into(), ring, records: vec![sample.into()] };
+        world.feed(event(Incarnation(999)));
+    }
+    assert_eq!(world.brain.status().place, before);
+}
+
+#[test]
+fn a_rank_that_comes_after_the_end_is_told() {
+    let mut world = World::new(2, 4, 1, Faults::default());
+    world.run_until("the end", |world| world.done);
+    let late =
+        super::rank::Rank { incarnation: Incarnation(7), doing: super::rank::Doing::Waiting, ..world.ranks[0].clone() };
+    let event = Event::RankSaid { peer: Peer(9), event: Box::new(late.hello()) };
+    let effects = world.brain.on_event(world.now_ns, event);
+    let is_told = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Send { to: Peer(9), order: RankOrder::Rejected { reason: Rejection::RunOver { .. }, .. } }
+        )
+    };
+    assert!(effects.iter().any(is_told), "{effects:?}");
 }
