@@ -180,7 +180,7 @@ fn keys_are_made_once_and_kept() {
 fn without_keys_nothing_but_loopback_is_bound() {
     let folder = Folder::new();
     let dir = folder.text("run");
-    let output = adaptis(&["coordinator", "--dir", &dir, "--listen", "tcp://0.0.0.0:0"]);
+    let output = adaptis(&["coordinator", "--dir", &dir, "--listen", "tcp://0.0.0.0:29999"]);
     fails(&output, 2, &["0.0.0.0", "adaptis keys"]);
 }
 

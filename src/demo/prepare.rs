@@ -25,7 +25,7 @@ const SCALING_EVALUATIONS: u64 = 3_000;
 const OWN_TEXT: [&str; 10] = [
     include_str!("../../README.md"),
     include_str!("../../proto/src/ids.rs"),
-    include_str!("../../proto/src/message.rs"),
+    include_str!("../../proto/src/message/rank.rs"),
     include_str!("../../proto/src/sample.rs"),
     include_str!("../../proto/src/wire.rs"),
     include_str!("../../proto/plan/src/problem.rs"),

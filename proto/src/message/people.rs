@@ -1,0 +1,103 @@
+//! Between a person's tool and the coordinator.
+
+use crate::sample::Place;
+use crate::{RunId, Step, Term};
+use serde::{Deserialize, Serialize};
+
+/// What a tool asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Ask {
+    /// Where things stand.
+    Status,
+    /// Write the report and tell where.
+    Report,
+}
+
+/// What it is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Where things stand.
+    Status(Box<Status>),
+    /// The report is written there.
+    Report {
+        /// Path.
+        path: String,
+    },
+    /// It could not be done; why.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a display shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the run.
+    pub run: RunId,
+    /// In words: waiting for ranks, training, preparing a plan, finished, failed.
+    pub state: State,
+    /// Reign.
+    pub term: Term,
+    /// Last recorded iteration.
+    pub place: Place,
+    /// Iterations in the run; 0 = unknown.
+    pub iterations: u64,
+    /// Its loss.
+    pub loss: Option<f32>,
+    /// Its duration.
+    pub duration_ns: Option<u64>,
+    /// What the simulator says of the plan in force.
+    pub predicted_ns: Option<u64>,
+    /// Lower bound on any plan's iteration under the present estimate.
+    pub lower_bound_ns: Option<u64>,
+    /// One per device.
+    pub devices: Vec<DeviceStatus>,
+    /// The last decision with its reason, in words.
+    pub last_decision: Option<String>,
+    /// Iteration of it.
+    pub last_decision_step: Option<Step>,
+    /// Switches so far.
+    pub switches: u64,
+    /// Why the run failed, in words.
+    pub failure: Option<String>,
+    /// Counters by name.
+    pub counters: Vec<(String, u64)>,
+}
+
+/// A device in a [`Status`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Name.
+    pub name: String,
+    /// Kind.
+    pub kind: String,
+    /// Layer ranges of its stages, half-open.
+    pub stages: Vec<(u32, u32)>,
+    /// Measured share of the last iteration that it did not work.
+    pub bubble: Option<f64>,
+    /// Estimated own slowdown, 1.0 = as its kind.
+    pub slowdown: Option<f64>,
+    /// Peak memory of the last iteration.
+    pub peak_bytes: Option<u64>,
+    /// Its memory.
+    pub memory_bytes: u64,
+}
+
+/// What a run is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Not all ranks are there yet.
+    #[default]
+    Waiting,
+    /// Training.
+    Training,
+    /// Training, and a new plan is being searched.
+    Searching,
+    /// Training, and a new plan is being prepared.
+    Preparing,
+    /// All iterations are done.
+    Finished,
+    /// A rank failed.
+    Failed,
+}
