@@ -16,6 +16,7 @@
 
 pub mod bounds;
 mod costs;
+mod course;
 pub mod export;
 mod listing;
 mod memory;
