@@ -7,7 +7,7 @@ use crate::compiled::{Compiler, Room};
 use crate::control::{Control, News};
 use crate::station::Station;
 use crate::tape::Tape;
-use crate::training::{Outcome, Parts, Training, patience};
+use crate::training::{Outcome, Parts, Training};
 use crate::transport::{Mailbox, Peers, tcp};
 use crate::{Emulation, ExecutorError, Halt};
 use adaptis_link::{Client, Limits, Security};
@@ -40,7 +40,7 @@ pub struct Options {
     pub security: Security,
     /// Where to listen for peers, `tcp://127.0.0.1:*`.
     pub listen: String,
-    /// A peer is waited for the larger one of this and of 5 predicted iterations.
+    /// A peer is waited for the larger one of this and of 5 predicted iterations, and as long as its work may take.
     pub patience: Duration,
     /// How long a rank that has finished waits to be dismissed.
     pub dismissal: Duration,
@@ -162,8 +162,7 @@ impl Rank {
             self.station.failed(Failure::Environment(error.to_string()));
             self.wait_for_news(Some(self.options.farewell));
         })?;
-        let patience = patience(&compiled.plan, self.options.patience);
-        let mailbox = Mailbox::new(wire, self.index, place, patience, Arc::clone(&self.stop));
+        let mailbox = Mailbox::new(wire, self.index, place, self.options.patience, Arc::clone(&self.stop));
         let links = Links::new(&self.truth, self.index);
         let peers = Peers::new(mailbox, links, tape.clone(), Arc::clone(&self.truth), self.index);
         let device = Device::new(
