@@ -34,6 +34,15 @@ pub enum Announcement {
     },
     /// A device or link changed.
     Changed(Change),
+    /// A device did what its kind had never done, and the guess of it was wrong.
+    Corrected {
+        /// Which device.
+        device: String,
+        /// Time it takes over the time that was guessed.
+        factor: f64,
+        /// First iteration that showed it.
+        step: Step,
+    },
     /// Something was decided.
     Decided(Box<Decision>),
     /// All ranks are being armed with a plan.
@@ -78,6 +87,11 @@ impl fmt::Display for Announcement {
                 write!(f, "training starts: generation {generation}, plan {epoch}")
             }
             Announcement::Changed(change) => write!(f, "{}", ChangeText(change)),
+            Announcement::Corrected { device, factor, step } => write!(
+                f,
+                "a cost never measured on a device like {device} was corrected: it takes {factor:.2} times what was guessed, \
+                 seen since iteration {step}"
+            ),
             Announcement::Decided(decision) => decision.fmt(f),
             Announcement::Preparing { epoch } => write!(f, "preparing plan {epoch}"),
             Announcement::Armed { epoch } => write!(f, "every rank is armed with plan {epoch}"),
