@@ -192,6 +192,8 @@ pub struct Brain {
     announced_refusal: Option<(String, Rejection)>,
     /// By how much each device's work overran its pace (emulated devices only).
     late_ns: BTreeMap<DeviceIndex, u64>,
+    /// What a rank told of another one's failure, and until when that one may speak for itself.
+    consequence: Option<(RunFailure, u64)>,
     /// When the last event came; none before the replay is over.
     listened_ns: Option<u64>,
     outbox: Vec<Effect>,
@@ -222,6 +224,7 @@ impl Brain {
             failure: None,
             announced_refusal: None,
             late_ns: BTreeMap::new(),
+            consequence: None,
             listened_ns: None,
             outbox: Vec::new(),
         }
@@ -280,6 +283,7 @@ impl Brain {
         [
             looking.then(|| self.listened_ns.map_or(0, |listened_ns| listened_ns.saturating_add(LOOK_EVERY_NS))),
             following.then(|| self.roster.silence_deadline(heartbeat_ns)).flatten(),
+            self.consequence.as_ref().filter(|_| following).map(|(_, deadline_ns)| *deadline_ns),
             (following && self.is_start_awaited()).then_some(self.start_next_ns),
             self.round.as_ref().map(Round::deadline),
             self.closing.as_ref().map(|closing| {
@@ -334,6 +338,10 @@ impl Brain {
         if let Some((device, waited_ns)) = silent.filter(|_| is_silence_judged) {
             let device = self.name_of(device);
             self.fail(RunFailure::Silent { device, waited_ns });
+            return;
+        }
+        self.fail_without_cause(now_ns);
+        if self.stage != Stage::Following {
             return;
         }
         self.repeat_start(now_ns);

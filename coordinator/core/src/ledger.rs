@@ -246,6 +246,15 @@ pub enum RunFailure {
         /// What it says.
         reason: Failure,
     },
+    /// A rank stopped, by the word of another one, and did not say why.
+    Left {
+        /// Which device.
+        device: String,
+        /// Who says so.
+        told_by: String,
+        /// In which iteration.
+        step: Step,
+    },
     /// A rank is under a plan that this ledger does not hold: it is not this run's ledger.
     UnknownPlan {
         /// Which device.
@@ -279,6 +288,11 @@ impl std::fmt::Display for RunFailure {
             RunFailure::Stopped { device, step, reason } => {
                 write!(f, "the rank of {device} stopped in iteration {step}: {reason}")
             }
+            RunFailure::Left { device, told_by, step } => write!(
+                f,
+                "the rank of {device} stopped in iteration {step} without telling why, as the rank of {told_by} saw; its log \
+                 may say it"
+            ),
             RunFailure::UnknownPlan { device, epoch } => {
                 write!(f, "the rank of {device} runs plan {epoch}, which the ledger does not know: is it of this run?")
             }

@@ -9,6 +9,9 @@ use adaptis_proto::sample::Place;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step};
 use std::collections::BTreeMap;
 
+/// How long the rank that failed first has to tell why, once another one tells of it.
+pub(super) const CAUSE_NS: u64 = 1_000_000_000;
+
 impl Brain {
     pub(super) fn on_rank(&mut self, now_ns: u64, peer: Peer, event: RankEvent) {
         let hello = match event {
@@ -84,7 +87,7 @@ impl Brain {
                 self.send(device, RankOrder::Dismissed { term });
             }
             RankEvent::Failed { place, reason, .. } => {
-                self.on_failed(device, place, reason);
+                self.on_failed(now_ns, device, place, reason);
                 if self.failure.is_some() {
                     self.send(device, RankOrder::Dismissed { term });
                 }
@@ -157,12 +160,29 @@ impl Brain {
         }
     }
 
-    fn on_failed(&mut self, device: DeviceIndex, place: Place, reason: Failure) {
+    fn on_failed(&mut self, now_ns: u64, device: DeviceIndex, place: Place, reason: Failure) {
         if self.finished.is_some() || self.stage == Stage::Gathering || place.generation != self.head.generation {
             return;
         }
-        let device = self.name_of(device);
-        self.fail(RunFailure::Stopped { device, step: place.step, reason });
+        let (device, step) = (self.name_of(device), place.step);
+        let failure = match reason {
+            Failure::PeerFailed { peer } => {
+                RunFailure::Left { device: self.name_of(peer), told_by: device, step: place.step }
+            }
+            reason => RunFailure::Stopped { device, step, reason },
+        };
+        if is_cause(&failure) || self.stage == Stage::Ended {
+            self.fail(failure);
+        } else {
+            self.consequence.get_or_insert((failure, now_ns.saturating_add(CAUSE_NS)));
+        }
+    }
+
+    /// The end of the wait for whoever failed first to speak for itself.
+    pub(super) fn fail_without_cause(&mut self, now_ns: u64) {
+        if let Some((failure, _)) = self.consequence.take_if(|(_, deadline_ns)| *deadline_ns <= now_ns) {
+            self.fail(failure);
+        }
     }
 
     /// Ends the run; a cause replaces its mere consequences.
@@ -260,7 +280,7 @@ fn incarnation_of(event: &RankEvent) -> Incarnation {
 fn is_cause(failure: &RunFailure) -> bool {
     let consequence = [
         matches!(failure, RunFailure::Stopped { reason: Failure::PeerSilent { .. } | Failure::PeerFailed { .. }, .. }),
-        matches!(failure, RunFailure::Silent { .. }),
+        matches!(failure, RunFailure::Silent { .. } | RunFailure::Left { .. }),
     ];
     !consequence.contains(&true)
 }

@@ -108,6 +108,36 @@ fn nobody_is_silent_while_the_coordinator_stands_still() {
 }
 
 #[test]
+fn the_rank_that_failed_first_is_named_and_has_the_first_word() {
+    for speaks in [true, false] {
+        let mut world = World::new(2, 1_000, 1, Faults::default());
+        world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+        let place = world.ranks[0].place;
+        let say = |world: &mut World, rank: u64, reason: Failure| {
+            let event = RankEvent::Failed { incarnation: Incarnation(100 + rank), place, reason };
+            world.feed(Event::RankSaid { peer: Peer(rank), event: Box::new(event) });
+        };
+        let told = Failure::PeerFailed { peer: adaptis_proto::DeviceIndex(1) };
+        say(&mut world, 0, told.clone());
+        assert_eq!(world.ledger.held.failed, None, "a neighbour's view is not the first word");
+        if speaks {
+            say(&mut world, 1, Failure::NotFinite);
+        } else {
+            world.now_ns += 1_000_000_000;
+            say(&mut world, 0, told);
+        }
+        let step = place.step;
+        let expected = match speaks {
+            true => RunFailure::Stopped { device: "gpu1".into(), step, reason: Failure::NotFinite },
+            false => RunFailure::Left { device: "gpu1".into(), told_by: "gpu0".into(), step },
+        };
+        assert_eq!(world.ledger.held.failed, Some(expected.clone()));
+        let said: Vec<_> = world.announced.iter().filter(|said| said.starts_with("the run failed")).collect();
+        assert_eq!(said, [&format!("the run failed: {expected}")], "and nothing else is told");
+    }
+}
+
+#[test]
 fn silence_is_judged_only_when_everything_was_read() {
     let mut world = World::new(2, 1_000, 1, Faults::default());
     world.run_until("training", |world| world.ranks[0].place.step > Step(2));
