@@ -10,7 +10,7 @@ use adaptis_plan::{Action, Constraints, Cost, Device, Instruction, Layer, Link, 
 use adaptis_proto::message::{Failure, FromCoordinator, Member, RankEvent, RankOrder, Rejection, ToCoordinator};
 use adaptis_proto::sample::{Mark, Phase, Sample};
 use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, RunId, Term, wire};
-use adaptis_ring::Reader;
+use adaptis_ring::{Reader, RingError};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -358,8 +358,21 @@ fn a_rank_that_is_turned_away_or_not_dismissed_says_so() {
     stage.expect("Hello", |name, _| (name == "gpu1").then_some(()));
     stage.order("gpu1", RankOrder::Rejected { term: TERM, reason: Rejection::JobsDiffer });
     assert!(matches!(stage.end_of(1), Err(ExecutorError::Rejected(Rejection::JobsDiffer))));
+    assert!(!stage.folder.path().join("gpu1.ring").exists(), "a rank that is not let in puts no ring anywhere");
     stage.stop.store(true, Ordering::Relaxed);
     assert!(matches!(stage.end_of(0), Ok(Ended::Stopped)));
+}
+
+#[test]
+fn a_rank_puts_its_ring_over_no_file_of_somebody_else() {
+    let taken = |options: &mut Options| std::fs::write(&options.ring, "a problem of mine").unwrap();
+    let mut stage = Theatre::open(2, |_| {}, taken);
+    for rank in 0..2 {
+        let end = stage.end_of(rank);
+        assert!(matches!(end, Err(ExecutorError::Ring(RingError::Foreign { .. }))), "{end:?}");
+        let text = std::fs::read_to_string(stage.folder.path().join(format!("gpu{rank}.ring"))).unwrap();
+        assert_eq!(text, "a problem of mine");
+    }
 }
 
 #[test]
