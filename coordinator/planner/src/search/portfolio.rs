@@ -26,6 +26,10 @@ const SLOTS_MAX: usize = 3;
 /// Runs of like devices in an order up to which each is given rounds of its own.
 const GROUPS_MAX: usize = 3;
 
+/// Instructions after which no further order is looked at, and after which starting ends: where one listing takes long,
+/// few have to do.
+const ORDERS_INSTRUCTIONS_MAX: u64 = 8_000_000;
+const STARTS_INSTRUCTIONS_MAX: u64 = 20_000_000;
 /// Starts this much worse than the best are not looked at to their end.
 const START_WORTH: f64 = 1.12;
 
@@ -214,8 +218,14 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
             if judge.done() {
                 return;
             }
+            if judge.instructions > ORDERS_INSTRUCTIONS_MAX {
+                break;
+            }
         }
         ranked.push((value, order));
+        if judge.instructions > ORDERS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
+            break;
+        }
     }
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
     let class = costs.classes();
@@ -226,7 +236,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
                 if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
                     offer_all(judge, pool, &shape);
                 }
-                if judge.done() {
+                if judge.done() || judge.instructions > STARTS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
                     return;
                 }
             }
