@@ -16,6 +16,7 @@
 
 pub mod bounds;
 mod costs;
+pub mod explain;
 pub mod export;
 mod listing;
 mod memory;
