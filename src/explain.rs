@@ -164,13 +164,14 @@ fn wishes(out: &mut String, explained: &Explained) {
         out.push_str("not asked: interrupted\n");
         return;
     };
+    let _ = writeln!(out, "{:>8} {:>12}  with", "gain", "iteration");
     for answer in &explanation.wishes {
         let gain = match answer.gain_ns {
             0 => "nothing".to_owned(),
             gain_ns if percent(gain_ns, again_ns) < 0.1 => "< 0.1%".to_owned(),
             gain_ns => format!("{:.1}%", percent(gain_ns, again_ns)),
         };
-        let _ = writeln!(out, "{gain:>8} to {:>10}  {}", milliseconds(answer.iteration_ns), wish(answer));
+        let _ = writeln!(out, "{gain:>8} {:>12}  {}", milliseconds(answer.iteration_ns), wish(answer));
     }
     if explanation.unasked > 0 {
         let _ = writeln!(out, "{} more not asked: interrupted", explanation.unasked);

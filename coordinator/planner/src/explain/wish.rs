@@ -73,6 +73,11 @@ pub(super) fn ask(
     let mut position = Ask { answered: 0, questions: wishes.len() + 1 };
     let mut is_stopped = false;
     let mut again = |problem: &Problem, position: &Ask| {
+        // A search that reaches its bound at once never asks.
+        is_stopped |= tick(position) == Control::Stop;
+        if is_stopped {
+            return None;
+        }
         let mut watch = |_: &Progress| {
             let control = tick(position);
             is_stopped |= control == Control::Stop;
