@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 /// A question gets this part of the evaluations that the plan got, but at least so many.
 const EVALUATIONS_PART: u64 = 10;
-const EVALUATIONS_MIN: u64 = 2_000;
+const EVALUATIONS_MIN: u64 = 100;
+/// A question about a plan that was not searched for.
+const EVALUATIONS_UNSEARCHED: u64 = 2_000;
 /// Waits that the text names; the rest are in --json.
 const WAITS_SHOWN: usize = 6;
 
@@ -24,21 +26,36 @@ pub struct Explained {
     pub evaluations_each: u64,
 }
 
-/// Explains a plan that took so many evaluations to find.
-pub fn explained(problem: &Problem, plan: &Plan, seed: u64, evaluations: u64, stop: &Stop) -> Result<Explained> {
-    let evaluations_each = (evaluations / EVALUATIONS_PART).max(EVALUATIONS_MIN);
+/// How a plan was found, and how long its explanation may take.
+pub struct Search<'a> {
+    pub seed: u64,
+    /// 0 for a named schedule.
+    pub evaluations: u64,
+    /// No limit where the result must depend on evaluations alone.
+    pub time_max: Option<Duration>,
+    pub stop: &'a Stop,
+}
+
+/// Explains a plan.
+pub fn explained(problem: &Problem, plan: &Plan, search: &Search) -> Result<Explained> {
+    let evaluations_each = match search.evaluations {
+        0 => EVALUATIONS_UNSEARCHED,
+        found => (found / EVALUATIONS_PART).max(EVALUATIONS_MIN),
+    };
     let bar = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}").expect("the template is well formed"));
-    let mut shown = Instant::now();
+    let started = Instant::now();
+    let mut shown = started;
     let mut tick = |ask: &Ask| {
         if shown.elapsed() >= Duration::from_millis(100) {
             shown = Instant::now();
             bar.tick();
             bar.set_message(format!("what more would buy: {} of {} questions", ask.answered, ask.questions));
         }
-        if stop.asked().is_some() { Control::Stop } else { Control::Go }
+        let is_late = search.time_max.is_some_and(|time_max| started.elapsed() >= time_max);
+        if is_late || search.stop.asked().is_some() { Control::Stop } else { Control::Go }
     };
-    let options = Options { seed, evaluations: evaluations_each };
+    let options = Options { seed: search.seed, evaluations: evaluations_each };
     let explanation = explain(problem, plan, &options, &mut tick).map_err(failure::negative)?;
     bar.finish_and_clear();
     Ok(Explained { explanation, evaluations_each })
@@ -161,10 +178,12 @@ fn wishes(out: &mut String, explained: &Explained) {
     let explanation = &explained.explanation;
     out.push_str("\nWhat more would buy, at least\n");
     let Some(again_ns) = explanation.again_ns else {
-        out.push_str("not asked: interrupted\n");
+        out.push_str("not asked: no time was left\n");
         return;
     };
-    let _ = writeln!(out, "{:>8} {:>12}  with", "gain", "iteration");
+    if !explanation.wishes.is_empty() {
+        let _ = writeln!(out, "{:>8} {:>12}  with", "gain", "iteration");
+    }
     for answer in &explanation.wishes {
         let gain = match answer.gain_ns {
             0 => "nothing".to_owned(),
@@ -174,7 +193,7 @@ fn wishes(out: &mut String, explained: &Explained) {
         let _ = writeln!(out, "{gain:>8} {:>12}  {}", milliseconds(answer.iteration_ns), wish(answer));
     }
     if explanation.unasked > 0 {
-        let _ = writeln!(out, "{} more not asked: interrupted", explanation.unasked);
+        let _ = writeln!(out, "{} more not asked: no time was left", explanation.unasked);
     }
     if again_ns == explanation.lower_bound_ns && again_ns == explanation.iteration_ns {
         return;

@@ -114,7 +114,7 @@ fn exported(problem: &Problem, plan: &Plan, to: Target, name: &str) -> Result<Ex
             Ok(torchtitan::write(problem, plan, name, &beside)?)
         }
         Target::Megatron => Ok(megatron::write(problem, plan, name)?),
-        Target::Perfetto => picture(|panels| perfetto::write(panels)),
+        Target::Perfetto => picture(perfetto::write),
         Target::Svg => picture(|panels| svg::draw("Simulated iteration", panels)),
     }
 }

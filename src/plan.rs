@@ -48,7 +48,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", conflicts_with = "from")]
     schedule: Option<String>,
     /// Say where the time goes, who waits for whom, where memory presses, and what one more device, GiB or twice the
-    /// bandwidth would buy, by planning again with each (takes about as long again; Ctrl-C skips the rest). With --out
+    /// bandwidth would buy, by planning again with each (at most twice --time; Ctrl-C skips the rest). With --out
     /// it follows the table, with --json it is the member "explanation"; without --out it goes to standard error, so
     /// that standard output is the plan
     #[arg(long)]
@@ -63,24 +63,33 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments) -> Result<()> {
     let problem = files::problem(&arguments.problem)?;
-    let stop = Stop::listen()?;
-    let (plan, evaluations) = match &arguments.schedule {
+    let (plan, evaluations, stop) = match &arguments.schedule {
         Some(name) => {
             let name: Name = name.parse().map_err(|error| failure::usage(format!("--schedule: {error}")))?;
-            (schedule::named(&problem, name).map_err(failure::negative)?, 0)
+            (schedule::named(&problem, name).map_err(failure::negative)?, 0, Stop::listen()?)
         }
-        None => searched(&arguments, &problem, &stop)?,
+        None => {
+            let stop = Stop::listen()?;
+            let (plan, evaluations) = searched(&arguments, &problem, &stop)?;
+            (plan, evaluations, stop)
+        }
+    };
+    let search = explain::Search {
+        seed: arguments.seed,
+        evaluations,
+        time_max: arguments.evaluations.is_none().then(|| arguments.time.saturating_mul(2)),
+        stop: &stop,
     };
     let Some(out) = &arguments.out else {
         files::print(&(plan.write() + "\n"))?;
         if arguments.explain {
-            eprint!("{}", explain::text(&explain::explained(&problem, &plan, arguments.seed, evaluations, &stop)?));
+            eprint!("{}", explain::text(&explain::explained(&problem, &plan, &search)?));
         }
         return Ok(());
     };
     files::write(out, (plan.write() + "\n").as_bytes())?;
     let explained = match arguments.explain {
-        true => Some(explain::explained(&problem, &plan, arguments.seed, evaluations, &stop)?),
+        true => Some(explain::explained(&problem, &plan, &search)?),
         false => None,
     };
     let timeline = replay(&problem, &plan).map_err(failure::negative)?;

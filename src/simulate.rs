@@ -101,8 +101,8 @@ pub fn table(problem: &Problem, plan: &Plan, timeline: &Timeline, bound_ns: u64)
 pub fn size(bytes: u64) -> String {
     let (unit, name) = match bytes {
         0..1024 => return format!("{bytes} bytes"),
-        0..0x10_0000 => (1_u64 << 10, "KiB"),
-        0..0x4000_0000 => (1 << 20, "MiB"),
+        1024..0x10_0000 => (1_u64 << 10, "KiB"),
+        0x10_0000..0x4000_0000 => (1 << 20, "MiB"),
         _ => (1 << 30, "GiB"),
     };
     format!("{:.1} {name}", bytes as f64 / unit as f64)

@@ -128,8 +128,9 @@ def apply(config):
     parallelism.pipeline_parallel_degree = 2
     parallelism.num_pp_microbatches = 4
     parallelism.pipeline_parallel_schedule = "PipelineScheduleMulti"
+    # A path from where training starts.
     parallelism.pipeline_parallel_schedule_csv = "parallelism.csv"
-    # Before October 2026: module_fqns_per_model_part
+    # Older releases call it module_fqns_per_model_part.
     parallelism.pipeline_parallel_module_fqns_per_model_part = [
         ["tok_embeddings", "layers.0"],
         ["layers.1", "layers.2", "layers.3", "norm", "lm_head"],

@@ -41,8 +41,9 @@ pub fn write(problem: &Problem, plan: &Plan, name: &str, csv_name: &str) -> Resu
     let _ = writeln!(out, "    parallelism.pipeline_parallel_degree = {}", ranks.len());
     let _ = writeln!(out, "    parallelism.num_pp_microbatches = {}", problem.microbatches);
     let _ = writeln!(out, "    parallelism.pipeline_parallel_schedule = {}", quoted(schedule));
+    out.push_str("    # A path from where training starts.\n");
     let _ = writeln!(out, "    parallelism.pipeline_parallel_schedule_csv = {}", quoted(csv_name));
-    out.push_str("    # Before October 2026: module_fqns_per_model_part\n");
+    out.push_str("    # Older releases call it module_fqns_per_model_part.\n");
     out.push_str("    parallelism.pipeline_parallel_module_fqns_per_model_part = [\n");
     for stage in &plan.stages {
         let names: Vec<String> = stage.range().map(|layer| quoted(&problem.layers[layer].name)).collect();
