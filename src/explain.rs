@@ -96,6 +96,10 @@ fn where_time_goes(out: &mut String, explanation: &Explanation) {
     out.push('\n');
     for split in devices {
         let _ = write!(out, "{:<12} {:<12}", split.device, split.kind);
+        if split.work_ns == 0 {
+            out.push_str("        idle\n");
+            continue;
+        }
         for (_, of) in &columns {
             let _ = write!(out, " {:>10.1}%", percent(of(split), explanation.iteration_ns));
         }

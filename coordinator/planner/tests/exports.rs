@@ -7,7 +7,9 @@ mod support;
 use adaptis_plan::{Action, Instruction, Plan, Problem, Stage, audit};
 use adaptis_planner::export::{Export, Refusal, Target, Warning, megatron, torch, torchtitan};
 use adaptis_planner::schedule::{Name, named};
-use support::{cost, uniform};
+use adaptis_planner::search::{self, Control, search};
+use proptest::prelude::*;
+use support::{any_problem, cost, uniform};
 
 /// A model of four transformer layers, named as torchtitan's modules.
 const MODEL: [(&str, &str); 7] = [
@@ -335,4 +337,44 @@ fn megatron_refuses_placements_recomputations_and_orders_by_field() {
     let Refusal::Memory { target: Target::Megatron, order: "1f1b", needed_bytes: 24, .. } = refusal else {
         panic!("{refusal}")
     };
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn any_plan_is_exported_or_refused(mut problem in any_problem(), schedule in 0..9_usize) {
+        let last = problem.layers.len() - 1;
+        for (at, layer) in problem.layers.iter_mut().enumerate() {
+            layer.signature = if at == 0 { "embedding" } else if at == last { "head" } else { "block" }.to_owned();
+        }
+        let options = search::Options { evaluations: Some(150), ..search::Options::default() };
+        let found = match Name::ALL.get(schedule) {
+            Some(&name) => named(&problem, name),
+            None => search(&problem, None, &options, &mut |_| Control::Go).map(|found| found.plan),
+        };
+        let Ok(plan) = found else { return Ok(()) };
+        let is_used = |device: usize| plan.stages.iter().any(|stage| stage.device as usize == device);
+        match torch::write(&problem, &plan, "a") {
+            Ok(export) => {
+                let rows: Vec<Vec<Instruction>> = export.files[0]
+                    .text
+                    .lines()
+                    .map(|row| row.split(',').map(|text| text.parse().unwrap()).collect())
+                    .collect();
+                prop_assert_eq!(&rows, &plan.programs);
+            }
+            Err(Refusal::Idle { .. }) => prop_assert!((0..problem.devices.len()).any(|device| !is_used(device))),
+            Err(other) => prop_assert!(false, "{}", other),
+        }
+        for export in [torchtitan::write(&problem, &plan, "a", "b"), megatron::write(&problem, &plan, "a")] {
+            match export {
+                Ok(export) => prop_assert_eq!(export.ranks.len(), problem.devices.len()),
+                Err(refusal) => {
+                    let text = refusal.to_string();
+                    prop_assert!(text.contains("plan.") || text.contains("problem."), "{}", text);
+                }
+            }
+        }
+    }
 }

@@ -252,15 +252,12 @@ fn own_order(problem: &Problem, plan: &Plan, theirs: Plan, ranks: usize) -> Resu
     if own == Name::Interleaved && !(problem.microbatches as usize).is_multiple_of(ranks) {
         return Err(Refusal::Microbatches { microbatches: problem.microbatches, ranks });
     }
+    let plan_ns = simulate(problem, plan)?.iteration_ns;
     let tables = Tables::new(&Costs::new(problem), &Shape::of(plan));
     let programs = own.programs(&tables).expect("stages in a loop have both orders");
     let programs: Vec<Vec<_>> = programs.iter().map(|program| program.iter().map(|&op| unpack(op)).collect()).collect();
     let is_other = programs != plan.programs;
     let theirs = Plan { programs, ..theirs };
     let tool_ns = replayed(Target::Megatron, problem, &theirs, own.text())?.iteration_ns;
-    if !is_other {
-        return Ok(None);
-    }
-    let plan_ns = simulate(problem, plan).expect("an audited plan runs").iteration_ns;
-    Ok(Some(Warning::OtherOrder { order: own.text(), plan_ns, tool_ns }))
+    Ok(is_other.then_some(Warning::OtherOrder { order: own.text(), plan_ns, tool_ns }))
 }

@@ -1,5 +1,6 @@
 //! What a target cannot express, by the field of the plan or the problem that it fails on, and what to do about it.
 
+use crate::simulate::CannotSimulate;
 use adaptis_plan::Finding;
 
 /// Another tool that runs a plan.
@@ -32,6 +33,9 @@ pub enum Refusal {
         /// What the audit found first.
         first: Finding,
     },
+    /// More than the simulator holds, which must say whether the plan fits as the target runs it.
+    #[error(transparent)]
+    Simulation(#[from] CannotSimulate),
     /// A rank without a stage.
     #[error(
         "plan.stages: none is on {device}, and every rank of {target} holds at least one; take {device} out of the problem's devices and plan again"

@@ -184,7 +184,7 @@ pub(super) fn replayed(
     theirs: &Plan,
     order: &'static str,
 ) -> Result<Timeline, Refusal> {
-    let timeline = simulate(problem, theirs).expect("an audited plan's stages, in its own or a published order, run");
+    let timeline = simulate(problem, theirs)?;
     for (device, &needed_bytes) in problem.devices.iter().zip(&timeline.peak_bytes) {
         let available_bytes = device.memory_bytes;
         if needed_bytes > available_bytes {
