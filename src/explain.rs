@@ -152,7 +152,10 @@ fn memory(out: &mut String, explanation: &Explanation) {
             (true, ..) => writeln!(out, "does not fit: {} bytes too many", memory.peak_bytes - memory.limit_bytes),
             (_, 0, true) => writeln!(out, "no room for one more microbatch in flight"),
             (_, 0, false) => writeln!(out, "none"),
-            (_, again_ns, _) => writeln!(
+            (_, again_ns, false) => {
+                writeln!(out, "none; recomputes for {} without need", milliseconds(again_ns))
+            }
+            (_, again_ns, true) => writeln!(
                 out,
                 "recomputes for {} and saves {}",
                 milliseconds(again_ns),

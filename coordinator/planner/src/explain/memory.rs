@@ -21,7 +21,8 @@ pub struct DeviceMemory {
     pub always_bytes: u64,
     /// How much higher the peak would be if nothing were recomputed.
     pub recompute_saves_bytes: u64,
-    /// It recomputes, or has no room for the activations of one more microbatch in flight on any of its stages.
+    /// It would not fit without recomputing, or has no room for the activations of one more microbatch in flight on any
+    /// of its stages.
     pub is_binding: bool,
 }
 
@@ -49,7 +50,7 @@ pub(super) fn pressure(problem: &Problem, plan: &Plan, timeline: &Timeline) -> (
             false => 0,
         };
         let local = || tables.local[device].iter().map(|&stage| &tables.cost[stage as usize]);
-        let is_again = plan.stages.iter().any(|stage| stage.device as usize == device && !stage.recompute.is_empty());
+        let is_needed = recompute_saves_bytes > limit_bytes.saturating_sub(peak);
         let one_more = local().map(|cost| cost.stash_bytes).filter(|&bytes| bytes > 0).min();
         DeviceMemory {
             device: problem.devices[device].name.clone(),
@@ -57,7 +58,7 @@ pub(super) fn pressure(problem: &Problem, plan: &Plan, timeline: &Timeline) -> (
             limit_bytes,
             always_bytes: tables.base_bytes[device],
             recompute_saves_bytes,
-            is_binding: is_again || one_more.is_some_and(|bytes| limit_bytes.saturating_sub(peak) < bytes),
+            is_binding: is_needed || one_more.is_some_and(|bytes| limit_bytes.saturating_sub(peak) < bytes),
         }
     };
     let devices = (0..problem.devices.len()).map(of).collect();
