@@ -4,6 +4,7 @@ mod agent;
 mod audit;
 mod coordinator;
 mod demo;
+mod explain;
 mod export;
 mod failure;
 mod files;

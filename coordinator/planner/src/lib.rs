@@ -17,6 +17,7 @@
 pub mod bounds;
 mod costs;
 mod course;
+pub mod explain;
 pub mod export;
 mod listing;
 mod memory;

@@ -105,15 +105,15 @@ impl Splitter {
             // An empty run leaves the slot out.
             let mut row: Vec<Cell> = (0..=layers).map(|end| Cell { from: end as u32, ..before[end] }).collect();
             for start in (0..layers).filter(|&start| before[start].largest.is_finite()) {
-                for end in start + 1..=layers {
+                for (end, held) in row.iter_mut().enumerate().skip(start + 1) {
                     let Some(run) = table.get(start, end) else { break };
                     let cell = Cell {
                         largest: before[start].largest.max(run.load),
                         squares: before[start].squares + run.load * run.load,
                         from: start as u32,
                     };
-                    if cell.better(&row[end]) {
-                        row[end] = cell;
+                    if cell.better(held) {
+                        *held = cell;
                     }
                 }
             }

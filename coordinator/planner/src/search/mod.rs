@@ -46,6 +46,8 @@ const GROWTH_PERCENT: usize = 120;
 const GROWING_ROUNDS: u32 = 20;
 /// Sets of layers of a stage whose recomputation is tried to be left out in the end.
 const IDLE_RECOMPUTE_TRIES: usize = 17;
+/// Instructions replayed for that.
+const IDLE_RECOMPUTE_INSTRUCTIONS: u64 = 3_000_000;
 /// Listings this much worse than the best plan are worth tuning.
 const NEAR: f64 = 0.03;
 /// Members of the pool that a round works on.
@@ -348,6 +350,7 @@ fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
 /// may be of no use to it.
 fn without_idle_recompute(judge: &mut Judge, candidate: &Candidate) -> Candidate {
     let mut lean = candidate.clone();
+    let instructions_max = judge.instructions + IDLE_RECOMPUTE_INSTRUCTIONS;
     for stage in 0..candidate.shape.stages.len() {
         let recomputed: Vec<usize> =
             candidate.shape.stages[stage].range().filter(|&layer| candidate.shape.recompute[layer]).collect();
@@ -355,7 +358,7 @@ fn without_idle_recompute(judge: &mut Judge, candidate: &Candidate) -> Candidate
         for layers in tries.filter(|layers| !layers.is_empty()) {
             let mut shape = lean.shape.clone();
             layers.iter().for_each(|&layer| shape.recompute[layer] = false);
-            if shape == lean.shape {
+            if shape == lean.shape || judge.instructions > instructions_max {
                 continue;
             }
             let tried = judge.given(&shape, lean.programs.clone(), lean.genes);
