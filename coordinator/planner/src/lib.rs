@@ -17,6 +17,8 @@
 pub mod bounds;
 mod costs;
 pub mod export;
+#[doc(hidden)]
+pub mod inner_loops;
 mod listing;
 mod memory;
 pub mod moves;
