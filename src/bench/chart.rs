@@ -55,19 +55,19 @@ pub fn draw(rows: &[Row], heading: &str) -> String {
 }
 
 fn legend(out: &mut String) {
-    let entries =
-        [(SEARCH, "search"), (BASELINE, "best named schedule = 1"), (EVEN, "even 1F1B"), (BOUND, "no plan is faster")];
-    let mut left = 16.0;
-    for (fill, text) in entries {
-        let _ = write!(
+    let tick = |colour: &str| format!(r##"<line y1="-8" y2="8" stroke="{colour}" stroke-width="2"/>"##);
+    let marks = [
+        (22, format!(r##"<circle r="6" fill="{SEARCH}"/>"##), "search"),
+        (112, tick(BASELINE), "best named schedule that fits: 1"),
+        (342, format!(r##"<circle r="5" fill="#ffffff" stroke="{EVEN}" stroke-width="2"/>"##), "even 1F1B"),
+        (452, tick(BOUND), "no plan takes less"),
+    ];
+    for (x, mark, text) in marks {
+        let _ = writeln!(
             out,
-            r##"<circle cx="{}" cy="52" r="6" fill="{fill}"/><text x="{}" y="56" font-size="12" fill="#333">{text}</text>"##,
-            left + 6.0,
-            left + 18.0
+            r##"<g transform="translate({x} 52)">{mark}<text x="12" y="4" font-size="12" fill="#333">{text}</text></g>"##
         );
-        left += 44.0 + 7.0 * text.len() as f64;
     }
-    out.push('\n');
 }
 
 fn axis(out: &mut String, bottom: f64) {

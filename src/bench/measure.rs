@@ -79,8 +79,11 @@ impl Row {
         Some(self.median()?.iteration_ns as f64 / self.lower_bound_ns.max(1) as f64 - 1.0)
     }
 
-    /// Slowest over fastest seed, less one.
+    /// Slowest over fastest seed, less one; none with fewer than two.
     pub fn spread(&self) -> Option<f64> {
+        if self.runs.len() < 2 {
+            return None;
+        }
         let times = || self.runs.iter().map(|run| run.iteration_ns);
         Some(times().max()? as f64 / times().min()?.max(1) as f64 - 1.0)
     }

@@ -56,7 +56,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         1 => "1 seed".to_owned(),
         seeds => format!("the middle one of {seeds} seeds"),
     };
-    let heading = format!("Search of {} CPU seconds, {seeds}; times in ms", arguments.time.as_secs_f64());
+    let heading = format!("Search of {} s of CPU time, {seeds}", arguments.time.as_secs_f64());
     let (text, json) = (table::write(&rows, &heading), as_json(&arguments, &rows));
     if let Some(out) = &arguments.out {
         keep(out, &rows, &text, &json, &heading)?;

@@ -22,7 +22,7 @@ fn or_dash(text: Option<String>) -> String {
 
 /// One line per problem and the means.
 pub fn write(rows: &[Row], heading: &str) -> String {
-    let mut out = format!("{heading}\n\n");
+    let mut out = format!("{heading}; times in ms\n\n");
     let wide = rows.iter().map(|row| row.problem.len()).max().unwrap_or(0).max("problem".len());
     let _ = writeln!(
         out,
