@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p adaptis-planner --example inner_loops -- replay|list TIMES [DEVICES MICROBATCHES]`
 
+#![allow(clippy::disallowed_methods, reason = "an example is a shell: it reads its arguments")]
+
 #[path = "../benches/support/cluster.rs"]
 mod cluster;
 
