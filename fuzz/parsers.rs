@@ -10,11 +10,16 @@ use adaptis_executor::emulation::Emulation;
 use adaptis_executor::launcher::Fault;
 use adaptis_executor::preset::cluster::Cluster;
 use adaptis_executor::preset::{self, model};
-use adaptis_plan::{Plan, Problem, audit};
+use adaptis_plan::{Plan, Problem, audit, iteration_ns, peak_bytes};
+use adaptis_planner::bounds::lower_bound_ns;
+use adaptis_planner::schedule::{Name, even, named};
+use adaptis_planner::search::{Control, Options, search};
 use adaptis_proto::message::{Batch, FromCoordinator, PeerHeader, ToCoordinator};
 use adaptis_proto::sample::{Record, Sample};
 use adaptis_proto::wire;
 use adaptis_ring::Reader;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 fn text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok()
@@ -24,6 +29,33 @@ fn text(bytes: &[u8]) -> Option<&str> {
 pub fn problem(bytes: &[u8]) {
     if let Some(Ok(problem)) = text(bytes).map(Problem::read) {
         assert_eq!(Problem::read(&problem.write()), Ok(problem));
+    }
+}
+
+/// A small problem through everything that plans: what comes out is valid and takes what it claims.
+pub fn planner(bytes: &[u8]) {
+    const EVALUATIONS: u64 = 100;
+    let Some(Ok(problem)) = text(bytes).map(Problem::read) else { return };
+    if problem.layers.len() > 8 || problem.devices.len() > 4 || problem.microbatches > 8 {
+        return;
+    }
+    let bound_ns = lower_bound_ns(&problem);
+    let check = |plan: &Plan| {
+        assert_eq!(audit(&problem, plan), []);
+        let claimed = plan.predicted.as_ref().expect("a plan carries its prediction");
+        assert_eq!(iteration_ns(&problem, plan), Ok(claimed.iteration_ns));
+        assert_eq!(peak_bytes(&problem, plan).as_ref(), Ok(&claimed.peak_bytes));
+        assert!(bound_ns <= claimed.iteration_ns, "{bound_ns} is no bound of {}", claimed.iteration_ns);
+    };
+    let _ = audit(&problem, &even(&problem));
+    for name in Name::ALL {
+        if let Ok(plan) = named(&problem, name) {
+            check(&plan);
+        }
+    }
+    let options = Options { evaluations: Some(EVALUATIONS), ..Options::default() };
+    if let Ok(outcome) = search(&problem, None, &options, &mut |_| Control::Go) {
+        check(&outcome.plan);
     }
 }
 
@@ -73,21 +105,22 @@ pub fn duration(bytes: &[u8]) {
     }
 }
 
-/// Every message of the wire.
+/// Every message of the wire. Bytes are compared, since a loss that is no number is not equal to itself.
 pub fn wire(bytes: &[u8]) {
-    if let Ok(message) = wire::decode::<ToCoordinator>(bytes) {
-        let _ = wire::encode(&message);
+    fn comes_back<T: DeserializeOwned + Serialize>(bytes: &[u8]) {
+        if let Ok(message) = wire::decode::<T>(bytes) {
+            let written = wire::encode(&message);
+            let read: T = wire::decode(&written).expect("what was encoded is decoded");
+            assert_eq!(wire::encode(&read), written);
+        }
     }
-    if let Ok(message) = wire::decode::<FromCoordinator>(bytes) {
-        let _ = wire::encode(&message);
-    }
-    if let Ok(batch) = wire::decode::<Batch>(bytes) {
-        let _ = wire::encode(&batch);
-    }
+    comes_back::<ToCoordinator>(bytes);
+    comes_back::<FromCoordinator>(bytes);
+    comes_back::<Batch>(bytes);
     if let Ok((header, payload)) = wire::decode_with::<PeerHeader>(bytes) {
-        let again = wire::encode_with(&header, payload);
-        let (same, rest) = wire::decode_with::<PeerHeader>(&again).expect("what was encoded is decoded");
-        assert_eq!((wire::encode(&same), rest), (wire::encode(&header), payload));
+        let written = wire::encode_with(&header, payload);
+        let (read, rest) = wire::decode_with::<PeerHeader>(&written).expect("what was encoded is decoded");
+        assert_eq!((wire::encode(&read), rest), (wire::encode(&header), payload));
     }
 }
 

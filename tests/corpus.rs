@@ -1,4 +1,4 @@
-//! Every parser of ours, over the files that fuzzing found worth keeping and that people would write. `fuzz/` runs the
+//! Every parser of ours, over files that people would write and files that are easily misread. `fuzz/` runs the
 //! same functions on whatever libFuzzer makes up.
 
 #[path = "../fuzz/parsers.rs"]
@@ -8,8 +8,9 @@ use std::path::Path;
 
 type Parser = fn(&[u8]);
 
-const PARSERS: [(&str, Parser); 9] = [
+const PARSERS: [(&str, Parser); 10] = [
     ("problem", parsers::problem),
+    ("planner", parsers::planner),
     ("plan", parsers::plan),
     ("emulation", parsers::emulation),
     ("devices", parsers::devices),
@@ -21,6 +22,8 @@ const PARSERS: [(&str, Parser); 9] = [
 ];
 
 fn files(parser: &str) -> Vec<(String, Vec<u8>)> {
+    // What plans reads the same problems.
+    let parser = if parser == "planner" { "problem" } else { parser };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/corpus").join(parser);
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let paths = entries.map(|entry| entry.expect("a readable folder").path());
