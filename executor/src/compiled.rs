@@ -1,6 +1,6 @@
 //! A plan's text, made ready to run: checked against its digest, audited, its memory granted, lowered.
 
-use adaptis_plan::{Constraints, Cost, Device, Layer, Link, Links, Plan, Problem, Row, audit, lower, problem};
+use adaptis_plan::{Device, Plan, Problem, Row, audit, lower};
 use adaptis_proto::message::{Job, Refusal};
 use adaptis_proto::{DeviceIndex, Digest, Epoch};
 
@@ -70,44 +70,16 @@ impl Compiler {
 
 /// A job without its costs, which a rank need not know: the audit of a plan's structure is the same.
 fn structure(job: &Job) -> Problem {
-    const KIND: &str = "any";
-    // Above any sum of states, and far from where sums overflow.
-    const MEMORY_BYTES: u64 = 1 << 60;
-    let layer = |layer: &adaptis_proto::message::JobLayer| Layer {
-        name: layer.name.clone(),
-        signature: layer.signature.clone(),
-        parameter_bytes: 0,
-        state_bytes: 0,
-        output_bytes: 0,
-        moved_bytes: None,
-        note: None,
-    };
     let device = |name: &String| Device {
         name: name.clone(),
-        kind: KIND.to_owned(),
-        memory_bytes: MEMORY_BYTES,
+        kind: "any".to_owned(),
+        // Above any sum of states, and far from where sums overflow.
+        memory_bytes: 1 << 60,
         slowdown: 1.0,
         reserved_bytes: 0,
         note: None,
     };
-    Problem {
-        format: problem::FORMAT.to_owned(),
-        note: None,
-        microbatches: job.microbatches,
-        layers: job.layers.iter().map(layer).collect(),
-        devices: job.devices.iter().map(device).collect(),
-        costs: [(KIND.to_owned(), vec![Cost::default(); job.layers.len()])].into(),
-        links: Links {
-            default: Link { latency_ns: 0, bytes_per_second: 1.0, note: () },
-            pairs: Vec::new(),
-            note: None,
-        },
-        optimizer_ns: Default::default(),
-        receive_buffers: Default::default(),
-        boundary_ns: 0,
-        stage_ns: 0,
-        constraints: Constraints::default(),
-    }
+    Problem::without_costs(job, job.devices.iter().map(device).collect())
 }
 
 #[cfg(test)]

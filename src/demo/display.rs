@@ -8,6 +8,10 @@ use std::io::IsTerminal;
 
 /// Off a terminal, one line per so many iterations.
 const LINE_EVERY: u64 = 10;
+/// Lines that the last decision may take.
+const DECISION_LINES: usize = 3;
+/// Columns before a line of the block.
+const INDENT: usize = 2;
 
 /// Shows where a demo stands.
 pub struct Display {
@@ -20,7 +24,7 @@ struct Block {
     progress: MultiProgress,
     head: ProgressBar,
     devices: Vec<ProgressBar>,
-    decision: ProgressBar,
+    decision: [ProgressBar; DECISION_LINES],
 }
 
 impl Display {
@@ -37,7 +41,7 @@ impl Display {
                 bar
             };
             let devices = (0..devices).map(|_| line()).collect();
-            Block { decision: line(), devices, head, progress }
+            Block { decision: std::array::from_fn(|_| line()), devices, head, progress }
         });
         Display { block, last_line: None, last_decision: None }
     }
@@ -95,10 +99,14 @@ impl Block {
                 device.slowdown.map_or(String::new(), |factor| format!("takes {factor:.2}x its kind's time")),
             ));
         }
-        self.decision.set_message(match decision {
+        let decision = match decision {
             Some((at, text)) => format!("last decision, iteration {}: {text}", at.map_or(0, |at| at.0)),
             None => "no decision yet: measuring".to_owned(),
-        });
+        };
+        let lines = textwrap::wrap(&decision, textwrap::termwidth().saturating_sub(INDENT));
+        for (at, bar) in self.decision.iter().enumerate() {
+            bar.set_message(lines.get(at).map_or(String::new(), |line| line.clone().into_owned()));
+        }
     }
 }
 

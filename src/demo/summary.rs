@@ -8,6 +8,7 @@ use adaptis_planner::export::{Panel, milliseconds, perfetto, svg};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::fmt::Write;
+use std::io::IsTerminal;
 use std::path::Path;
 
 /// What this reads of an `adaptis.report/1`.
@@ -156,7 +157,8 @@ fn text(dir: &Path, report: &Report) -> String {
     gains(&mut out, report);
     out.push('\n');
     for decision in &report.decisions {
-        let _ = writeln!(out, "iteration {:>4}  {}", decision.iteration, decision.text);
+        let line = format!("iteration {:>4}  {}", decision.iteration, decision.text);
+        let _ = writeln!(out, "{}", folded(&line));
     }
     for switch in &report.switches {
         let _ = writeln!(
@@ -172,6 +174,14 @@ fn text(dir: &Path, report: &Report) -> String {
     }
     closing(&mut out, dir, report);
     out
+}
+
+/// A line that a terminal would cut, cut at words; as it is elsewhere.
+fn folded(line: &str) -> String {
+    match std::io::stdout().is_terminal() {
+        true => textwrap::fill(line, textwrap::Options::with_termwidth().subsequent_indent("                ")),
+        false => line.to_owned(),
+    }
 }
 
 /// What a phase was, in words.

@@ -7,7 +7,8 @@
 //! - by work: for any prices w of the devices, `sum over layers of min over devices of w x cost` exceeds
 //!   `sum over devices of w x capacity` (duality of the fractional assignment; the prices are improved by subgradients,
 //!   and every price is sound);
-//! - by number: the most layers that each device can hold, its cheapest first, do not add up to all.
+//! - by number: the most layers that each device can hold, its cheapest first, do not add up to all; nor those of one
+//!   class of equal layers.
 //!
 //! Besides, one microbatch has a longest path, and every layer is some device's for all microbatches. Times are rounded
 //! down per layer, since an instruction rounds only once. Memory is left out on purpose: its bound would need the
@@ -22,6 +23,8 @@ const BISECTIONS: usize = 54;
 const PRICE_ROUNDS: usize = 200;
 /// Relative error that sums of floats here stay well within.
 const FLOAT_LOSS: f64 = 1e-12;
+/// Classes of equal layers that are packed by number.
+const CLASSES_MAX: usize = 4;
 /// Devices up to which the packing by number matches devices and starts exactly.
 const MATCHED_DEVICES_MAX: usize = 10;
 
@@ -57,7 +60,7 @@ pub(crate) fn of(costs: &Costs, problem: &Problem) -> u64 {
             (0..bench.devices).filter(|&device| bench.allows(layer, device)).map(of).min().unwrap_or(0)
         })
         .max();
-    let time = bench.by_work().max(bench.by_number()).max(bench.by_path());
+    let time = bench.by_work().max(bench.by_numbers()).max(bench.by_path());
     // Floats carry 53 bits: give way by what they may have lost. Times are whole, so the next one is still a bound.
     let time = if time <= 0.0 { 0 } else { (time * (1.0 - FLOAT_LOSS)).floor() as u64 + 1 };
     time.saturating_add(costs.boundary_ns).saturating_add(optimizer.unwrap_or(0))
@@ -186,11 +189,29 @@ impl Bench {
         best
     }
 
-    fn by_number(&self) -> f64 {
+    /// By number over all layers, and over those of each of the largest classes alone: the cheap layers of a model
+    /// would else stand for as many heavy ones.
+    fn by_numbers(&self) -> f64 {
+        let mut classes: Vec<Vec<usize>> = Vec::new();
+        for layer in 0..self.layers {
+            let row = |layer: usize| self.times[layer * self.devices..][..self.devices].iter().map(|times| times.whole);
+            match classes.iter_mut().find(|class| row(class[0]).eq(row(layer))) {
+                Some(class) => class.push(layer),
+                None => classes.push(vec![layer]),
+            }
+        }
+        classes.sort_by_key(|class| std::cmp::Reverse(class.len()));
+        classes.truncate(CLASSES_MAX);
+        classes.push((0..self.layers).collect());
+        classes.iter().map(|class| self.by_number(class)).fold(0.0, f64::max)
+    }
+
+    fn by_number(&self, members: &[usize]) -> f64 {
         let costs: Vec<Vec<f64>> = (0..self.devices)
             .map(|device| {
-                let mut costs: Vec<f64> = (0..self.layers)
-                    .map(|layer| self.at(layer, device).whole)
+                let mut costs: Vec<f64> = members
+                    .iter()
+                    .map(|&layer| self.at(layer, device).whole)
                     .filter(|whole| whole.is_finite())
                     .collect();
                 costs.sort_by(f64::total_cmp);
@@ -208,10 +229,10 @@ impl Bench {
                 .count()
         };
         let enough = |time: f64| match self.devices <= MATCHED_DEVICES_MAX {
-            true => self.matched(&holds, time) >= self.layers,
+            true => self.matched(&holds, time) >= members.len(),
             false => {
                 let most = |start: f64| (0..self.devices).map(|device| holds(device, self.capacity(time, start))).max();
-                self.start.iter().map(|&start| most(start).unwrap_or(0)).sum::<usize>() >= self.layers
+                self.start.iter().map(|&start| most(start).unwrap_or(0)).sum::<usize>() >= members.len()
             }
         };
         self.bisect(enough)

@@ -16,6 +16,7 @@
 
 pub mod bounds;
 mod costs;
+mod course;
 pub mod export;
 #[doc(hidden)]
 pub mod inner_loops;

@@ -1,7 +1,7 @@
 //! Lists programs greedily: every device, when free, takes the admitted instruction of the lowest key.
 //!
 //! A key is `microbatch x period + offset(stage, action)`; a recipe is a set of them with caps on what is in flight. A
-//! device may wait for a better instruction that is on its way, and fills the wait with what ends before it, W last.
+//! device may wait for a better instruction that is on its way, and fills the wait with what ends about then, W last.
 //!
 //! Memory, exact and free of deadlock: on a device let j be the next microbatch that its last stage will forward. A
 //! forward of a microbatch beyond j is admitted only if all started ones beyond j, itself, and one whole microbatch
@@ -36,6 +36,8 @@ pub(crate) struct Recipe {
     pub(crate) impatience: i64,
     /// W is a filler, whatever its key.
     pub(crate) weight_last: bool,
+    /// How much of a filler may reach beyond the wait that it fills, in percent: 0 keeps to the keys, 100 never idles.
+    pub(crate) overrun: u64,
 }
 
 /// One whole microbatch with the highest rise fits on every device.
@@ -89,6 +91,8 @@ pub(crate) struct Listing {
     room: Vec<i64>,
     whole: Vec<i64>,
     rise: Vec<i64>,
+    /// All microbatches at once would fit.
+    is_ample: Vec<bool>,
     pair_free: Vec<u64>,
 }
 
@@ -153,6 +157,7 @@ impl Listing {
         self.room.clear();
         self.whole.clear();
         self.rise.clear();
+        self.is_ample.clear();
         self.programs.resize(devices, Vec::new());
         for device in 0..devices {
             self.programs[device].clear();
@@ -160,6 +165,8 @@ impl Listing {
             self.whole.push(signed(whole));
             self.rise.push(signed(rise));
             self.room.push(signed(tables.limit_bytes[device]).saturating_sub(signed(tables.base_bytes[device])));
+            let most = signed(whole).saturating_mul(microbatches as i64).saturating_add(signed(rise));
+            self.is_ample.push(most <= self.room[device]);
         }
     }
 
@@ -183,9 +190,10 @@ impl Listing {
                 best = Some(Candidate { key, ..candidate });
             }
         };
+        let mut ahead = None;
         for &local in &tables.local[device] {
             let stage = local as usize;
-            if let Some(candidate) = self.forward(tables, recipe, device, stage) {
+            if let Some(candidate) = self.forward(tables, recipe, device, stage, &mut ahead) {
                 offer(candidate);
             }
             if let Some(candidate) = self.backward(tables, recipe, device, stage) {
@@ -216,14 +224,24 @@ impl Listing {
         if best.ready <= now {
             return Choice::Run(best.op);
         }
-        let ends_in_time = |candidate: &Candidate| now.saturating_add(tables.ns(candidate.op)) <= best.ready;
+        let wait = u128::from(best.ready - now) * 100;
+        let ends_in_time = |candidate: &Candidate| {
+            u128::from(tables.ns(candidate.op)) * u128::from(100 - recipe.overrun.min(100)) <= wait
+        };
         match filler.filter(ends_in_time).or(weight.filter(ends_in_time)) {
             Some(filler) => Choice::Run(filler.op),
             None => Choice::Wait(earliest),
         }
     }
 
-    fn forward(&self, tables: &Tables, recipe: &Recipe, device: usize, stage: usize) -> Option<Candidate> {
+    fn forward(
+        &self,
+        tables: &Tables,
+        recipe: &Recipe,
+        device: usize,
+        stage: usize,
+        ahead: &mut Option<i64>,
+    ) -> Option<Candidate> {
         let microbatch = self.forwards[stage] as usize;
         if microbatch == tables.microbatches || self.forwards[stage] - self.backwards[stage] >= recipe.cap[stage] {
             return None;
@@ -232,31 +250,40 @@ impl Listing {
         if ready == UNKNOWN {
             return None;
         }
-        let stash = signed(tables.cost[stage].stash_bytes);
-        let local = &tables.local[device];
-        let last = *local.last().expect("the stage itself is local") as usize;
-        let oldest = self.forwards[last];
-        if microbatch as u32 > oldest {
-            let ahead: i64 = local
-                .iter()
-                .map(|&other| {
-                    let ahead = i64::from(self.forwards[other as usize].saturating_sub(oldest + 1));
-                    signed(tables.cost[other as usize].stash_bytes).saturating_mul(ahead)
-                })
-                .fold(0, i64::saturating_add);
-            let needs =
-                ahead.saturating_add(stash).saturating_add(self.whole[device]).saturating_add(self.rise[device]);
-            if needs > self.room[device] {
-                return None;
+        let mut fits = true;
+        if !self.is_ample[device] {
+            let stash = signed(tables.cost[stage].stash_bytes);
+            let local = &tables.local[device];
+            let last = *local.last().expect("the stage itself is local") as usize;
+            let oldest = self.forwards[last];
+            if microbatch as u32 > oldest {
+                // The same for all stages of the device.
+                let ahead = *ahead.get_or_insert_with(|| self.ahead(tables, device, oldest));
+                let needs =
+                    ahead.saturating_add(stash).saturating_add(self.whole[device]).saturating_add(self.rise[device]);
+                if needs > self.room[device] {
+                    return None;
+                }
             }
+            fits = self.live[device].saturating_add(stash).saturating_add(self.rise[device]) <= self.room[device];
         }
-        let fits = self.live[device].saturating_add(stash).saturating_add(self.rise[device]) <= self.room[device];
         let held = !recipe.fused[stage] && self.forwards[stage] - self.weights[stage] >= recipe.hold[stage];
         if (!fits || held) && self.pending_weights(device, tables, recipe) == 0 {
             return None;
         }
         let key = recipe.period_ns * microbatch as i64 + recipe.forward[stage];
         Some(Candidate { key, op: op(F, stage, microbatch), ready, short: !fits || held })
+    }
+
+    /// Bytes of the microbatches that a device's stages have started beyond the next one of its last stage.
+    fn ahead(&self, tables: &Tables, device: usize, oldest: u32) -> i64 {
+        tables.local[device]
+            .iter()
+            .map(|&other| {
+                let ahead = i64::from(self.forwards[other as usize].saturating_sub(oldest + 1));
+                signed(tables.cost[other as usize].stash_bytes).saturating_mul(ahead)
+            })
+            .fold(0, i64::saturating_add)
     }
 
     fn pending_weights(&self, device: usize, tables: &Tables, recipe: &Recipe) -> u32 {
@@ -278,7 +305,7 @@ impl Listing {
         }
         let cost = &tables.cost[stage];
         let needs = signed(cost.rise_bytes).saturating_add(signed(cost.workspace_bytes));
-        let short = self.live[device].saturating_add(needs) > self.room[device];
+        let short = !self.is_ample[device] && self.live[device].saturating_add(needs) > self.room[device];
         let key = recipe.period_ns * microbatch as i64 + recipe.backward[stage];
         let kind = if recipe.fused[stage] { B } else { I };
         Some(Candidate { key, op: op(kind, stage, microbatch), ready, short })

@@ -70,6 +70,7 @@ pub(crate) fn by_time(tables: &Tables, stretch: Stretch) -> Recipe {
         fused: vec![false; count],
         impatience: 100,
         weight_last: stretch.weight >= 1000,
+        overrun: 0,
     }
 }
 
@@ -88,6 +89,7 @@ pub(crate) fn backward_first(tables: &Tables, cap: impl Fn(usize) -> u32) -> Rec
         fused: vec![false; count],
         impatience: 0,
         weight_last: true,
+        overrun: 0,
     }
 }
 
@@ -98,6 +100,7 @@ pub(crate) struct Genes {
     pub(crate) fused: bool,
     pub(crate) impatience: i64,
     pub(crate) weight_last: bool,
+    pub(crate) overrun: u64,
 }
 
 /// Family of keys.
@@ -112,11 +115,15 @@ pub(crate) enum Style {
 impl Genes {
     const fn time(forward: i64, backward: i64, weight: i64) -> Self {
         let style = Style::Time(Stretch { forward, backward, weight });
-        Self { style, fused: false, impatience: 100, weight_last: weight >= 1000 }
+        Self { style, fused: false, impatience: 100, weight_last: weight >= 1000, overrun: 0 }
     }
 
     const fn backward_first(percent: u32) -> Self {
-        Self { style: Style::BackwardFirst(percent), fused: false, impatience: 0, weight_last: true }
+        Self { style: Style::BackwardFirst(percent), fused: false, impatience: 0, weight_last: true, overrun: 0 }
+    }
+
+    const fn busy(self, overrun: u64) -> Self {
+        Self { overrun, ..self }
     }
 
     const fn fused(self) -> Self {
@@ -124,14 +131,20 @@ impl Genes {
     }
 
     /// To try on any shape, the most promising first.
-    pub(crate) const STANDARD: [Genes; 14] = [
-        Genes::time(100, 100, 1000),
+    pub(crate) const STANDARD: [Genes; 20] = [
+        Genes::time(100, 100, 1000).busy(100),
         Genes::backward_first(100),
+        Genes::time(200, 200, 1000).busy(100),
+        Genes::time(100, 100, 1000),
+        Genes::backward_first(150).busy(100),
+        Genes::time(150, 150, 1000).busy(50),
+        Genes::backward_first(100).fused(),
+        Genes::time(300, 300, 1000).busy(100),
         Genes::time(150, 150, 1000),
         Genes::backward_first(150),
-        Genes::backward_first(100).fused(),
         Genes::time(100, 100, 50),
         Genes::time(200, 200, 1000),
+        Genes::time(150, 150, 1000).busy(100),
         Genes::time(100, 100, 1000).fused(),
         Genes::time(130, 130, 100),
         Genes::time(70, 100, 1000),
@@ -144,11 +157,12 @@ impl Genes {
     /// Others near these.
     pub(crate) fn mutated(self, random: &mut Random) -> Self {
         let mut next = self;
-        match random.below(8) {
+        match random.below(9) {
             0 => next = Self::STANDARD[random.below(Self::STANDARD.len())],
             1 => next.impatience = [0, 50, 100, 200, 400][random.below(5)],
             2 => next.weight_last = !next.weight_last,
             3 => next.fused = !next.fused,
+            4 => next.overrun = [0, 30, 60, 100][random.below(4)],
             _ => match &mut next.style {
                 Style::Time(stretch) => {
                     let gene = [&mut stretch.forward, &mut stretch.backward, &mut stretch.weight];
@@ -174,6 +188,7 @@ impl Genes {
         recipe.fused.fill(self.fused);
         recipe.impatience = self.impatience;
         recipe.weight_last = self.weight_last;
+        recipe.overrun = self.overrun;
         recipe
     }
 }

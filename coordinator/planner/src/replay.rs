@@ -178,14 +178,4 @@ impl Replay {
             .find_map(|device| programs[device].get(self.position[device]).map(|&op| (device, op)))
             .unwrap_or((0, NONE))
     }
-
-    /// When the input of an instruction arrived; 0 for W.
-    pub(crate) fn ready(&self, tables: &Tables, op: Op) -> u64 {
-        let slot = stage(op) * tables.microbatches + microbatch(op);
-        match kind(op) {
-            F => self.forward_ready[slot],
-            W => 0,
-            _ => self.backward_ready[slot],
-        }
-    }
 }

@@ -66,6 +66,35 @@ impl Shape {
         });
     }
 
+    /// The stages of another placement of the layers, whose neighbours on one device are joined, but for those that
+    /// this shape holds apart.
+    pub(crate) fn placed(&self, device_of_layers: &[u32]) -> Vec<Slot> {
+        let mut apart =
+            self.stages.windows(2).filter(|pair| pair[0].device == pair[1].device).map(|pair| pair[1].start);
+        let mut next_apart = apart.next();
+        let mut stages: Vec<Slot> = Vec::with_capacity(self.stages.len() + 2);
+        for (layer, &device) in device_of_layers.iter().enumerate() {
+            let layer = layer as u32;
+            let is_apart = next_apart == Some(layer);
+            if is_apart {
+                next_apart = apart.next();
+            }
+            match stages.last_mut() {
+                Some(slot) if slot.device == device && !is_apart => slot.end += 1,
+                _ => stages.push(Slot { start: layer, end: layer + 1, device }),
+            }
+        }
+        stages
+    }
+
+    /// Cuts a stage in two on its device; `at` is the first layer of the second.
+    pub(crate) fn cut(&mut self, stage: usize, at: u32) {
+        let slot = self.stages[stage];
+        debug_assert!(slot.start < at && at < slot.end, "both parts hold a layer");
+        self.stages[stage].end = at;
+        self.stages.insert(stage + 1, Slot { start: at, ..slot });
+    }
+
     /// As a plan with programs.
     pub(crate) fn plan(&self, problem: &Problem, programs: &Programs, epoch: Epoch, parent: Epoch) -> Plan {
         let stages = self.stages.iter().map(|slot| Stage {

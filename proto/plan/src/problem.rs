@@ -8,6 +8,7 @@ mod check;
 pub use check::{DEVICES_MAX, LAYERS_MAX, MICROBATCHES_MAX, TOTAL_MAX};
 
 use crate::json::{self, FormatError};
+use adaptis_proto::message::{Job, JobLayer};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -237,6 +238,39 @@ impl Pair {
 }
 
 impl Problem {
+    /// A job before anything was measured: each layer costs the same everywhere and nothing takes memory, so that an
+    /// audit judges a plan's structure alone.
+    pub fn without_costs(job: &Job, devices: Vec<Device>) -> Problem {
+        let cost = Cost { forward_ns: 1, input_gradient_ns: 1, weight_gradient_ns: 1, ..Cost::default() };
+        let layer = |layer: &JobLayer| Layer {
+            name: layer.name.clone(),
+            signature: layer.signature.clone(),
+            parameter_bytes: 0,
+            state_bytes: 0,
+            output_bytes: 0,
+            moved_bytes: None,
+            note: None,
+        };
+        Problem {
+            format: FORMAT.to_owned(),
+            note: None,
+            microbatches: job.microbatches,
+            layers: job.layers.iter().map(layer).collect(),
+            costs: devices.iter().map(|device| (device.kind.clone(), vec![cost.clone(); job.layers.len()])).collect(),
+            devices,
+            links: Links {
+                default: Link { latency_ns: 0, bytes_per_second: 1e12, note: () },
+                pairs: Vec::new(),
+                note: None,
+            },
+            optimizer_ns: BTreeMap::new(),
+            receive_buffers: ReceiveBuffers::None,
+            boundary_ns: 0,
+            stage_ns: 0,
+            constraints: Constraints::default(),
+        }
+    }
+
     /// Reads and checks a problem.
     ///
     /// # Errors

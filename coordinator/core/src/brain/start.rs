@@ -4,8 +4,7 @@ use super::adapt::Adapt;
 use super::{Announcement, Brain, Effect, History, Stage};
 use crate::ledger::{Decision, Durable, GenerationRecord, Head, PhaseRecord, PlanRecord, Recovered, RunFailure};
 use crate::membership::Roster;
-use adaptis_plan::problem::FORMAT;
-use adaptis_plan::{Constraints, Cost, Device, Layer, Link, Links, Plan, Problem, ReceiveBuffers, audit};
+use adaptis_plan::{Device, Plan, Problem, audit};
 use adaptis_planner::schedule;
 use adaptis_proto::Step;
 use adaptis_proto::message::{DeviceCard, Job, RankOrder, Rejection};
@@ -203,19 +202,8 @@ fn first_plan(job: &Job, cards: &[DeviceCard]) -> Result<Plan, Vec<String>> {
     if findings.is_empty() { Ok(plan) } else { Err(findings) }
 }
 
-/// The job as a problem before anything was measured: every layer costs the same and nothing takes memory, so that the
-/// audit judges a plan's structure alone.
+/// The job as a problem before anything was measured.
 fn structure(job: &Job, cards: &[DeviceCard]) -> Problem {
-    let cost = Cost { forward_ns: 1, input_gradient_ns: 1, weight_gradient_ns: 1, ..Cost::default() };
-    let layer = |layer: &adaptis_proto::message::JobLayer| Layer {
-        name: layer.name.clone(),
-        signature: layer.signature.clone(),
-        parameter_bytes: 0,
-        state_bytes: 0,
-        output_bytes: 0,
-        moved_bytes: None,
-        note: None,
-    };
     let device = |card: &DeviceCard| Device {
         name: card.name.clone(),
         kind: card.kind.clone(),
@@ -224,22 +212,5 @@ fn structure(job: &Job, cards: &[DeviceCard]) -> Problem {
         reserved_bytes: 0,
         note: None,
     };
-    Problem {
-        format: FORMAT.to_owned(),
-        note: None,
-        microbatches: job.microbatches,
-        layers: job.layers.iter().map(layer).collect(),
-        devices: cards.iter().map(device).collect(),
-        costs: cards.iter().map(|card| (card.kind.clone(), vec![cost.clone(); job.layers.len()])).collect(),
-        links: Links {
-            default: Link { latency_ns: 0, bytes_per_second: 1e12, note: () },
-            pairs: Vec::new(),
-            note: None,
-        },
-        optimizer_ns: BTreeMap::new(),
-        receive_buffers: ReceiveBuffers::None,
-        boundary_ns: 0,
-        stage_ns: 0,
-        constraints: Constraints::default(),
-    }
+    Problem::without_costs(job, cards.iter().map(device).collect())
 }

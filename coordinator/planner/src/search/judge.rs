@@ -1,5 +1,6 @@
 //! What the search knows of its problem, what a plan is worth, and what was spent.
 
+use super::sketch::Sketch;
 use super::{Control, Options, Progress};
 use crate::costs::Costs;
 use crate::listing::{Listing, admissible};
@@ -14,8 +15,12 @@ use crate::shape::{Shape, Tables};
 
 /// Instructions replayed between two calls of the caller's `tick`: well under two milliseconds.
 const TICK_INSTRUCTIONS: u64 = 30_000;
+/// Stages of sketches that cost about as much as an evaluation.
+const SKETCHED_STAGES: usize = 500;
 /// Charge per layer that moves, as a share of the lower bound, so that noise does not shuffle layers.
 const MOVED_LAYER_SHARE: f64 = 0.0002;
+/// Charge per stage, as a share of the lower bound, so that stages are not cut for nothing.
+const STAGE_SHARE: f64 = 0.0001;
 
 /// A plan in the making.
 #[derive(Clone, Debug)]
@@ -25,7 +30,7 @@ pub(crate) struct Candidate {
     /// What its programs were listed from, if they were.
     pub(crate) genes: Genes,
     pub(crate) iteration_ns: u64,
-    /// `iteration_ns` and the charge for what moves.
+    /// `iteration_ns` and the charge for stages and for what moves.
     pub(crate) value: f64,
 }
 
@@ -37,16 +42,22 @@ pub(crate) struct Judge<'a> {
     running: Option<Vec<u32>>,
     horizon_iterations: f64,
     moved_layer_ns: f64,
+    stage_charge_ns: f64,
     pub(crate) bound_ns: u64,
     pub(crate) evaluations: u64,
     evaluations_max: u64,
     tick: &'a mut dyn FnMut(&Progress) -> Control,
     since_tick: u64,
+    /// Stages of sketches since the last that were counted.
+    sketched: usize,
     stopped: bool,
     pub(crate) best_ns: u64,
+    /// Listings of a higher value are not wanted.
+    pub(crate) worth: f64,
     pub(crate) stage: &'static str,
     pub(crate) replay: Replay,
     pub(crate) listing: Listing,
+    pub(crate) sketch: Sketch,
     splitter: Splitter,
     relaxed: Rules,
     relaxed_splitter: Splitter,
@@ -67,16 +78,20 @@ impl<'a> Judge<'a> {
             running,
             horizon_iterations: options.horizon_iterations.max(1) as f64,
             moved_layer_ns: bound_ns as f64 * MOVED_LAYER_SHARE,
+            stage_charge_ns: bound_ns as f64 * STAGE_SHARE,
             bound_ns,
             evaluations: 0,
             evaluations_max: options.evaluations.unwrap_or(u64::MAX),
             tick,
             since_tick: 0,
+            sketched: 0,
             stopped: false,
             best_ns: u64::MAX,
+            worth: f64::INFINITY,
             stage: "starts",
             replay: Replay::default(),
             listing: Listing::default(),
+            sketch: Sketch::default(),
             splitter: Splitter::default(),
             relaxed: rules.relaxed(),
             relaxed_splitter: Splitter::default(),
@@ -105,6 +120,21 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Counts a sketch of so many stages: many make an evaluation.
+    pub(crate) fn spend_sketch(&mut self, stages: usize) {
+        self.sketched += stages;
+        if self.sketched >= SKETCHED_STAGES {
+            self.sketched = 0;
+            self.spend(SKETCHED_STAGES);
+        }
+    }
+
+    /// What a shape takes at least, whatever the order.
+    pub(crate) fn floor_ns(&mut self, shape: &Shape) -> f64 {
+        self.spend_sketch(shape.stages.len());
+        self.sketch.estimate(self.costs, shape).floor_ns
+    }
+
     /// The best split over a sequence of devices; where pins leave none, the best without them, to be repaired.
     pub(crate) fn split(&mut self, sequence: &[u32], weigh: Weigh) -> Option<Shape> {
         let kept = self.splitter.split(self.costs, self.rules, sequence, weigh);
@@ -114,11 +144,14 @@ impl<'a> Judge<'a> {
         self.relaxed_splitter.split(self.costs, &self.relaxed, sequence, weigh)
     }
 
-    /// What moving to a shape costs, per iteration of the horizon.
+    /// What a shape costs beside its time: a little per stage, and what moving to it takes, per iteration of the
+    /// horizon.
     pub(crate) fn charge(&self, shape: &Shape) -> f64 {
-        let Some(running) = &self.running else { return 0.0 };
+        let stages = shape.stages.len() as f64 * self.stage_charge_ns;
+        let Some(running) = &self.running else { return stages };
         let moves = moves::between(&self.costs.moved_bytes, running, &shape.device_of_layers());
-        moves::longest_ns(self.costs, &moves) as f64 / self.horizon_iterations
+        stages
+            + moves::longest_ns(self.costs, &moves) as f64 / self.horizon_iterations
             + f64::from(moves.layers) * self.moved_layer_ns
     }
 
@@ -142,9 +175,12 @@ impl<'a> Judge<'a> {
             return None;
         }
         let charge = self.charge(shape);
+        if self.worth < f64::INFINITY && self.floor_ns(shape) + charge > self.worth {
+            return None;
+        }
         let mut best: Option<Candidate> = None;
         for &genes in genes {
-            let give_up = best.as_ref().map_or(f64::INFINITY, |best| best.value);
+            let give_up = best.as_ref().map_or(self.worth, |best| best.value);
             if let Some((iteration_ns, value)) = self.list(&tables, genes, charge, give_up)
                 && value < give_up
             {

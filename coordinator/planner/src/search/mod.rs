@@ -1,9 +1,10 @@
 //! Searches for the plan with the shortest iteration, anytime.
 //!
 //! ```text
-//!   portfolio --> pool of different shapes --> structure: annealed, each neighbour listed anew --+
-//!                   ^                      --> order: annealed, each move replayed          <----+
-//!                   +------------------------------------------------------------------------ rounds, ever longer
+//!   portfolio --> pool of different shapes --> sketch: annealed by loads alone     --+
+//!                   ^                      --> structure: each neighbour listed anew <-+--+
+//!                   |                      --> order: each move timed              <------+
+//!                   +------------------------------------------------------------- rounds, ever longer
 //! ```
 //!
 //! Short restarts that intensify the best few beat one long anneal. A round works on the pool's members in turn; its
@@ -16,6 +17,7 @@
 mod judge;
 mod order;
 mod portfolio;
+mod sketch;
 mod structure;
 
 use crate::bounds;
@@ -45,7 +47,13 @@ const GROWING_ROUNDS: u32 = 20;
 /// Listings this much worse than the best plan are worth tuning.
 const NEAR: f64 = 0.03;
 /// Members of the pool that a round works on.
-const WORKED_ON: usize = 3;
+const WORKED_ON: usize = 2;
+/// Share of the new shapes that come from a sketch, and how long one is.
+const SKETCHED: f64 = 0.3;
+const SKETCH_STEPS: usize = 10_000;
+/// An order this near to what its shape takes at least is not worth tuning, but for a share of the time.
+const SETTLED: f64 = 0.0003;
+const TUNED_ANYWAY: f64 = 0.2;
 
 /// How to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,7 +303,12 @@ fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
             let place = if turn == 0 { 0 } else { random.below(pool.members.len()) };
             let start = pool.members[place].clone();
             judge.stage = "structure";
-            let listed = structure::relisted(judge, &start, random);
+            let listed = if random.chance(SKETCHED) {
+                let shape = sketch::anneal(judge, &start.shape, SKETCH_STEPS, random);
+                judge.best_listing(&shape, &Genes::STANDARD)
+            } else {
+                structure::relisted(judge, &start, random)
+            };
             let mut tuned = start;
             if let Some(listed) = listed {
                 let annealed = structure::anneal(judge, pool, &listed, Freedom::Full, structure_steps, random);
@@ -304,6 +317,11 @@ fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
                 if near && (turn > 0 || round % 2 == 1) || annealed.value < tuned.value {
                     tuned = annealed;
                 }
+            }
+            let floor_ns = judge.floor_ns(&tuned.shape);
+            if tuned.iteration_ns as f64 <= floor_ns * (1.0 + SETTLED) && !random.chance(TUNED_ANYWAY) {
+                pool.offer(judge, tuned);
+                continue;
             }
             judge.stage = "order";
             order::anneal(judge, pool, &tuned, Some(Freedom::Full), order_steps, random);

@@ -1,18 +1,20 @@
 //! Local search over the explicit order of instructions: most moves on the critical path, each replayed.
 //!
 //! A move takes one instruction past its neighbours in its device's program. What may not pass what follows from the
-//! stage and microbatch alone; the rest (two stages of one device) shows in the replay. Memory is checked in the window
-//! that changed. A few moves change the structure under the order: a layer over a boundary, a layer recomputed or not.
+//! stage and microbatch alone; the rest (two stages of one device) shows in the times. Memory is checked in the window
+//! that changed, times follow through [`Course`]. A few moves change the structure under the order: a layer over a boundary, a layer recomputed or not.
 
 use super::judge::{Candidate, Judge};
 use super::portfolio::Pool;
-use super::structure::{Freedom, change};
+use super::structure::{Freedom, change, stages_max};
+use crate::course::Course;
 use crate::memory;
-use crate::program::{B, F, I, NONE, Op, W, kind, microbatch, op, stage};
+use crate::program::{B, F, I, NONE, Op, Programs, STAGES_MAX, W, kind, microbatch, op, stage};
 use crate::random::Random;
 use crate::recipe::works_ns;
 use crate::replay::Deadline;
-use crate::shape::Tables;
+use crate::shape::{Shape, Tables};
+use std::cmp::Ordering;
 
 /// Temperature at the start and at the end, as a share of the value.
 const HOT: f64 = 0.003;
@@ -22,6 +24,12 @@ const MEAN_END: f64 = 0.02;
 /// Share of moves that change the structure, and of the rest those on the critical path.
 const STRUCTURAL: f64 = 0.06;
 const CRITICAL: f64 = 0.8;
+/// Share of moves that cut a stage in two in its place, if everything may change.
+const CUTTING: f64 = 0.0003;
+/// Moves kept after which the critical path is followed anew, though the iteration takes as long as before.
+const KEPT_MAX: u32 = 32;
+/// What a visit costs, in replayed instructions.
+const INSTRUCTIONS_PER_VISIT: usize = 5;
 
 /// Two instructions of one device that may not change places.
 fn bound(a: Op, b: Op) -> bool {
@@ -44,9 +52,10 @@ struct Tuner<'j, 'a> {
     smooth: f64,
     /// Per device and position: what lives before it.
     live: Vec<Vec<i64>>,
-    /// Position of each instruction in its program, `u32::MAX` if there is none.
-    position: Vec<u32>,
+    course: Course,
     critical: Vec<Op>,
+    /// Moves kept since the critical path was followed.
+    kept: u32,
 }
 
 /// Anneals the order of a candidate; the best goes into the pool.
@@ -71,6 +80,7 @@ pub(crate) fn anneal(
             let temperature = tuner.smooth * HOT * (COLD / HOT).powf(cool);
             let accept = tuner.smooth - temperature * random.unit().max(1e-12).ln();
             match freedom {
+                Some(Freedom::Full) if random.chance(CUTTING) => tuner.cut(accept, random),
                 Some(freedom) if random.chance(STRUCTURAL) => tuner.restructure(freedom, accept, random),
                 _ => tuner.reorder(accept, random),
             }
@@ -108,95 +118,65 @@ impl<'j, 'a> Tuner<'j, 'a> {
             charge,
             smooth: 0.0,
             live: Vec::new(),
-            position: Vec::new(),
+            course: Course::default(),
             critical: Vec::new(),
+            kept: 0,
         };
-        tuner.index();
         let (iteration_ns, smooth) = tuner.measure(f64::INFINITY)?;
-        tuner.settle(iteration_ns, smooth, random);
+        tuner.adopt(iteration_ns, smooth, random);
         Some(tuner)
     }
 
-    /// Where everything is, and what lives there.
-    fn index(&mut self) {
+    /// Takes over what has just been replayed.
+    fn adopt(&mut self, iteration_ns: u64, smooth: f64, random: &mut Random) {
+        self.course.adopt(&self.tables, &self.current.programs, &self.judge.replay);
         let tables = &self.tables;
-        self.position.clear();
-        self.position.resize(tables.stages() * tables.microbatches * 4, u32::MAX);
         self.live.resize(tables.devices, Vec::new());
-        for device in 0..tables.devices {
-            let program = &self.current.programs[device];
-            let live = &mut self.live[device];
+        for (device, live) in self.live.iter_mut().enumerate() {
             live.clear();
             let mut now = i64::try_from(tables.base_bytes[device]).unwrap_or(i64::MAX);
-            for (position, &op) in program.iter().enumerate() {
+            for &op in &self.current.programs[device] {
                 live.push(now);
                 now = now.saturating_add(memory::step(tables, op).1);
-                self.position[slot(tables, op)] = position as u32;
             }
         }
-    }
-
-    /// Time and smooth value; `None` for what can't run or is worse than `accept`.
-    fn measure(&mut self, accept: f64) -> Option<(u64, f64)> {
-        self.judge.spend(self.current.programs.iter().map(Vec::len).sum());
-        let share = MEAN_END / self.work_ns.len() as f64;
-        let rest = self.charge + self.work_ns.iter().map(|&ns| ns as f64).sum::<f64>() * share;
-        let end_ns = ((accept - rest).max(0.0) as u64).saturating_sub(self.tables.tail_ns);
-        let deadline = Deadline { work_ns: &self.work_ns, end_ns };
-        let end = self.judge.replay.run_until(&self.tables, &self.current.programs, deadline)?;
-        let iteration_ns = end.saturating_add(self.tables.tail_ns);
-        let ends: f64 = self.judge.replay.free.iter().map(|&ns| ns as f64).sum();
-        let smooth = iteration_ns as f64 + self.charge + share * ends;
-        (smooth <= accept).then_some((iteration_ns, smooth))
-    }
-
-    fn settle(&mut self, iteration_ns: u64, smooth: f64, random: &mut Random) {
-        self.current.iteration_ns = iteration_ns;
-        self.current.value = iteration_ns as f64 + self.charge;
-        self.smooth = smooth;
+        self.settle(iteration_ns, smooth);
         self.trace(random);
     }
 
-    /// Follows what each instruction waited for, back from the last to end.
-    fn trace(&mut self, random: &mut Random) {
-        self.critical.clear();
-        let replay = &self.judge.replay;
-        let (tables, programs) = (&self.tables, &self.current.programs);
-        let ends = |device: usize| replay.free[device];
-        let Some(mut device) = (0..tables.devices).max_by_key(|&device| ends(device)) else { return };
-        let mut position = programs[device].len();
-        while position > 0 {
-            let here = programs[device][position - 1];
-            let start = replay.start[device][position - 1];
-            self.critical.push(here);
-            if start == 0 {
-                break;
-            }
-            let before = position > 1
-                && replay.start[device][position - 2].saturating_add(tables.ns(programs[device][position - 2]))
-                    == start;
-            if replay.ready(tables, here) == start && (!before || random.chance(0.5)) {
-                let Some(producer) = self.producer(here) else { break };
-                device = tables.device[stage(producer)] as usize;
-                position = self.position[slot(tables, producer)] as usize + 1;
-            } else {
-                position -= 1;
-            }
-        }
+    /// Ends of programs after this make a value above `accept`.
+    fn deadline_ns(&self, accept: f64) -> u64 {
+        let share = MEAN_END / self.work_ns.len() as f64;
+        let rest = self.charge + self.work_ns.iter().map(|&ns| ns as f64).sum::<f64>() * share;
+        ((accept - rest).max(0.0) as u64).saturating_sub(self.tables.tail_ns)
     }
 
-    fn producer(&self, consumer: Op) -> Option<Op> {
-        let (stage, microbatch) = (stage(consumer), microbatch(consumer));
-        if kind(consumer) == F {
-            return stage.checked_sub(1).map(|before| op(F, before, microbatch));
-        }
-        if stage + 1 == self.tables.stages() {
-            return Some(op(F, stage, microbatch));
-        }
-        [I, B]
-            .into_iter()
-            .map(|kind| op(kind, stage + 1, microbatch))
-            .find(|&op| self.position[slot(&self.tables, op)] != u32::MAX)
+    /// Iteration time and smooth value, from the devices' ends.
+    fn value(&self, end_ns: u64, ends_sum: f64) -> (u64, f64) {
+        let share = MEAN_END / self.work_ns.len() as f64;
+        let iteration_ns = end_ns.saturating_add(self.tables.tail_ns);
+        (iteration_ns, iteration_ns as f64 + self.charge + share * ends_sum)
+    }
+
+    /// Replays everything; `None` for what can't run or is worse than `accept`.
+    fn measure(&mut self, accept: f64) -> Option<(u64, f64)> {
+        self.judge.spend(self.current.programs.iter().map(Vec::len).sum());
+        let deadline = Deadline { work_ns: &self.work_ns, end_ns: self.deadline_ns(accept) };
+        let end = self.judge.replay.run_until(&self.tables, &self.current.programs, deadline)?;
+        let ends_sum: f64 = self.judge.replay.free.iter().map(|&ns| ns as f64).sum();
+        let (iteration_ns, smooth) = self.value(end, ends_sum);
+        (smooth <= accept).then_some((iteration_ns, smooth))
+    }
+
+    fn settle(&mut self, iteration_ns: u64, smooth: f64) {
+        self.current.iteration_ns = iteration_ns;
+        self.current.value = iteration_ns as f64 + self.charge;
+        self.smooth = smooth;
+    }
+
+    fn trace(&mut self, random: &mut Random) {
+        self.kept = 0;
+        self.course.critical(&self.tables, &self.current.programs, &mut self.critical, || random.chance(0.5));
     }
 
     /// Draws a move, and undoes it unless its value is at most `accept`.
@@ -208,7 +188,7 @@ impl<'j, 'a> Tuner<'j, 'a> {
         let (device, from) = if critical {
             let here = self.critical[random.below(self.critical.len())];
             let device = self.tables.device[stage(here)] as usize;
-            let at = self.position[slot(&self.tables, here)] as usize;
+            let at = self.course.position(here);
             // Either it comes earlier, or the one before it comes later.
             if earlier || at == 0 {
                 earlier = true;
@@ -241,14 +221,35 @@ impl<'j, 'a> Tuner<'j, 'a> {
         }
         rotate(program, from, to);
         let (low, high) = (from.min(to), from.max(to));
-        if self.window_fits(device, low, high)
-            && let Some((iteration_ns, smooth)) = self.measure(accept)
-        {
-            self.reindex(device, low, high);
-            self.settle(iteration_ns, smooth, random);
+        if !self.window_fits(device, low, high) {
+            self.judge.spend(0);
+            rotate(&mut self.current.programs[device], to, from);
+            return;
+        }
+        let deadline_ns = self.deadline_ns(accept);
+        let runs = self.course.shift(&self.tables, &self.current.programs, device, (from, to), deadline_ns);
+        self.judge.spend(self.course.visits * INSTRUCTIONS_PER_VISIT);
+        let (iteration_ns, smooth) = self.value(self.course.end_ns(), self.course.ends_sum());
+        if runs && smooth <= accept {
+            self.course.keep();
+            debug_assert!(self.agrees(), "times kept up to date are those of a replay");
+            self.relive(device, low, high);
+            self.kept += 1;
+            let is_stale = iteration_ns != self.current.iteration_ns || self.kept >= KEPT_MAX;
+            self.settle(iteration_ns, smooth);
+            if is_stale {
+                self.trace(random);
+            }
         } else {
             rotate(&mut self.current.programs[device], to, from);
+            self.course.undo(&self.tables, &self.current.programs);
         }
+    }
+
+    fn agrees(&mut self) -> bool {
+        let programs = &self.current.programs;
+        let end = self.judge.replay.run(&self.tables, programs);
+        end == Some(self.course.end_ns()) && self.course.starts_as(programs, &self.judge.replay)
     }
 
     fn window_fits(&self, device: usize, low: usize, high: usize) -> bool {
@@ -262,13 +263,12 @@ impl<'j, 'a> Tuner<'j, 'a> {
         })
     }
 
-    fn reindex(&mut self, device: usize, low: usize, high: usize) {
+    fn relive(&mut self, device: usize, low: usize, high: usize) {
         let mut now = self.live[device][low];
         for position in low..=high {
-            let op = self.current.programs[device][position];
             self.live[device][position] = now;
+            let op = self.current.programs[device][position];
             now = now.saturating_add(memory::step(&self.tables, op).1);
-            self.position[slot(&self.tables, op)] = position as u32;
         }
     }
 
@@ -279,9 +279,14 @@ impl<'j, 'a> Tuner<'j, 'a> {
         if !change(self.judge, &mut shape, freedom, random) || !self.judge.rules.permits(&shape) {
             return;
         }
+        self.reshape(shape, accept, random);
+    }
+
+    /// Takes over a shape for the current programs, if they fit and their value is at most `accept`.
+    fn reshape(&mut self, shape: Shape, accept: f64, random: &mut Random) -> bool {
         let tables = Tables::new(self.judge.costs, &shape);
         if !memory::fits(&tables, &self.current.programs) {
-            return;
+            return false;
         }
         let charge = std::mem::replace(&mut self.charge, self.judge.charge(&shape));
         let work_ns = std::mem::replace(&mut self.work_ns, works_ns(&tables));
@@ -289,14 +294,50 @@ impl<'j, 'a> Tuner<'j, 'a> {
         match self.measure(accept) {
             Some((iteration_ns, smooth)) => {
                 self.current.shape = shape;
-                self.index();
-                self.settle(iteration_ns, smooth, random);
+                self.adopt(iteration_ns, smooth, random);
+                true
             }
             None => {
                 self.charge = charge;
                 self.work_ns = work_ns;
                 self.tables = tables;
+                false
             }
+        }
+    }
+}
+
+impl Tuner<'_, '_> {
+    /// Cuts a stage in two on its device, each half's instructions one after the other: takes as long, and leaves more
+    /// freedom.
+    fn cut(&mut self, accept: f64, random: &mut Random) {
+        let count = self.current.shape.stages.len();
+        let cut = random.below(count);
+        let slot = self.current.shape.stages[cut];
+        if slot.end - slot.start < 2 || count >= stages_max(self.judge) || count >= STAGES_MAX {
+            return;
+        }
+        let mut shape = self.current.shape.clone();
+        shape.cut(cut, slot.start + 1 + random.below((slot.end - slot.start - 1) as usize) as u32);
+        let renamed = |each: Op| {
+            let (kind, at, microbatch) = (kind(each), stage(each), microbatch(each));
+            let (low, high) = (op(kind, at, microbatch), op(kind, at + 1, microbatch));
+            match (at.cmp(&cut), kind) {
+                (Ordering::Less, _) => [low, NONE],
+                (Ordering::Greater, _) => [high, NONE],
+                (Ordering::Equal, F) => [low, high],
+                (Ordering::Equal, _) => [high, low],
+            }
+        };
+        let programs: Programs = self
+            .current
+            .programs
+            .iter()
+            .map(|program| program.iter().flat_map(|&each| renamed(each)).filter(|&each| each != NONE).collect())
+            .collect();
+        let before = std::mem::replace(&mut self.current.programs, programs);
+        if !self.reshape(shape, accept, random) {
+            self.current.programs = before;
         }
     }
 }

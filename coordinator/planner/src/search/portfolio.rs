@@ -23,6 +23,12 @@ const ALIKE_MAX: usize = 2;
 /// Slots of a device in the richest pattern.
 const SLOTS_MAX: usize = 3;
 
+/// Runs of like devices in an order up to which each is given rounds of its own.
+const GROUPS_MAX: usize = 3;
+
+/// Starts this much worse than the best are not looked at to their end.
+const START_WORTH: f64 = 1.12;
+
 /// Steps of the descent on missing bytes.
 const DESCENT_STEPS: usize = 3_000;
 /// Relabellings of the running plan that are looked at.
@@ -136,8 +142,8 @@ pub(crate) fn device_orders(costs: &Costs, rules: &Rules, most: usize) -> Vec<Ve
     orders
 }
 
-/// Patterns of stages over an order of devices.
-fn patterns(order: &[u32], layers: usize) -> Vec<Vec<u32>> {
+/// Patterns of stages over an order of devices; `class` tells which devices are alike.
+fn patterns(order: &[u32], class: &[usize], layers: usize) -> Vec<Vec<u32>> {
     let back = || order.iter().rev();
     let mut patterns = vec![order.to_vec()];
     if order.len() < 2 {
@@ -151,12 +157,35 @@ fn patterns(order: &[u32], layers: usize) -> Vec<Vec<u32>> {
     }
     patterns.push(order.iter().chain(back()).copied().collect());
     patterns.push(order.iter().chain(back()).chain(order).copied().collect());
+    patterns.extend(by_groups(order, class));
     patterns.retain(|pattern| pattern.len() <= layers.max(order.len()));
     patterns
 }
 
+/// Each run of like devices has its own number of rounds: slow devices that take few layers each start sooner if they
+/// take them in turn.
+fn by_groups(order: &[u32], class: &[usize]) -> Vec<Vec<u32>> {
+    let groups: Vec<&[u32]> = order.chunk_by(|&a, &b| class[a as usize] == class[b as usize]).collect();
+    if groups.len() < 2 || groups.len() > GROUPS_MAX {
+        return Vec::new();
+    }
+    let combinations = SLOTS_MAX.pow(groups.len() as u32);
+    let pattern = |number: usize| {
+        let rounds = |place: usize| number / SLOTS_MAX.pow(place as u32) % SLOTS_MAX + 1;
+        let repeated = |(place, group): (usize, &&[u32])| group.repeat(rounds(place));
+        groups.iter().enumerate().flat_map(repeated).collect()
+    };
+    // All once is the order itself.
+    (1..combinations).map(pattern).collect()
+}
+
 /// Fills the pool with everything that is known before searching.
 pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape: Option<&Shape>) {
+    starts(judge, pool, running, shape);
+    judge.worth = f64::INFINITY;
+}
+
+fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape: Option<&Shape>) {
     if let Some(running) = running {
         pool.offer(judge, running.clone());
     }
@@ -172,6 +201,7 @@ pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidat
         orders.insert(0, running_order(rules, shape));
     }
     for order in orders {
+        judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
         let mut value = f64::INFINITY;
         for in_flight in [100, 50] {
             let Some(shape) = judge.split(&order, Weigh::Time { in_flight }) else { continue };
@@ -188,8 +218,10 @@ pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidat
         ranked.push((value, order));
     }
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let class = costs.classes();
     for (_, order) in ranked.iter().take(ORDERS_KEPT) {
-        for pattern in patterns(order, costs.layers) {
+        for pattern in patterns(order, &class, costs.layers) {
+            judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
             for in_flight in [100, 60, 30, 0] {
                 if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
                     offer_all(judge, pool, &shape);
@@ -246,8 +278,9 @@ pub(crate) fn squeeze(judge: &mut Judge, pool: &mut Pool, random: &mut Random) -
     let even = judge.rules.repaired(&by_count(judge.costs.layers, &judge.rules.usable));
     let (largest, sum) = shortage(&Tables::new(judge.costs, &even));
     let (mut sum, mut worst, mut shape) = (sum, largest, even);
+    let class = judge.costs.classes();
     for order in device_orders(judge.costs, judge.rules, ORDERS_MAX) {
-        for pattern in patterns(&order, judge.costs.layers) {
+        for pattern in patterns(&order, &class, judge.costs.layers) {
             let Some(mut next) = judge.split(&pattern, Weigh::Memory) else { continue };
             next.merge();
             let next = judge.rules.repaired(&next);

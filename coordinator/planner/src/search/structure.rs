@@ -10,10 +10,9 @@ use crate::listing::admissible;
 use crate::partition::by_relief;
 use crate::random::Random;
 use crate::recipe::Genes;
-use crate::rules::runs;
-use crate::shape::{Shape, Slot, Tables};
+use crate::shape::{Shape, Tables};
 
-/// Stages per device that a change may lead to.
+/// Stages per device that a change may lead to, on average.
 const STAGES_PER_DEVICE_MAX: usize = 4;
 /// Temperature at the start and at the end, as a share of the value.
 const HOT: f64 = 0.01;
@@ -59,12 +58,15 @@ pub(crate) fn anneal(
         if !judge.rules.permits(&shape) {
             continue;
         }
+        let charge = judge.charge(&shape);
+        let accepted = current.value - temperature * random.unit().max(1e-12).ln();
+        if structural && judge.floor_ns(&shape) + charge > accepted {
+            continue;
+        }
         let tables = Tables::new(judge.costs, &shape);
         if !admissible(&tables) {
             continue;
         }
-        let charge = judge.charge(&shape);
-        let accepted = current.value - temperature * random.unit().max(1e-12).ln();
         let Some((iteration_ns, value)) = judge.list(&tables, genes, charge, accepted) else { continue };
         if value > accepted {
             continue;
@@ -92,12 +94,15 @@ pub(crate) fn change(judge: &Judge, shape: &mut Shape, freedom: Freedom, random:
         Freedom::Boundary if draw < 80 => shift(shape, random, false),
         Freedom::Boundary => toggle(costs, shape, random),
         Freedom::Full => match draw {
-            0..45 => shift(shape, random, true),
-            45..60 => carry(shape, random),
-            60..72 => toggle(costs, shape, random),
-            72..82 => swap(shape, random),
-            82..92 => relocate(judge, shape, random),
-            _ => divide(judge, shape, random),
+            0..35 => shift(shape, random, true),
+            35..47 => carry(shape, random),
+            47..58 => toggle(costs, shape, random),
+            58..66 => swap(shape, random),
+            66..74 => relocate(judge, shape, random),
+            74..82 => divide(judge, shape, random),
+            82..94 => exchange(judge, shape, random),
+            94..98 => cut(judge, shape, random),
+            _ => join(shape, random),
         },
     }
 }
@@ -123,8 +128,16 @@ fn shift(shape: &mut Shape, random: &mut Random, may_empty: bool) -> bool {
         shape.stages[left + 1].start += count;
     }
     if count == size {
-        shape.stages.remove(if onward { left } else { left + 1 });
-        shape.merge();
+        let emptied = if onward { left } else { left + 1 };
+        shape.stages.remove(emptied);
+        // What the empty stage held apart is one stage now.
+        if let Some(before) = emptied.checked_sub(1)
+            && let Some(behind) = shape.stages.get(emptied).copied()
+            && shape.stages[before].device == behind.device
+        {
+            shape.stages[before].end = behind.end;
+            shape.stages.remove(emptied);
+        }
     }
     true
 }
@@ -179,32 +192,34 @@ fn swap(shape: &mut Shape, random: &mut Random) -> bool {
     if first == second {
         return false;
     }
+    let mut of = shape.device_of_layers();
     if random.chance(0.5) {
-        for slot in &mut shape.stages {
-            slot.device = match slot.device {
+        for device in &mut of {
+            *device = match *device {
                 device if device == first => second,
                 device if device == second => first,
                 device => device,
             };
         }
     } else {
-        shape.stages[a].device = second;
-        shape.stages[b].device = first;
+        of[shape.stages[a].range()].fill(second);
+        of[shape.stages[b].range()].fill(first);
     }
-    shape.merge();
+    shape.stages = shape.placed(&of);
     true
 }
 
 /// Gives a stage to another device.
 fn relocate(judge: &Judge, shape: &mut Shape, random: &mut Random) -> bool {
     let usable = &judge.rules.usable;
-    let at = random.below(shape.stages.len());
+    let slot = shape.stages[random.below(shape.stages.len())];
     let device = usable[random.below(usable.len())];
-    if shape.stages[at].device == device {
+    if slot.device == device {
         return false;
     }
-    shape.stages[at].device = device;
-    shape.merge();
+    let mut of = shape.device_of_layers();
+    of[slot.range()].fill(device);
+    shape.stages = shape.placed(&of);
     true
 }
 
@@ -217,18 +232,67 @@ fn divide(judge: &Judge, shape: &mut Shape, random: &mut Random) -> bool {
     let device = usable[random.below(usable.len())];
     let end = (start + length).min(of.len());
     of[start..end].fill(device);
-    let stages: Vec<Slot> = runs(&of);
-    if stages == shape.stages || stages.len() > usable.len() * STAGES_PER_DEVICE_MAX {
+    place(judge, shape, &of)
+}
+
+/// Exchanges the devices of two runs of as many layers: loads stay about what they were.
+fn exchange(judge: &Judge, shape: &mut Shape, random: &mut Random) -> bool {
+    let mut of = shape.device_of_layers();
+    let (a, b) = (random.below(of.len()), random.below(of.len()));
+    let (first, second) = (of[a], of[b]);
+    if first == second {
+        return false;
+    }
+    let run = |from: usize| of[from..].iter().take_while(|&&device| device == of[from]).count();
+    let length = (1 + random.below(3)).min(run(a)).min(run(b));
+    of[a..a + length].fill(second);
+    of[b..b + length].fill(first);
+    place(judge, shape, &of)
+}
+
+/// Takes over another placement of the layers; false if it is the old one or has too many stages.
+fn place(judge: &Judge, shape: &mut Shape, of: &[u32]) -> bool {
+    let stages = shape.placed(of);
+    if stages == shape.stages || stages.len() > stages_max(judge) {
         return false;
     }
     shape.stages = stages;
     true
 }
 
+/// Stages that a change may lead to.
+pub(crate) fn stages_max(judge: &Judge) -> usize {
+    judge.rules.usable.len() * STAGES_PER_DEVICE_MAX
+}
+
+/// Cuts a stage in two that stay on its device: finer work, and a lower rise where layers are recomputed.
+fn cut(judge: &Judge, shape: &mut Shape, random: &mut Random) -> bool {
+    let stage = random.below(shape.stages.len());
+    let slot = shape.stages[stage];
+    if slot.end - slot.start < 2 || shape.stages.len() >= stages_max(judge) {
+        return false;
+    }
+    shape.cut(stage, slot.start + 1 + random.below((slot.end - slot.start - 1) as usize) as u32);
+    true
+}
+
+/// Joins two neighbouring stages of a device.
+fn join(shape: &mut Shape, random: &mut Random) -> bool {
+    let stage = random.below(shape.stages.len());
+    let is_pair = shape.stages.get(stage + 1).is_some_and(|next| next.device == shape.stages[stage].device);
+    if is_pair {
+        shape.stages[stage].end = shape.stages[stage + 1].end;
+        shape.stages.remove(stage + 1);
+    }
+    is_pair
+}
+
 /// A candidate's shape listed anew: under its own genes, and fresh ones.
 pub(crate) fn relisted(judge: &mut Judge, candidate: &Candidate, random: &mut Random) -> Option<Candidate> {
     let fresh = Genes::STANDARD[random.below(Genes::STANDARD.len())].mutated(random);
     let mut shape = candidate.shape.clone();
-    shape.merge();
+    if random.chance(0.5) {
+        shape.merge();
+    }
     judge.best_listing(&shape, &[candidate.genes, candidate.genes.mutated(random), fresh])
 }

@@ -111,7 +111,8 @@ fn an_undisturbed_run_is_planned_once_and_refined_at_most_once() {
 
 #[test]
 fn a_throttled_device_is_answered_within_eight_iterations() {
-    let world = run(Mode::Adapt, false, 90, Some((FAULT, 1, 1.6)));
+    // Enough to make it the slowest, whatever it holds.
+    let world = run(Mode::Adapt, false, 90, Some((FAULT, 1, 2.5)));
     let after: Vec<_> =
         of(&world, Verdict::Switch).into_iter().filter(|decision| decision.iteration >= Step(FAULT)).collect();
     let decision = after.first().unwrap_or_else(|| panic!("{:#?}", world.ledger.held.decisions));

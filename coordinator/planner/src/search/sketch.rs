@@ -1,0 +1,152 @@
+//! What an iteration of a shape takes at least, told from loads alone: no order, no replay.
+//!
+//! A good order hides all but two things, so a shape is worth about the largest of them over its devices:
+//!
+//! - the device starts when the first microbatch has come down to its first stage, and then works without a pause;
+//! - a stage holds a microbatch from its F until its I has come back up, so that what a device's memory can hold limits
+//!   how often one may enter: `period >= sum over its stages of held bytes x time held / room`.
+//!
+//! It takes a microsecond where a listing takes fifty, and so can look at fifty times as many shapes. Links that are
+//! busy with more than one stage, and the fit of F, I and W into one another, are left to the listing.
+
+use super::judge::Judge;
+use super::structure::{Freedom, change};
+use crate::costs::{Costs, StageCost};
+use crate::random::Random;
+use crate::shape::Shape;
+
+/// Temperature at the start and at the end, as a share of the value.
+const HOT: f64 = 0.02;
+const COLD: f64 = 0.0002;
+/// Weight of the devices' mean beside the worst one.
+const MEAN: f64 = 0.05;
+
+/// What an iteration of a shape takes, without its tail; infinite where its memory can't hold a microbatch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Estimate {
+    /// At least: no order is faster.
+    pub(crate) floor_ns: f64,
+    /// With memory's limits and a little of the devices' mean: to compare shapes by.
+    pub(crate) likely_ns: f64,
+}
+
+/// Buffers of an estimate.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sketch {
+    cost: Vec<StageCost>,
+    /// Per device.
+    load_ns: Vec<f64>,
+    start_ns: Vec<f64>,
+    base_bytes: Vec<f64>,
+    rise_bytes: Vec<f64>,
+    held: Vec<f64>,
+}
+
+fn refill(buffer: &mut Vec<f64>, len: usize, value: f64) {
+    buffer.clear();
+    buffer.resize(len, value);
+}
+
+impl Sketch {
+    /// Of a shape.
+    pub(crate) fn estimate(&mut self, costs: &Costs, shape: &Shape) -> Estimate {
+        let devices = costs.devices;
+        self.cost.clear();
+        self.cost
+            .extend(shape.stages.iter().map(|slot| costs.stage(slot.device as usize, slot.range(), &shape.recompute)));
+        refill(&mut self.load_ns, devices, 0.0);
+        refill(&mut self.start_ns, devices, f64::INFINITY);
+        refill(&mut self.rise_bytes, devices, 0.0);
+        refill(&mut self.held, devices, 0.0);
+        self.base_bytes.clear();
+        self.base_bytes.extend(costs.reserved_bytes.iter().map(|&bytes| bytes as f64));
+        let hop_ns = |stage: usize| -> (f64, f64) {
+            let (here, next) = (shape.stages[stage], shape.stages[stage + 1]);
+            if here.device == next.device {
+                return (0.0, 0.0);
+            }
+            let bytes = costs.output_bytes[here.end as usize - 1];
+            let delay = |from: u32, to: u32| {
+                let (transfer_ns, latency_ns) = costs.transfer(from as usize, to as usize, bytes);
+                transfer_ns as f64 + latency_ns as f64
+            };
+            (delay(here.device, next.device), delay(next.device, here.device))
+        };
+        let mut down = 0.0;
+        for (stage, slot) in shape.stages.iter().enumerate() {
+            let device = slot.device as usize;
+            let cost = &self.cost[stage];
+            let [forward, input, weight, _] = cost.ns.map(|ns| ns as f64);
+            self.load_ns[device] += forward + input + weight;
+            self.start_ns[device] = self.start_ns[device].min(down);
+            let neighbours = [stage.checked_sub(1), (stage + 1 < shape.stages.len()).then_some(stage + 1)]
+                .map(|other| other.is_some_and(|other| shape.stages[other].device != slot.device));
+            let buffers = costs.buffer_bytes(&slot.range(), neighbours[0], neighbours[1]);
+            self.base_bytes[device] += cost.state_bytes as f64 + buffers as f64;
+            self.rise_bytes[device] = self.rise_bytes[device].max((cost.rise_bytes + cost.workspace_bytes) as f64);
+            down += forward;
+            if stage + 1 < shape.stages.len() {
+                down += hop_ns(stage).0;
+            }
+        }
+        // From the start of a stage's F to the end of its I, were nothing ever waiting.
+        let mut away = 0.0;
+        for (stage, slot) in shape.stages.iter().enumerate().rev() {
+            if stage + 1 < shape.stages.len() {
+                let (onward, back) = hop_ns(stage);
+                away += onward + back;
+            }
+            let cost = &self.cost[stage];
+            away += (cost.ns[0] + cost.ns[1]) as f64;
+            self.held[slot.device as usize] += cost.stash_bytes as f64 * away;
+        }
+        let microbatches = costs.microbatches as f64;
+        let (mut floor, mut worst, mut sum, mut used) = (0.0_f64, 0.0_f64, 0.0, 0.0_f64);
+        for device in 0..devices {
+            if self.load_ns[device] == 0.0 {
+                continue;
+            }
+            let room = costs.memory_bytes[device] as f64 - self.base_bytes[device] - self.rise_bytes[device];
+            if room < 0.0 || room == 0.0 && self.held[device] > 0.0 {
+                return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY };
+            }
+            let by_memory = if self.held[device] > 0.0 { self.held[device] / room } else { 0.0 };
+            let time = |period: f64| self.start_ns[device] + period * microbatches;
+            floor = floor.max(time(self.load_ns[device]));
+            let likely = time(self.load_ns[device].max(by_memory));
+            worst = worst.max(likely);
+            sum += likely;
+            used += 1.0;
+        }
+        Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0) }
+    }
+}
+
+/// Anneals a shape on what it takes at least; the best shape, listed by no one yet.
+pub(crate) fn anneal(judge: &mut Judge, start: &Shape, steps: usize, random: &mut Random) -> Shape {
+    let mut sketch = std::mem::take(&mut judge.sketch);
+    let value = |judge: &Judge, sketch: &mut Sketch, shape: &Shape| {
+        sketch.estimate(judge.costs, shape).likely_ns + judge.charge(shape)
+    };
+    let mut current = start.clone();
+    let mut now = value(judge, &mut sketch, &current);
+    let (mut best, mut least) = (current.clone(), now);
+    for step in 0..steps {
+        judge.spend_sketch(current.stages.len());
+        let mut next = current.clone();
+        if !change(judge, &mut next, Freedom::Full, random) || !judge.rules.permits(&next) {
+            continue;
+        }
+        let cool = step as f64 / steps as f64;
+        let temperature = now.min(f64::MAX) * HOT * (COLD / HOT).powf(cool);
+        let then = value(judge, &mut sketch, &next);
+        if then <= now - temperature * random.unit().max(1e-12).ln() {
+            (current, now) = (next, then);
+            if now < least {
+                (best, least) = (current.clone(), now);
+            }
+        }
+    }
+    judge.sketch = sketch;
+    best
+}
