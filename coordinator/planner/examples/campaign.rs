@@ -15,6 +15,7 @@ mod oracle;
 mod verdict;
 
 use generate::Dice;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,7 +25,16 @@ use verdict::End;
 /// One of these problems may take so long, all baselines and checks included, at 20,000 evaluations and no more.
 const LONGEST: Duration = Duration::from_secs(60);
 
+thread_local! {
+    /// Where the last panic came from, and what it said.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
 fn main() -> ExitCode {
+    // One line per problem: the place instead of a backtrace.
+    std::panic::set_hook(Box::new(|info| {
+        PANIC.with(|panic| *panic.borrow_mut() = info.to_string().replace('\n', " "))
+    }));
     let mut arguments = std::env::args().skip(1);
     let mut number = |default: u64| arguments.next().map_or(default, |text| text.parse().expect("a whole number"));
     let (problems, first, evaluations) = (number(1000), number(0), number(20_000));
@@ -42,7 +52,7 @@ fn main() -> ExitCode {
             Ok((End::Planned, wrong)) => ("planned", wrong),
             Ok((End::Refused, wrong)) => ("refused, proved right", wrong),
             Ok((End::RefusedUnproved, wrong)) => ("refused, nothing found against it", wrong),
-            Err(_) => ("panicked", vec!["panic".to_owned()]),
+            Err(_) => ("panicked", vec![PANIC.with(RefCell::take)]),
         };
         *ends.entry(end).or_default() += 1;
         if took > LONGEST {
