@@ -1,11 +1,12 @@
 //! Reading the files that commands take, with errors that name the file.
 
+pub use crate::duration::duration;
+
 use crate::failure;
 use adaptis_plan::{Plan, Problem};
 use anyhow::Result;
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
 
 /// Larger files are no problem or plan of ours.
 const FILE_BYTES_MAX: u64 = 1 << 30;
@@ -54,19 +55,4 @@ pub fn print(text: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// A time as people write it: `10s`, `500ms`, `2m`.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(at);
-    let unit = match unit {
-        "ms" => 1e-3,
-        "s" | "" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("`{unit}` is not a unit of time: write 500ms, 10s, 2m or 1h")),
-    };
-    let seconds = number.parse::<f64>().map_err(|_| format!("`{text}` is not a time: write 500ms, 10s, 2m or 1h"))?;
-    Duration::try_from_secs_f64(seconds * unit).map_err(|_| format!("`{text}` is out of range"))
 }

@@ -19,6 +19,8 @@ mod costs;
 mod course;
 pub mod explain;
 pub mod export;
+#[doc(hidden)]
+pub mod inner_loops;
 mod listing;
 mod memory;
 pub mod moves;
