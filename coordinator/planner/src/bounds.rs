@@ -21,6 +21,8 @@ use adaptis_plan::Problem;
 const BISECTIONS: usize = 54;
 /// Rounds of price improvement.
 const PRICE_ROUNDS: usize = 200;
+/// Price of a device that can run nothing, and the inverse of the highest to start from.
+const PRICE_MIN: f64 = 1e-6;
 /// Relative error that sums of floats here stay well within.
 const FLOAT_LOSS: f64 = 1e-12;
 /// Classes of equal layers that are packed by number.
@@ -161,12 +163,20 @@ impl Bench {
 
     fn by_work(&self) -> f64 {
         // By speed: right at once where kinds differ by a factor. Devices of equal times keep equal prices.
-        let whole = |device: usize| -> f64 {
-            let of = |layer| Some(self.at(layer, device).whole).filter(|whole| whole.is_finite());
-            (0..self.layers).filter_map(of).sum()
+        let mean = |device: usize| -> Option<f64> {
+            let whole = |layer| Some(self.at(layer, device).whole).filter(|whole| whole.is_finite());
+            let (sum, count) = (0..self.layers)
+                .filter_map(whole)
+                .fold((0.0, 0.0), |(sum, count), whole: f64| (sum + whole, count + 1.0));
+            (count > 0.0).then(|| sum / count)
         };
-        let slowest = (0..self.devices).map(whole).fold(0.0, f64::max);
-        let mut price: Vec<f64> = (0..self.devices).map(|device| slowest / whole(device).max(slowest * 1e-6)).collect();
+        let slowest = (0..self.devices).filter_map(mean).fold(0.0, f64::max);
+        let by_speed = |device: usize| match mean(device) {
+            None => PRICE_MIN,
+            Some(_) if slowest == 0.0 => 1.0,
+            Some(mean) => slowest / mean.max(slowest * PRICE_MIN),
+        };
+        let mut price: Vec<f64> = (0..self.devices).map(by_speed).collect();
         let group = self.groups();
         let mut best: f64 = 0.0;
         for round in 0..PRICE_ROUNDS {

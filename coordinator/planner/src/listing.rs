@@ -165,7 +165,12 @@ impl Listing {
             self.whole.push(signed(whole));
             self.rise.push(signed(rise));
             self.room.push(signed(tables.limit_bytes[device]).saturating_sub(signed(tables.base_bytes[device])));
-            let most = signed(whole).saturating_mul(microbatches as i64).saturating_add(signed(rise));
+            // Where layers are recomputed, what W needs may be more than what F left.
+            let held = |&stage: &u32| {
+                let cost = &tables.cost[stage as usize];
+                signed(cost.stash_bytes.max(cost.gradient_bytes)).saturating_mul(microbatches as i64)
+            };
+            let most = tables.local[device].iter().map(held).fold(signed(rise), i64::saturating_add);
             self.is_ample.push(most <= self.room[device]);
         }
     }
@@ -199,7 +204,10 @@ impl Listing {
             if let Some(candidate) = self.backward(tables, recipe, device, stage) {
                 offer(candidate);
             }
-            if self.weights[stage] < self.backwards[stage] && !recipe.fused[stage] {
+            if self.weights[stage] < self.backwards[stage]
+                && !recipe.fused[stage]
+                && self.has_room(tables, device, stage)
+            {
                 let microbatch = self.weights[stage] as usize;
                 let key = recipe.period_ns * microbatch as i64 + recipe.weight[stage];
                 let candidate = Candidate { key, op: op(W, stage, microbatch), ready: 0, short: false };
@@ -284,6 +292,12 @@ impl Listing {
                 signed(tables.cost[other as usize].stash_bytes).saturating_mul(ahead)
             })
             .fold(0, i64::saturating_add)
+    }
+
+    /// W of a stage fits now. That of the last I or of any F since always does, so something can go on.
+    fn has_room(&self, tables: &Tables, device: usize, stage: usize) -> bool {
+        let workspace = signed(tables.cost[stage].workspace_bytes);
+        self.is_ample[device] || self.live[device].saturating_add(workspace) <= self.room[device]
     }
 
     fn pending_weights(&self, device: usize, tables: &Tables, recipe: &Recipe) -> u32 {

@@ -18,6 +18,7 @@ mod judge;
 mod order;
 mod portfolio;
 mod sketch;
+mod squeeze;
 mod structure;
 
 use crate::bounds;
@@ -223,7 +224,7 @@ pub fn search(
     portfolio::fill(&mut judge, &mut pool, running.as_ref(), from.map(Shape::of).as_ref());
     let mut random = Random::new(options.seed);
     if pool.members.is_empty()
-        && let Some(shortage) = portfolio::squeeze(&mut judge, &mut pool, &mut random)
+        && let Some(shortage) = squeeze::squeeze(&mut judge, &mut pool, &mut random)
     {
         return Err(Infeasible::memory(problem, shortage));
     }
