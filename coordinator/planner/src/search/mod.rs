@@ -53,10 +53,9 @@ const IDLE_RECOMPUTE_INSTRUCTIONS: u64 = 3_000_000;
 const NEAR: f64 = 0.03;
 /// Members of the pool that a round works on.
 const WORKED_ON: usize = 2;
-/// Share of the new shapes that come from a sketch, and how long one is.
-const SKETCHED: f64 = 0.3;
+/// Share of the new shapes that come from a sketch, as long as listings bear them out.
+const SKETCHED: f64 = 0.4;
 const SKETCHED_LARGE: f64 = 0.8;
-const SKETCH_STEPS: usize = 10_000;
 /// Instructions of a plan above which structure takes fewer steps, and sketches most of the new shapes.
 const LARGE: usize = 10_000;
 const STEPS_MIN: usize = 10;
@@ -316,9 +315,9 @@ fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
             let size = start.programs.iter().map(Vec::len).sum::<usize>();
             let is_large = size > LARGE;
             let steps = structure_steps * LARGE.min(size) / size.max(1);
-            let listed = if random.chance(if is_large { SKETCHED_LARGE } else { SKETCHED }) {
-                let shape = sketch::anneal(judge, &start.shape, SKETCH_STEPS, random);
-                judge.best_listing(&shape, &Genes::STANDARD)
+            let share = if is_large { SKETCHED_LARGE } else { SKETCHED };
+            let listed = if random.chance(share * judge.sketch.trust.share) {
+                sketch::drawn(judge, &start.shape, random)
             } else {
                 structure::relisted(judge, &start, random)
             };

@@ -15,10 +15,11 @@ use crate::shape::{Shape, Tables};
 pub(super) const ORDERS_MAX: usize = 48;
 /// Orders that are then tried with every pattern.
 const ORDERS_KEPT: usize = 4;
-/// Candidates that survive, and how many of them may run the same sequence of devices: different starts are worth
-/// keeping, also where they are somewhat worse.
+/// Candidates that survive, and how many of them may place all but one in so many layers alike: different starts are
+/// worth keeping, also where they are somewhat worse.
 const POOL_MAX: usize = 12;
 const ALIKE_MAX: usize = 2;
+const ALIKE_SHARE: usize = 6;
 /// Slots of a device in the richest pattern.
 const SLOTS_MAX: usize = 3;
 
@@ -91,11 +92,16 @@ impl Pool {
             self.members.push(candidate);
         }
         self.members.sort_by(|a, b| a.value.total_cmp(&b.value));
-        let mut families: Vec<Vec<u32>> = Vec::new();
+        let mut placements: Vec<Vec<u32>> = Vec::new();
         self.members.retain(|member| {
-            families.push(member.shape.stages.iter().map(|slot| slot.device).collect());
-            let [others @ .., own] = families.as_slice() else { return true };
-            others.iter().filter(|other| *other == own).count() < ALIKE_MAX
+            let own = member.shape.device_of_layers();
+            let near = own.len() / ALIKE_SHARE;
+            let apart = |other: &Vec<u32>| other.iter().zip(&own).filter(|(a, b)| a != b).count();
+            let is_kept = placements.iter().filter(|other| apart(other) <= near).count() < ALIKE_MAX;
+            if is_kept {
+                placements.push(own);
+            }
+            is_kept
         });
         self.members.truncate(POOL_MAX);
     }
