@@ -30,6 +30,11 @@ enum Target {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
+    files::distinct(&[
+        ("PROBLEM", Some(&arguments.problem)),
+        ("PLAN", Some(&arguments.plan)),
+        ("--out", arguments.out.as_deref()),
+    ])?;
     let problem = files::problem(&arguments.problem)?;
     let plan = files::plan(&arguments.plan)?;
     let timeline = adaptis_planner::simulate::simulate(&problem, &plan)

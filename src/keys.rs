@@ -28,6 +28,11 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
+    let mut names = arguments.devices.clone();
+    names.sort();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(failure::usage(format!("DEVICE `{}` is named twice: name each device once", twice[0])));
+    }
     let ring = Keyring::create(&arguments.dir, &arguments.devices).map_err(fault)?;
     let keys: Vec<(&str, String)> = ring.allowed().map(|(name, key)| (name, key.to_string())).collect();
     if arguments.json {
