@@ -1,7 +1,8 @@
 //! Pages for people and probes: liveness, readiness, status, metrics. Served from copies of the loop's state.
 //!
-//! `/`: where the run stands, for people; also `/status` where a browser asks. `/livez` and `/healthz`: the process answers. `/readyz`: the loop turned a moment ago and the run has not failed.
-//! `/status`: `adaptis_proto::message::Status` as JSON. `/metrics`: Prometheus text.
+//! `/`: where the run stands, for people; also `/status` where a browser asks. `/livez` and `/healthz`: the process
+//! answers. `/readyz`: the loop turned a moment ago and the run has not failed. `/status`, `/status.json`:
+//! `adaptis_proto::message::Status` as JSON. `/metrics`: Prometheus text.
 
 mod page;
 
@@ -84,6 +85,7 @@ fn router(board: Board) -> Router {
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/status", get(status))
+        .route("/status.json", get(status_json))
         .route("/metrics", get(metrics))
         .with_state(board)
 }
@@ -102,7 +104,8 @@ async fn ready(State(board): State<Board>) -> Response {
 async fn page(State(board): State<Board>) -> Response {
     let snapshot = board.read();
     let is_stale = snapshot.taken.elapsed() > STALE;
-    ([(header::CACHE_CONTROL, "no-store")], Html(page::write(&snapshot.status, is_stale))).into_response()
+    ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Html(page::write(&snapshot.status, is_stale)))
+        .into_response()
 }
 
 /// JSON, but for who prefers a page, as browsers do: they name `text/html` before anything else.
@@ -110,8 +113,12 @@ async fn status(State(board): State<Board>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match accept.trim_start().starts_with("text/html") {
         true => page(State(board)).await,
-        false => Json(&board.read().status).into_response(),
+        false => status_json(State(board)).await,
     }
+}
+
+async fn status_json(State(board): State<Board>) -> Response {
+    ([(header::VARY, "accept")], Json(&board.read().status)).into_response()
 }
 
 async fn metrics(State(board): State<Board>) -> Response {

@@ -175,6 +175,9 @@ fn a_run_from_hello_to_report() {
     assert_eq!(adaptis_plan::Plan::digest(&plan), digest);
     assert_eq!(std::fs::read_to_string(dir.path().join("plans/epoch-1.json")).unwrap(), plan);
 
+    let epoch = status(&person).place.epoch;
+    assert_eq!(epoch, Epoch(1), "the plan in force is known before an iteration is recorded");
+
     assert_eq!(ask(&agent, &batch(0, &iterations()), stored), 3);
     say(&agent, batch(1, &iterations()[1..]));
     say(&agent, batch(7, &iterations()[..1]));
@@ -218,6 +221,7 @@ fn a_run_from_hello_to_report() {
     assert!(metrics.contains("adaptis_iteration 2"), "{metrics}");
     assert!(metrics.contains(r#"adaptis_events_total{name="records_stored"} 3"#), "{metrics}");
     assert!(service.get("/status").contains(r#""state":"Finished""#));
+    assert!(service.get_as("/status.json", "text/html").contains("application/json"));
     let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
     for page in [service.get("/"), service.get_as("/status", browser)] {
         assert!(page.contains("text/html") && page.contains("<td>gpu0</td>") && page.contains("finished"), "{page}");

@@ -14,10 +14,10 @@ h1{font-size:1.3rem;margin:0}h1 small{font-weight:normal;color:var(--soft)}\
 .figures{display:flex;flex-wrap:wrap;gap:.6rem 2.5rem;margin:1.2rem 0}\
 .figures div span{display:block;color:var(--soft);font-size:.85rem}\
 .figures b{font-size:1.25rem;font-weight:600;font-variant-numeric:tabular-nums}\
-progress{width:100%;height:.5rem;accent-color:var(--bar)}\
+progress{width:100%;height:.5rem;margin-bottom:1rem;accent-color:var(--bar)}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
 th,td{text-align:left;padding:.35rem .8rem .35rem 0;border-bottom:1px solid var(--line);white-space:nowrap}\
-th{color:var(--soft);font-weight:normal;font-size:.85rem}td.n,th.n{text-align:right}\
+th{color:var(--soft);font-weight:normal;font-size:.85rem}td.n,th.n{text-align:right}td.many{white-space:normal;min-width:9rem}\
 .bad{border-left:4px solid #c33;padding:.3rem .8rem}p{margin:1rem 0}footer{color:var(--soft);font-size:.85rem}";
 
 /// The page. `is_stale`: the coordinator's loop does not turn.
@@ -52,12 +52,15 @@ pub(super) fn write(status: &Status, is_stale: bool) -> String {
         }
         (None, _) => out.push_str("<p>No decision yet.</p>\n"),
     }
+    let switches = match status.switches {
+        1 => "1 switch".to_owned(),
+        count => format!("{count} switches"),
+    };
     let _ = writeln!(
         out,
-        "<footer>{} switches of plan so far. For programs: <a href=\"status\">status</a> (JSON), \
-         <a href=\"metrics\">metrics</a> (Prometheus). This page renews itself every {REFRESH_SECONDS} s.</footer>\n\
-         </body></html>",
-        status.switches
+        "<footer>{switches} of plan so far. For programs: <a href=\"/status.json\">status</a> (JSON), \
+         <a href=\"/metrics\">metrics</a> (Prometheus). This page renews itself every {REFRESH_SECONDS} s.</footer>\n\
+         </body></html>"
     );
     out
 }
@@ -83,7 +86,7 @@ fn figures(out: &mut String, status: &Status) {
     let figures = [
         ("iteration", iteration),
         ("loss", status.loss.map_or("-".to_owned(), |loss| format!("{loss:.3}"))),
-        ("took", time(status.duration_ns)),
+        ("the last one took", time(status.duration_ns)),
         ("predicted", time(status.predicted_ns)),
         ("no plan takes less than", time(status.lower_bound_ns)),
         ("plan", status.place.epoch.to_string()),
@@ -105,14 +108,14 @@ fn devices(out: &mut String, devices: &[DeviceStatus]) {
     }
     out.push_str(
         "<div class=\"wide\"><table><tr><th>device</th><th>kind</th><th>layers</th><th class=\"n\">idle</th>\
-         <th class=\"n\">its kind's time x</th><th class=\"n\">peak of memory</th></tr>\n",
+         <th class=\"n\">times its kind's</th><th class=\"n\">peak of memory</th></tr>\n",
     );
     for device in devices {
         let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
         let peak = device.peak_bytes.map_or("-".to_owned(), |peak| format!("{:.1}", gibibytes(peak)));
         let _ = writeln!(
             out,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+            "<tr><td>{}</td><td>{}</td><td class=\"many\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{peak} of {:.1} GiB</td></tr>",
             escaped(&device.name),
             escaped(&device.kind),
