@@ -5,8 +5,11 @@
 
 mod agent;
 mod audit;
+mod bench;
 mod coordinator;
 mod demo;
+mod duration;
+mod explain;
 mod export;
 mod failure;
 mod files;
@@ -59,6 +62,8 @@ enum Command {
     Simulate(simulate::Arguments),
     /// Writes a plan in the format of another tool
     Export(export::Arguments),
+    /// Measures this build: the planner against the named schedules
+    Bench(bench::Arguments),
     /// Makes the keys that let the parts trust one another across machines
     Keys(keys::Arguments),
     /// Asks a running coordinator where things stand
@@ -86,6 +91,7 @@ fn main() -> ExitCode {
         Command::Audit(arguments) => audit::run(arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Status(arguments) => status::run(arguments),
     };

@@ -88,16 +88,16 @@ pub fn table(problem: &Problem, plan: &Plan, timeline: &Timeline, bound_ns: u64)
         milliseconds(bound_ns),
         gap / (1.0 + gap) * 100.0
     );
-    let _ = writeln!(out, "{:<12} {:<12} {:>6} {:>18}  holds", "device", "kind", "idle", "peak of memory");
+    let _ = writeln!(out, "{:<12} {:<12} {:>6} {:>23}  holds", "device", "kind", "idle", "peak of memory");
     for (index, device) in problem.devices.iter().enumerate() {
         let peak = timeline.peak_bytes[index];
         let _ = writeln!(
             out,
-            "{:<12} {:<12} {:>5.1}% {:>18}  {}{}",
+            "{:<12} {:<12} {:>5.1}% {:>23}  {}{}",
             device.name,
             device.kind,
             timeline.bubble[index] * 100.0,
-            format!("{} of {}", gibibytes(peak), gibibytes(device.memory_bytes)),
+            format!("{} of {}", size(peak), size(device.memory_bytes)),
             layers_text(plan, index),
             if peak > device.memory_bytes {
                 format!("  DOES NOT FIT: {} bytes too many", peak - device.memory_bytes)
@@ -109,6 +109,13 @@ pub fn table(problem: &Problem, plan: &Plan, timeline: &Timeline, bound_ns: u64)
     out
 }
 
-fn gibibytes(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
+/// A size as people read it.
+pub fn size(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        0..1024 => return format!("{bytes} bytes"),
+        1024..0x10_0000 => (1_u64 << 10, "KiB"),
+        0x10_0000..0x4000_0000 => (1 << 20, "MiB"),
+        _ => (1 << 30, "GiB"),
+    };
+    format!("{:.1} {name}", bytes as f64 / unit as f64)
 }

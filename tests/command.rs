@@ -433,3 +433,56 @@ fn an_agent_that_nobody_answers_says_so() {
     assert!(said().contains(&format!("no answer from {address} for 5 s")), "{}", said());
     assert!(said().contains("the same keys"), "{}", said());
 }
+
+#[test]
+fn a_plan_is_exported_for_other_tools() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
+    let output = adaptis(&["export", &problem, &plan, "--to", "torch"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let rows: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    assert_eq!(rows.len(), 4);
+    assert!(rows[3].starts_with("3F0,3B0,3F1,3B1,"), "{}", rows[3]);
+    assert!(text(&output.stderr).contains("the order alone"), "{}", text(&output.stderr));
+    // To a file: then it says which rank builds which stage.
+    let out = folder.text("schedule.csv");
+    let output = adaptis(&["export", &problem, &plan, "--to", "torch", "--out", &out]);
+    assert_eq!(std::fs::read_to_string(&out).expect("a schedule"), rows.join("\n") + "\n");
+    assert!(text(&output.stdout).contains("block6 to block7"), "{}", text(&output.stdout));
+    // torchtitan's schedule lies beside its configuration.
+    let out = folder.text("titan.py");
+    let answer = json(&adaptis(&["export", &problem, &plan, "--to", "torchtitan", "--out", &out, "--json"]));
+    assert_eq!(answer["ranks"].as_array().map(Vec::len), Some(4), "{answer}");
+    assert_eq!(answer["files"][1]["path"], folder.text("titan.csv"), "{answer}");
+    assert!(folder.path("titan.csv").exists());
+    fails(&adaptis(&["export", &problem, &plan, "--to", "megatron"]), 1, &["problem.layers[0]", "embedding"]);
+    for to in ["perfetto", "svg"] {
+        let answer = json(&adaptis(&["export", &problem, &plan, "--to", to, "--json"]));
+        assert!(answer["files"][0]["text"].as_str().is_some_and(|text| text.len() > 1000), "{answer}");
+    }
+}
+
+#[test]
+fn a_plan_explains_itself() {
+    let folder = Folder::new();
+    let problem = data("uniform_p4_m8.json");
+    let arguments = ["plan", &problem, "--schedule", "1f1b", "--explain"];
+    // Without --out the plan alone is on standard output.
+    let output = adaptis(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(json(&output)["format"], "adaptis.plan/1");
+    for words in ["Where the time goes", "for gpu1 to compute", "no room for one more", "one more unit"] {
+        assert!(text(&output.stderr).contains(words), "`{words}` is not in: {}", text(&output.stderr));
+    }
+    let plan = folder.text("plan.json");
+    let output = adaptis(&[&arguments[..], &["--out", &plan]].concat());
+    assert!(text(&output.stdout).contains("Where the time goes"), "{}", text(&output.stdout));
+    let answer = json(&adaptis(&[&arguments[..], &["--out", &plan, "--json"]].concat()));
+    let explanation = &answer["explanation"];
+    assert_eq!(explanation["iteration_ns"], answer["iteration_ns"]);
+    // 1F1B on four equal devices: the first waits for three times the backward of the second, less its own forwards.
+    assert_eq!(explanation["devices"][0]["waiting_ns"], 9_000_000);
+    assert_eq!(explanation["waits"][0]["from"], "gpu1");
+    assert!(explanation["wishes"].as_array().is_some_and(|wishes| wishes.len() >= 3), "{answer}");
+}
