@@ -65,6 +65,11 @@ impl Target {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
+    files::distinct(&[
+        ("PROBLEM", Some(&arguments.problem)),
+        ("PLAN", Some(&arguments.plan)),
+        ("--out", arguments.out.as_deref()),
+    ])?;
     let problem = files::problem(&arguments.problem)?;
     let plan = files::plan(&arguments.plan)?;
     let name = match arguments.out.as_deref().map(Path::file_name) {
@@ -75,7 +80,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let export = exported(&problem, &plan, arguments.to, &name)
         .map_err(|refused| failure::negative(format!("{}: {refused}", arguments.plan.display())))?;
     for warning in &export.warnings {
-        eprintln!("note: {warning}");
+        files::say(&format!("note: {warning}"));
     }
     let mut paths = Vec::new();
     if let Some(out) = &arguments.out {
@@ -91,7 +96,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         (false, Some(_)) => Ok(()),
         (false, None) => {
             if let Some(beside) = export.files.get(1) {
-                eprintln!("note: {} is not printed; --out FILE writes it beside FILE", beside.name);
+                files::say(&format!("note: {} is not printed; --out FILE writes it beside FILE", beside.name));
             }
             files::print(&export.files[0].text)
         }

@@ -1,5 +1,8 @@
 //! The `adaptis` command: one file per subcommand, no logic of its own beyond putting the parts together.
 
+// They panic where nobody listens or the disk is full; `files::print` and `files::say` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod agent;
 mod audit;
 mod bench;
@@ -16,6 +19,7 @@ mod rank;
 mod signals;
 mod simulate;
 mod status;
+mod values;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -75,6 +79,8 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // Where standard error is closed or full, a line is lost; to say so there would be a panic.
+        .log_internal_errors(false)
         .init();
     let ended = match cli.command {
         Command::Demo(arguments) => demo::run(arguments),
@@ -92,7 +98,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("adaptis: {error:#}");
+            files::say(&format!("adaptis: {error:#}"));
             ExitCode::from(failure::code(&error))
         }
     }

@@ -1,7 +1,7 @@
 //! `adaptis plan`: the best plan for a planning problem.
 
 use crate::signals::Stop;
-use crate::{explain, failure, files, simulate};
+use crate::{duration, explain, failure, files, simulate, values};
 use adaptis_plan::{CannotMap, Plan, Problem};
 use adaptis_planner::export::milliseconds;
 use adaptis_planner::schedule::{self, Name};
@@ -30,19 +30,21 @@ pub struct Arguments {
     #[arg(long, value_name = "PLAN")]
     from: Option<PathBuf>,
     /// How long to search
-    #[arg(long, value_parser = files::duration, default_value = "10s", conflicts_with = "evaluations")]
+    #[arg(long, value_parser = duration::duration, allow_hyphen_values = true, default_value = "10s",
+        conflicts_with = "evaluations")]
     time: Duration,
     /// How many candidate plans to evaluate; gives the same result for the same seed on any machine
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::any_whole, allow_negative_numbers = true)]
     evaluations: Option<u64>,
     /// Of the random choices
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = values::any_whole, allow_negative_numbers = true)]
     seed: u64,
     /// At most so many threads; the result does not depend on it (this version uses one)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    threads: u32,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::whole(1..=u64::MAX), allow_negative_numbers = true)]
+    threads: u64,
     /// How many iterations the plan will run, to weigh what moves
-    #[arg(long, value_name = "ITERATIONS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "ITERATIONS", default_value_t = 1000, value_parser = values::whole(1..=u64::MAX),
+        allow_negative_numbers = true)]
     horizon: u64,
     /// A named schedule on its best partition instead of a search: gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min
     #[arg(long, value_name = "NAME", conflicts_with = "from")]
@@ -62,6 +64,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
+    files::distinct(&[("PROBLEM", Some(&arguments.problem)), ("--out", arguments.out.as_deref())])?;
     let problem = files::problem(&arguments.problem)?;
     let (plan, evaluations, stop) = match &arguments.schedule {
         Some(name) => {
@@ -83,7 +86,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let Some(out) = &arguments.out else {
         files::print(&(plan.write() + "\n"))?;
         if arguments.explain {
-            eprint!("{}", explain::text(&explain::explained(&problem, &plan, &search)?));
+            files::say(explain::text(&explain::explained(&problem, &plan, &search)?).trim_end());
         }
         return Ok(());
     };
@@ -126,7 +129,9 @@ fn mapped(path: &str, plan: Plan, problem: &Problem) -> Result<Option<Plan>> {
     match plan.map_to(&names) {
         Ok(plan) => Ok(Some(plan)),
         Err(CannotMap::Missing { device }) => {
-            eprintln!("--from {path}: {device} is gone and held layers; planning anew, without a price on what moves");
+            files::say(&format!(
+                "--from {path}: {device} is gone and held layers; planning anew, without a price on what moves"
+            ));
             Ok(None)
         }
         Err(error) => Err(failure::usage(format!("--from {path}: {error}"))),

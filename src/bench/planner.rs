@@ -5,7 +5,7 @@ use super::problems::{self, Named};
 use super::{chart, table};
 use crate::failure::Failure;
 use crate::signals::Stop;
-use crate::{failure, files};
+use crate::{failure, files, values};
 use adaptis_planner::export::milliseconds;
 use adaptis_planner::search::{Control, Progress};
 use anyhow::Result;
@@ -26,10 +26,11 @@ use std::time::{Duration, Instant};
   adaptis bench planner --problems my-problems --json")]
 pub struct Arguments {
     /// CPU time of each search
-    #[arg(long, value_parser = files::duration, default_value = "1s")]
+    #[arg(long, value_parser = values::some_time, allow_hyphen_values = true, default_value = "1s")]
     time: Duration,
     /// Searches per problem, seeds 1 to N; the table shows the middle one
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::whole(1..=1000),
+        allow_negative_numbers = true)]
     seeds: u64,
     /// A folder of problems, adaptis.problem/1; a built-in set without it
     #[arg(long, value_name = "DIR")]

@@ -151,6 +151,7 @@ impl Brain {
                 if matches!(reason, Refusal::Memory { .. } | Refusal::Invalid(_)) {
                     self.set_aside(epoch);
                 }
+                let device = self.name_of(device);
                 self.abort_round(Reason::Refused { device, why: reason.to_string() });
             }
             Answer::Nothing | Answer::Armed | Answer::AllArmed => {}
@@ -162,7 +163,8 @@ impl Brain {
             return;
         }
         let device = self.name_of(device);
-        self.fail(RunFailure::Stopped { device, step: place.step, reason });
+        let blamed = reason.blamed().iter().map(|&peer| self.name_of(peer)).collect();
+        self.fail(RunFailure::Stopped { device, step: place.step, reason, blamed });
     }
 
     /// Ends the run; a cause replaces its mere consequences.

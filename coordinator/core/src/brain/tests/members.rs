@@ -75,10 +75,17 @@ fn the_cause_of_a_failure_replaces_its_consequences() {
         failed(101, out_of_memory.clone()),
         failed(100, Failure::NotFinite),
     ];
+    let mut texts = Vec::new();
     for event in told {
         world.feed(Event::RankSaid { peer: Peer(0), event: Box::new(event) });
+        texts.push(world.brain.status().failure.expect("the run has failed"));
     }
-    let expected = RunFailure::Stopped { device: "gpu1".into(), step: place.step, reason: out_of_memory };
+    let saw =
+        format!("the rank of gpu1 stopped first, as gpu0 saw in iteration {}; the log of gpu1 says why", place.step);
+    assert_eq!(texts[0], saw);
+    assert!(texts[2].starts_with("the rank of gpu1 stopped"), "{}", texts[2]);
+    let (device, reason) = ("gpu1".into(), out_of_memory);
+    let expected = RunFailure::Stopped { device, step: place.step, reason, blamed: Vec::new() };
     assert_eq!(world.ledger.held.failed, Some(expected));
 }
 
