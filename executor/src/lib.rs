@@ -19,6 +19,7 @@ mod control;
 pub mod emulation;
 mod error;
 pub mod launcher;
+mod patience;
 pub mod preset;
 pub mod station;
 pub mod tape;

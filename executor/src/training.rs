@@ -8,19 +8,21 @@
 //! 1. All ranks enter an iteration at one instant, computed from the votes alone.
 //! 2. Nothing is applied before the vote passed; a failed vote, a silent peer or a full device stops the rank, which
 //!    tells its peers.
-//! 3. A switch moves state between the boundary and the next iteration; the time of it is the switch's, not an
+//! 3. A link or device that has become slow is waited for as long as its work may take (see `patience`).
+//! 4. A switch moves state between the boundary and the next iteration; the time of it is the switch's, not an
 //!    iteration's.
 
 use crate::backend::emulated::Device;
 use crate::clock::Clock;
 use crate::compiled::Compiled;
 use crate::emulation::Fault;
+use crate::patience::Patience;
 use crate::station::{Conclusion, Station};
 use crate::tape::Tape;
 use crate::transport::{Peers, Wire};
 use crate::{Emulation, Halt};
 use adaptis_executor_core::{Apply, Migration, Rules, Stopped, run};
-use adaptis_plan::{Plan, Problem};
+use adaptis_plan::Problem;
 use adaptis_proto::message::Failure;
 use adaptis_proto::sample::{Mark, Place, Sample};
 use adaptis_proto::{DeviceIndex, Digest, LayerIndex, Step};
@@ -31,8 +33,6 @@ use std::time::Duration;
 const MAX_NORM: f64 = 1.0;
 /// Iterations after a start or a switch whose samples are kept apart.
 const COLD_ITERATIONS: u64 = 3;
-/// A peer is waited for at least as long as this many predicted iterations.
-const PATIENCE_ITERATIONS: u64 = 5;
 /// The smaller one of the two sizes by which links are probed.
 const PROBE_BYTES: u64 = 64 << 10;
 /// Probes of each size.
@@ -53,7 +53,7 @@ pub struct Training<C, W> {
     iterations: u64,
     faults: Vec<Fault>,
     rules: Rules,
-    patience_floor: Duration,
+    patience: Patience,
 }
 
 /// What a rank leaves behind.
@@ -83,7 +83,7 @@ pub struct Parts<C, W> {
     pub compiled: Arc<Compiled>,
     /// Where it starts.
     pub place: Place,
-    /// The least time that a peer is waited for.
+    /// The least time that a peer is waited for; what it has to do comes on top.
     pub patience_floor: Duration,
 }
 
@@ -95,6 +95,7 @@ impl<C: Clock, W: Wire> Training<C, W> {
         let mut faults = emulation.faults.clone();
         faults.sort_by_key(Fault::iteration);
         let (since, iterations) = (place.step, emulation.job.iterations);
+        let patience = Patience::new(Arc::clone(&truth), patience_floor);
         let mut training = Training {
             station,
             device,
@@ -108,7 +109,7 @@ impl<C: Clock, W: Wire> Training<C, W> {
             iterations,
             faults,
             rules,
-            patience_floor,
+            patience,
         };
         training.device.load(&training.compiled.plan);
         training.peers.adopt(&training.compiled.plan);
@@ -216,7 +217,7 @@ impl<C: Clock, W: Wire> Training<C, W> {
         self.place.epoch = next.plan.epoch;
         self.since = self.place.step;
         self.compiled = next;
-        self.set_place(Mark::Cold);
+        self.go_by(Mark::Cold, self.patience.switch(&migration, &self.compiled.plan));
         for one in migration.leaving(self.index) {
             let (digest, state) = self.device.export(one.layer);
             self.peers.send_layer(one.to, one.layer, boundary_ns, digest, &state)?;
@@ -248,6 +249,7 @@ impl<C: Clock, W: Wire> Training<C, W> {
     fn break_things(&mut self) {
         let due = self.faults.partition_point(|fault| fault.iteration() <= self.place.step.0);
         for fault in self.faults.drain(..due) {
+            self.patience.suffer(&fault);
             match fault {
                 Fault::Throttle { device, factor, .. } => {
                     if self.truth.device_index(&device) == Some(self.index.index()) {
@@ -268,14 +270,11 @@ impl<C: Clock, W: Wire> Training<C, W> {
 
     /// Device and peers go by the place and the plan in force.
     fn set_place(&mut self, mark: Mark) {
-        let patience = patience(&self.compiled.plan, self.patience_floor);
+        self.go_by(mark, self.patience.iteration(&self.compiled.plan));
+    }
+
+    fn go_by(&mut self, mark: Mark, patience: Duration) {
         self.peers.set_place(self.place, mark, patience);
         self.device.set_patience(patience);
     }
-}
-
-/// How long a peer is waited for under a plan.
-pub fn patience(plan: &Plan, floor: Duration) -> Duration {
-    let predicted_ns = plan.predicted.as_ref().map_or(0, |predicted| predicted.iteration_ns);
-    floor.max(Duration::from_nanos(predicted_ns.saturating_mul(PATIENCE_ITERATIONS)))
 }

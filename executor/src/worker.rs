@@ -7,7 +7,7 @@ use crate::compiled::{Compiler, Room};
 use crate::control::{Control, News};
 use crate::station::Station;
 use crate::tape::Tape;
-use crate::training::{Outcome, Parts, Training, patience};
+use crate::training::{Outcome, Parts, Training};
 use crate::transport::{Mailbox, Peers, tcp};
 use crate::{Emulation, ExecutorError, Halt};
 use adaptis_link::{Client, Limits, Security};
@@ -34,13 +34,13 @@ pub struct Options {
     pub device: String,
     /// The `adaptis.emulation/1` file.
     pub emulation: PathBuf,
-    /// Where to put the ring that the agent reads.
+    /// Where to put the ring that the agent reads: nothing, or an earlier process's ring, may lie there.
     pub ring: PathBuf,
     /// Of the links to the coordinator and to the peers.
     pub security: Security,
     /// Where to listen for peers, `tcp://127.0.0.1:*`.
     pub listen: String,
-    /// A peer is waited for the larger one of this and of 5 predicted iterations.
+    /// A peer is waited for the larger one of this and of 5 predicted iterations, and as long as its work may take.
     pub patience: Duration,
     /// How long a rank that has finished waits to be dismissed.
     pub dismissal: Duration,
@@ -100,7 +100,8 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
     })?;
     let (truth, index) = (Arc::new(emulation.truth.clone()), DeviceIndex::from(index));
     let incarnation = Incarnation(RandomState::new().hash_one(std::process::id()));
-    let recorder = Recorder::create(&options.ring, &options.device, incarnation, CAPACITY_RECORDS_DEFAULT)?;
+    // Made only once this rank is let in: until then the place may be another's.
+    Recorder::check(&options.ring)?;
     let listener = tcp::Listener::bind(&options.listen, &options.security)?;
 
     let room = EmulatedRoom { truth: Arc::clone(&truth), device: index };
@@ -125,8 +126,8 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
     let thread = std::thread::Builder::new().name("control".into()).spawn(move || control.run());
     let thread = thread.map_err(ExecutorError::Thread)?;
 
-    let rank = Rank { options, emulation, truth, index, text, station, stop, news };
-    let ended = rank.live(recorder, listener);
+    let rank = Rank { options, incarnation, emulation, truth, index, text, station, stop, news };
+    let ended = rank.live(listener);
     leave.store(true, Ordering::Relaxed);
     if thread.join().is_err() {
         tracing::error!("the control thread panicked");
@@ -136,6 +137,7 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
 
 struct Rank {
     options: Options,
+    incarnation: Incarnation,
     emulation: Emulation,
     truth: Arc<Problem>,
     index: DeviceIndex,
@@ -146,7 +148,7 @@ struct Rank {
 }
 
 impl Rank {
-    fn live(&self, recorder: Recorder, listener: tcp::Listener) -> Result<Ended, ExecutorError> {
+    fn live(&self, listener: tcp::Listener) -> Result<Ended, ExecutorError> {
         let (begin, compiled) = match self.wait_for_news(None) {
             Some(News::Begin(begin, compiled)) => (begin, compiled),
             Some(News::Rejected(reason)) => {
@@ -156,15 +158,11 @@ impl Rank {
             }
             Some(News::Dismissed) | None => return Ok(Ended::Stopped),
         };
-        let recorder = Rc::new(RefCell::new(recorder));
+        let recorder = Rc::new(RefCell::new(self.recorder()?));
         let tape = Tape::new(recorder.clone());
         let place = Place { step: Step(0), epoch: begin.epoch, generation: begin.generation };
-        let wire = listener.connect(&begin.members, self.index).inspect_err(|error| {
-            self.station.failed(Failure::Environment(error.to_string()));
-            self.wait_for_news(Some(self.options.farewell));
-        })?;
-        let patience = patience(&compiled.plan, self.options.patience);
-        let mailbox = Mailbox::new(wire, self.index, place, patience, Arc::clone(&self.stop));
+        let wire = listener.connect(&begin.members, self.index).inspect_err(|error| self.bow_out(error.to_string()))?;
+        let mailbox = Mailbox::new(wire, self.index, place, self.options.patience, Arc::clone(&self.stop));
         let links = Links::new(&self.truth, self.index);
         let peers = Peers::new(mailbox, links, tape.clone(), Arc::clone(&self.truth), self.index);
         let device = Device::new(
@@ -202,6 +200,18 @@ impl Rank {
                 Err(ExecutorError::Failed(failure))
             }
         }
+    }
+
+    fn recorder(&self) -> Result<Recorder, ExecutorError> {
+        let Options { ring, device, .. } = &self.options;
+        let made = Recorder::create(ring, device, self.incarnation, CAPACITY_RECORDS_DEFAULT);
+        made.inspect_err(|error| self.bow_out(format!("ring: {error}"))).map_err(ExecutorError::Ring)
+    }
+
+    /// Tells everyone that this rank can't begin.
+    fn bow_out(&self, reason: String) {
+        self.station.failed(Failure::Environment(reason));
+        self.wait_for_news(Some(self.options.farewell));
     }
 
     fn await_dismissal(&self, outcome: &Outcome, late: Late, dropped: u64) -> Result<Ended, ExecutorError> {

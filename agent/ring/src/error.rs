@@ -18,6 +18,12 @@ pub enum RingError {
         /// Where.
         path: PathBuf,
     },
+    /// Another process writes the ring there.
+    #[error("{}: another process writes this ring; end it, or name another path", path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
     /// A ring of another version.
     #[error("{}: ring version {found}, this build reads {expected}: start agent and training from one release", path.display())]
     Version {

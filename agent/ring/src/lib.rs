@@ -10,7 +10,9 @@
 //! 2. A slot is written again only after the reader committed past it. A full ring drops the new record and counts it.
 //! 3. Records are numbered from 0 in the ring's life, without gaps; what is dropped takes no number.
 //! 4. Recording makes no system call, takes no lock, allocates nothing and never waits.
-//! 5. Head and tail outlive both processes: a restarted reader goes on at the tail, a killed writer leaves no half record.
+//! 5. A ring is put where nothing lies, or the ring of a writer that is gone; never over another file or a living writer's
+//!    ring.
+//! 6. Head and tail outlive both processes: a restarted reader goes on at the tail, a killed writer leaves no half record.
 //!
 //! Left out on purpose: a second writer or reader; growth; an attached recorder that continues a ring (a restarted
 //! process makes its own, under a new incarnation); protection from someone who truncates the file while it is mapped.
@@ -21,6 +23,7 @@ mod mapping;
 mod protocol;
 mod reader;
 mod recorder;
+mod seat;
 
 pub use error::RingError;
 pub use layout::{CAPACITY_RECORDS_DEFAULT, CAPACITY_RECORDS_MAX, DEVICE_BYTES_MAX, VERSION, ring_bytes};

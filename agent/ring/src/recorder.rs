@@ -7,6 +7,7 @@ use crate::layout::{
 };
 use crate::mapping::Mapping;
 use crate::protocol::Producer;
+use crate::seat::{self, Seat};
 use adaptis_proto::sample::{Record, Sample};
 use adaptis_proto::{Incarnation, Step};
 use std::fs::{File, OpenOptions};
@@ -20,15 +21,26 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 pub struct Recorder {
     mapping: Mapping,
     producer: Producer,
+    /// Bears the lock that says that the writer lives.
+    _file: File,
 }
 
 impl Recorder {
-    /// Makes a ring and puts it at `path`, where it replaces one of an earlier process. Nobody ever sees it half made.
+    /// Whether a ring could be put at `path` now. Changes nothing.
+    ///
+    /// # Errors
+    /// [`RingError::Foreign`] if something else lies there, [`RingError::InUse`] if another process writes there.
+    pub fn check(path: &Path) -> Result<(), RingError> {
+        Seat::take(path).map(drop)
+    }
+
+    /// Makes a ring and puts it at `path`, where it replaces one of a process that is gone. Nobody ever sees it half made.
     ///
     /// `capacity_records` is a power of two; [`crate::CAPACITY_RECORDS_DEFAULT`] fits in 1 MiB.
     ///
     /// # Errors
-    /// A capacity or device name out of range, no room in the file system, or what the operating system refuses.
+    /// A capacity or device name out of range, another file or a living writer's ring at `path`, no room in the file
+    /// system, or what the operating system refuses.
     pub fn create(
         path: &Path,
         device: &str,
@@ -41,11 +53,16 @@ impl Recorder {
         if device.len() > DEVICE_BYTES_MAX {
             return Err(RingError::DeviceName { length: device.len() });
         }
-        let unfinished = Unfinished::create(path, incarnation)?;
+        let mut seat = Seat::take(path)?;
+        let mut unfinished = Unfinished::create(path, incarnation)?;
         let mapping = unfinished.reserve(ring_bytes(capacity_records))?;
         write_header(&mapping, device, incarnation, capacity_records);
-        unfinished.put_at(path)?;
-        Ok(Recorder { mapping, producer: Producer::new(capacity_records) })
+        while !seat.fill(&unfinished.path, path)? {
+            seat = Seat::take(path)?;
+        }
+        unfinished.placed = true;
+        let file = unfinished.file.try_clone().map_err(|source| RingError::Io { path: path.to_owned(), source })?;
+        Ok(Recorder { mapping, producer: Producer::new(capacity_records), _file: file })
     }
 
     /// Records a sample. Never blocks, makes no system call, allocates nothing; if the ring is full the sample is
@@ -123,7 +140,9 @@ impl Unfinished {
             .mode(0o600)
             .open(&path)
             .map_err(|source| RingError::Io { path: path.clone(), source })?;
-        Ok(Self { file, path, placed: false })
+        let unfinished = Self { file, path, placed: false };
+        seat::lock(&unfinished.file, &unfinished.path)?;
+        Ok(unfinished)
     }
 
     /// Reserves real pages: a sparse file on a full /dev/shm would kill the training process at some later store.
@@ -135,12 +154,6 @@ impl Unfinished {
             libc::ENOSPC => Err(RingError::NoSpace { path: self.path.clone(), needed_bytes: bytes }),
             code => Err(RingError::Io { path: self.path.clone(), source: io::Error::from_raw_os_error(code) }),
         }
-    }
-
-    fn put_at(mut self, path: &Path) -> Result<(), RingError> {
-        std::fs::rename(&self.path, path).map_err(|source| RingError::Io { path: path.to_owned(), source })?;
-        self.placed = true;
-        Ok(())
     }
 }
 

@@ -127,6 +127,7 @@ fn a_new_ring_replaces_the_old_one_without_disturbing_its_reader() {
     old.record(sample(0));
     let reader = Reader::open(&folder.ring()).unwrap();
     assert!(!reader.replaced_at(&folder.ring()));
+    drop(old);
     let _new = Recorder::create(&folder.ring(), "gpu0", Incarnation(2), 8).unwrap();
     assert!(reader.replaced_at(&folder.ring()));
     assert_eq!(read_all(&reader, 0), records(0..1));
@@ -145,6 +146,7 @@ fn what_is_no_ring_is_refused_by_name() {
     std::fs::write(folder.ring(), vec![7; 4096]).unwrap();
     assert!(matches!(open(), Err(RingError::Foreign { .. })));
 
+    std::fs::remove_file(folder.ring()).unwrap();
     drop(Recorder::create(&folder.ring(), "gpu0", Incarnation(1), 16).unwrap());
     let whole = std::fs::read(folder.ring()).unwrap();
     std::fs::write(folder.ring(), &whole[..whole.len() - 48]).unwrap();
@@ -160,6 +162,62 @@ fn what_is_no_ring_is_refused_by_name() {
     damaged[16] = 15;
     std::fs::write(folder.ring(), &damaged).unwrap();
     assert!(matches!(open(), Err(RingError::Foreign { .. })), "a capacity that is no power of two");
+}
+
+#[test]
+fn a_living_writers_ring_stays_where_it_is() {
+    let folder = Folder::new();
+    let mut first = Recorder::create(&folder.ring(), "gpu0", Incarnation(1), 8).unwrap();
+    let reader = Reader::open(&folder.ring()).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(Recorder::check(&folder.ring()), Err(RingError::InUse { .. })));
+        let second = Recorder::create(&folder.ring(), "gpu0", Incarnation(2), 8).map(|_| ());
+        assert!(matches!(second, Err(RingError::InUse { .. })), "{second:?}");
+    }
+    first.record(sample(0));
+    assert!(!reader.replaced_at(&folder.ring()));
+    assert_eq!(read_all(&reader, 0), records(0..1));
+    drop(first);
+    Recorder::check(&folder.ring()).unwrap();
+    assert_eq!(Reader::open(&folder.ring()).unwrap().incarnation(), Incarnation(1), "a check changes nothing");
+    assert_eq!(std::fs::read_dir(folder.0.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn a_file_that_is_no_ring_is_never_replaced() {
+    let folder = Folder::new();
+    let create = || Recorder::create(&folder.ring(), "gpu0", Incarnation(1), 8).map(|_| ());
+    for text in ["", "{}", "{ \"format\": \"adaptis.problem/1\" }"] {
+        std::fs::write(folder.ring(), text).unwrap();
+        assert!(matches!(Recorder::check(&folder.ring()), Err(RingError::Foreign { .. })), "{text:?}");
+        assert!(matches!(create(), Err(RingError::Foreign { .. })), "{text:?}");
+        assert_eq!(std::fs::read_to_string(folder.ring()).unwrap(), text);
+    }
+    std::fs::remove_file(folder.ring()).unwrap();
+    std::os::unix::fs::symlink("elsewhere", folder.ring()).unwrap();
+    assert!(matches!(create(), Err(RingError::Foreign { .. })), "a link");
+    std::fs::remove_file(folder.ring()).unwrap();
+    std::fs::create_dir(folder.ring()).unwrap();
+    assert!(matches!(create(), Err(RingError::Foreign { .. })), "a folder");
+}
+
+#[test]
+fn of_many_that_put_a_ring_in_one_place_one_succeeds() {
+    for _ in 0..20 {
+        let folder = Folder::new();
+        let gate = std::sync::Barrier::new(4);
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let create = |at: u64| {
+                gate.wait();
+                Recorder::create(&folder.ring(), "gpu0", Incarnation(at), 8)
+            };
+            let threads: Vec<_> = (0..4).map(|at| scope.spawn(move || create(at))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
+        assert!(made.iter().flat_map(|made| made.as_ref().err()).all(|error| matches!(error, RingError::InUse { .. })));
+        assert_eq!(std::fs::read_dir(folder.0.path()).unwrap().count(), 1);
+    }
 }
 
 #[test]

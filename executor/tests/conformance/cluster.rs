@@ -3,7 +3,7 @@
 
 use adaptis_executor::backend::cpu::Text;
 use adaptis_executor::backend::emulated::{Device, links::Links};
-use adaptis_executor::clock::Unpaced;
+use adaptis_executor::clock::{Clock, Unpaced};
 use adaptis_executor::compiled::{Compiler, Room};
 use adaptis_executor::emulation::{FORMAT, Run as RunHead, Sizes};
 use adaptis_executor::station::{Errand, Station};
@@ -34,6 +34,8 @@ pub struct Cluster {
     script: Vec<(Step, RankOrder)>,
     room_check: bool,
     calibrated: bool,
+    /// A device, and what its clock shows at the start.
+    ahead: Option<(usize, u64)>,
 }
 
 pub struct Rank {
@@ -47,8 +49,8 @@ pub struct Run {
 
 impl Cluster {
     pub fn new(emulation: &Emulation, start: Plan) -> Cluster {
-        let (script, room_check, calibrated) = (Vec::new(), true, false);
-        Cluster { emulation: emulation.clone(), start, script, room_check, calibrated }
+        let (script, room_check, calibrated, ahead) = (Vec::new(), true, false, None);
+        Cluster { emulation: emulation.clone(), start, script, room_check, calibrated, ahead }
     }
 
     /// After iteration `step`, every rank is told to prepare `plan`: it is in force two iterations later.
@@ -73,6 +75,11 @@ impl Cluster {
 
     pub fn calibrated(mut self) -> Cluster {
         self.calibrated = true;
+        self
+    }
+
+    pub fn clock_ahead(mut self, device: usize, by_ns: u64) -> Cluster {
+        self.ahead = Some((device, by_ns));
         self
     }
 
@@ -114,6 +121,9 @@ impl Cluster {
         let mailbox = Mailbox::new(wire, index, place, PATIENCE, Arc::clone(&stop));
         let peers = Peers::new(mailbox, Links::new(&truth, index), tape.clone(), Arc::clone(&truth), index);
         let clock = Unpaced::default();
+        if let Some((_, by_ns)) = self.ahead.filter(|(device, _)| *device == index.index()) {
+            clock.wait_until(by_ns);
+        }
         let device = Device::new(&self.emulation, Arc::clone(&truth), index, text(), clock, tape.clone(), stop);
         let device = device.expect("the emulation is well formed");
         let patience_floor = PATIENCE;

@@ -127,6 +127,44 @@ fn a_throttled_device_and_a_slow_link_take_what_the_changed_truth_takes() {
     assert_eq!(run.durations(1), expected);
 }
 
+/// The ranks wait 20 s at least; at a millionth of the bandwidth a layer travels for longer than that, and so do the
+/// tensors of an iteration.
+#[test]
+fn however_slow_a_link_or_device_becomes_training_goes_on_to_the_same_bits() {
+    let calm = emulation(2, 3, 5);
+    let mut emulation = calm.clone();
+    let between = ["gpu0".to_owned(), "gpu1".to_owned()];
+    let slow = |factor| Fault::Throttle { iteration: 3, device: "gpu1".into(), factor };
+    emulation.faults = vec![Fault::SlowLink { iteration: 1, between, factor: 2e6 }, slow(3e7)];
+    let truth = &emulation.truth;
+    let plan = |epoch: u64, cut, dice| {
+        plans::scheduled(truth, Epoch(epoch), Epoch(epoch - 1), &[(0, cut, 0), (cut, 6, 1)], &mut Dice(dice))
+    };
+    let plans = [plan(1, 2, 7), plan(2, 4, 9)];
+    let run = |emulation| Cluster::new(emulation, plans[0].clone()).then(0, &plans[1]).run();
+    let (disturbed, undisturbed) = (run(&emulation), run(&calm));
+    assert_eq!(disturbed.loss_bits(), undisturbed.loss_bits());
+    assert_eq!(disturbed.digests(), undisturbed.digests());
+    let pauses = disturbed.ranks[0].samples.iter().filter_map(|sample| match *sample {
+        Sample::Switch { pause_ns, .. } => Some(pause_ns),
+        _ => None,
+    });
+    assert!(pauses.max().is_some_and(|longest_ns| longest_ns > 20_000_000_000), "the move was long indeed");
+    assert!(disturbed.durations(0)[4] > 20_000_000_000, "so was an iteration");
+}
+
+/// A rank on another host, whose clock began long before.
+#[test]
+fn an_instant_that_nothing_explains_is_still_refused() {
+    let emulation = emulation(2, 3, 3);
+    let plan = plans::scheduled(&emulation.truth, Epoch(1), Epoch(0), &[(0, 3, 0), (3, 6, 1)], &mut Dice(5));
+    let run = Cluster::new(&emulation, plan).clock_ahead(1, 60_000_000_000).run();
+    match &run.ranks[0].outcome {
+        Err(Halt::Failed(Failure::Environment(text))) => assert!(text.contains("one host"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_full_device_stops_all_ranks_and_names_itself() {
     let mut emulation = emulation(2, 4, 3);

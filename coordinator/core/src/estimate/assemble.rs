@@ -14,7 +14,7 @@ const NEGLIGIBLE_NS: f64 = 100.0;
 const BLUR_NS: f64 = 10_000.0;
 /// Relative standard deviation of a work before any was measured.
 const SPREAD_PRIOR: f64 = 0.05;
-/// What cold iterations may be off by, standard deviation of the logarithm.
+/// What cold iterations may be off by, standard deviation of the logarithm; a calibration is as cold.
 const COLD_SD: f64 = 0.05;
 /// Observations of earlier segments count as if they were this much less certain.
 const EARLIER: f64 = 2.0;
@@ -157,7 +157,7 @@ impl Evidence {
         while let Some(segment) = segments.next() {
             let earlier = if segments.peek().is_some() && !segment.calibration { EARLIER } else { 1.0 };
             let row = self.rows.len();
-            self.rows.push(Row { kind, before, after_change: segment.after_change });
+            self.rows.push(Row { kind, before, after_change: segment.after_change, calibration: segment.calibration });
             before = Some(row);
             if let (Some(device), true) = (device, segment.after_change) {
                 self.measured[device].clear();
@@ -169,7 +169,7 @@ impl Evidence {
                 }
                 let works = robust::MEDIAN_SD * spread / (seen.works as f64).sqrt();
                 let blur = BLUR_NS / seen.median_ns.max(1.0) / (seen.works as f64).sqrt();
-                let cold = if seen.cold { COLD_SD } else { 0.0 };
+                let cold = if seen.cold || segment.calibration { COLD_SD } else { 0.0 };
                 let sd = earlier * works.hypot(blur).hypot(cold).hypot(fit::MODEL_SD);
                 if let Some(device) = device {
                     self.known[device].insert((signature, phase));

@@ -4,7 +4,9 @@
 //! a throttled device shows as a slow row and not as slow layers: a row has one number for dozens of works, and a
 //! layer's own term is held near 0.
 //!
-//! 1. Within a kind the lower median of its devices' first rows is 0: the fastest of two is what its kind costs.
+//! 1. Within a kind the lower median of what its devices trained at before they first changed is 0: the fastest of two
+//!    is what its kind costs. A calibration is a few works of a machine that just woke; it counts only until there are
+//!    works of training.
 //! 2. A row is held near the one before it, loosely after a detected change.
 //! 3. Residuals beyond two standard deviations count less (Huber), so one odd layer does not become a slowdown.
 //!
@@ -44,6 +46,8 @@ pub(crate) struct Row {
     pub before: Option<usize>,
     /// A change was detected between them.
     pub after_change: bool,
+    /// Measured on purpose, outside training.
+    pub calibration: bool,
 }
 
 /// What a row says of a layer and phase.
@@ -249,13 +253,11 @@ impl Solver<'_> {
 
     /// Moves what rows and cells of a kind share, so that invariant 1 holds.
     fn anchor(&mut self) {
+        let unchanged = self.unchanged();
         for kind in 0..self.kinds {
             let of_kind = |row: &Row| row.kind == kind;
-            let mut first: Vec<f64> = (0..self.rows.len())
-                .filter(|&at| of_kind(&self.rows[at]) && self.rows[at].before.is_none())
-                .map(|at| self.row[at])
-                .collect();
-            let Some(base) = robust::lower_median(&mut first) else { continue };
+            let mut unchanged: Vec<f64> = unchanged.iter().filter(|(of, _)| *of == kind).map(|(_, ln)| *ln).collect();
+            let Some(base) = robust::lower_median(&mut unchanged) else { continue };
             for (row, value) in self.rows.iter().zip(&mut self.row) {
                 if of_kind(row) {
                     *value -= base;
@@ -264,6 +266,37 @@ impl Solver<'_> {
             let cells = self.signatures * PHASES;
             self.cell[kind * cells..(kind + 1) * cells].iter_mut().for_each(|cell| *cell += base);
         }
+    }
+
+    /// By device: its kind, and the mean of its rows of training before the first change; of its calibration while there
+    /// are none.
+    fn unchanged(&self) -> Vec<(usize, f64)> {
+        let mut works = vec![0.0; self.rows.len()];
+        for (seen, weight) in self.observations.iter().zip(&self.weights) {
+            if seen.phase != OPTIMIZER {
+                works[seen.row] += weight;
+            }
+        }
+        let mut devices: Vec<(usize, Mean, Mean)> = Vec::new();
+        // By row: its device, until the first change.
+        let mut of: Vec<Option<usize>> = Vec::with_capacity(self.rows.len());
+        for (at, row) in self.rows.iter().enumerate() {
+            let device = match row.before {
+                None => {
+                    devices.push((row.kind, Mean::default(), Mean::default()));
+                    Some(devices.len() - 1)
+                }
+                Some(before) => of[before].filter(|_| !row.after_change),
+            };
+            of.push(device);
+            if let Some((_, calibrated, trained)) = device.map(|device| &mut devices[device]) {
+                let mean = if row.calibration { calibrated } else { trained };
+                mean.add(self.row[at], works[at].max(f64::MIN_POSITIVE));
+            }
+        }
+        let level =
+            |(kind, calibrated, trained): (usize, Mean, Mean)| Some((kind, trained.get().or(calibrated.get())?));
+        devices.into_iter().filter_map(level).collect()
     }
 
     fn result(&self) -> Fit {

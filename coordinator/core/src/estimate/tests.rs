@@ -1,3 +1,4 @@
+use super::random::Random;
 use super::synthetic::{Cluster, MICROBATCHES, Noise, RUN};
 use super::{Estimated, Estimator, JobView, Missing, NotYet, Source};
 use crate::drift::Who;
@@ -75,6 +76,63 @@ fn a_throttled_device_is_a_slow_device_not_slow_layers() {
     assert!(moved.iter().all(|moved| moved.abs() < 0.06), "{moved:?}");
     assert!((moved.iter().sum::<f64>() / moved.len() as f64).abs() < 0.01, "{moved:?}");
     assert!(before.problem.devices.iter().all(|device| (device.slowdown - 1.0).abs() < 0.03));
+}
+
+/// A calibration of a host that was behind and then held up: most works too short, some far too long.
+fn rush(calibration: &mut [(DeviceIndex, Sample)], random: &mut Random) {
+    for (_, sample) in calibration {
+        if let Sample::Work { duration_ns, .. } = sample {
+            let factor =
+                if random.uniform() < 0.7 { 0.05 + 0.6 * random.uniform() } else { 1.0 + 3.0 * random.uniform() };
+            *duration_ns = (*duration_ns as f64 * factor) as u64;
+        }
+    }
+}
+
+/// Lower median of the slowdowns of a kind's devices.
+fn usual_slowdown(estimated: &Estimated, kind: &str) -> f64 {
+    let of_kind = estimated.problem.devices.iter().filter(|device| device.kind == kind);
+    super::robust::lower_median(&mut of_kind.map(|device| device.slowdown).collect::<Vec<_>>()).expect("a device")
+}
+
+#[test]
+fn healthy_devices_take_their_kinds_time_whatever_calibration_said() {
+    for seed in 0..6 {
+        let mut cluster = Cluster::new(&MIXED, 48, Noise::Heavy(0.1), 300 + seed);
+        let mut estimator = Estimator::new(cluster.job.clone());
+        let mut calibration = cluster.calibrate();
+        rush(&mut calibration, &mut cluster.random);
+        calibration.iter().for_each(|(device, sample)| estimator.absorb(*device, sample));
+        // A plan after the other, so that the earliest segments go; the throttle begins under the second.
+        for step in 0..72 {
+            cluster.epoch = 1 + step / 8;
+            if step == 12 {
+                cluster.slowdown[1] = 1.8;
+            }
+            cluster.train(&mut estimator, step, if step % 8 < 3 { Mark::Cold } else { Mark::Warm });
+            if step == 13 {
+                estimator.restart_window(Who::Device(DeviceIndex(1)), Step(12));
+            }
+            if ![7, 15, 39, 71].contains(&step) {
+                continue;
+            }
+            let estimated = fitted(&estimator);
+            for (device, slowdown) in cluster.slowdown.iter().enumerate() {
+                let found = estimated.problem.devices[device].slowdown;
+                assert!((found / slowdown - 1.0).abs() < 0.03, "seed {seed} step {step} device {device}: {found}");
+            }
+            for kind in ["h100", "a100"] {
+                let usual = usual_slowdown(&estimated, kind);
+                assert!((usual - 1.0).abs() < 0.03, "seed {seed} step {step} {kind}: {usual}");
+            }
+            // The level of the costs themselves, which a product of cost and slowdown does not show.
+            for (layer, &device) in cluster.device_of.iter().enumerate() {
+                let cost = estimated.problem.costs_of(device)[layer].forward_ns as f64;
+                let truth = cluster.cost_ns[cluster.kind_of[device]][layer][0];
+                assert!((cost / truth - 1.0).abs() < 0.08, "seed {seed} step {step} layer {layer}: {cost} of {truth}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,8 @@ use adaptis_proto::sample::Mark;
 use adaptis_proto::{Epoch, Generation, Step};
 use std::collections::{BTreeMap, VecDeque};
 
-/// Segments kept, the calibration included; beyond them the oldest one after the calibration goes.
+/// Segments kept. Beyond them the oldest one goes that is neither the calibration nor the first of training, which say
+/// what the device was like before it changed.
 const SEGMENTS: usize = 6;
 /// Iterations kept of a layer and phase; the oldest goes.
 pub(crate) const ITERATIONS: usize = 8;
@@ -203,8 +204,10 @@ impl History {
         }
         self.segments.push_back(segment);
         if self.segments.len() > SEGMENTS {
-            let oldest = usize::from(self.segments[0].calibration);
-            self.segments.remove(oldest);
+            let first = usize::from(self.segments[0].calibration);
+            let gone = self.segments.remove(first + 1);
+            // What follows is still another speed than what came before the one that went.
+            self.segments[first + 1].after_change |= gone.is_some_and(|gone| gone.after_change);
         }
     }
 

@@ -58,6 +58,13 @@ impl<C: Clock> Bench<C> {
         Bench { pace, noise, place: Place::default(), mark: Mark::Cold, tape, open: None, hasty: 0 }
     }
 
+    /// Begins an instruction with host and device level: what the host is behind is not caught up.
+    pub fn begin_level(&mut self) {
+        let now_ns = self.pace.clock().now_ns();
+        self.pace.rest_until(now_ns);
+        self.pace.begin(0);
+    }
+
     /// Does a piece of the instruction that the pace has begun.
     pub fn work<R>(&mut self, task: Task, real: impl FnOnce() -> R) -> R {
         self.close();

@@ -89,8 +89,9 @@ impl<C: Clock> Pace<C> {
         if ahead_ns > self.patience_ns {
             let [ahead_s, patience_s] = [ahead_ns, self.patience_ns].map(|ns| ns as f64 / 1e9);
             return Err(Failure::Environment(format!(
-                "a peer named an instant {ahead_s:.1} s ahead of this rank's clock, which waits for {patience_s:.1} s \
-                 at most; emulated ranks must share one host, whose clock they compare"
+                "a peer named an instant {ahead_s:.1} s ahead of this rank's clock, and nothing under this plan takes \
+                 more than {patience_s:.1} s, slow links and devices included: emulated ranks must share one host, \
+                 whose clock they compare"
             ))
             .into());
         }
