@@ -37,6 +37,8 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Summary, AgentErro
     let outcome = shell.work(&stop);
     // Also after a fault: what the ring holds may not outlive us.
     shell.tell(Event::Leaving);
+    // The last word, so that the books of agent and coordinator can be compared.
+    shell.report(shell.agent.sketches().readings(), shell.agent.counters().named());
     outcome.map(|()| shell.summary())
 }
 

@@ -141,6 +141,27 @@ fn a_closed_ring_is_delivered_and_summed_up() {
 }
 
 #[test]
+fn the_last_word_of_an_agent_is_what_it_sums_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start();
+    let mut options = options(folder.path(), coordinator.address());
+    options.until_closed = true;
+    // No report is due while it runs.
+    options.limits.report_ns = 3_600_000_000_000;
+    let mut recorder = recorder(folder.path(), 1, 1024);
+    record(&mut recorder, 700);
+    drop(recorder);
+    let summary = Running::start(options).join();
+    wait_for("the last word", || coordinator.health().is_some());
+    let health = coordinator.health().unwrap();
+    let said = |name: &str| health.counters.iter().find(|(known, _)| known == name).map(|(_, count)| *count);
+    for name in ["taken", "stored", "queued", "dropped_ring_full"] {
+        assert_eq!(said(name), summary.counter(name), "{name}");
+    }
+    assert_eq!((said("taken"), said("stored"), said("queued")), (Some(700), Some(700), Some(0)));
+}
+
+#[test]
 fn nothing_is_lost_or_doubled_while_the_coordinator_is_away() {
     let folder = tempfile::tempdir().unwrap();
     let mut coordinator = Coordinator::start();
@@ -213,6 +234,8 @@ fn a_new_ring_is_taken_up_after_the_old_one() {
         record(&mut recorder, 100);
         recorded.push(recorder.recorded());
         std::mem::forget(recorder);
+        // The lock of a process ends with it, and this one goes on: its place is cleared instead.
+        std::fs::remove_file(folder.path().join("gpu0.ring")).unwrap();
     }
     wait_for("all of all rings is stored", || {
         (1..=4).zip(&recorded).all(|(ring, count)| coordinator.stored(ring) == *count)
@@ -250,6 +273,7 @@ fn what_is_no_ring_of_ours_ends_the_agent_with_a_reason() {
     let options = options(folder.path(), "tcp://127.0.0.1:9");
     std::fs::write(&options.ring, vec![1; 8192]).unwrap();
     assert!(matches!(run(options.clone(), never()), Err(AgentError::Ring(RingError::Foreign { .. }))));
+    std::fs::remove_file(&options.ring).unwrap();
     let _other = Recorder::create(&options.ring, "gpu7", Incarnation(1), 8).unwrap();
     assert!(matches!(run(options, never()), Err(AgentError::OtherDevice { found, .. }) if found == "gpu7"));
 }

@@ -17,7 +17,7 @@ use adaptis_proto::message::{AgentOrder, Answer, Ask, Batch, FromCoordinator, St
 use adaptis_proto::sample::{Mark, Record, Sample};
 use adaptis_proto::{DeviceIndex, wire};
 use crossbeam::channel::{RecvError, select};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 /// Between two merges of profiles.
 const MERGE_EVERY: Duration = Duration::from_secs(30);
+/// How long the end waits for the last words of agents that are leaving, at most.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(1_500);
+/// Messages that are taken in at the end, at most.
+const LAST_MESSAGES_MAX: usize = 65_536;
 /// Connections whose ranks are remembered. More: those of no member are forgotten, and known again when they speak.
 const PEERS_MAX: usize = 16_384;
 
@@ -45,6 +49,10 @@ pub(crate) struct Control {
     board: Board,
     pages: Option<Pages>,
     peers: Peers,
+    /// Counters of earlier reigns that this one adds to.
+    before: BTreeMap<String, u64>,
+    /// The run had ended before this reign, and its report is there: it stays, unless there is news.
+    is_reported: bool,
     published: Instant,
     merged: Instant,
 }
@@ -70,6 +78,8 @@ impl Control {
             board,
             pages,
             peers: Peers::default(),
+            before: BTreeMap::new(),
+            is_reported: false,
             published: now,
             merged: now,
             options,
@@ -90,6 +100,11 @@ impl Control {
         let recovered = self.store.reign()?;
         tracing::info!(term = %recovered.head.term, "reigning");
         report::write_missing_plans(&self.options.dir, &recovered)?;
+        let is_over = recovered.finished.is_some() || recovered.failed.is_some();
+        self.is_reported = is_over && report::is_final(&self.options.dir);
+        let (before, health) = self.store.kept()?;
+        self.before = before;
+        self.ingest.recover(self.store.dropped_by_device()?, health);
         self.feed(Event::Booted(Box::new(recovered)))?;
         let (brain, mut effects) = (&mut self.brain, Vec::new());
         self.store.replay(|device, ring, records| {
@@ -164,7 +179,7 @@ impl Control {
         let stored = self.store.store(&batches, |batch| brain.is_of_member(&batch.device, batch.ring))?;
         for ((peer, batch), stored) in peers.iter().zip(batches).zip(stored) {
             let is_of_member = self.brain.is_of_member(&batch.device, batch.ring);
-            self.ingest.count(&batch, &stored, is_of_member);
+            self.ingest.count(&batch, &stored);
             self.tell(peer, FromCoordinator::Agent(AgentOrder::Stored { ring: batch.ring, next: stored.next }));
             if is_of_member && !stored.records.is_empty() {
                 self.profile(&batch.device, &stored.records);
@@ -172,8 +187,7 @@ impl Control {
                 self.feed(Event::Absorbed { device, ring, records: stored.records })?;
             }
         }
-        let trimmed = self.store.trim()?;
-        self.ingest.count_trimmed(trimmed);
+        self.store.trim()?;
         Ok(())
     }
 
@@ -252,6 +266,7 @@ impl Control {
         }
         if self.merged.elapsed() >= MERGE_EVERY {
             self.store.merge(&mut self.profiles)?;
+            self.keep()?;
             self.merged = Instant::now();
         }
         Ok(())
@@ -264,9 +279,20 @@ impl Control {
     }
 
     fn status(&self) -> Status {
+        let mut counters: Vec<(String, u64)> =
+            self.store.counts().named().map(|(name, count)| (name.to_owned(), count)).into();
+        counters.extend(self.of_all_reigns());
+        counters.extend(self.ingest.counters());
+        counters.push(("link_incoming_queued".to_owned(), self.server.incoming().len() as u64));
+        let status = self.brain.status();
+        counters.extend(status.counters);
+        Status { counters, ..status }
+    }
+
+    /// What this reign counts in memory, on top of what the ones before did.
+    fn of_all_reigns(&self) -> Vec<(String, u64)> {
         let link = self.server.counters();
-        let mut counters = self.ingest.counters();
-        let named = [
+        let of_link = [
             ("link_received", link.received),
             ("link_accepted", link.accepted),
             ("link_sent", link.sent),
@@ -276,22 +302,31 @@ impl Control {
             ("link_refused", link.refused()),
             ("link_malformed", link.malformed),
             ("link_stalls", link.stalls),
-            ("link_incoming_queued", self.server.incoming().len() as u64),
             ("profiles_left_out", self.profiles.left_out()),
         ];
-        counters.extend(named.map(|(name, count)| (name.to_owned(), count)));
-        let status = self.brain.status();
-        counters.extend(status.counters);
-        Status { counters, ..status }
+        let before = |name: &str| self.before.get(name).copied().unwrap_or(0);
+        let sum = |(name, count): (&str, u64)| (name.to_owned(), count.saturating_add(before(name)));
+        self.ingest.messages().into_iter().chain(of_link).map(sum).collect()
+    }
+
+    fn keep(&mut self) -> Result<(), CoordinatorError> {
+        let counters = self.of_all_reigns();
+        Ok(self.store.keep(&counters, self.ingest.health())?)
     }
 
     fn flush(&mut self) -> Result<(), CoordinatorError> {
         self.store.merge(&mut self.profiles)?;
+        self.keep()?;
         self.write_report()?;
         Ok(())
     }
 
-    fn write_report(&self) -> Result<String, CoordinatorError> {
+    fn write_report(&mut self) -> Result<String, CoordinatorError> {
+        let has_news = self.ingest.take_news();
+        if self.is_reported && !has_news {
+            return Ok(self.options.dir.join(report::FILE).display().to_string());
+        }
+        self.is_reported = false;
         let sources = report::Sources {
             recovered: self.store.recovered()?,
             iterations: self.store.iterations()?,
@@ -304,15 +339,7 @@ impl Control {
     }
 
     fn end(mut self) -> Result<Ended, CoordinatorError> {
-        // What has arrived is stored before we go; agents keep the rest.
-        let mut turn = Turn::default();
-        while let Ok(Some(message)) = self.server.try_receive() {
-            self.ingest.sort(&mut turn, message);
-            if turn.batches.len() >= TURN_MESSAGES_MAX {
-                break;
-            }
-        }
-        self.take_batches(turn.batches)?;
+        self.hear_last_words()?;
         self.flush()?;
         if let Some(pages) = self.pages.take() {
             pages.stop();
@@ -322,6 +349,32 @@ impl Control {
             (None, Some(failure)) => Ended::Failed(failure.to_string()),
             (None, None) => Ended::Stopped,
         })
+    }
+}
+
+impl Control {
+    /// What has arrived is stored before we go, and agents that are leaving, too, are heard to their end; what does not
+    /// come in time they keep.
+    fn hear_last_words(&mut self) -> Result<(), CoordinatorError> {
+        let deadline = Instant::now() + LAST_WORDS_MAX;
+        let mut turn = Turn::default();
+        for _ in 0..LAST_MESSAGES_MAX {
+            let is_full = turn.batches.len() >= TURN_MESSAGES_MAX;
+            let next = if is_full { None } else { self.server.try_receive()? };
+            if let Some(message) = next {
+                self.ingest.sort(&mut turn, message);
+                continue;
+            }
+            self.take_batches(std::mem::take(&mut turn.batches))?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || (!is_full && self.ingest.is_balanced(self.store.counts().records_stored)) {
+                break;
+            }
+            if let Some(message) = self.server.receive(left.min(LOOK_EVERY))? {
+                self.ingest.sort(&mut turn, message);
+            }
+        }
+        self.take_batches(turn.batches)
     }
 }
 

@@ -1,12 +1,11 @@
-//! What comes in: bytes to messages, batches to the store, and a count of everything.
+//! What comes in: bytes to messages, and a count of them.
 //!
-//! At this hop, of records: received = stored + duplicates + beyond_gap + refused. Nothing is queued here between turns of the
-//! loop; what waits in the link's queue is counted there.
+//! At this hop, of records: received = stored + duplicates + beyond_gap + refused, which the store counts as it stores.
+//! Nothing is queued here between turns of the loop; what waits in the link's queue is counted there.
 
 use crate::store::Stored;
 use adaptis_link::{Incoming, PeerId};
 use adaptis_proto::message::{AgentEvent, Ask, Batch, Health, RankEvent, ToCoordinator};
-use adaptis_proto::sample::{Record, Sample};
 use adaptis_proto::wire;
 use std::collections::BTreeMap;
 
@@ -23,24 +22,15 @@ pub(crate) struct Turn {
     pub(crate) asks: Vec<(PeerId, Ask)>,
 }
 
-/// What was taken in so far.
+/// What was taken in so far, and the last words of agents; records are counted where they are stored.
 #[derive(Debug, Default)]
 pub(crate) struct Ingest {
     messages: u64,
     malformed: u64,
-    batches: u64,
-    batches_refused: u64,
-    records_received: u64,
-    records_stored: u64,
-    records_duplicate: u64,
-    records_beyond_gap: u64,
-    records_refused: u64,
-    records_of_others: u64,
-    records_unknown: u64,
-    records_lost: u64,
-    records_trimmed: u64,
     dropped: BTreeMap<String, u64>,
     health: BTreeMap<String, Health>,
+    /// An agent said something since [`Ingest::take_news`].
+    has_news: bool,
 }
 
 impl Ingest {
@@ -61,33 +51,42 @@ impl Ingest {
         }
     }
 
-    /// Counts what became of a batch of a member of the run, or of another process.
-    pub(crate) fn count(&mut self, batch: &Batch, stored: &Stored, is_of_member: bool) {
-        self.batches += 1;
-        self.records_received += batch.records.len() as u64;
-        self.records_stored += stored.records.len() as u64;
-        self.records_duplicate += stored.duplicates;
-        self.records_beyond_gap += stored.beyond_gap;
-        self.records_refused += stored.refused.min(batch.records.len() as u64);
-        self.batches_refused += u64::from(stored.refused > 0);
-        if !is_of_member {
-            self.records_of_others += stored.records.len() as u64;
-        }
-        self.records_lost = self.records_lost.saturating_add(stored.lost);
-        self.records_unknown += unknown(&stored.records);
-        let is_known = self.dropped.contains_key(&batch.device) || self.dropped.len() < DEVICES_MAX;
-        let device = if is_known { batch.device.as_str() } else { OTHERS };
-        let dropped = self.dropped.entry(device.to_owned()).or_default();
-        *dropped = dropped.saturating_add(stored.dropped);
+    /// What earlier reigns took in.
+    pub(crate) fn recover(&mut self, dropped: BTreeMap<String, u64>, health: Vec<Health>) {
+        dropped.into_iter().for_each(|(device, count)| self.drop_records(&device, count));
+        health.into_iter().for_each(|health| self.take_health(health));
+        self.has_news = false;
     }
 
-    /// Counts records that the store let go.
-    pub(crate) fn count_trimmed(&mut self, records: u64) {
-        self.records_trimmed += records;
+    /// Counts what a batch said of its ring.
+    pub(crate) fn count(&mut self, batch: &Batch, stored: &Stored) {
+        self.drop_records(&batch.device, stored.dropped);
+        self.has_news |= !stored.records.is_empty() || stored.lost > 0 || stored.dropped > 0;
+    }
+
+    fn drop_records(&mut self, device: &str, count: u64) {
+        let is_known = self.dropped.contains_key(device) || self.dropped.len() < DEVICES_MAX;
+        let dropped = self.dropped.entry(if is_known { device } else { OTHERS }.to_owned()).or_default();
+        *dropped = dropped.saturating_add(count);
+    }
+
+    /// Whether an agent told anything new since this was last asked.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
+    }
+
+    /// Whether every agent that spoke has told the end of it: nothing is queued there, and as many records are stored
+    /// here as they were told.
+    pub(crate) fn is_balanced(&self, records_stored: u64) -> bool {
+        let of =
+            |health: &Health, name: &str| health.counters.iter().find(|(own, _)| own == name).map_or(0, |own| own.1);
+        let sum = |name: &str| self.health.values().fold(0u64, |sum, health| sum.saturating_add(of(health, name)));
+        sum("queued") == 0 && sum("stored") == records_stored
     }
 
     fn take_health(&mut self, health: Health) {
         if self.health.contains_key(&health.device) || self.health.len() < DEVICES_MAX {
+            self.has_news |= self.health.get(&health.device) != Some(&health);
             self.health.insert(health.device.clone(), health);
         }
     }
@@ -97,26 +96,10 @@ impl Ingest {
         self.health.values()
     }
 
-    /// All counts, by name.
+    /// All counts of this hop but those of the store, by name.
     pub(crate) fn counters(&self) -> Vec<(String, u64)> {
-        let mut counters: Vec<(String, u64)> = [
-            ("messages_received", self.messages),
-            ("messages_malformed", self.malformed),
-            ("batches_received", self.batches),
-            ("batches_refused", self.batches_refused),
-            ("records_received", self.records_received),
-            ("records_stored", self.records_stored),
-            ("records_duplicate", self.records_duplicate),
-            ("records_beyond_gap", self.records_beyond_gap),
-            ("records_refused", self.records_refused),
-            ("records_of_others", self.records_of_others),
-            ("records_unknown", self.records_unknown),
-            ("records_lost_before_arrival", self.records_lost),
-            ("records_trimmed_from_store", self.records_trimmed),
-            ("records_dropped_ring_full", self.dropped.values().fold(0, |sum, dropped| sum.saturating_add(*dropped))),
-        ]
-        .map(|(name, count)| (name.to_owned(), count))
-        .to_vec();
+        let dropped_in_all = self.dropped.values().fold(0, |sum: u64, dropped| sum.saturating_add(*dropped));
+        let mut counters = vec![("records_dropped_ring_full".to_owned(), dropped_in_all)];
         let dropped = self.dropped.iter();
         counters.extend(dropped.map(|(device, count)| (format!("{device}.records_dropped_ring_full"), *count)));
         for health in self.health.values() {
@@ -125,8 +108,9 @@ impl Ingest {
         }
         counters
     }
-}
 
-fn unknown(records: &[Record]) -> u64 {
-    records.iter().filter(|&&record| Sample::try_from(record).is_err()).count() as u64
+    /// Messages of this reign, by name.
+    pub(crate) fn messages(&self) -> [(&'static str, u64); 2] {
+        [("messages_received", self.messages), ("messages_malformed", self.malformed)]
+    }
 }

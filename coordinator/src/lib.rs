@@ -24,7 +24,7 @@ mod store;
 
 pub use error::CoordinatorError;
 pub use report::{FILE as REPORT_FILE, PLANS as PLANS_FOLDER};
-pub use store::{FILE as STORE_FILE, Profile, Profiles, RECORDS_BYTES_MAX, Store, StoreError, Stored, work_of};
+pub use store::{Counts, FILE as STORE_FILE, Profile, Profiles, RECORDS_BYTES_MAX, Store, StoreError, Stored, work_of};
 
 pub use adaptis_coordinator_core::Mode;
 pub use adaptis_coordinator_core::admission::Policy;

@@ -148,6 +148,13 @@ pub(crate) fn write(dir: &Path, sources: &Sources<'_>) -> Result<PathBuf, Coordi
     Ok(path)
 }
 
+/// Whether a folder holds the report of a run that has ended.
+pub(crate) fn is_final(dir: &Path) -> bool {
+    let text = std::fs::read_to_string(dir.join(FILE)).unwrap_or_default();
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    !report["final_state_digest"].is_null() || !report["failure"].is_null()
+}
+
 /// Writes a plan into the folder of plans.
 ///
 /// # Errors

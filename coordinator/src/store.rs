@@ -1,4 +1,4 @@
-//! What the coordinator keeps on disk: the ledger, the samples, the profiles. One SQLite file in the run's folder.
+//! What the coordinator keeps on disk: the ledger, the samples, the profiles, the counters. One SQLite file in the run's folder.
 //!
 //! 1. A reign writes only while [`Head`] bears its term: every transaction of the ledger checks it, and one that finds
 //!    another term writes nothing (DeposedIsSilent).
@@ -9,11 +9,13 @@
 //!
 //! Left out on purpose: migrating a store of another version. It is refused with its version.
 
+mod counters;
 mod ledger;
 mod profiles;
 mod samples;
 mod work;
 
+pub use counters::Counts;
 pub use profiles::{Profile, Profiles};
 pub use samples::{RECORDS_BYTES_MAX, Stored};
 pub use work::work_of;
@@ -29,7 +31,7 @@ pub const FILE: &str = "store.db";
 /// Name of the lock beside it.
 pub const LOCK: &str = "store.lock";
 /// Of a store that this build reads and writes.
-pub const VERSION: i32 = 2;
+pub const VERSION: i32 = 3;
 /// "ADPT": tells our files from other SQLite files.
 const APPLICATION: i32 = 0x4144_5054;
 
@@ -54,6 +56,8 @@ CREATE TABLE iterations (
     PRIMARY KEY (step, generation)
 );
 CREATE TABLE profiles (signature TEXT, kind TEXT, phase INTEGER, histogram BLOB, PRIMARY KEY (signature, kind, phase));
+CREATE TABLE counters (name TEXT PRIMARY KEY, count INTEGER);
+CREATE TABLE health (device TEXT PRIMARY KEY, body TEXT);
 ";
 
 /// Why a store can't be used.
@@ -119,6 +123,7 @@ pub struct Store {
     connection: Connection,
     records_bytes: u64,
     records_bytes_max: u64,
+    counts: Counts,
     /// Held until the store is dropped, and by the system until the process ends.
     _lock: File,
 }
@@ -145,8 +150,8 @@ impl Store {
         let path = dir.join(FILE);
         let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        let records_bytes = samples::bytes(&connection)?;
-        Ok(Store { path, connection, records_bytes, records_bytes_max, _lock: lock })
+        let (records_bytes, counts) = (samples::bytes(&connection)?, counters::read(&connection)?);
+        Ok(Store { path, connection, records_bytes, records_bytes_max, counts, _lock: lock })
     }
 
     /// Where it is.

@@ -5,8 +5,8 @@
 use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, REPORT_FILE, run, work_of};
 use adaptis_link::{Client, Limits, Security};
 use adaptis_proto::message::{
-    AgentEvent, AgentOrder, Answer, Ask, Batch, DeviceCard, FromCoordinator, Job, JobLayer, RankEvent, RankOrder,
-    Rejection, State, Status, ToCoordinator,
+    AgentEvent, AgentOrder, Answer, Ask, Batch, DeviceCard, FromCoordinator, Health, Job, JobLayer, RankEvent,
+    RankOrder, Rejection, State, Status, ToCoordinator,
 };
 use adaptis_proto::sample::{Place, Sample};
 use adaptis_proto::{Digest, Epoch, Generation, Incarnation, LayerIndex, RunId, Step, Term, wire};
@@ -306,6 +306,121 @@ fn a_restarted_coordinator_goes_on_where_the_ledger_stands() {
     assert_eq!((status.state, status.place.epoch, status.run.0.as_str()), (State::Training, Epoch(1), "test"));
     assert_eq!(second.end(), Ended::Stopped);
     assert!(dir.path().join(REPORT_FILE).is_file(), "a stopped coordinator leaves its report");
+}
+
+/// What an agent says of itself: all it took is stored, and 2 were dropped.
+fn health(stored: u64) -> ToCoordinator {
+    let counters = [("taken", stored + 2), ("stored", stored), ("dropped_ring_full", 2), ("queued", 0)];
+    let counters = counters.map(|(name, count)| (name.to_owned(), count)).to_vec();
+    let (device, readings) = ("gpu0".to_owned(), Vec::new());
+    ToCoordinator::Agent(AgentEvent::Health(Health { device, incarnation: Incarnation(3), readings, counters }))
+}
+
+fn is_started(message: FromCoordinator) -> Option<()> {
+    matches!(message, FromCoordinator::Rank(RankOrder::Start { .. })).then_some(())
+}
+
+/// Trains three iterations to their recorded end.
+fn finish(service: &Service) {
+    let (rank, agent) = (service.client("rank"), service.client("agent"));
+    ask(&rank, &hello(), is_started);
+    assert_eq!(ask(&agent, &batch(0, &iterations()), stored), 3);
+    let place = Place { step: Step(3), epoch: Epoch(1), generation: Generation(1) };
+    let layers = vec![(LayerIndex(0), Digest([1; 32])), (LayerIndex(1), Digest([2; 32]))];
+    let finished = ToCoordinator::Rank(RankEvent::Finished { incarnation: Incarnation(7), place, layers });
+    ask(&rank, &finished, |message| {
+        matches!(message, FromCoordinator::Rank(RankOrder::Dismissed { .. })).then_some(())
+    });
+}
+
+fn report(dir: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(dir.join(REPORT_FILE)).unwrap()).unwrap()
+}
+
+#[test]
+fn counters_go_on_where_an_earlier_reign_left_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Service::start(dir.path(), |_| {});
+    ask(&first.client("rank"), &hello(), is_started);
+    let agent = first.client("agent");
+    assert_eq!(ask(&agent, &batch(0, &iterations()[..2]), stored), 2);
+    agent.send(b"no message of ours".to_vec()).unwrap();
+    say(&agent, health(2));
+    let person = first.client("person");
+    let begun = Instant::now();
+    while !status(&person).counters.iter().any(|(name, _)| name == "gpu0.agent.stored") {
+        assert!(begun.elapsed() < PATIENCE, "no health");
+    }
+    let before = status(&person);
+    drop(agent);
+    assert_eq!(first.end(), Ended::Stopped);
+
+    let second = Service::start(dir.path(), |_| {});
+    let agent = second.client("agent");
+    let after = status(&second.client("person"));
+    let of_records = |status: &Status| -> Vec<(String, u64)> {
+        let is_of_records = |(name, _): &&(String, u64)| name.contains("records_") || name.contains(".agent.");
+        status.counters.iter().filter(is_of_records).cloned().collect()
+    };
+    assert_eq!(of_records(&after), of_records(&before));
+    assert_eq!(counter(&after, "records_stored"), 2);
+    assert_eq!(counter(&after, "messages_malformed"), 1);
+    assert!(counter(&after, "link_received") > counter(&before, "link_received"));
+    // The last record, and one that the first reign has: its acknowledgement was lost.
+    assert_eq!(ask(&agent, &batch(1, &iterations()[1..]), stored), 3);
+    say(&agent, health(3));
+    assert_eq!(second.end(), Ended::Stopped);
+    let counters = &report(dir.path())["counters"];
+    let count = |name: &str| counters[name].as_u64().unwrap_or_else(|| panic!("no counter {name}"));
+    assert_eq!((count("records_stored"), count("gpu0.agent.stored")), (3, 3));
+    assert_eq!(count("records_dropped_ring_full"), 2);
+    let refused = count("records_beyond_gap") + count("records_refused");
+    assert!(count("records_duplicate") >= 1);
+    assert_eq!(count("records_received"), count("records_stored") + count("records_duplicate") + refused);
+}
+
+#[test]
+fn a_report_of_an_ended_run_stays_until_there_is_news() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = dir.path().join("faults.json");
+    std::fs::write(&faults, r#"[{"iteration": 1, "text": "throttle:gpu0:1.8"}]"#).unwrap();
+    let first = Service::start(dir.path(), |options| (options.faults, options.seed) = (Some(faults), 5));
+    finish(&first);
+    assert_eq!(first.end(), Ended::Finished);
+    let written = std::fs::read_to_string(dir.path().join(REPORT_FILE)).unwrap();
+
+    let again = Service::start(dir.path(), |_| {});
+    let person = again.client("person");
+    assert_eq!(status(&person).state, State::Finished);
+    ask(&person, &ToCoordinator::Ask(Ask::Report), |message| {
+        matches!(message, FromCoordinator::Answer(Answer::Report { .. })).then_some(())
+    });
+    assert_eq!(again.end(), Ended::Finished);
+    assert_eq!(std::fs::read_to_string(dir.path().join(REPORT_FILE)).unwrap(), written);
+
+    let third = Service::start(dir.path(), |_| {});
+    assert_eq!(ask(&third.client("agent"), &batch(3, &iterations()[..1]), stored), 4);
+    assert_eq!(third.end(), Ended::Finished);
+    assert_eq!(report(dir.path())["counters"]["records_stored"], 4, "what an agent had kept is news");
+}
+
+#[test]
+fn the_report_waits_for_what_leaving_agents_say_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path(), |_| {});
+    finish(&service);
+    let agent = service.client("agent");
+    say(&agent, health(2));
+    let Service { stop, thread, .. } = service;
+    stop.store(true, Ordering::Relaxed);
+    std::thread::sleep(Duration::from_millis(300));
+    say(&agent, batch(3, &iterations()[..1]));
+    say(&agent, health(4));
+    assert_eq!(thread.join().unwrap().unwrap(), Ended::Finished);
+    let counters = &report(dir.path())["counters"];
+    assert_eq!(counters["records_stored"], 4);
+    assert_eq!(counters["gpu0.agent.stored"], 4);
+    assert_eq!(counters["gpu0.agent.taken"], 6);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Samples on disk: batches as they came, the iterations in them, and how far each ring is stored.
 
+use super::counters::{self, Counts};
 use super::ledger::iterations;
 use super::{Store, StoreError, number, sql};
 use adaptis_coordinator_core::ledger::IterationRecord;
@@ -44,7 +45,8 @@ struct Cursor {
 impl Store {
     /// Stores batches, all or none; they are on disk when this returns. A ring's records are taken in the order of
     /// their numbers: what is known already is left out, what lies beyond a gap is not taken. A batch without records
-    /// says that nothing below its number will come. The iterations in a batch count only if it `is_of_member`.
+    /// says that nothing below its number will come. The iterations in a batch count only if it `is_of_member`. What
+    /// became of the batches is counted with them.
     ///
     /// # Errors
     /// The file fails.
@@ -54,16 +56,22 @@ impl Store {
         is_of_member: impl Fn(&Batch) -> bool,
     ) -> Result<Vec<Stored>, StoreError> {
         let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let stored: Vec<Stored> = batches
-            .iter()
-            .map(|batch| take(&transaction, batch, is_of_member(batch)))
-            .collect::<Result<_, StoreError>>()?;
+        let (mut stored, mut counts) = (Vec::with_capacity(batches.len()), self.counts);
+        for batch in batches {
+            let is_of_member = is_of_member(batch);
+            let of_batch = take(&transaction, batch, is_of_member)?;
+            counts.add(&Counts::of(batch, &of_batch, is_of_member));
+            stored.push(of_batch);
+        }
+        counters::write(&transaction, &self.counts, &counts)?;
         transaction.commit()?;
+        self.counts = counts;
         self.records_bytes += stored.iter().map(|stored| bytes_of(&stored.records)).sum::<u64>();
         Ok(stored)
     }
 
-    /// If there are more records than the limit, lets the oldest go until some room is left. Gives how many went.
+    /// If there are more records than the limit, lets the oldest go until some room is left. Gives how many went, which
+    /// are counted.
     ///
     /// # Errors
     /// The file fails.
@@ -88,9 +96,14 @@ impl Store {
         if let Some(last) = last {
             transaction.execute("DELETE FROM records WHERE id <= ?", [last])?;
         }
+        let gone = bytes / Record::BYTES as u64;
+        let mut counts = self.counts;
+        counts.add(&Counts { records_trimmed_from_store: gone, ..Counts::default() });
+        counters::write(&transaction, &self.counts, &counts)?;
         transaction.commit()?;
+        self.counts = counts;
         self.records_bytes = self.records_bytes.saturating_sub(bytes);
-        Ok(bytes / Record::BYTES as u64)
+        Ok(gone)
     }
 
     /// All iterations, in order; one that was redone stands there once for each generation.
