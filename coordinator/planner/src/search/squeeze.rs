@@ -81,7 +81,7 @@ pub(crate) fn squeeze(judge: &mut Judge, pool: &mut Pool, random: &mut Random) -
     if sum == 0 {
         offer(judge, pool, &shape);
     }
-    (sum > 0).then_some(worst)
+    pool.members.is_empty().then_some(worst)
 }
 
 /// A stage per layer, recomputed where that frees anything: what needs least of a placement.
@@ -97,6 +97,10 @@ fn least(costs: &Costs, device_of_layers: &[u32]) -> Shape {
 /// A placement that fits, if there is one.
 fn packed(judge: &Judge) -> Option<Vec<u32>> {
     let (costs, rules) = (judge.costs, judge.rules);
+    // A device that holds nothing must fit as well.
+    if (0..costs.devices).any(|device| costs.reserved_bytes[device] > costs.memory_bytes[device]) {
+        return None;
+    }
     let sets = 1_usize << costs.layers;
     let groups: Vec<usize> = rules.groups().iter().map(|group| group.iter().map(|&layer| 1 << layer).sum()).collect();
     let fits = |device: u32, set: usize| {
