@@ -4,6 +4,7 @@
 //!   first iterations --> refit --> search (Start)
 //!   confirmed change --> window restarts, two new iterations --> refit --> search (Drift)
 //!   settled after a decision --> refit --> one search (Routine)
+//!   a guess corrected --> two new iterations --> refit --> search (Routine)
 //!   prediction and measurement apart for long --> refit --> search (Routine), seldom
 //!   promise broken --> the plan before, as a new one
 //!   plan given up --> what it was wanted for is wanted again, after a pause
@@ -15,7 +16,7 @@
 
 use super::{Announcement, Brain, Effect, Mode, SearchOrder, Stage};
 use crate::admission::{self, Admission, Policy, Trigger};
-use crate::drift::{Change, Drift, Gauge, Limits, Who};
+use crate::drift::{Change, Drift, Gauge, Limits, Shift, Who};
 use crate::estimate::{Estimated, Estimator, JobView, Measured};
 use crate::ledger::{Durable, GenerationRecord, PhaseRecord};
 use adaptis_plan::Plan;
@@ -166,8 +167,8 @@ impl Adapt {
         }
     }
 
-    /// Takes a sample; names the changes that it confirms.
-    pub(super) fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Change> {
+    /// Takes a sample; names the shifts that it confirms.
+    pub(super) fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Shift> {
         for change in std::mem::take(&mut self.replayed_changes) {
             self.estimator.restart_window(change.who, change.onset);
         }
@@ -221,6 +222,17 @@ impl Brain {
                 PhaseRecord { from: change.onset, epoch: self.head.epoch, predicted_ns: None, change: Some(change) };
             self.phases.push(phase);
             self.persist(vec![Durable::Phase(phase)], Vec::new());
+        }
+    }
+
+    /// A guess was wrong: the samples since say what is right, and the next refit takes them in.
+    pub(super) fn on_correction(&mut self, change: Change) {
+        let Who::Device(device) = change.who else { return };
+        let device = self.name_of(device);
+        self.announce(Announcement::Corrected { device, factor: change.factor, step: change.onset });
+        let Some(adapt) = &mut self.adapt else { return };
+        if adapt.wanted.is_none() {
+            adapt.want(Trigger::Routine, Step(change.onset.0 + CHANGE_ITERATIONS - 1));
         }
     }
 

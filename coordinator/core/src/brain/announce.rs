@@ -39,6 +39,15 @@ pub enum Announcement {
         /// How much, and since when.
         change: Change,
     },
+    /// A device did what its kind had never done, and the guess of it was wrong.
+    Corrected {
+        /// Which device.
+        device: String,
+        /// Time it takes over the time that was guessed.
+        factor: f64,
+        /// First iteration that showed it.
+        step: Step,
+    },
     /// Something was decided.
     Decided(Box<Decision>),
     /// All ranks are being armed with a plan.
@@ -85,6 +94,11 @@ impl fmt::Display for Announcement {
             Announcement::Changed { who, change: Change { onset, detected, factor, .. } } => {
                 write!(f, "{who} takes {factor:.2} times as long since iteration {onset}, seen in iteration {detected}")
             }
+            Announcement::Corrected { device, factor, step } => write!(
+                f,
+                "a cost never measured on a device like {device} was corrected: it takes {factor:.2} times what was guessed, \
+                 seen since iteration {step}"
+            ),
             Announcement::Decided(decision) => decision.fmt(f),
             Announcement::Preparing { epoch } => write!(f, "preparing plan {epoch}"),
             Announcement::Armed { epoch } => write!(f, "every rank is armed with plan {epoch}"),

@@ -4,6 +4,7 @@
 //! says nothing about this one.
 
 use super::Brain;
+use crate::drift::Shift;
 use crate::ledger::Durable;
 use adaptis_proto::message::Member;
 use adaptis_proto::sample::{Record, Sample};
@@ -40,8 +41,11 @@ impl Brain {
         for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
             self.note_late(index, &sample);
             let Some(adapt) = &mut self.adapt else { return };
-            for change in adapt.absorb(index, &sample) {
-                self.on_change(change);
+            for shift in adapt.absorb(index, &sample) {
+                match shift {
+                    Shift::Changed(change) => self.on_change(change),
+                    Shift::Corrected(change) => self.on_correction(change),
+                }
             }
             for step in self.history.absorb(index, &sample) {
                 self.on_iteration(now_ns, step);

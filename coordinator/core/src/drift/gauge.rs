@@ -22,6 +22,7 @@ const TRANSFER_SPREAD: f64 = 0.05;
 struct Expected {
     ln_ns: f64,
     ln_sd: f64,
+    is_guess: bool,
 }
 
 /// One work against its expectation.
@@ -29,6 +30,7 @@ struct Expected {
 struct Ratio {
     ln: f64,
     ln_sd: f64,
+    is_guess: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -91,7 +93,8 @@ impl Gauge {
             Phase::Optimizer => return None,
         };
         let figure = self.reference.uncertainty.figures.get(device.index())?.get(layer)?[phase_index(phase)?];
-        (ns >= NEGLIGIBLE_NS).then(|| Expected { ln_ns: (ns as f64 * card.slowdown).ln(), ln_sd: figure.ln_sd })
+        let (ln_sd, is_guess) = (figure.ln_sd, figure.source.is_guess());
+        (ns >= NEGLIGIBLE_NS).then(|| Expected { ln_ns: (ns as f64 * card.slowdown).ln(), ln_sd, is_guess })
     }
 
     fn transfer(&self, from: DeviceIndex, to: DeviceIndex, bytes: u64) -> Option<Expected> {
@@ -104,7 +107,7 @@ impl Gauge {
         let ln_sd = known.map_or(self.reference.uncertainty.default_link_ln_sd, |link| link.figure.ln_sd);
         let link = problem.link(from, to);
         let ns = link.latency_ns as f64 + bytes as f64 * 1e9 / link.bytes_per_second;
-        (ns >= NEGLIGIBLE_NS as f64).then(|| Expected { ln_ns: ns.ln(), ln_sd })
+        (ns >= NEGLIGIBLE_NS as f64).then(|| Expected { ln_ns: ns.ln(), ln_sd, is_guess: false })
     }
 
     fn add(&mut self, place: Place, mark: Mark, who: Who, expected: Option<Expected>, duration_ns: u64) {
@@ -117,7 +120,7 @@ impl Gauge {
         let ratios = iteration.of.entry(who).or_default();
         if ratios.len() < WORKS {
             let ln = (duration_ns.max(1) as f64).ln() - expected.ln_ns;
-            ratios.push(Ratio { ln, ln_sd: expected.ln_sd });
+            ratios.push(Ratio { ln, ln_sd: expected.ln_sd, is_guess: expected.is_guess });
         }
     }
 
@@ -163,6 +166,8 @@ impl Gauge {
             Who::Link(..) => TRANSFER_SPREAD.max(self.reference.uncertainty.spread),
         };
         let of = iteration.of.into_iter().filter_map(|(who, mut ratios)| {
+            let is_guess = ratios.iter().all(|ratio| ratio.is_guess);
+            ratios.retain(|ratio| ratio.is_guess == is_guess);
             if ratios.iter().any(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD) {
                 ratios.retain(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD);
             }
@@ -173,6 +178,7 @@ impl Gauge {
                 works,
                 spread: spread(who),
                 reference_ln_sd: robust::median(&mut ratios.iter().map(|ratio| ratio.ln_sd).collect::<Vec<_>>())?,
+                is_guess,
                 cold: iteration.cold,
             })
         });

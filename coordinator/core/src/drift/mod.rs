@@ -12,7 +12,9 @@
 //! 3. Cold iterations teach nothing and confirm nothing, but the baseline outlives them: what changed meanwhile is found
 //!    in the warm iterations after.
 //! 4. The baseline does not follow a slow drift: it is frozen after a while, so that small steps add up to a change.
-//! 5. After a change the new level is the baseline, whether a plan follows or not.
+//! 5. Where a device does what its kind never did in training, the first level of it is what the guess was wrong by, and
+//!    no change of the device.
+//! 6. After a change the new level is the baseline, whether a plan follows or not.
 
 mod gauge;
 #[cfg(test)]
@@ -58,6 +60,8 @@ pub struct Reading {
     pub spread: f64,
     /// Standard deviation of the logarithm of what is expected: how uncertain the reference is for these works.
     pub reference_ln_sd: f64,
+    /// What is expected of these works was never measured on a device of this kind.
+    pub is_guess: bool,
     /// The iteration was cold.
     pub cold: bool,
 }
@@ -100,6 +104,25 @@ pub struct Change {
     pub factor: f64,
 }
 
+/// What iterations that differ from their reference mean.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Shift {
+    /// A device or link takes another time than it did.
+    Changed(Change),
+    /// Works that this kind of device had never done take another time than was guessed: the reference was wrong, and
+    /// nothing changed.
+    Corrected(Change),
+}
+
+impl Shift {
+    /// Its size and place.
+    pub fn change(&self) -> Change {
+        match *self {
+            Shift::Changed(change) | Shift::Corrected(change) => change,
+        }
+    }
+}
+
 /// Thresholds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
@@ -128,9 +151,9 @@ impl Drift {
         Self { limits, watches: BTreeMap::new() }
     }
 
-    /// Takes an iteration's readings, in order of steps. Names the changes that it confirms. Readings that are no
+    /// Takes an iteration's readings, in order of steps. Names the shifts that it confirms. Readings that are no
     /// finite number or have no works behind them are left out.
-    pub fn observe(&mut self, readings: &Readings) -> Vec<Change> {
+    pub fn observe(&mut self, readings: &Readings) -> Vec<Shift> {
         let readings_of: Vec<Reading> = readings.of.iter().filter_map(Reading::bounded).collect();
         let is_device = |reading: &&Reading| matches!(reading.who, Who::Device(_));
         let watches = &self.watches;
@@ -139,20 +162,21 @@ impl Drift {
         let devices: Vec<f64> = readings_of.iter().filter(is_device).map(own).collect();
         let noise = watches.iter().filter(|(who, _)| matches!(who, Who::Device(_))).map(|(_, watch)| watch.noise_sd());
         let common = common(devices, robust::median(&mut noise.collect::<Vec<_>>()).unwrap_or(0.0));
-        let mut changes = Vec::new();
+        let mut shifts = Vec::new();
         for reading in &readings_of {
             let shared = if is_device(&reading) { common } else { 0.0 };
             let watch = self.watches.entry(reading.who).or_insert_with(|| Watch::new(reading.reference_ln_sd));
             if let Some(confirmed) = watch.observe(readings.step, reading, shared, &self.limits) {
-                changes.push(Change {
+                let change = Change {
                     who: reading.who,
                     onset: confirmed.onset,
                     detected: readings.step,
                     factor: confirmed.shift.exp(),
-                });
+                };
+                shifts.push(if confirmed.is_correction { Shift::Corrected(change) } else { Shift::Changed(change) });
             }
         }
-        changes
+        shifts
     }
 
     /// The reference was fitted anew: baselines start from 0. What is known of each one's noise stays.

@@ -1,4 +1,4 @@
-use super::{Change, Drift, Gauge, Limits, Reading, Readings, Who};
+use super::{Change, Drift, Gauge, Limits, Reading, Readings, Shift, Who};
 use crate::estimate::random::Random;
 use crate::estimate::synthetic::{Cluster, Noise};
 use adaptis_proto::sample::{Mark, Sample};
@@ -44,6 +44,7 @@ impl Source {
             works: self.works,
             spread: self.spread,
             reference_ln_sd: 0.01,
+            is_guess: false,
             cold: false,
         }
     }
@@ -54,9 +55,18 @@ impl Source {
     }
 }
 
+/// What is nothing but changes.
+fn changes(shifts: Vec<Shift>) -> Vec<Change> {
+    let change = |shift| match shift {
+        Shift::Changed(change) => change,
+        Shift::Corrected(_) => panic!("nothing was guessed: {shift:?}"),
+    };
+    shifts.into_iter().map(change).collect()
+}
+
 /// Feeds steps and gathers the changes.
 fn feed(drift: &mut Drift, source: &mut Source, steps: std::ops::Range<u64>) -> Vec<Change> {
-    steps.flat_map(|step| drift.observe(&source.next(step))).collect()
+    steps.flat_map(|step| changes(drift.observe(&source.next(step)))).collect()
 }
 
 /// Delays (in iterations, the one of the onset counted) until a step of `factor` on one device is confirmed, and how
@@ -173,7 +183,7 @@ fn a_slow_rise_adds_up_to_a_change() {
     let mut changes = Vec::new();
     for step in 40..200 {
         source.level[0] += 0.002;
-        changes.extend(drift.observe(&source.next(step)));
+        changes.extend(self::changes(drift.observe(&source.next(step))));
     }
     assert!(!changes.is_empty() && changes.iter().all(|change| change.who == device(0)), "{changes:?}");
     let told: f64 = changes.iter().map(|change| change.factor.ln()).sum();
@@ -214,6 +224,70 @@ fn an_uncertain_reference_is_no_change() {
 }
 
 #[test]
+fn a_guess_that_was_wrong_is_corrected_and_what_changes_after_it_is_a_change() {
+    for (seed, factor) in [(1, 0.57), (2, 0.8), (3, 2.2)] {
+        let mut drift = Drift::new(Limits::default());
+        let mut source = Source::new(DEVICES, 0.05, 0.0, 60 + seed);
+        feed(&mut drift, &mut source, 0..40);
+        // A new plan: device 0 does what no device of its kind ever did.
+        source.level[0] = f64::ln(factor);
+        let mut shifts = Vec::new();
+        for step in 40..80 {
+            if step == 65 {
+                source.level[0] += 1.8f64.ln();
+            }
+            let mut readings = source.next(step);
+            (readings.of[0].reference_ln_sd, readings.of[0].is_guess) = (0.05, true);
+            readings.of.iter_mut().for_each(|reading| reading.cold = step < 43);
+            shifts.extend(drift.observe(&readings));
+        }
+        let [Shift::Corrected(corrected), Shift::Changed(changed)] = shifts[..] else { panic!("{factor}: {shifts:?}") };
+        assert_eq!((corrected.who, changed.who, changed.onset), (device(0), device(0), Step(65)));
+        assert!((corrected.factor / factor - 1.0).abs() < 0.05, "{corrected:?}");
+        assert!((changed.factor / 1.8 - 1.0).abs() < 0.05, "{changed:?}");
+    }
+}
+
+#[test]
+fn works_that_were_measured_speak_for_a_device_beside_guessed_ones() {
+    let mut cluster = Cluster::new(&["h100", "h100", "a100", "a100"], 48, Noise::Normal(0.03), 4);
+    // The head of the calibration of device 1 came out at twice its time.
+    let mut estimator = crate::estimate::Estimator::new(cluster.job.clone());
+    for (device, mut sample) in cluster.calibrate() {
+        if let Sample::Work { layer, duration_ns, .. } = &mut sample
+            && layer.index() == 47
+            && device == DeviceIndex(1)
+        {
+            *duration_ns *= 2;
+        }
+        estimator.absorb(device, &sample);
+    }
+    for step in 0..8 {
+        cluster.train(&mut estimator, step, if step < 3 { Mark::Cold } else { Mark::Warm });
+    }
+    let estimated = estimator.problem().expect("there are samples of everything");
+    let (mut gauge, mut drift) = (Gauge::new(&estimated), Drift::new(Limits::default()));
+    // The head moves there, alone or beside what the device has.
+    for is_alone in [false, true] {
+        if is_alone {
+            cluster.device_of.iter_mut().filter(|device| **device == 1).for_each(|device| *device = 0);
+        }
+        cluster.device_of[47] = 1;
+        let mut shifts = Vec::new();
+        for step in if is_alone { 40..60 } else { 8..40 } {
+            for (device, sample) in cluster.iteration(step, Mark::Warm) {
+                gauge.absorb(device, &sample).iter().for_each(|readings| shifts.extend(drift.observe(readings)));
+            }
+        }
+        match (is_alone, &shifts[..]) {
+            (false, []) => {}
+            (true, [Shift::Corrected(corrected)]) => assert_eq!(corrected.who, device(1), "{corrected:?}"),
+            _ => panic!("{is_alone}: {shifts:?}"),
+        }
+    }
+}
+
+#[test]
 fn samples_become_changes() {
     for (noise, seed) in [(Noise::Heavy(0.1), 1), (Noise::Stalls, 2), (Noise::Normal(0.03), 3)] {
         let mut cluster = Cluster::new(&["h100", "h100", "a100", "a100"], 48, noise, seed);
@@ -224,7 +298,7 @@ fn samples_become_changes() {
             for (device, sample) in cluster.iteration(step, Mark::Warm) {
                 for readings in gauge.absorb(device, &sample) {
                     assert_eq!(readings.of.len(), DEVICES);
-                    changes.extend(drift.observe(&readings));
+                    changes.extend(self::changes(drift.observe(&readings)));
                 }
             }
         }
@@ -258,14 +332,30 @@ fn a_link_is_watched_like_a_device() {
     let mut changes = Vec::new();
     for step in 0..30 {
         let ln_ratio = if step < 20 { 0.0 } else { 4f64.ln() };
-        let of = vec![Reading { who: link, ln_ratio, works: 16, spread: 0.05, reference_ln_sd: 0.01, cold: false }];
-        changes.extend(drift.observe(&Readings { step: Step(step), of }));
+        let of = vec![Reading {
+            who: link,
+            ln_ratio,
+            works: 16,
+            spread: 0.05,
+            reference_ln_sd: 0.01,
+            is_guess: false,
+            cold: false,
+        }];
+        changes.extend(self::changes(drift.observe(&Readings { step: Step(step), of })));
     }
     let [change] = changes[..] else { panic!("{changes:?}") };
     assert_eq!((change.who, change.onset, change.detected), (link, Step(20), Step(21)));
     assert!((change.factor - 4.0).abs() < 1e-9);
     drift.forget(DeviceIndex(1));
-    let of = vec![Reading { who: link, ln_ratio: 0.0, works: 16, spread: 0.05, reference_ln_sd: 0.01, cold: false }];
+    let of = vec![Reading {
+        who: link,
+        ln_ratio: 0.0,
+        works: 16,
+        spread: 0.05,
+        reference_ln_sd: 0.01,
+        is_guess: false,
+        cold: false,
+    }];
     assert_eq!(drift.observe(&Readings { step: Step(30), of }), []);
 }
 
@@ -273,16 +363,17 @@ proptest! {
     #[test]
     fn nothing_panics(
         readings in prop::collection::vec(
-            (0..3usize, any::<f64>(), any::<u32>(), any::<f64>(), any::<f64>(), any::<bool>()),
+            (0..3usize, any::<f64>(), any::<u32>(), any::<f64>(), any::<f64>(), any::<bool>(), any::<bool>()),
             0..200,
         ),
     ) {
         let mut drift = Drift::new(Limits::default());
-        for (step, (at, ln_ratio, works, spread, reference_ln_sd, cold)) in readings.into_iter().enumerate() {
-            let one = Reading { who: device(at), ln_ratio, works, spread, reference_ln_sd, cold };
+        for (step, (at, ln_ratio, works, spread, reference_ln_sd, is_guess, cold)) in readings.into_iter().enumerate() {
+            let one = Reading { who: device(at), ln_ratio, works, spread, reference_ln_sd, is_guess, cold };
             let other = Reading { who: device(3), ..one };
             let third = Reading { who: device(4), ln_ratio: -ln_ratio, ..one };
-            for change in drift.observe(&Readings { step: Step(step as u64), of: vec![one, other, third] }) {
+            for shift in drift.observe(&Readings { step: Step(step as u64), of: vec![one, other, third] }) {
+                let change = shift.change();
                 prop_assert!(!change.factor.is_nan() && change.onset <= change.detected);
             }
         }

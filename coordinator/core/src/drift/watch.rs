@@ -49,6 +49,8 @@ pub(super) struct Confirmed {
     pub onset: Step,
     /// Log factor against the level before.
     pub shift: f64,
+    /// The level before was a guess that no reading had borne out.
+    pub is_correction: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +73,10 @@ pub(super) struct Watch {
     faster: f64,
     /// What a bucket holds when a change may be under way.
     suspect: f64,
+    /// The last reading was of works that were guessed.
+    is_guess: bool,
+    /// The level of such works was not seen yet.
+    is_unseen: bool,
     quiet: VecDeque<f64>,
     recent: VecDeque<Recent>,
 }
@@ -86,6 +92,8 @@ impl Watch {
             slower: 0.0,
             faster: 0.0,
             suspect: f64::INFINITY,
+            is_guess: false,
+            is_unseen: false,
             quiet: VecDeque::new(),
             recent: VecDeque::new(),
         }
@@ -117,6 +125,7 @@ impl Watch {
         self.centre = 0.0;
         self.clear();
         self.reference_ln_sd = REFERENCE_SD_MIN;
+        (self.is_guess, self.is_unseen) = (false, false);
     }
 
     fn clear(&mut self) {
@@ -126,6 +135,12 @@ impl Watch {
 
     pub fn observe(&mut self, step: Step, reading: &Reading, common: f64, limits: &Limits) -> Option<Confirmed> {
         let ln = reading.ln_ratio - common;
+        if reading.is_guess && !self.is_guess {
+            // Other works than before: what is known of the level says nothing of them.
+            self.restart();
+            self.is_unseen = true;
+        }
+        self.is_guess = reading.is_guess;
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
@@ -199,14 +214,18 @@ impl Watch {
         let (least_sure, middle) = (robust::lower_median(&mut since)?, robust::median(&mut since)?);
         // Two readings that agree are averaged; of two that don't, the smaller one may be all there is to it.
         let shift = if least_sure > middle / 2.0 { middle } else { least_sure };
-        (showing >= CONFIRMING && least_sure >= least)
-            .then(|| Confirmed { onset: self.recent[onset].step, shift: sign * shift })
+        (showing >= CONFIRMING && least_sure >= least).then(|| Confirmed {
+            onset: self.recent[onset].step,
+            shift: sign * shift,
+            is_correction: self.is_unseen,
+        })
     }
 
     /// The level after a change is the new baseline, learned from here on.
     fn rebase(&mut self, confirmed: Confirmed) {
         self.centre = self.baseline() + confirmed.shift;
         self.clear();
+        self.is_unseen = false;
         // A median of few readings.
         self.reference_ln_sd = self.noise_sd.max(REFERENCE_SD_MIN);
     }
@@ -215,6 +234,7 @@ impl Watch {
         if self.is_suspect() {
             return;
         }
+        self.is_unseen = false;
         if self.quiet.len() == QUIET {
             self.quiet.pop_front();
         }

@@ -120,10 +120,12 @@ struct Evidence {
     seen: Vec<Observation>,
     /// By device: its latest row.
     latest: Vec<Option<usize>>,
-    /// By device: layer and phase measured since its last change, and how well.
+    /// By device: layer and phase measured in training since its last change, and how well.
     measured: Vec<BTreeMap<window::Key, f64>>,
-    /// By device: signature and phase ever measured on it.
+    /// By device: signature and phase ever measured on it in training.
     known: Vec<BTreeSet<(usize, usize)>>,
+    /// Kind, signature and phase ever measured in training.
+    of_kind: BTreeSet<(usize, usize, usize)>,
     /// By kind, signature and phase: works too short to tell anything by.
     negligible: BTreeMap<(usize, usize, usize), f64>,
     /// Signatures of which an F was seen in a whole iteration of training: a phase that they lack does not exist.
@@ -139,6 +141,7 @@ impl Evidence {
             latest: vec![None; devices],
             measured: vec![BTreeMap::new(); devices],
             known: vec![BTreeSet::new(); devices],
+            of_kind: BTreeSet::new(),
             negligible: BTreeMap::new(),
             trained: BTreeSet::new(),
         };
@@ -171,9 +174,12 @@ impl Evidence {
                 let blur = BLUR_NS / seen.median_ns.max(1.0) / (seen.works as f64).sqrt();
                 let cold = if seen.cold || segment.calibration { COLD_SD } else { 0.0 };
                 let sd = earlier * works.hypot(blur).hypot(cold).hypot(fit::MODEL_SD);
-                if let Some(device) = device {
-                    self.known[device].insert((signature, phase));
-                    self.measured[device].insert((layer, phase), sd);
+                if !segment.calibration {
+                    self.of_kind.insert((kind, signature, phase));
+                    if let Some(device) = device {
+                        self.known[device].insert((signature, phase));
+                        self.measured[device].insert((layer, phase), sd);
+                    }
                 }
                 if seen.median_ns < NEGLIGIBLE_NS {
                     let longest = self.negligible.entry((kind, signature, phase)).or_default();
@@ -315,7 +321,9 @@ impl Costs<'_> {
         if self.evidence.known[device].contains(&(signature, phase)) {
             return Figure { source: Source::SameSignature, ln_sd: of_kind.ln_sd.hypot(row_sd) };
         }
-        Figure { source: Source::OtherDeviceOfKind, ln_sd: of_kind.ln_sd.hypot(row_sd).hypot(OTHER_DEVICE_SD) }
+        let is_trained = self.evidence.of_kind.contains(&(kind, signature, phase));
+        let source = if is_trained { Source::OtherDeviceOfKind } else { Source::Calibrated };
+        Figure { source, ln_sd: of_kind.ln_sd.hypot(row_sd).hypot(OTHER_DEVICE_SD) }
     }
 
     /// Distance of the fit from what the device's latest rows say of a layer and phase.

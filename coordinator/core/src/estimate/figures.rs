@@ -14,6 +14,8 @@ pub enum Source {
     SameSignature,
     /// The signature ran on another device of the same kind.
     OtherDeviceOfKind,
+    /// The signature ran on this kind in a calibration only: a few works of a machine that just woke.
+    Calibrated,
     /// The signature ran on other kinds only: carried over by the ratio of the kinds.
     OtherKind,
     /// Nobody ever measured it; the number is 0, or a carried over optimizer rate.
@@ -27,6 +29,13 @@ pub struct Figure {
     pub source: Source,
     /// Standard deviation of its logarithm.
     pub ln_sd: f64,
+}
+
+impl Source {
+    /// Nothing of this kind ran it in training: where works differ from it, the figure was wrong and not the device.
+    pub fn is_guess(self) -> bool {
+        self > Source::OtherDeviceOfKind
+    }
 }
 
 impl Figure {

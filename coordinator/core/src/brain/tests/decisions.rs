@@ -196,6 +196,41 @@ fn what_an_aborted_plan_was_wanted_for_is_wanted_again() {
     }
 }
 
+/// The head never ran on the fast kind, where it costs half of what the other layers let expect.
+#[test]
+fn a_guess_that_was_wrong_is_no_change_of_a_device() {
+    let head = DEVICES - 1;
+    let mut world = world_with(Mode::Adapt, false, 90, |truth| {
+        let problem = &mut truth.problem;
+        problem.layers.drain(..DEVICES);
+        problem.devices.iter_mut().take(2).for_each(|device| device.kind = "fast".into());
+        let times = |cost: &Cost, factor: f64| {
+            let of = |ns: u64| (ns as f64 * factor) as u64;
+            let [forward_ns, input_gradient_ns] = [cost.forward_ns, cost.input_gradient_ns].map(of);
+            Cost { forward_ns, input_gradient_ns, weight_gradient_ns: of(cost.weight_gradient_ns), ..cost.clone() }
+        };
+        // One layer for each device.
+        let slow = problem.costs["cpu"][DEVICES..].to_vec();
+        let faster = |(layer, cost)| times(cost, if layer == head { 0.25 } else { 0.5 });
+        problem.costs.insert("fast".into(), slow.iter().enumerate().map(faster).collect());
+        problem.costs.insert("cpu".into(), slow);
+    });
+    world.ranks.iter_mut().take(2).for_each(|rank| rank.kind = "fast");
+    // Of the other layers' type, so that the guess is taken to be a good one.
+    for rank in &mut world.ranks {
+        rank.job.layers.drain(..DEVICES);
+        rank.job.layers[head].signature = "mlp/256/f32/b1xs8".into();
+    }
+    world.run_until("the end", |world| world.done);
+    let held = &world.ledger.held;
+    let devices = plan_in(&world, Epoch(2)).device_of_layers();
+    let beside = devices.iter().filter(|device| **device == devices[head]).count() - 1;
+    assert!(devices[head] < 2 && beside == 0, "the head is alone on a fast device: {devices:?}");
+    assert!(world.announced.iter().any(|said| said.contains("was corrected")), "{:#?}", world.announced);
+    assert!(held.decisions.iter().all(|decision| decision.change.is_none()), "{:#?}", held.decisions);
+    assert!(held.phases.iter().all(|phase| phase.change.is_none()), "{:#?}", held.phases);
+}
+
 #[test]
 fn a_broken_promise_without_a_way_back_is_said() {
     let mut world = world_with(Mode::Adapt, false, 60, |truth| truth.burden = Some((Epoch(2), 1.6)));

@@ -15,6 +15,7 @@ pub enum Doing {
 /// The rank.
 #[derive(Clone, Debug)]
 pub struct Rank {
+    pub kind: &'static str,
     pub index: usize,
     pub incarnation: Incarnation,
     pub job: Job,
@@ -31,7 +32,7 @@ impl Rank {
     pub fn hello(&self) -> RankEvent {
         let card = DeviceCard {
             name: self.job.devices[self.index].clone(),
-            kind: "cpu".into(),
+            kind: self.kind.into(),
             memory_bytes: 1_000_000,
             reserved_bytes: 0,
         };
