@@ -13,7 +13,7 @@
 //! of a set of programs that can run, so the order of visits changes nothing. Programs that wait for one another have
 //! none: their times climb until the deadline or the limit of visits ends it.
 //!
-//! 1. After `shift` returned true and `keep`, or `undo`, times equal those of [`Replay`](crate::replay::Replay).
+//! 1. After `shift` returned true and `keep`, or `undo`, times equal those of [`Replay`].
 //! 2. Nothing is allocated once the buffers have grown.
 //! 3. Programs hold F, I and W; a fused B is none of its business.
 
