@@ -1,9 +1,10 @@
 //! `adaptis agent`: drains the ring of one device and streams to the coordinator.
 
 use crate::signals::Stop;
-use crate::{failure, keys};
-use adaptis_agent::Options;
+use crate::{failure, files, keys, values};
+use adaptis_agent::{AgentError, Options};
 use anyhow::Result;
+use clap::builder::NonEmptyStringValueParser;
 use std::path::PathBuf;
 
 /// Runs the agent of one device.
@@ -15,7 +16,7 @@ use std::path::PathBuf;
   adaptis agent --device gpu0 --ring /dev/shm/gpu0 --spool spool/gpu0 --coordinator tcp://127.0.0.1:29611")]
 pub struct Arguments {
     /// Name of the device
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     device: String,
     /// The ring that the training process writes
     #[arg(long, value_name = "FILE")]
@@ -27,7 +28,8 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     spool: PathBuf,
     /// Most bytes in that folder
-    #[arg(long, value_name = "BYTES", default_value_t = Options::SPOOL_BYTES_MAX_DEFAULT)]
+    #[arg(long, value_name = "BYTES", default_value_t = Options::SPOOL_BYTES_MAX_DEFAULT,
+        value_parser = values::whole(SPOOL_BYTES_MIN..=u64::MAX), allow_negative_numbers = true)]
     spool_bytes: u64,
     /// The GPU to probe, as GPU-... or its number; none for a device that is no GPU
     #[arg(long)]
@@ -40,6 +42,9 @@ pub struct Arguments {
     keys: Option<PathBuf>,
 }
 
+/// Less holds no batch.
+const SPOOL_BYTES_MIN: u64 = 1 << 20;
+
 pub fn run(arguments: Arguments) -> Result<()> {
     let stop = Stop::listen_as_service()?;
     let mut options = Options::new(&arguments.device, arguments.ring, &arguments.coordinator, arguments.spool);
@@ -47,8 +52,16 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.spool_bytes_max = arguments.spool_bytes;
     options.gpu_uuid_or_index = arguments.gpu;
     options.until_closed = arguments.until_closed;
-    let summary = adaptis_agent::run(options, stop.flag()).map_err(failure::environment)?;
+    let summary = adaptis_agent::run(options, stop.flag()).map_err(end)?;
     let counters: Vec<String> = summary.counters.iter().map(|(name, value)| format!("{name} {value}")).collect();
-    eprintln!("{}", counters.join(", "));
+    files::say(&counters.join(", "));
     Ok(())
+}
+
+fn end(error: AgentError) -> anyhow::Error {
+    use adaptis_link::Error as Link;
+    match &error {
+        AgentError::Link(Link::BadAddress { .. } | Link::BadIdentity { .. }) => failure::usage(error),
+        _ => failure::environment(error),
+    }
 }

@@ -1,7 +1,7 @@
 //! `adaptis coordinator`: takes in samples, estimates, plans, commits.
 
 use crate::signals::Stop;
-use crate::{failure, files, keys};
+use crate::{failure, files, keys, values};
 use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options};
 use anyhow::Result;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use std::time::Duration;
 #[command(after_help = "Example:
   adaptis coordinator --dir run --mode adapt
 
-Pages: /status, /metrics, /livez, /readyz")]
+Pages: / for people, /status (JSON), /metrics, /livez, /readyz")]
 pub struct Arguments {
     /// The run folder: store, report, plans
     #[arg(long, value_name = "DIR")]
@@ -35,13 +35,14 @@ pub struct Arguments {
     #[arg(long = "static")]
     keep: bool,
     /// Of the random choices
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = values::any_whole, allow_negative_numbers = true)]
     seed: u64,
     /// Longest time for one search
-    #[arg(long, value_parser = files::duration, default_value = "1s", value_name = "TIME")]
+    #[arg(long, value_parser = values::some_time, allow_hyphen_values = true, default_value = "1s", value_name = "TIME")]
     search_time: Duration,
     /// Iterations that a gain is expected to last, at most
-    #[arg(long, default_value_t = 1000, value_name = "ITERATIONS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1000, value_name = "ITERATIONS", value_parser = values::whole(1..=u64::MAX),
+        allow_negative_numbers = true)]
     horizon: u64,
     /// Faults made on purpose, for the report: a JSON list of {"iteration", "text"}
     #[arg(long, value_name = "FILE")]
@@ -63,10 +64,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mut options = Options::new(arguments.dir);
     options.security = keys::security(arguments.keys.as_deref(), "server")?;
     options.listen = arguments.listen;
-    options.http = (arguments.http != "none").then_some(arguments.http);
-    if let (Some(address), None) = (&options.http, &arguments.keys) {
-        loopback_only(address)?;
-    }
+    options.http = pages(&arguments.http, arguments.keys.is_some())?;
     options.mode = match arguments.mode {
         ModeName::Observe => Mode::Observe,
         ModeName::Advise => Mode::Advise,
@@ -76,21 +74,32 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.seed = arguments.seed;
     options.search_budget = arguments.search_time;
     options.horizon_iterations = arguments.horizon;
+    if let Some(path) = &arguments.faults {
+        // Whether it can be read is wrong usage or not; what it says is the coordinator's to check.
+        files::text(path).map_err(|error| failure::usage(format!("--faults {error}")))?;
+    }
     options.faults = arguments.faults;
     match adaptis_coordinator::run(options, stop.flag()).map_err(end)? {
-        Ended::Finished => eprintln!("the run is finished and recorded"),
-        Ended::Failed(reason) => eprintln!("the run failed: {reason}"),
-        Ended::Stopped => eprintln!("stopped as asked; the run can go on with a new coordinator"),
+        Ended::Finished => files::say("the run is finished and recorded"),
+        Ended::Failed(reason) => files::say(&format!("the run failed: {reason}")),
+        Ended::Stopped => files::say("stopped as asked; the run can go on with a new coordinator"),
     }
     Ok(())
 }
 
-/// Pages tell of the job; without keys they stay on this machine, as links do.
-fn loopback_only(address: &str) -> Result<()> {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+/// Where the pages are to be. They tell of the job; without keys they stay on this machine, as links do.
+fn pages(address: &str, has_keys: bool) -> Result<Option<String>> {
+    if address == "none" {
+        return Ok(None);
+    }
+    let parts = address.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let Some((host, _)) = parts else {
+        return Err(failure::usage(format!("--http `{address}`: write HOST:PORT, as in 127.0.0.1:29610, or `none`")));
+    };
+    let host = host.trim_matches(['[', ']']);
     let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    match is_loopback {
-        true => Ok(()),
+    match has_keys || is_loopback {
+        true => Ok(Some(address.to_owned())),
         false => Err(failure::usage(format!(
             "--http {address} can be reached from other machines and there are no keys: make some with `adaptis keys`, \
              or use 127.0.0.1"

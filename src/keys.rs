@@ -28,7 +28,12 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
-    let ring = Keyring::create(&arguments.dir, &arguments.devices).map_err(fault)?;
+    let mut names = arguments.devices.clone();
+    names.sort();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(failure::usage(format!("DEVICE `{}` is named twice: name each device once", twice[0])));
+    }
+    let ring = Keyring::create(&arguments.dir, &arguments.devices).map_err(|error| fault("keys", &error))?;
     let keys: Vec<(&str, String)> = ring.allowed().map(|(name, key)| (name, key.to_string())).collect();
     if arguments.json {
         let keys: serde_json::Map<String, serde_json::Value> =
@@ -41,10 +46,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-fn fault(error: KeyError) -> anyhow::Error {
+fn fault(what: &str, error: &KeyError) -> anyhow::Error {
     match error {
-        KeyError::Read { .. } | KeyError::Write { .. } => failure::environment(format!("--keys: {error}")),
-        other => failure::usage(format!("--keys: {other}")),
+        KeyError::Read { .. } | KeyError::Write { .. } => failure::environment(format!("{what}: {error}")),
+        other => failure::usage(format!("{what}: {other}")),
     }
 }
 
@@ -52,6 +57,6 @@ fn fault(error: KeyError) -> anyhow::Error {
 pub fn security(dir: Option<&Path>, name: &str) -> Result<Security> {
     match dir {
         None => Ok(Security::Open),
-        Some(dir) => Keyring::load_as(dir, name).map(Security::Curve).map_err(fault),
+        Some(dir) => Keyring::load_as(dir, name).map(Security::Curve).map_err(|error| fault("--keys", &error)),
     }
 }

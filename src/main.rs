@@ -1,9 +1,15 @@
 //! The `adaptis` command: one file per subcommand, no logic of its own beyond putting the parts together.
 
+// They panic where nobody listens or the disk is full; `files::print` and `files::say` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod agent;
 mod audit;
+mod bench;
 mod coordinator;
 mod demo;
+mod duration;
+mod explain;
 mod export;
 mod failure;
 mod files;
@@ -13,6 +19,7 @@ mod rank;
 mod signals;
 mod simulate;
 mod status;
+mod values;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -55,6 +62,8 @@ enum Command {
     Simulate(simulate::Arguments),
     /// Writes a plan in the format of another tool
     Export(export::Arguments),
+    /// Measures this build: the planner against the named schedules
+    Bench(bench::Arguments),
     /// Makes the keys that let the parts trust one another across machines
     Keys(keys::Arguments),
     /// Asks a running coordinator where things stand
@@ -70,6 +79,8 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // Where standard error is closed or full, a line is lost; to say so there would be a panic.
+        .log_internal_errors(false)
         .init();
     let ended = match cli.command {
         Command::Demo(arguments) => demo::run(arguments),
@@ -80,13 +91,14 @@ fn main() -> ExitCode {
         Command::Audit(arguments) => audit::run(arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Status(arguments) => status::run(arguments),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("adaptis: {error:#}");
+            files::say(&format!("adaptis: {error:#}"));
             ExitCode::from(failure::code(&error))
         }
     }

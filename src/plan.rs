@@ -1,7 +1,7 @@
 //! `adaptis plan`: the best plan for a planning problem.
 
 use crate::signals::Stop;
-use crate::{failure, files, simulate};
+use crate::{duration, explain, failure, files, simulate, values};
 use adaptis_plan::{CannotMap, Plan, Problem};
 use adaptis_planner::export::milliseconds;
 use adaptis_planner::schedule::{self, Name};
@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Examples:
   adaptis plan problem.json --time 10s --out plan.json
   adaptis plan problem.json --from plan.json --horizon 500   # from a running plan, weighing what moves
-  adaptis plan problem.json --schedule 1f1b                  # a named baseline")]
+  adaptis plan problem.json --schedule 1f1b                  # a named baseline
+  adaptis plan problem.json --out plan.json --explain        # and where its time goes")]
 pub struct Arguments {
     /// The problem, adaptis.problem/1
     problem: PathBuf,
@@ -29,23 +30,31 @@ pub struct Arguments {
     #[arg(long, value_name = "PLAN")]
     from: Option<PathBuf>,
     /// How long to search
-    #[arg(long, value_parser = files::duration, default_value = "10s", conflicts_with = "evaluations")]
+    #[arg(long, value_parser = duration::duration, allow_hyphen_values = true, default_value = "10s",
+        conflicts_with = "evaluations")]
     time: Duration,
     /// How many candidate plans to evaluate; gives the same result for the same seed on any machine
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::any_whole, allow_negative_numbers = true)]
     evaluations: Option<u64>,
     /// Of the random choices
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = values::any_whole, allow_negative_numbers = true)]
     seed: u64,
     /// At most so many threads; the result does not depend on it (this version uses one)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    threads: u32,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::whole(1..=u64::MAX), allow_negative_numbers = true)]
+    threads: u64,
     /// How many iterations the plan will run, to weigh what moves
-    #[arg(long, value_name = "ITERATIONS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "ITERATIONS", default_value_t = 1000, value_parser = values::whole(1..=u64::MAX),
+        allow_negative_numbers = true)]
     horizon: u64,
     /// A named schedule on its best partition instead of a search: gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min
     #[arg(long, value_name = "NAME", conflicts_with = "from")]
     schedule: Option<String>,
+    /// Say where the time goes, who waits for whom, where memory presses, and what one more device, GiB or twice the
+    /// bandwidth would buy, by planning again with each (at most twice --time; Ctrl-C skips the rest). With --out
+    /// it follows the table, with --json it is the member "explanation"; without --out it goes to standard error, so
+    /// that standard output is the plan
+    #[arg(long)]
+    explain: bool,
     /// Where to write the plan
     #[arg(long, value_name = "PLAN")]
     out: Option<PathBuf>,
@@ -55,32 +64,57 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
+    files::distinct(&[("PROBLEM", Some(&arguments.problem)), ("--out", arguments.out.as_deref())])?;
     let problem = files::problem(&arguments.problem)?;
-    let (plan, evaluations) = match &arguments.schedule {
+    let (plan, evaluations, stop) = match &arguments.schedule {
         Some(name) => {
             let name: Name = name.parse().map_err(|error| failure::usage(format!("--schedule: {error}")))?;
-            (schedule::named(&problem, name).map_err(failure::negative)?, 0)
+            (schedule::named(&problem, name).map_err(failure::negative)?, 0, Stop::listen()?)
         }
-        None => searched(&arguments, &problem)?,
+        None => {
+            let stop = Stop::listen()?;
+            let (plan, evaluations) = searched(&arguments, &problem, &stop)?;
+            (plan, evaluations, stop)
+        }
+    };
+    let search = explain::Search {
+        seed: arguments.seed,
+        evaluations,
+        time_max: arguments.evaluations.is_none().then(|| arguments.time.saturating_mul(2)),
+        stop: &stop,
     };
     let Some(out) = &arguments.out else {
         files::print(&(plan.write() + "\n"))?;
+        if arguments.explain {
+            files::say(explain::text(&explain::explained(&problem, &plan, &search)?).trim_end());
+        }
         return Ok(());
     };
     files::write(out, (plan.write() + "\n").as_bytes())?;
+    let explained = match arguments.explain {
+        true => Some(explain::explained(&problem, &plan, &search)?),
+        false => None,
+    };
     let timeline = replay(&problem, &plan).map_err(failure::negative)?;
     let bound_ns = lower_bound_ns(&problem);
     if arguments.json {
-        let answer = serde_json::json!({
+        let mut answer = serde_json::json!({
             "iteration_ns": timeline.iteration_ns,
             "lower_bound_ns": bound_ns,
             "peak_bytes": timeline.peak_bytes,
             "bubble": timeline.bubble,
             "evaluations": evaluations,
         });
+        if let Some(explained) = &explained {
+            answer["explanation"] = serde_json::to_value(&explained.explanation)?;
+            answer["explanation"]["evaluations_each"] = explained.evaluations_each.into();
+        }
         files::print(&format!("{answer:#}\n"))?;
     } else {
         files::print(&simulate::table(&problem, &plan, &timeline, bound_ns))?;
+        if let Some(explained) = &explained {
+            files::print(&format!("\n{}", explain::text(explained)))?;
+        }
     }
     Ok(())
 }
@@ -95,14 +129,16 @@ fn mapped(path: &str, plan: Plan, problem: &Problem) -> Result<Option<Plan>> {
     match plan.map_to(&names) {
         Ok(plan) => Ok(Some(plan)),
         Err(CannotMap::Missing { device }) => {
-            eprintln!("--from {path}: {device} is gone and held layers; planning anew, without a price on what moves");
+            files::say(&format!(
+                "--from {path}: {device} is gone and held layers; planning anew, without a price on what moves"
+            ));
             Ok(None)
         }
         Err(error) => Err(failure::usage(format!("--from {path}: {error}"))),
     }
 }
 
-fn searched(arguments: &Arguments, problem: &Problem) -> Result<(Plan, u64)> {
+fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Plan, u64)> {
     let mut epoch = Epoch(1);
     let from = match &arguments.from {
         Some(path) => {
@@ -112,7 +148,6 @@ fn searched(arguments: &Arguments, problem: &Problem) -> Result<(Plan, u64)> {
         }
         None => None,
     };
-    let stop = Stop::listen()?;
     let started = Instant::now();
     let bar = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}").expect("the template is well formed"));

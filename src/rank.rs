@@ -1,9 +1,10 @@
 //! `adaptis rank`: one device of an emulated job.
 
 use crate::signals::Stop;
-use crate::{failure, keys};
+use crate::{failure, files, keys};
 use adaptis_executor::{Ended, ExecutorError, Options};
 use anyhow::Result;
+use clap::builder::NonEmptyStringValueParser;
 use std::path::PathBuf;
 
 /// Runs one rank of an emulated job.
@@ -15,7 +16,7 @@ use std::path::PathBuf;
   adaptis rank --device gpu0 --emulation run/emulation.json --ring /dev/shm/gpu0 --coordinator tcp://127.0.0.1:29611")]
 pub struct Arguments {
     /// Name of the device
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     device: String,
     /// What it trains and what it is paced to, adaptis.emulation/1 (the demo leaves one in its run folder)
     #[arg(long, value_name = "FILE")]
@@ -42,28 +43,30 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.listen = arguments.listen;
     match adaptis_executor::run(options, stop.flag()).map_err(end)? {
         Ended::Finished { place, late, dropped } => {
-            eprintln!(
+            files::say(&format!(
                 "finished after {} iterations on plan {}; {} instructions were too slow for their pace, by {:.1} ms in \
                  all; {dropped} samples dropped",
                 place.step,
                 place.epoch,
                 late.count,
                 late.ns as f64 / 1e6
-            );
+            ));
         }
-        Ended::Stopped => eprintln!("stopped as asked"),
+        Ended::Stopped => files::say("stopped as asked"),
     }
     Ok(())
 }
 
 fn end(error: ExecutorError) -> anyhow::Error {
     use ExecutorError as E;
+    use adaptis_link::Error as Link;
     match error {
         E::File { .. }
         | E::Emulation { .. }
         | E::Text { .. }
         | E::UnknownDevice { .. }
         | E::Rejected(_)
+        | E::Link(Link::BadAddress { .. } | Link::Unprotected { .. })
         | E::PeerKey { .. } => failure::usage(error),
         E::Failed(_) => failure::negative(error),
         E::Link(_) | E::Wire(_) | E::Ring(_) | E::Thread(_) | E::Unconfirmed { .. } => failure::environment(error),

@@ -15,18 +15,19 @@ pub struct Stop {
 impl Stop {
     /// Listens from now on. A second INT ends the process at once.
     pub fn listen() -> Result<Stop> {
-        let stop = Stop { flag: Arc::default(), signal: Arc::default() };
-        signal_hook::flag::register_conditional_default(SIGINT, stop.flag.clone())?;
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register_usize(signal, stop.signal.clone(), signal as usize)?;
-            signal_hook::flag::register(signal, stop.flag.clone())?;
-        }
-        Ok(stop)
+        let flag = Arc::default();
+        // Before the flag is registered, so that the first INT finds it unset.
+        signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&flag))?;
+        Stop::on(flag)
     }
 
     /// Listens, for a service: any number of signals ask for the same orderly end.
     pub fn listen_as_service() -> Result<Stop> {
-        let stop = Stop { flag: Arc::default(), signal: Arc::default() };
+        Stop::on(Arc::default())
+    }
+
+    fn on(flag: Arc<AtomicBool>) -> Result<Stop> {
+        let stop = Stop { flag, signal: Arc::default() };
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register_usize(signal, stop.signal.clone(), signal as usize)?;
             signal_hook::flag::register(signal, stop.flag.clone())?;

@@ -1,7 +1,7 @@
 //! `adaptis simulate`: how long would an iteration of this plan take?
 
 use crate::{failure, files};
-use adaptis_plan::{Plan, Problem};
+use adaptis_plan::{Plan, Problem, audit};
 use adaptis_planner::bounds::lower_bound_ns;
 use adaptis_planner::export::{Panel, layers_text, milliseconds, perfetto, svg};
 use adaptis_planner::simulate::{Timeline, simulate};
@@ -11,8 +11,8 @@ use std::path::PathBuf;
 
 /// Replays a plan on a problem and says how long an iteration takes.
 ///
-/// Also where the plan needs more memory than there is: it then says so and ends with exit code 0. A plan that cannot
-/// run at all ends with exit code 1.
+/// Also where the plan needs more memory than there is: it then says so and ends with exit code 0. A plan that no
+/// executor would run, by the rules of `adaptis audit`, ends with exit code 1.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  adaptis simulate problem.json plan.json --svg timeline.svg")]
 pub struct Arguments {
@@ -31,11 +31,23 @@ pub struct Arguments {
     trace: Option<PathBuf>,
 }
 
+/// Rules that a plan may break and still be worth a look: what it takes if there were more memory or other wishes.
+const WHAT_IF: [&str; 2] = ["memory", "constraint"];
+
 pub fn run(arguments: Arguments) -> Result<()> {
+    files::distinct(&[
+        ("PROBLEM", Some(&arguments.problem)),
+        ("PLAN", Some(&arguments.plan)),
+        ("--svg", arguments.svg.as_deref()),
+        ("--trace", arguments.trace.as_deref()),
+    ])?;
     let problem = files::problem(&arguments.problem)?;
     let plan = files::plan(&arguments.plan)?;
-    let timeline = simulate(&problem, &plan)
-        .map_err(|error| failure::negative(format!("{}: {error}", arguments.plan.display())))?;
+    let cannot = |why: String| failure::negative(format!("{}: {why}", arguments.plan.display()));
+    let timeline = simulate(&problem, &plan).map_err(|error| cannot(error.to_string()))?;
+    if let Some(finding) = audit(&problem, &plan).iter().find(|finding| !WHAT_IF.contains(&finding.rule())) {
+        return Err(cannot(format!("no executor runs it: {}: {finding}", finding.rule())));
+    }
     let bound_ns = lower_bound_ns(&problem);
     let panels = panels(&problem, &plan, &timeline);
     if let Some(path) = &arguments.svg {
@@ -76,16 +88,16 @@ pub fn table(problem: &Problem, plan: &Plan, timeline: &Timeline, bound_ns: u64)
         milliseconds(bound_ns),
         gap / (1.0 + gap) * 100.0
     );
-    let _ = writeln!(out, "{:<12} {:<12} {:>6} {:>18}  holds", "device", "kind", "idle", "peak of memory");
+    let _ = writeln!(out, "{:<12} {:<12} {:>6} {:>23}  holds", "device", "kind", "idle", "peak of memory");
     for (index, device) in problem.devices.iter().enumerate() {
         let peak = timeline.peak_bytes[index];
         let _ = writeln!(
             out,
-            "{:<12} {:<12} {:>5.1}% {:>18}  {}{}",
+            "{:<12} {:<12} {:>5.1}% {:>23}  {}{}",
             device.name,
             device.kind,
             timeline.bubble[index] * 100.0,
-            format!("{} of {}", gibibytes(peak), gibibytes(device.memory_bytes)),
+            format!("{} of {}", size(peak), size(device.memory_bytes)),
             layers_text(plan, index),
             if peak > device.memory_bytes {
                 format!("  DOES NOT FIT: {} bytes too many", peak - device.memory_bytes)
@@ -97,6 +109,13 @@ pub fn table(problem: &Problem, plan: &Plan, timeline: &Timeline, bound_ns: u64)
     out
 }
 
-fn gibibytes(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
+/// A size as people read it.
+pub fn size(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        0..1024 => return format!("{bytes} bytes"),
+        1024..0x10_0000 => (1_u64 << 10, "KiB"),
+        0x10_0000..0x4000_0000 => (1 << 20, "MiB"),
+        _ => (1 << 30, "GiB"),
+    };
+    format!("{:.1} {name}", bytes as f64 / unit as f64)
 }

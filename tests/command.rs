@@ -224,3 +224,265 @@ fn a_plan_for_more_devices_than_are_left_is_a_start_all_the_same() {
     assert!(text(&output.stderr).contains("gpu3 is gone"), "{}", text(&output.stderr));
     assert_eq!(adaptis(&["audit", &fewer, &next]).status.code(), Some(0));
 }
+
+#[test]
+fn what_is_no_plain_file_is_written_into_and_a_link_is_followed() {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+    let folder = Folder::new();
+    let problem = data("uniform_p4_m8.json");
+    let plan_to = |out: &str| adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", out]);
+
+    let target = folder.write("target.json", "old");
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o640)).expect("its owner may");
+    symlink("target.json", folder.path("link.json")).expect("a link");
+    assert!(plan_to(&folder.text("link.json")).status.success());
+    assert!(std::fs::symlink_metadata(folder.path("link.json")).expect("the link").is_symlink());
+    assert!(std::fs::read_to_string(&target).expect("the target").contains("adaptis.plan/1"));
+    assert_eq!(std::fs::metadata(&target).expect("the target").permissions().mode() & 0o777, 0o640);
+
+    symlink("new.json", folder.path("dangling.json")).expect("a link");
+    assert!(plan_to(&folder.text("dangling.json")).status.success());
+    assert!(std::fs::read_to_string(folder.path("new.json")).expect("a plan").contains("adaptis.plan/1"));
+
+    // By way of a link, so that no mistake can cost this machine its device.
+    symlink("/dev/full", folder.path("full")).expect("a link");
+    fails(&plan_to(&folder.text("full")), 3, &["full", "no space left"]);
+    assert!(std::fs::metadata("/dev/full").expect("the device").file_type().is_char_device());
+
+    let fifo = std::ffi::CString::new(folder.text("fifo")).expect("no zero in it");
+    // SAFETY: the text ends in a zero and outlives the call.
+    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+    let reader = std::thread::spawn({
+        let fifo = folder.path("fifo");
+        move || std::fs::read_to_string(fifo).expect("what was written")
+    });
+    assert!(plan_to(&folder.text("fifo")).status.success());
+    assert!(reader.join().expect("the reader ends well").contains("adaptis.plan/1"));
+    assert!(std::fs::metadata(folder.path("fifo")).expect("the fifo").file_type().is_fifo());
+    let count = std::fs::read_dir(folder.path("")).expect("the folder").count();
+    assert_eq!(count, 6, "nothing is left beside what was asked for");
+}
+
+#[test]
+fn a_place_that_takes_no_file_says_what_would_help() {
+    let folder = Folder::new();
+    let problem = data("uniform_p4_m8.json");
+    let plan_to = |out: &str| adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", out]);
+    fails(&plan_to(&folder.text("no/such/plan.json")), 3, &["no/such", "is not there"]);
+    fails(&plan_to(&folder.text("")), 3, &["it is a folder"]);
+    fails(&plan_to("/proc/plan.json"), 3, &["/proc takes no such file"]);
+}
+
+#[test]
+fn one_file_is_not_two_results_and_not_what_was_read() {
+    let folder = Folder::new();
+    let problem = folder.write("problem.json", &problem_text());
+    let plan = folder.text("plan.json");
+    fails(&adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &problem]), 2, &["--out", "PROBLEM", "same"]);
+    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
+    let (one, same) = (folder.text("one"), folder.text("./one"));
+    let output = adaptis(&["simulate", &problem, &plan, "--svg", &one, "--trace", &same]);
+    fails(&output, 2, &["--trace", "--svg", "same"]);
+    fails(&adaptis(&["export", &problem, &plan, "--to", "svg", "--out", &plan]), 2, &["--out", "PLAN", "same"]);
+    assert_eq!(std::fs::read_to_string(&problem).expect("the problem"), problem_text());
+}
+
+#[test]
+fn a_standard_error_that_is_full_or_closed_changes_no_exit_code() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("the device");
+    let problem = data("uniform_p4_m8.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    let status = command.args(["audit", &problem, "/nonexistent"]).stderr(full()).status().expect("it starts");
+    assert_eq!(status.code(), Some(2));
+    let folder = Folder::new();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    command.args(["coordinator", "--dir", &folder.text("run"), "--listen", "tcp://127.0.0.1:*", "--http", "none"]);
+    let mut child = command.stderr(writer).spawn().expect("it starts");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    // SAFETY: the child was not waited for, so its number still names it.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn numbers_below_zero_are_told_their_range() {
+    for (arguments, words) in [
+        (["demo", "--seed", "-1"].as_slice(), ["--seed", "not negative"]),
+        (&["demo", "--iterations", "-1"], ["--iterations", "from 1 to 1000000"]),
+        (&["demo", "--noise", "-0.1"], ["--noise", "from 0 to 1"]),
+        (&["plan", "x.json", "--time", "-1s"], ["--time", "10s"]),
+        (&["plan", "x.json", "--evaluations", "-1"], ["--evaluations", "not negative"]),
+        (&["plan", "x.json", "--horizon", "0"], ["--horizon", "from 1 on"]),
+        (&["coordinator", "--dir", "x", "--search-time", "0s"], ["--search-time", "no time"]),
+        (&["agent", "--device", "a", "--ring", "r", "--spool", "s", "--spool-bytes", "0"], ["--spool-bytes", "from"]),
+        (&["agent", "--device", "", "--ring", "r", "--spool", "s"], ["--device", "value"]),
+    ] {
+        fails(&adaptis(arguments), 2, &words);
+    }
+}
+
+#[test]
+fn faults_and_devices_that_cannot_be_say_what_could() {
+    fails(&adaptis(&["demo", "--fault", "40:throttle:gpu1:0"]), 2, &["the factor is `0`", "0.01 to 1000"]);
+    fails(&adaptis(&["demo", "--fault", "40:pause:gpu1:40s"]), 2, &["`40s`", "25s"]);
+    fails(&adaptis(&["demo", "--devices", "/nonexistent/my.toml"]), 2, &["--devices /nonexistent/my.toml"]);
+    let unknown = adaptis(&["demo", "--devices", "2xzzz"]);
+    fails(&unknown, 2, &["--devices 2xzzz", "`zzz` is unknown", "h100-80g"]);
+    assert!(!text(&unknown.stderr).contains("did you mean"), "{}", text(&unknown.stderr));
+    fails(&adaptis(&["demo", "--devices", "2xh100-80q"]), 2, &["did you mean `h100-80g`"]);
+    let folder = Folder::new();
+    let devices = "[[device]]\nname = \"left-a\"\nkind = \"h100-80g\"\n[[device]]\nkind = \"h100-80g\"\n";
+    let toml = folder.write("two.toml", devices);
+    let fault = ["--fault", "4:slowlink:left-a-gpu9:100"];
+    fails(&adaptis(&["demo", "--devices", &toml, fault[0], fault[1]]), 2, &["there is no device `left`"]);
+}
+
+#[test]
+fn what_fits_nowhere_leaves_no_folder() {
+    let folder = Folder::new();
+    let output = adaptis(&["demo", "--devices", "2xcpu", "--out", &folder.text("run")]);
+    fails(&output, 1, &["does not fit"]);
+    assert!(!folder.path("run").exists());
+}
+
+#[test]
+fn a_plan_that_no_executor_runs_has_no_time() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
+    let good: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&plan).expect("the plan is there")).expect("JSON");
+    let changed = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let mut plan = good.clone();
+        change(&mut plan);
+        adaptis(&["simulate", &problem, &folder.write(name, &plan.to_string())])
+    };
+    // Microbatches 0 and 1 change places everywhere: it could run, in an order that sums gradients differently.
+    let output = changed("order.json", &|plan| {
+        for text in
+            plan["programs"].as_array_mut().expect("programs").iter_mut().flat_map(|p| p.as_array_mut()).flatten()
+        {
+            let action = text.as_str().expect("a text").to_owned();
+            let (head, microbatch) = action.split_at(action.find(['F', 'I', 'W', 'B']).expect("a letter") + 1);
+            *text = format!(
+                "{head}{}",
+                match microbatch {
+                    "0" => "1",
+                    "1" => "0",
+                    other => other,
+                }
+            )
+            .into();
+        }
+    });
+    fails(&output, 1, &["order"]);
+    fails(
+        &changed("device.json", &|plan| plan["stages"][0]["device"] = 99.into()),
+        1,
+        &["stages[0].device is 99", "0 to 3"],
+    );
+    fails(&changed("none.json", &|plan| plan["stages"] = serde_json::json!([])), 1, &["no stage has the layers 0 to"]);
+    let output = changed("recompute.json", &|plan| plan["stages"][0]["recompute"] = serde_json::json!([60]));
+    fails(&output, 1, &["recompute"]);
+}
+
+#[test]
+fn wrong_arguments_of_services_are_wrong_usage() {
+    let folder = Folder::new();
+    let dir = folder.text("run");
+    let coordinator = |name: &str, value: &str| {
+        adaptis(&["coordinator", "--dir", &dir, "--listen", "tcp://127.0.0.1:*", name, value])
+    };
+    std::fs::write(folder.path("binary.json"), [0xff, 0xfe, 0x00]).expect("a file");
+    fails(&coordinator("--faults", &folder.text("binary.json")), 2, &["--faults", "binary.json", "UTF-8"]);
+    fails(&coordinator("--faults", &folder.text("missing.json")), 2, &["--faults", "missing.json"]);
+    fails(&coordinator("--http", "junk"), 2, &["--http `junk`", "HOST:PORT"]);
+    fails(&coordinator("--http", "127.0.0.1:99999"), 2, &["--http `127.0.0.1:99999`", "HOST:PORT"]);
+    let (ring, spool) = (folder.text("ring"), folder.text("spool"));
+    let agent = ["agent", "--device", "a", "--ring", &ring, "--spool", &spool, "--coordinator", "nowhere"];
+    fails(&adaptis(&agent), 2, &["nowhere"]);
+}
+
+#[test]
+fn keys_of_bad_or_repeated_names_are_not_made() {
+    let folder = Folder::new();
+    let keys = folder.text("keys");
+    fails(&adaptis(&["keys", &keys, "../x"]), 2, &["../x"]);
+    fails(&adaptis(&["keys", &keys, "gpu0", "gpu0"]), 2, &["gpu0", "twice"]);
+    assert!(!folder.path("keys").exists());
+}
+
+#[test]
+fn an_agent_that_nobody_answers_says_so() {
+    let folder = Folder::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("tcp://{}", taken.local_addr().expect("its address"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    command.args(["agent", "--device", "a", "--ring", &folder.text("ring"), "--spool", &folder.text("spool")]);
+    let log = std::fs::File::create(folder.path("log")).expect("a file");
+    let mut child = command.args(["--coordinator", &address]).stderr(log).spawn().expect("it starts");
+    let said = || std::fs::read_to_string(folder.path("log")).expect("the log");
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !said().contains("no answer") && std::time::Instant::now() < patience {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    child.kill().expect("it still runs");
+    child.wait().expect("it ends");
+    assert!(said().contains(&format!("no answer from {address} for 5 s")), "{}", said());
+    assert!(said().contains("the same keys"), "{}", said());
+}
+
+#[test]
+fn a_plan_is_exported_for_other_tools() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
+    let output = adaptis(&["export", &problem, &plan, "--to", "torch"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let rows: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    assert_eq!(rows.len(), 4);
+    assert!(rows[3].starts_with("3F0,3B0,3F1,3B1,"), "{}", rows[3]);
+    assert!(text(&output.stderr).contains("the order alone"), "{}", text(&output.stderr));
+    // To a file: then it says which rank builds which stage.
+    let out = folder.text("schedule.csv");
+    let output = adaptis(&["export", &problem, &plan, "--to", "torch", "--out", &out]);
+    assert_eq!(std::fs::read_to_string(&out).expect("a schedule"), rows.join("\n") + "\n");
+    assert!(text(&output.stdout).contains("block6 to block7"), "{}", text(&output.stdout));
+    // torchtitan's schedule lies beside its configuration.
+    let out = folder.text("titan.py");
+    let answer = json(&adaptis(&["export", &problem, &plan, "--to", "torchtitan", "--out", &out, "--json"]));
+    assert_eq!(answer["ranks"].as_array().map(Vec::len), Some(4), "{answer}");
+    assert_eq!(answer["files"][1]["path"], folder.text("titan.csv"), "{answer}");
+    assert!(folder.path("titan.csv").exists());
+    fails(&adaptis(&["export", &problem, &plan, "--to", "megatron"]), 1, &["problem.layers[0]", "embedding"]);
+    for to in ["perfetto", "svg"] {
+        let answer = json(&adaptis(&["export", &problem, &plan, "--to", to, "--json"]));
+        assert!(answer["files"][0]["text"].as_str().is_some_and(|text| text.len() > 1000), "{answer}");
+    }
+}
+
+#[test]
+fn a_plan_explains_itself() {
+    let folder = Folder::new();
+    let problem = data("uniform_p4_m8.json");
+    let arguments = ["plan", &problem, "--schedule", "1f1b", "--explain"];
+    // Without --out the plan alone is on standard output.
+    let output = adaptis(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(json(&output)["format"], "adaptis.plan/1");
+    for words in ["Where the time goes", "for gpu1 to compute", "no room for one more", "one more unit"] {
+        assert!(text(&output.stderr).contains(words), "`{words}` is not in: {}", text(&output.stderr));
+    }
+    let plan = folder.text("plan.json");
+    let output = adaptis(&[&arguments[..], &["--out", &plan]].concat());
+    assert!(text(&output.stdout).contains("Where the time goes"), "{}", text(&output.stdout));
+    let answer = json(&adaptis(&[&arguments[..], &["--out", &plan, "--json"]].concat()));
+    let explanation = &answer["explanation"];
+    assert_eq!(explanation["iteration_ns"], answer["iteration_ns"]);
+    // 1F1B on four equal devices: the first waits for three times the backward of the second, less its own forwards.
+    assert_eq!(explanation["devices"][0]["waiting_ns"], 9_000_000);
+    assert_eq!(explanation["waits"][0]["from"], "gpu1");
+    assert!(explanation["wishes"].as_array().is_some_and(|wishes| wishes.len() >= 3), "{answer}");
+}

@@ -109,6 +109,33 @@ fn a_lost_rank_ends_the_demo_with_its_name() {
 }
 
 #[test]
+fn a_rank_that_nobody_answers_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let dir = folder.path().join("run");
+    let mut short = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    short.args(["demo", "--iterations", "1", "--fault", "none", "--out"]).arg(&dir);
+    let output = short.output().expect("the demo starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("tcp://{}", taken.local_addr().expect("its address"));
+    let log = folder.path().join("log");
+    let mut rank = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    rank.args(["rank", "--device", "gpu0", "--coordinator", &address, "--ring"]).arg(folder.path().join("ring"));
+    rank.arg("--emulation").arg(dir.join("emulation.json"));
+    rank.stderr(std::fs::File::create(&log).expect("a file"));
+    let mut child = rank.spawn().expect("the rank starts");
+    let said = || std::fs::read_to_string(&log).expect("the log");
+    let end = Instant::now() + Duration::from_secs(30);
+    while !said().contains("no answer") && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    child.kill().expect("it still runs");
+    child.wait().expect("it ends");
+    assert!(said().contains(&format!("no answer from {address} for 5 s")), "{}", said());
+}
+
+#[test]
 fn a_killed_launcher_leaves_nothing_running() {
     for signal in [libc::SIGKILL, libc::SIGINT] {
         let folder = tempfile::tempdir().expect("a temporary folder");

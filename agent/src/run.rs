@@ -7,7 +7,7 @@ use crate::source::Source;
 use crate::spool::Spool;
 use crate::summary::Summary;
 use adaptis_agent_core::{Agent, Effect, Event, SpooledRange};
-use adaptis_link::Client;
+use adaptis_link::{Client, Silence};
 use adaptis_proto::Incarnation;
 use adaptis_proto::message::{AgentEvent, Batch, FromCoordinator, Health, ToCoordinator};
 use adaptis_proto::wire;
@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at the ring, at the stop flag and at the end of the ring.
 const LOOK_EVERY_NS: u64 = 50_000_000;
@@ -50,6 +50,8 @@ struct Shell {
     source: Source,
     spool: Spool,
     probes: Probes,
+    /// Of the coordinator, which answers pings.
+    silence: Silence,
     /// Whether its last write failed, which is told once.
     is_spool_failing: bool,
     send_refusals: u64,
@@ -71,6 +73,7 @@ impl Shell {
             source: Source::new(&options.ring, &options.device),
             spool,
             probes: Probes::start(options.gpu_uuid_or_index.clone())?,
+            silence: Silence::new(Instant::now()),
             is_spool_failing: false,
             send_refusals: 0,
             unreadable_messages: 0,
@@ -87,6 +90,10 @@ impl Shell {
             let look_ns = now_ns() + LOOK_EVERY_NS;
             self.look()?;
             self.tell(Event::Ticked);
+            if let Some(waited) = self.silence.due(Instant::now()) {
+                let (at, waited_s) = (&self.options.coordinator, waited.as_secs());
+                tracing::warn!("no answer from {at} for {waited_s} s: is a coordinator there, with the same keys?");
+            }
             let is_told = stop.load(Ordering::Relaxed);
             if leave_ns.is_none() && is_told {
                 tracing::info!(device = %self.options.device, "stopping");
@@ -136,6 +143,9 @@ impl Shell {
     }
 
     fn hear(&mut self, bytes: &[u8]) {
+        if let Some(waited) = self.silence.heard(Instant::now()) {
+            tracing::info!("{} answers after {} s", self.options.coordinator, waited.as_secs());
+        }
         match wire::decode(bytes) {
             Ok(FromCoordinator::Agent(order)) => self.tell(Event::Ordered(order)),
             Ok(FromCoordinator::Rank(_) | FromCoordinator::Answer(_)) => self.unreadable_messages += 1,

@@ -1,15 +1,18 @@
 //! Pages for people and probes: liveness, readiness, status, metrics. Served from copies of the loop's state.
 //!
-//! `/livez` and `/healthz`: the process answers. `/readyz`: the loop turned a moment ago and the run has not failed.
-//! `/status`: `adaptis_proto::message::Status` as JSON. `/metrics`: Prometheus text.
+//! `/`: where the run stands, for people; also `/status` where a browser asks. `/livez` and `/healthz`: the process
+//! answers. `/readyz`: the loop turned a moment ago and the run has not failed. `/status`, `/status.json`:
+//! `adaptis_proto::message::Status` as JSON. `/metrics`: Prometheus text.
+
+mod page;
 
 use crate::CoordinatorError;
 use crate::snapshot::{Board, Snapshot};
 use adaptis_proto::message::State as RunState;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -77,10 +80,12 @@ impl Pages {
 fn router(board: Board) -> Router {
     let alive = || async { "ok\n" };
     Router::new()
+        .route("/", get(page))
         .route("/livez", get(alive))
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/status", get(status))
+        .route("/status.json", get(status_json))
         .route("/metrics", get(metrics))
         .with_state(board)
 }
@@ -96,8 +101,24 @@ async fn ready(State(board): State<Board>) -> Response {
     }
 }
 
-async fn status(State(board): State<Board>) -> Response {
-    Json(&board.read().status).into_response()
+async fn page(State(board): State<Board>) -> Response {
+    let snapshot = board.read();
+    let is_stale = snapshot.taken.elapsed() > STALE;
+    ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Html(page::write(&snapshot.status, is_stale)))
+        .into_response()
+}
+
+/// JSON, but for who prefers a page, as browsers do: they name `text/html` before anything else.
+async fn status(State(board): State<Board>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match accept.trim_start().starts_with("text/html") {
+        true => page(State(board)).await,
+        false => status_json(State(board)).await,
+    }
+}
+
+async fn status_json(State(board): State<Board>) -> Response {
+    ([(header::VARY, "accept")], Json(&board.read().status)).into_response()
 }
 
 async fn metrics(State(board): State<Board>) -> Response {

@@ -48,10 +48,15 @@ impl Service {
     }
 
     fn get(&self, path: &str) -> String {
+        self.get_as(path, "*/*")
+    }
+
+    fn get_as(&self, path: &str, accept: &str) -> String {
         let begun = Instant::now();
         loop {
             if let Ok(mut stream) = TcpStream::connect(&self.http) {
-                write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+                write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
+                    .unwrap();
                 let mut text = String::new();
                 stream.read_to_string(&mut text).unwrap();
                 return text;
@@ -170,6 +175,9 @@ fn a_run_from_hello_to_report() {
     assert_eq!(adaptis_plan::Plan::digest(&plan), digest);
     assert_eq!(std::fs::read_to_string(dir.path().join("plans/epoch-1.json")).unwrap(), plan);
 
+    let epoch = status(&person).place.epoch;
+    assert_eq!(epoch, Epoch(1), "the plan in force is known before an iteration is recorded");
+
     assert_eq!(ask(&agent, &batch(0, &iterations()), stored), 3);
     say(&agent, batch(1, &iterations()[1..]));
     say(&agent, batch(7, &iterations()[..1]));
@@ -213,6 +221,11 @@ fn a_run_from_hello_to_report() {
     assert!(metrics.contains("adaptis_iteration 2"), "{metrics}");
     assert!(metrics.contains(r#"adaptis_events_total{name="records_stored"} 3"#), "{metrics}");
     assert!(service.get("/status").contains(r#""state":"Finished""#));
+    assert!(service.get_as("/status.json", "text/html").contains("application/json"));
+    let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    for page in [service.get("/"), service.get_as("/status", browser)] {
+        assert!(page.contains("text/html") && page.contains("<td>gpu0</td>") && page.contains("finished"), "{page}");
+    }
 
     let path = ask(&person, &ToCoordinator::Ask(Ask::Report), |message| match message {
         FromCoordinator::Answer(Answer::Report { path }) => Some(path),

@@ -8,7 +8,7 @@
 use crate::compiled::Compiled;
 use crate::station::{Errand, Station};
 use adaptis_executor_core::Begin;
-use adaptis_link::Client;
+use adaptis_link::{Client, Silence};
 use adaptis_proto::message::{DeviceCard, FromCoordinator, Job, RankEvent, Rejection, ToCoordinator};
 use adaptis_proto::{Incarnation, wire};
 use std::sync::Arc;
@@ -37,6 +37,8 @@ pub enum News {
 
 /// The control thread's state.
 pub struct Control {
+    /// Where it is to be, for people.
+    pub coordinator: String,
     /// To the coordinator.
     pub client: Client,
     /// Where it meets training.
@@ -62,18 +64,25 @@ struct Due {
     /// None after START.
     hello: Option<Instant>,
     beat: Instant,
+    /// None once the coordinator has said anything: from then on it speaks only when there is something to say.
+    complaint: Option<Silence>,
 }
 
 impl Control {
     /// Runs until the rank leaves.
     pub fn run(self) {
-        let mut due = Due { hello: Some(Instant::now()), beat: Instant::now() };
+        let begun = Instant::now();
+        let mut due = Due { hello: Some(begun), beat: begun, complaint: Some(Silence::new(begun)) };
         let mut end: Option<(RankEvent, Instant)> = None;
         while !self.leave.load(Ordering::Relaxed) {
             let now = Instant::now();
             if due.hello.is_some_and(|at| now >= at) {
                 self.introduce();
                 due.hello = Some(now + HELLO_EVERY);
+            }
+            if let Some(waited) = due.complaint.as_mut().and_then(|silence| silence.due(now)) {
+                let (at, waited_s) = (&self.coordinator, waited.as_secs());
+                tracing::warn!("no answer from {at} for {waited_s} s: is a coordinator there, with the same keys?");
             }
             match &mut end {
                 Some((event, at)) if now >= *at => {
@@ -105,12 +114,15 @@ impl Control {
         let mut wait = LOOK_EVERY;
         while let Some(bytes) = self.client.receive(wait)? {
             wait = Duration::ZERO;
+            if due.complaint.take().and_then(|mut silence| silence.heard(Instant::now())).is_some() {
+                tracing::info!("the coordinator at {} answers", self.coordinator);
+            }
             match wire::decode::<FromCoordinator>(&bytes) {
                 Ok(FromCoordinator::Rank(order)) => {
                     for errand in self.station.order(order) {
                         if matches!(errand, Errand::Begin(..) | Errand::GiveUp(_)) {
                             // The first beat tells the coordinator that START has arrived.
-                            *due = Due { hello: None, beat: Instant::now() };
+                            *due = Due { hello: None, beat: Instant::now(), complaint: None };
                         }
                         self.run_errand(errand);
                     }

@@ -112,6 +112,7 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
     let (news_in, news) = sync_channel(NEWS_MAX);
     let leave = Arc::new(AtomicBool::new(false));
     let control = Control {
+        coordinator: options.coordinator.clone(),
         client: Client::connect(&options.coordinator, &identity, &options.security, limits)?,
         station: Arc::clone(&station),
         incarnation,

@@ -1,5 +1,6 @@
 //! The live display of a demo: a calm block on a terminal, one line now and then elsewhere.
 
+use crate::files;
 use adaptis_planner::export::milliseconds;
 use adaptis_proto::Step;
 use adaptis_proto::message::{State, Status};
@@ -50,7 +51,7 @@ impl Display {
     pub fn say(&self, text: &str) {
         match &self.block {
             Some(block) => drop(block.progress.println(text)),
-            None => eprintln!("{text}"),
+            None => files::say(text),
         }
     }
 
@@ -61,7 +62,7 @@ impl Display {
             if self.block.is_none()
                 && let Some((at, text)) = &decision
             {
-                eprintln!("iteration {:>4}  {text}", at.map_or(0, |at| at.0));
+                files::say(&format!("iteration {:>4}  {text}", at.map_or(0, |at| at.0)));
             }
             self.last_decision = decision;
         }
@@ -69,7 +70,7 @@ impl Display {
             Some(block) => block.show(status, step, away, self.last_decision.as_ref()),
             None if step >= self.last_line.map_or(0, |last| last + LINE_EVERY) && step > 0 => {
                 self.last_line = Some(step);
-                eprintln!("iteration {step:>4}  {}", head_text(status, away));
+                files::say(&format!("iteration {step:>4}  {}", head_text(status, away)));
             }
             None => {}
         }

@@ -17,7 +17,7 @@ mod session;
 mod summary;
 
 use crate::signals::Stop;
-use crate::{failure, files};
+use crate::{failure, files, values};
 use adaptis_executor::launcher::Fault;
 use adaptis_executor::preset::model::Preset;
 use anyhow::{Context, Result};
@@ -45,7 +45,7 @@ Faults, given as ITERATION:WHAT (given ones replace the default one, `none` runs
   40:slowlink:gpu0-gpu1:4   the link between two devices, both ways, takes 4 times as long
   75:kill:coordinator       and it is started again
   20:kill:agent:gpu0        likewise
-  50:pause:gpu3:10s         the rank's process stands still
+  50:pause:gpu3:10s         the rank's process stands still, 25 s at most
   30:kill:gpu2              a rank dies; this version stops there")]
 pub struct Arguments {
     /// Devices as COUNTxKIND,... or a TOML file; 2 to 8
@@ -55,10 +55,10 @@ pub struct Arguments {
     #[arg(long, default_value = "nemotron")]
     model: String,
     /// How many iterations to train
-    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 120, value_parser = values::whole(1..=1_000_000), allow_negative_numbers = true)]
     iterations: u64,
     /// Of the weights, the batches, the noise and the search
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = values::any_whole, allow_negative_numbers = true)]
     seed: u64,
     /// Keep the first plan throughout
     #[arg(long = "static")]
@@ -67,7 +67,8 @@ pub struct Arguments {
     #[arg(long, value_name = "AT:WHAT|none")]
     fault: Vec<String>,
     /// Independent noise of every operation, as a share of its time (heavy tails)
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = values::real(0.0..=NOISE_MAX),
+        allow_negative_numbers = true)]
     noise: f64,
     /// Text to train on; the project's own sources and documents without it
     #[arg(long, value_name = "FILE")]
@@ -93,17 +94,15 @@ pub fn run(arguments: Arguments) -> Result<()> {
         let known = Preset::NAMES.map(|(name, _)| name).join(", ");
         failure::usage(format!("--model `{}` is unknown; there are {known}", arguments.model))
     })?;
-    if !(0.0..=NOISE_MAX).contains(&arguments.noise) {
-        return Err(failure::usage(format!("--noise {} is not a share from 0 to {NOISE_MAX}", arguments.noise)));
-    }
     let cluster = prepare::cluster(&arguments.devices)?;
     let devices: Vec<String> = cluster.machines.iter().map(|machine| machine.name.clone()).collect();
     let faults = faults(&arguments, &devices)?;
     let text = prepare::text(arguments.text.as_deref())?;
-    let dir = run_folder(&arguments)?;
-    eprintln!("planning the start: {} layers on {}", arguments.model, arguments.devices);
+    let dir = unused_folder(&arguments)?;
+    files::say(&format!("planning the start: {} layers on {}", arguments.model, arguments.devices));
     let stage = prepare::stage(preset, &cluster, arguments.seed)?;
-    lay_out(&dir, &text)?;
+    // Only now: what cannot be run leaves no folder behind.
+    let dir = lay_out(&dir, &text)?;
     let rings = Rings::make(&dir.join("rings"))?;
     let emulation = stage.emulation(&arguments, &dir, &faults);
     files::write(&dir.join("emulation.json"), emulation.write().as_bytes())?;
@@ -119,14 +118,15 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mut session = Session::start(setup)?;
     let mut display = Display::new(devices.len(), arguments.iterations);
     display.say(&format!("start plan: {}; {}", stage.start_text, stage.scale_text()));
-    display.say(&format!("page: {}/status   run folder: {}", session.page, dir.display()));
+    display.say(&format!("page: {}/   run folder: {}", session.page, dir.display()));
     let ended = watch(&mut session, &mut display, &stop);
     display.end();
     let reported = ended.and_then(|()| session.report());
     let reached = session.step();
     session.end();
-    files::write(&dir.join("truth.json"), stage.truth_after(&faults, reached).write().as_bytes())?;
-    reported?;
+    let truth = files::write(&dir.join("truth.json"), stage.truth_after(&faults, reached).write().as_bytes());
+    // The first trouble counts: what comes after may only follow from it.
+    reported.and(truth)?;
     summary::finish(&dir, &stage, arguments.json)
 }
 
@@ -134,13 +134,16 @@ fn watch(session: &mut Session, display: &mut Display, stop: &Stop) -> Result<()
     loop {
         if let Some(signal) = stop.asked() {
             display.end();
-            eprintln!("ending: the parts are told to stop");
+            files::say("ending: the parts are told to stop");
             return Err(failure::Failure::Interrupted(signal).into());
         }
         let step = session.step();
         match session.look(step)? {
             Look::Finished => return Ok(()),
-            Look::Running => display.show(&session.status, step, session.coordinator_away()),
+            Look::Running => {
+                session.notices().for_each(|notice| display.say(&notice));
+                display.show(&session.status, step, session.coordinator_away());
+            }
         }
         std::thread::sleep(LOOK_EVERY);
     }
@@ -158,7 +161,7 @@ fn faults(arguments: &Arguments, devices: &[String]) -> Result<Vec<Fault>> {
     let is_default = arguments.fault.is_empty();
     let mut faults = Vec::new();
     for text in texts {
-        let fault: Fault = text.parse().map_err(failure::usage)?;
+        let fault = Fault::read(text, devices).map_err(failure::usage)?;
         match fault.check(devices, arguments.iterations) {
             // A short run, or other names, and nobody asked for this fault.
             Err(_) if is_default => {}
@@ -183,35 +186,40 @@ fn faults_json(faults: &[Fault]) -> String {
     format!("{:#}\n", serde_json::Value::from(rows))
 }
 
-/// The run folder, made anew.
-fn run_folder(arguments: &Arguments) -> Result<PathBuf> {
+/// The run folder: not there yet, or empty.
+fn unused_folder(arguments: &Arguments) -> Result<PathBuf> {
     let dir = arguments.out.clone().unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Path::new("runs").join(format!("{}-{}-{}", arguments.model, now.as_secs(), std::process::id()))
     });
-    let fail = |error: std::io::Error| failure::environment(format!("--out {}: {error}", dir.display()));
-    std::fs::create_dir_all(&dir).map_err(fail)?;
-    let dir = dir.canonicalize().map_err(fail)?;
-    let mut entries = std::fs::read_dir(&dir).map_err(fail)?;
-    match entries.next() {
-        None => Ok(dir),
-        Some(_) => Err(failure::usage(format!(
+    match std::fs::read_dir(&dir).map(|mut entries| entries.next()) {
+        Ok(None) => Ok(dir),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(dir),
+        Ok(Some(_)) => Err(failure::usage(format!(
             "--out {}: the folder is not empty and may hold another run; name an empty or a new one",
             dir.display()
         ))),
+        Err(error) => Err(failure::environment(format!("--out {}: {error}", dir.display()))),
     }
 }
 
-/// Files and folders that the parts need.
-fn lay_out(dir: &Path, text: &[u8]) -> Result<()> {
+/// Makes the run folder with the files and folders that the parts need; answers its full path.
+fn lay_out(dir: &Path, text: &[u8]) -> Result<PathBuf> {
+    let fail = |error: std::io::Error| failure::environment(format!("--out {}: {error}", dir.display()));
+    std::fs::create_dir_all(dir).map_err(fail)?;
+    let dir = dir.canonicalize().map_err(fail)?;
     // The lock of two demos on one folder: whoever makes `logs` has it.
-    std::fs::create_dir(dir.join("logs"))
-        .map_err(|error| failure::usage(format!("--out {}: another demo has taken it ({error})", dir.display())))?;
+    std::fs::create_dir(dir.join("logs")).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            failure::usage(format!("--out {}: another demo has taken it; name another folder", dir.display()))
+        }
+        _ => fail(error),
+    })?;
     files::write(&dir.join("text.bin"), text)?;
     for folder in ["plans", "spool"] {
         std::fs::create_dir_all(dir.join(folder)).context("the run folder")?;
     }
-    Ok(())
+    Ok(dir)
 }
 
 fn coordinator_arguments(arguments: &Arguments, dir: &Path) -> Vec<String> {

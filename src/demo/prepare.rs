@@ -4,7 +4,8 @@ use super::Arguments;
 use crate::{failure, files};
 use adaptis_executor::emulation::{self, Emulation, Sizes};
 use adaptis_executor::launcher::{Fault, What};
-use adaptis_executor::preset::{self, cluster::Cluster, model, model::Preset};
+use adaptis_executor::preset::cluster::{Cluster, ClusterError};
+use adaptis_executor::preset::{self, model, model::Preset};
 use adaptis_plan::{Pair, Plan, Problem};
 use adaptis_planner::export::milliseconds;
 use adaptis_planner::schedule::{self, Name};
@@ -53,8 +54,14 @@ pub struct Stage {
 pub fn cluster(devices: &str) -> Result<Cluster> {
     let path = Path::new(devices);
     match path.extension().is_some_and(|extension| extension == "toml") {
-        true => Cluster::from_toml(devices, &files::text(path)?).map_err(failure::usage),
-        false => Cluster::parse(devices).map_err(failure::usage),
+        true => {
+            let text = files::text(path).map_err(|error| failure::usage(format!("--devices {error}")))?;
+            Cluster::from_toml(devices, &text).map_err(|error| match error {
+                ClusterError::File { .. } => failure::usage(format!("--devices {error}")),
+                other => failure::usage(format!("--devices {devices}: {other}")),
+            })
+        }
+        false => Cluster::parse(devices).map_err(|error| failure::usage(format!("--devices {devices}: {error}"))),
     }
 }
 

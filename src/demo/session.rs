@@ -57,6 +57,7 @@ pub struct Session {
     client: Client,
     asked: Option<Instant>,
     resume: Vec<(Instant, usize)>,
+    notices: Vec<String>,
     /// What the coordinator said last.
     pub status: Status,
     /// When it said so.
@@ -113,6 +114,7 @@ impl Session {
             client,
             asked: None,
             resume: Vec::new(),
+            notices: Vec::new(),
             status: Status::default(),
             heard: Instant::now(),
             page: format!("http://{http}"),
@@ -127,6 +129,11 @@ impl Session {
             }
         }
         self.rings.iter().flatten().map(|reader| reader.step().0).max().unwrap_or(0)
+    }
+
+    /// What has happened to the parts since the last look, for people.
+    pub fn notices(&mut self) -> impl Iterator<Item = String> {
+        self.notices.drain(..)
     }
 
     /// Whether the coordinator has not been heard for a while.
@@ -168,10 +175,16 @@ impl Session {
 
     fn listen(&mut self) -> Result<()> {
         while let Some(bytes) = self.client.try_receive()? {
-            if let Ok(FromCoordinator::Answer(Answer::Status(status))) = wire::decode(&bytes) {
-                self.status = *status;
-                self.heard = Instant::now();
-                self.asked = None;
+            match wire::decode(&bytes) {
+                Ok(FromCoordinator::Answer(Answer::Status(status))) => {
+                    self.status = *status;
+                    self.heard = Instant::now();
+                    self.asked = None;
+                }
+                Ok(FromCoordinator::Answer(Answer::Failed { reason })) => {
+                    self.notices.push(format!("the coordinator cannot say where things stand: {reason}"));
+                }
+                _ => {}
             }
         }
         if self.asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(1)) {
@@ -211,7 +224,7 @@ impl Session {
     fn restart(&mut self) -> Result<()> {
         let services = std::iter::once(&mut self.coordinator).chain(&mut self.agents);
         for service in services {
-            service.restart(&self.setup, &self.program)?;
+            self.notices.extend(service.restart(&self.setup, &self.program)?);
         }
         Ok(())
     }
@@ -268,10 +281,11 @@ impl Service {
         self.process.signal(libc::SIGKILL);
     }
 
-    fn restart(&mut self, setup: &Setup, program: &Path) -> Result<()> {
-        let Some(status) = self.process.poll() else { return Ok(()) };
+    /// Starts it again if it has ended; answers what there is to say of an end that nobody ordered.
+    fn restart(&mut self, setup: &Setup, program: &Path) -> Result<Option<String>> {
+        let Some(status) = self.process.poll() else { return Ok(None) };
         if Instant::now() < self.restart_at {
-            return Ok(());
+            return Ok(None);
         }
         let name = self.process.name.clone();
         if self.restarts >= RESTARTS_MAX || status.code() == Some(i32::from(failure::USAGE)) {
@@ -283,12 +297,14 @@ impl Service {
                 log.display()
             )));
         }
-        if !std::mem::take(&mut self.killed) {
+        let notice = (!std::mem::take(&mut self.killed)).then(|| {
             self.restarts += 1;
-        }
+            let words = last_line(&log_path(&setup.dir, &name));
+            format!("the {name} ended ({}) and is started again. Its last words: {words}", exit_text(status))
+        });
         self.restart_at = Instant::now() + RESTART_PAUSE * self.restarts;
         self.process = start(setup, program, name, &self.arguments)?;
-        Ok(())
+        Ok(notice)
     }
 }
 

@@ -138,7 +138,7 @@ fn text(dir: &Path, report: &Report) -> String {
     for (index, phase) in report.phases.iter().enumerate() {
         let off = match (phase.measured_median_ns, phase.predicted_ns) {
             (Some(measured), Some(predicted)) if measured > 0 => {
-                format!("{:+.1}%", (predicted as f64 / measured as f64 - 1.0) * 100.0)
+                signed_percent(predicted as f64 / measured as f64 - 1.0)
             }
             _ => "-".to_owned(),
         };
@@ -156,24 +156,41 @@ fn text(dir: &Path, report: &Report) -> String {
     }
     gains(&mut out, report);
     out.push('\n');
-    for decision in &report.decisions {
-        let line = format!("iteration {:>4}  {}", decision.iteration, decision.text);
-        let _ = writeln!(out, "{}", folded(&line));
+    for (iteration, text) in events(report) {
+        let _ = writeln!(out, "{}", folded(&format!("iteration {iteration:>4}  {text}")));
     }
-    for switch in &report.switches {
-        let _ = writeln!(
-            out,
-            "iteration {:>4}  plan {} -> {}: {} layers moved, {:.2} GB, training paused for {}",
-            switch.iteration,
+    closing(&mut out, dir, report);
+    out
+}
+
+/// A share as a percentage with its sign, where it has one.
+fn signed_percent(share: f64) -> String {
+    match format!("{:+.1}%", share * 100.0) {
+        zero if zero == "-0.0%" || zero == "+0.0%" => "0.0%".to_owned(),
+        other => other,
+    }
+}
+
+/// What happened, in order: faults, decisions, switches.
+fn events(report: &Report) -> Vec<(u64, String)> {
+    let last = report.iterations.last().map_or(0, |row| row.index);
+    let happened = report.faults.iter().filter(|fault| fault.iteration <= last);
+    let faults = happened.map(|fault| (fault.iteration, format!("fault made on purpose: {}", fault.text)));
+    let decisions = report.decisions.iter().map(|decision| (decision.iteration, decision.text.clone()));
+    let switches = report.switches.iter().map(|switch| {
+        let text = format!(
+            "plan {} -> {}: {} layers moved, {:.2} GB, training paused for {}",
             switch.from,
             switch.to,
             switch.layers_moved,
             switch.bytes_moved as f64 / 1e9,
             milliseconds(switch.pause_ns)
         );
-    }
-    closing(&mut out, dir, report);
-    out
+        (switch.iteration, text)
+    });
+    let mut events: Vec<(u64, String)> = faults.chain(decisions).chain(switches).collect();
+    events.sort_by_key(|&(iteration, _)| iteration);
+    events
 }
 
 /// A line that a terminal would cut, cut at words; as it is elsewhere.
@@ -249,4 +266,36 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
         "files in {}: report.json, timeline.svg, trace.json (ui.perfetto.dev), truth.json, plans, store.db, logs",
         shown.display()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_that_round_to_nothing_have_no_sign() {
+        for (share, text) in [(0.0004, "0.0%"), (-0.0004, "0.0%"), (-0.012, "-1.2%"), (0.03, "+3.0%")] {
+            assert_eq!(signed_percent(share), text);
+        }
+    }
+
+    #[test]
+    fn a_fault_that_no_phase_shows_stands_among_the_events() {
+        let report: Report = serde_json::from_value(serde_json::json!({
+            "devices": [{}],
+            "iterations": [{ "index": 9, "epoch": 2, "duration_ns": 5, "loss": 1.5 }],
+            "final_state_digest": null,
+            "faults": [{ "iteration": 4, "text": "throttle:gpu1:1.8" }, { "iteration": 20, "text": "kill:gpu0" }],
+            "decisions": [{ "iteration": 3, "text": "switch" }, { "iteration": 8, "text": "keep" }],
+            "switches": [
+                { "iteration": 5, "from": 1, "to": 2, "layers_moved": 1, "bytes_moved": 0, "pause_ns": 7 }
+            ],
+            "phases": []
+        }))
+        .expect("a report");
+        let events = events(&report);
+        let iterations: Vec<u64> = events.iter().map(|&(iteration, _)| iteration).collect();
+        assert_eq!(iterations, [3, 4, 5, 8], "in order, without what never happened");
+        assert!(events[1].1.contains("throttle:gpu1:1.8"), "{}", events[1].1);
+    }
 }

@@ -11,7 +11,7 @@
 use crate::admission;
 use crate::drift::Change;
 use adaptis_proto::message::{DeviceCard, Failure, Job, Member};
-use adaptis_proto::{DeviceIndex, Digest, Epoch, Generation, LayerIndex, Step, Term};
+use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, Step, Term};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -103,15 +103,15 @@ pub enum Reason {
     },
     /// A rank would not be armed with it.
     Refused {
-        /// Which device.
-        device: DeviceIndex,
+        /// Name of its device.
+        device: String,
         /// What it says.
         why: String,
     },
     /// Not every rank was armed in time.
     NotArmedInTime {
-        /// Those that were not.
-        missing: Vec<DeviceIndex>,
+        /// Names of the devices that were not.
+        missing: Vec<String>,
     },
     /// The run ended before the plan could take effect.
     RunEnded,
@@ -245,15 +245,9 @@ pub enum RunFailure {
         step: Step,
         /// What it says.
         reason: Failure,
-    },
-    /// A rank stopped, by the word of another one, and did not say why.
-    Left {
-        /// Which device.
-        device: String,
-        /// Who says so.
-        told_by: String,
-        /// In which iteration.
-        step: Step,
+        /// Names of the devices that the reason blames, in its order.
+        #[serde(default)]
+        blamed: Vec<String>,
     },
     /// A rank is under a plan that this ledger does not hold: it is not this run's ledger.
     UnknownPlan {
@@ -285,14 +279,24 @@ impl std::fmt::Display for RunFailure {
             RunFailure::Silent { device, waited_ns } => {
                 write!(f, "the rank of {device} has not been heard of for {:.1} s", *waited_ns as f64 / 1e9)
             }
-            RunFailure::Stopped { device, step, reason } => {
-                write!(f, "the rank of {device} stopped in iteration {step}: {reason}")
-            }
-            RunFailure::Left { device, told_by, step } => write!(
-                f,
-                "the rank of {device} stopped in iteration {step} without telling why, as the rank of {told_by} saw; its log \
-                 may say it"
-            ),
+            RunFailure::Stopped { device, step, reason, blamed } => match (reason, blamed.as_slice()) {
+                (Failure::PeerFailed { .. }, [first]) => write!(
+                    f,
+                    "the rank of {first} stopped first, as {device} saw in iteration {step}; the log of {first} says why"
+                ),
+                (Failure::PeerSilent { waited_ns, .. }, [peer]) => write!(
+                    f,
+                    "the rank of {device} stopped in iteration {step}: {peer} did not answer within {:.1} s",
+                    *waited_ns as f64 / 1e9
+                ),
+                (Failure::VoteUnequal { .. }, dissenters @ [_, ..]) => write!(
+                    f,
+                    "the rank of {device} stopped in iteration {step}: the ranks' votes differ in place or layers; those \
+                     that dissent: {}",
+                    dissenters.join(", ")
+                ),
+                _ => write!(f, "the rank of {device} stopped in iteration {step}: {reason}"),
+            },
             RunFailure::UnknownPlan { device, epoch } => {
                 write!(f, "the rank of {device} runs plan {epoch}, which the ledger does not know: is it of this run?")
             }

@@ -21,6 +21,8 @@ use adaptis_plan::Problem;
 const BISECTIONS: usize = 54;
 /// Rounds of price improvement.
 const PRICE_ROUNDS: usize = 200;
+/// Price of a device that can run nothing, and the inverse of the highest to start from.
+const PRICE_MIN: f64 = 1e-6;
 /// Relative error that sums of floats here stay well within.
 const FLOAT_LOSS: f64 = 1e-12;
 /// Classes of equal layers that are packed by number.
@@ -160,7 +162,22 @@ impl Bench {
     }
 
     fn by_work(&self) -> f64 {
-        let mut price = vec![1.0; self.devices];
+        // By speed: right at once where kinds differ by a factor. Devices of equal times keep equal prices.
+        let mean = |device: usize| -> Option<f64> {
+            let whole = |layer| Some(self.at(layer, device).whole).filter(|whole| whole.is_finite());
+            let (sum, count) = (0..self.layers)
+                .filter_map(whole)
+                .fold((0.0, 0.0), |(sum, count), whole: f64| (sum + whole, count + 1.0));
+            (count > 0.0).then(|| sum / count)
+        };
+        let slowest = (0..self.devices).filter_map(mean).fold(0.0, f64::max);
+        let by_speed = |device: usize| match mean(device) {
+            None => PRICE_MIN,
+            Some(_) if slowest == 0.0 => 1.0,
+            Some(mean) => slowest / mean.max(slowest * PRICE_MIN),
+        };
+        let mut price: Vec<f64> = (0..self.devices).map(by_speed).collect();
+        let group = self.groups();
         let mut best: f64 = 0.0;
         for round in 0..PRICE_ROUNDS {
             let mut load = vec![0.0; self.devices];
@@ -182,11 +199,25 @@ impl Bench {
             // Dearer where more is packed than fits, cheaper elsewhere.
             let mean = load.iter().sum::<f64>() / self.devices as f64;
             let step = 0.5 / (round as f64 + 2.0).sqrt();
-            for (price, load) in price.iter_mut().zip(&load) {
-                *price *= (step * (load / mean.max(1e-9) - 1.0)).clamp(-1.0, 1.0).exp();
+            for (device, price) in price.iter_mut().enumerate() {
+                let alike = (0..self.devices).filter(|&other| group[other] == group[device]);
+                let (sum, count) = alike.fold((0.0, 0.0), |(sum, count), other| (sum + load[other], count + 1.0));
+                *price *= (step * (sum / count / mean.max(1e-9) - 1.0)).clamp(-1.0, 1.0).exp();
             }
         }
         best
+    }
+
+    /// Devices on which every layer takes the same time share a number.
+    fn groups(&self) -> Vec<usize> {
+        let alike =
+            |a: usize, b: usize| (0..self.layers).all(|layer| self.at(layer, a).whole == self.at(layer, b).whole);
+        let mut group: Vec<usize> = Vec::with_capacity(self.devices);
+        for device in 0..self.devices {
+            let same = (0..device).find(|&earlier| group[earlier] == earlier && alike(earlier, device));
+            group.push(same.unwrap_or(device));
+        }
+        group
     }
 
     /// By number over all layers, and over those of each of the largest classes alone: the cheap layers of a model
@@ -232,7 +263,9 @@ impl Bench {
             true => self.matched(&holds, time) >= members.len(),
             false => {
                 let most = |start: f64| (0..self.devices).map(|device| holds(device, self.capacity(time, start))).max();
-                self.start.iter().map(|&start| most(start).unwrap_or(0)).sum::<usize>() >= members.len()
+                let by_start: usize = self.start.iter().map(|&start| most(start).unwrap_or(0)).sum();
+                let all_at_once: usize = (0..self.devices).map(|device| holds(device, self.capacity(time, 0.0))).sum();
+                by_start.min(all_at_once) >= members.len()
             }
         };
         self.bisect(enough)

@@ -13,7 +13,7 @@
 //! of a set of programs that can run, so the order of visits changes nothing. Programs that wait for one another have
 //! none: their times climb until the deadline or the limit of visits ends it.
 //!
-//! 1. After `shift` returned true and `keep`, or `undo`, times equal those of [`Replay`](crate::replay::Replay).
+//! 1. After `shift` returned true and `keep`, or `undo`, times equal those of [`Replay`].
 //! 2. Nothing is allocated once the buffers have grown.
 //! 3. Programs hold F, I and W; a fused B is none of its business.
 
@@ -59,6 +59,8 @@ pub(crate) struct Course {
     microbatches: usize,
     /// Some transfer takes time: links have queues.
     is_contended: bool,
+    /// Some instruction takes no time, so that programs may wait for one another without their times climbing.
+    is_instant: bool,
     /// End of each device's last instruction.
     ends: Vec<u64>,
     move_number: u32,
@@ -77,6 +79,7 @@ impl Course {
     pub(crate) fn adopt(&mut self, tables: &Tables, programs: &Programs, replay: &Replay) {
         self.microbatches = tables.microbatches;
         self.is_contended = tables.onward.iter().chain(&tables.back).any(|hop| hop.transfer_ns > 0);
+        self.is_instant = tables.cost.iter().any(|cost| cost.ns[..3].contains(&0));
         self.nodes.clear();
         self.nodes.resize(tables.stages() * tables.microbatches * 4, NOWHERE);
         self.move_number = 0;
@@ -170,6 +173,11 @@ impl Course {
             }
         }
         true
+    }
+
+    /// A move that ended in time can run.
+    pub(crate) fn is_sure(&self) -> bool {
+        !self.is_instant
     }
 
     /// Keeps the open move.

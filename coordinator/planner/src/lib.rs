@@ -17,7 +17,10 @@
 pub mod bounds;
 mod costs;
 mod course;
+pub mod explain;
 pub mod export;
+#[doc(hidden)]
+pub mod inner_loops;
 mod listing;
 mod memory;
 pub mod moves;

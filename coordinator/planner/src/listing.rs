@@ -12,7 +12,7 @@
 //! 1. A listing never exceeds a device's memory, and ends for every shape that [`admissible`] accepts.
 //! 2. F, I and W of a stage each ascend in microbatch.
 
-use crate::program::{B, F, I, Op, Programs, W, op};
+use crate::program::{B, F, I, Op, Programs, W, microbatch, op};
 use crate::shape::{Hop, Tables};
 
 const UNKNOWN: u64 = u64::MAX;
@@ -72,6 +72,19 @@ struct Candidate {
     short: bool,
 }
 
+/// What a stage could do next: when its input is there, `UNKNOWN` if it is not on its way, and the key.
+#[derive(Clone, Copy, Debug)]
+struct Front {
+    forward_ns: u64,
+    forward_key: i64,
+    /// Fewer forwards are without their I than the cap.
+    is_open: bool,
+    backward_ns: u64,
+    backward_key: i64,
+    /// `i64::MAX` without a W to do.
+    weight_key: i64,
+}
+
 /// Buffers of a listing, and its result.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Listing {
@@ -84,6 +97,7 @@ pub(crate) struct Listing {
     forwards: Vec<u32>,
     backwards: Vec<u32>,
     weights: Vec<u32>,
+    fronts: Vec<Front>,
     /// Per device.
     wake: Vec<u64>,
     left_ns: Vec<u64>,
@@ -108,7 +122,7 @@ fn signed(value: u64) -> i64 {
 impl Listing {
     /// Lists; the end of the last instruction, `None` where the recipe can't go on or ends after `give_up_ns`.
     pub(crate) fn run(&mut self, tables: &Tables, recipe: &Recipe, give_up_ns: u64) -> Option<u64> {
-        self.prepare(tables);
+        self.prepare(tables, recipe);
         let per_stage = |stage: usize| if recipe.fused[stage] { 2 } else { 3 };
         let mut left: usize = (0..tables.stages()).map(|stage| per_stage(stage) * tables.microbatches).sum();
         self.left_ns.clear();
@@ -133,7 +147,7 @@ impl Listing {
                         return None;
                     }
                     self.left_ns[device] = self.left_ns[device].saturating_sub(tables.ns(op));
-                    self.execute(tables, device, now, op);
+                    self.execute(tables, recipe, device, now, op);
                     left -= 1;
                 }
                 Choice::Wait(until) => self.wake[device] = until,
@@ -142,7 +156,7 @@ impl Listing {
         self.free.iter().copied().max()
     }
 
-    fn prepare(&mut self, tables: &Tables) {
+    fn prepare(&mut self, tables: &Tables, recipe: &Recipe) {
         let (stages, microbatches, devices) = (tables.stages(), tables.microbatches, tables.devices);
         refill(&mut self.forward_ready, stages * microbatches, UNKNOWN);
         refill(&mut self.backward_ready, stages * microbatches, UNKNOWN);
@@ -150,6 +164,15 @@ impl Listing {
         refill(&mut self.forwards, stages, 0);
         refill(&mut self.backwards, stages, 0);
         refill(&mut self.weights, stages, 0);
+        self.fronts.clear();
+        self.fronts.extend((0..stages).map(|stage| Front {
+            forward_ns: if stage == 0 { 0 } else { UNKNOWN },
+            forward_key: recipe.forward[stage],
+            is_open: true,
+            backward_ns: UNKNOWN,
+            backward_key: recipe.backward[stage],
+            weight_key: i64::MAX,
+        }));
         refill(&mut self.free, devices, 0);
         refill(&mut self.wake, devices, 0);
         refill(&mut self.live, devices, 0);
@@ -165,7 +188,12 @@ impl Listing {
             self.whole.push(signed(whole));
             self.rise.push(signed(rise));
             self.room.push(signed(tables.limit_bytes[device]).saturating_sub(signed(tables.base_bytes[device])));
-            let most = signed(whole).saturating_mul(microbatches as i64).saturating_add(signed(rise));
+            // Where layers are recomputed, what W needs may be more than what F left.
+            let held = |&stage: &u32| {
+                let cost = &tables.cost[stage as usize];
+                signed(cost.stash_bytes.max(cost.gradient_bytes)).saturating_mul(microbatches as i64)
+            };
+            let most = tables.local[device].iter().map(held).fold(signed(rise), i64::saturating_add);
             self.is_ample.push(most <= self.room[device]);
         }
     }
@@ -193,19 +221,22 @@ impl Listing {
         let mut ahead = None;
         for &local in &tables.local[device] {
             let stage = local as usize;
-            if let Some(candidate) = self.forward(tables, recipe, device, stage, &mut ahead) {
-                offer(candidate);
+            let front = self.fronts[stage];
+            if front.forward_ns != UNKNOWN
+                && front.is_open
+                && let Some(short) = self.admits(tables, recipe, device, stage, &mut ahead)
+            {
+                let op = op(F, stage, self.forwards[stage] as usize);
+                offer(Candidate { key: front.forward_key, op, ready: front.forward_ns, short });
             }
-            if let Some(candidate) = self.backward(tables, recipe, device, stage) {
-                offer(candidate);
+            if front.backward_ns != UNKNOWN {
+                let short = !self.is_ample[device] && !self.fits_backward(tables, device, stage);
+                let op = op(if recipe.fused[stage] { B } else { I }, stage, self.backwards[stage] as usize);
+                offer(Candidate { key: front.backward_key, op, ready: front.backward_ns, short });
             }
-            if self.weights[stage] < self.backwards[stage] && !recipe.fused[stage] {
-                let microbatch = self.weights[stage] as usize;
-                let key = recipe.period_ns * microbatch as i64 + recipe.weight[stage];
-                let candidate = Candidate { key, op: op(W, stage, microbatch), ready: 0, short: false };
-                if weight.is_none_or(|held| key < held.key) {
-                    weight = Some(candidate);
-                }
+            if front.weight_key < weight.map_or(i64::MAX, |held| held.key) && self.has_room(tables, device, stage) {
+                let op = op(W, stage, self.weights[stage] as usize);
+                weight = Some(Candidate { key: front.weight_key, op, ready: 0, short: false });
             }
         }
         if let Some(candidate) = weight.filter(|_| !recipe.weight_last) {
@@ -234,29 +265,22 @@ impl Listing {
         }
     }
 
-    fn forward(
+    /// Memory lets the next forward of a stage begin: none if not, else whether it lacks what W would free.
+    fn admits(
         &self,
         tables: &Tables,
         recipe: &Recipe,
         device: usize,
         stage: usize,
         ahead: &mut Option<i64>,
-    ) -> Option<Candidate> {
-        let microbatch = self.forwards[stage] as usize;
-        if microbatch == tables.microbatches || self.forwards[stage] - self.backwards[stage] >= recipe.cap[stage] {
-            return None;
-        }
-        let ready = self.forward_ready[stage * tables.microbatches + microbatch];
-        if ready == UNKNOWN {
-            return None;
-        }
+    ) -> Option<bool> {
         let mut fits = true;
         if !self.is_ample[device] {
             let stash = signed(tables.cost[stage].stash_bytes);
             let local = &tables.local[device];
             let last = *local.last().expect("the stage itself is local") as usize;
             let oldest = self.forwards[last];
-            if microbatch as u32 > oldest {
+            if self.forwards[stage] > oldest {
                 // The same for all stages of the device.
                 let ahead = *ahead.get_or_insert_with(|| self.ahead(tables, device, oldest));
                 let needs =
@@ -268,11 +292,11 @@ impl Listing {
             fits = self.live[device].saturating_add(stash).saturating_add(self.rise[device]) <= self.room[device];
         }
         let held = !recipe.fused[stage] && self.forwards[stage] - self.weights[stage] >= recipe.hold[stage];
-        if (!fits || held) && self.pending_weights(device, tables, recipe) == 0 {
+        let is_short = !fits || held;
+        if is_short && self.pending_weights(device, tables, recipe) == 0 {
             return None;
         }
-        let key = recipe.period_ns * microbatch as i64 + recipe.forward[stage];
-        Some(Candidate { key, op: op(F, stage, microbatch), ready, short: !fits || held })
+        Some(is_short)
     }
 
     /// Bytes of the microbatches that a device's stages have started beyond the next one of its last stage.
@@ -286,6 +310,12 @@ impl Listing {
             .fold(0, i64::saturating_add)
     }
 
+    /// W of a stage fits now. That of the last I or of any F since always does, so something can go on.
+    fn has_room(&self, tables: &Tables, device: usize, stage: usize) -> bool {
+        let workspace = signed(tables.cost[stage].workspace_bytes);
+        self.is_ample[device] || self.live[device].saturating_add(workspace) <= self.room[device]
+    }
+
     fn pending_weights(&self, device: usize, tables: &Tables, recipe: &Recipe) -> u32 {
         tables.local[device]
             .iter()
@@ -294,41 +324,31 @@ impl Listing {
             .sum()
     }
 
-    fn backward(&self, tables: &Tables, recipe: &Recipe, device: usize, stage: usize) -> Option<Candidate> {
-        let microbatch = self.backwards[stage] as usize;
-        if self.backwards[stage] == self.forwards[stage] {
-            return None;
-        }
-        let ready = self.backward_ready[stage * tables.microbatches + microbatch];
-        if ready == UNKNOWN {
-            return None;
-        }
+    fn fits_backward(&self, tables: &Tables, device: usize, stage: usize) -> bool {
         let cost = &tables.cost[stage];
         let needs = signed(cost.rise_bytes).saturating_add(signed(cost.workspace_bytes));
-        let short = !self.is_ample[device] && self.live[device].saturating_add(needs) > self.room[device];
-        let key = recipe.period_ns * microbatch as i64 + recipe.backward[stage];
-        let kind = if recipe.fused[stage] { B } else { I };
-        Some(Candidate { key, op: op(kind, stage, microbatch), ready, short })
+        self.live[device].saturating_add(needs) <= self.room[device]
     }
 
-    fn execute(&mut self, tables: &Tables, device: usize, now: u64, op: Op) {
-        let (kind, stage) = (crate::program::kind(op), crate::program::stage(op));
-        let slot = stage * tables.microbatches + crate::program::microbatch(op);
+    fn execute(&mut self, tables: &Tables, recipe: &Recipe, device: usize, now: u64, op: Op) {
+        let (kind, stage, microbatch) = (crate::program::kind(op), crate::program::stage(op), microbatch(op));
         let end = now.saturating_add(tables.ns(op)).min(UNKNOWN - 1);
         self.programs[device].push(op);
         self.free[device] = end;
         self.wake[device] = end;
         self.live[device] += crate::memory::step(tables, op).1;
+        let first = stage * tables.microbatches;
         let hop = match kind {
             F => {
                 self.forwards[stage] += 1;
                 if stage + 1 == tables.stages() {
-                    self.backward_ready[slot] = end;
+                    self.backward_ready[first + microbatch] = end;
                 }
                 &tables.onward[stage]
             }
             W => {
                 self.weights[stage] += 1;
+                self.turn_weight(recipe, stage);
                 return;
             }
             _ => {
@@ -336,6 +356,7 @@ impl Listing {
                 &tables.back[stage]
             }
         };
+        self.turn(tables, recipe, stage, kind == F);
         let arrival = match hop.pair {
             Hop::END => return,
             Hop::LOCAL => end,
@@ -346,11 +367,45 @@ impl Listing {
             }
         };
         if kind == F {
-            self.forward_ready[slot + tables.microbatches] = arrival;
+            let next = stage + 1;
+            self.forward_ready[first + tables.microbatches + microbatch] = arrival;
+            if self.forwards[next] as usize == microbatch {
+                self.fronts[next].forward_ns = arrival;
+            }
         } else {
-            self.backward_ready[slot - tables.microbatches] = arrival;
+            let next = stage - 1;
+            self.backward_ready[first - tables.microbatches + microbatch] = arrival;
+            if self.backwards[next] as usize == microbatch && self.backwards[next] < self.forwards[next] {
+                self.fronts[next].backward_ns = arrival;
+            }
         }
         let to = hop.to as usize;
         self.wake[to] = self.wake[to].min(arrival.max(self.free[to]));
+    }
+
+    /// A stage has begun an F, or else an I or B: what it could do next.
+    fn turn(&mut self, tables: &Tables, recipe: &Recipe, stage: usize, is_forward: bool) {
+        let first = stage * tables.microbatches;
+        let (forwards, backwards) = (self.forwards[stage], self.backwards[stage]);
+        let front = &mut self.fronts[stage];
+        front.is_open = forwards - backwards < recipe.cap[stage];
+        if is_forward {
+            front.forward_key = front.forward_key.saturating_add(recipe.period_ns);
+            let is_left = (forwards as usize) < tables.microbatches;
+            front.forward_ns = if is_left { self.forward_ready[first + forwards as usize] } else { UNKNOWN };
+        } else {
+            front.backward_key = front.backward_key.saturating_add(recipe.period_ns);
+        }
+        let is_due = backwards < forwards;
+        front.backward_ns = if is_due { self.backward_ready[first + backwards as usize] } else { UNKNOWN };
+        if !is_forward {
+            self.turn_weight(recipe, stage);
+        }
+    }
+
+    fn turn_weight(&mut self, recipe: &Recipe, stage: usize) {
+        let is_due = self.weights[stage] < self.backwards[stage] && !recipe.fused[stage];
+        let key = || recipe.weight[stage].saturating_add(recipe.period_ns * i64::from(self.weights[stage]));
+        self.fronts[stage].weight_key = if is_due { key() } else { i64::MAX };
     }
 }

@@ -33,15 +33,34 @@ struct Run {
 }
 
 /// Cells that [`Splitter`] keeps before it forgets all: some tens of megabytes.
-const CELLS_MAX: usize = 1 << 20;
+const CELLS_MAX: usize = 1 << 21;
+/// Runs of a device are looked at up to so many times the load that all devices together would give each, and one
+/// layer more; all runs are, where that leaves no split.
+const LOAD_MAX: f64 = 3.0;
+/// Microbatches in flight up to which each number counts; larger ones are rounded up by an eighth at most.
+const IN_FLIGHT_EXACT: usize = 8;
 
-/// Device (or, where nothing is pinned, the first like it), slots of it, in flight, and [`Weigh`] as a number.
-type Key = (usize, usize, usize, u8);
+/// The runs of a slot: `start x width + length - 1`.
+#[derive(Clone, Debug)]
+struct Table {
+    width: usize,
+    runs: Vec<Option<Run>>,
+}
+
+impl Table {
+    fn get(&self, start: usize, end: usize) -> Option<&Run> {
+        if end - start > self.width { None } else { self.runs[start * self.width + end - start - 1].as_ref() }
+    }
+}
+
+/// Device (or, where nothing is pinned, the first like it), slots of it, in flight, [`Weigh`] as a number, and whether
+/// runs of any load are there.
+type Key = (usize, usize, usize, u8, bool);
 
 /// Splits, and remembers the runs of each device for the next sequence.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Splitter {
-    runs: BTreeMap<Key, Vec<Option<Run>>>,
+    tables: BTreeMap<Key, Table>,
     classes: Vec<usize>,
 }
 
@@ -65,25 +84,36 @@ impl Splitter {
     /// Splits the layers over `sequence`; `None` if no split fits. Pins are kept, groups are not looked at, and
     /// neighbours on one device are not joined. All calls must be for the same problem.
     pub(crate) fn split(&mut self, costs: &Costs, rules: &Rules, sequence: &[u32], weigh: Weigh) -> Option<Shape> {
+        [false, true].into_iter().find_map(|any_load| self.split_within(costs, rules, sequence, weigh, any_load))
+    }
+
+    fn split_within(
+        &mut self,
+        costs: &Costs,
+        rules: &Rules,
+        sequence: &[u32],
+        weigh: Weigh,
+        any_load: bool,
+    ) -> Option<Shape> {
         let layers = costs.layers;
-        let keys = self.prepare(costs, rules, sequence, weigh);
+        let keys = self.prepare(costs, rules, sequence, weigh, any_load);
         let mut rows: Vec<Vec<Cell>> = vec![vec![Cell::NONE; layers + 1]];
         rows[0][0] = Cell { largest: 0.0, squares: 0.0, from: 0 };
         for (place, key) in keys.iter().enumerate() {
             let before = &rows[place];
-            let runs = &self.runs[key];
+            let table = &self.tables[key];
             // An empty run leaves the slot out.
             let mut row: Vec<Cell> = (0..=layers).map(|end| Cell { from: end as u32, ..before[end] }).collect();
             for start in (0..layers).filter(|&start| before[start].largest.is_finite()) {
-                for end in start + 1..=layers {
-                    let Some(run) = &runs[start * (layers + 1) + end] else { break };
+                for (end, held) in row.iter_mut().enumerate().skip(start + 1) {
+                    let Some(run) = table.get(start, end) else { break };
                     let cell = Cell {
                         largest: before[start].largest.max(run.load),
                         squares: before[start].squares + run.load * run.load,
                         from: start as u32,
                     };
-                    if cell.better(&row[end]) {
-                        row[end] = cell;
+                    if cell.better(held) {
+                        *held = cell;
                     }
                 }
             }
@@ -99,7 +129,7 @@ impl Splitter {
             if start < end {
                 let device = sequence[place];
                 shape.stages.push(Slot { start: start as u32, end: end as u32, device });
-                let run = self.runs[key][start * (layers + 1) + end].expect("the program chose a run that fits");
+                let run = self.tables[key].get(start, end).expect("the program chose a run that fits");
                 let relief = by_relief(costs, device as usize, start..end);
                 relief.iter().take(run.again as usize).for_each(|&layer| shape.recompute[layer] = true);
             }
@@ -110,64 +140,101 @@ impl Splitter {
     }
 
     /// The runs of every slot are there under these keys.
-    fn prepare(&mut self, costs: &Costs, rules: &Rules, sequence: &[u32], weigh: Weigh) -> Vec<Key> {
+    fn prepare(&mut self, costs: &Costs, rules: &Rules, sequence: &[u32], weigh: Weigh, any_load: bool) -> Vec<Key> {
         if self.classes.is_empty() {
             self.classes = if rules.free { costs.classes() } else { (0..costs.devices).collect() };
         }
-        let size = (costs.layers + 1) * (costs.layers + 1);
-        if self.runs.len() * size > CELLS_MAX {
-            self.runs.clear();
+        if self.tables.values().map(|table| table.runs.len()).sum::<usize>() > CELLS_MAX {
+            self.tables.clear();
         }
         let used = sequence.iter().collect::<BTreeSet<_>>().len().max(1);
+        let mut slots: BTreeMap<u32, usize> = BTreeMap::new();
+        sequence.iter().for_each(|&device| *slots.entry(device).or_default() += 1);
         let key = |(place, &device): (usize, &u32)| {
-            let share = sequence.iter().filter(|&&other| other == device).count();
             let (in_flight, number) = match weigh {
                 Weigh::Time { in_flight } => {
                     let whole = ((sequence.len() - place) * used * in_flight).div_ceil(sequence.len() * 100);
-                    (whole.clamp(1, costs.microbatches), 0)
+                    (rounded(whole).clamp(1, costs.microbatches), 0)
                 }
                 Weigh::Count => (1, 1),
                 Weigh::Memory => (1, 2),
             };
-            (self.classes[device as usize], share, in_flight, number)
+            (self.classes[device as usize], slots[&device], in_flight, number, any_load)
         };
         let keys: Vec<Key> = sequence.iter().enumerate().map(key).collect();
-        for &(device, share, in_flight, number) in &keys {
-            let key = (device, share, in_flight, number);
-            self.runs.entry(key).or_insert_with(|| table(costs, rules, device, share, in_flight, weigh));
+        let load_max = if any_load { f64::INFINITY } else { fair_load(costs) * LOAD_MAX };
+        for &key in &keys {
+            let (device, share, in_flight, ..) = key;
+            self.tables.entry(key).or_insert_with(|| table(costs, rules, device, (share, in_flight), weigh, load_max));
         }
         keys
     }
+}
+
+/// A number in flight, rounded up by an eighth at most: places that differ little share a table.
+fn rounded(in_flight: usize) -> usize {
+    if in_flight <= IN_FLIGHT_EXACT {
+        return in_flight;
+    }
+    let step = in_flight.next_power_of_two() / 16;
+    in_flight.next_multiple_of(step.max(1))
+}
+
+/// The time of a microbatch on each device if all ended together and layers could be cut at will.
+fn fair_load(costs: &Costs) -> f64 {
+    let rate: f64 = (0..costs.devices).map(|device| 1.0 / whole_load(costs, device, 0..costs.layers).max(1.0)).sum();
+    1.0 / rate.max(f64::MIN_POSITIVE)
+}
+
+/// F, I and W of some layers, with the device's slowdown.
+fn whole_load(costs: &Costs, device: usize, range: Range<usize>) -> f64 {
+    let of = |layer: usize| {
+        let cost = costs.layer(device, layer);
+        cost.forward_ns as f64 + cost.input_gradient_ns as f64 + cost.weight_gradient_ns as f64
+    };
+    range.map(of).sum::<f64>() * costs.slowdown[device]
 }
 
 fn table(
     costs: &Costs,
     rules: &Rules,
     device: usize,
-    share: usize,
-    in_flight: usize,
+    (share, in_flight): (usize, usize),
     weigh: Weigh,
-) -> Vec<Option<Run>> {
+    load_max: f64,
+) -> Table {
     let layers = costs.layers;
-    let mut runs = vec![None; (layers + 1) * (layers + 1)];
+    // By time, the longest run that one more layer does not take beyond the limit.
+    let width = match weigh {
+        Weigh::Time { .. } if load_max.is_finite() => {
+            let reach = |start: usize| {
+                let mut load = 0.0;
+                let within = |&end: &usize| {
+                    let before = load;
+                    load += whole_load(costs, device, end..end + 1);
+                    before <= load_max
+                };
+                (start..layers).take_while(within).count()
+            };
+            (0..layers).map(reach).max().unwrap_or(0)
+        }
+        _ => layers,
+    };
+    let mut table = Table { width, runs: vec![None; layers * width] };
     let room = costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) / share as u64;
     let mut mask = vec![false; layers];
-    let relief = by_relief(costs, device, 0..layers);
-    let mut order = Vec::with_capacity(layers);
     for start in 0..layers {
         let mut fewest = 0;
-        for end in start + 1..=layers {
+        for end in start + 1..=layers.min(start + width) {
             if !rules.allows(end - 1, device) {
                 break;
             }
             let range = start..end;
-            order.clear();
-            order.extend(relief.iter().copied().filter(|layer| range.contains(layer)));
             let run = match weigh {
                 Weigh::Count => Some(Run { load: (end - start) as f64 * share as f64, again: 0 }),
-                Weigh::Memory => Some(by_memory(costs, device, range, room, &order, &mut mask)),
+                Weigh::Memory => Some(by_memory(costs, device, range, room, &mut mask)),
                 Weigh::Time { .. } => {
-                    by_time(costs, device, range, (room, in_flight), &order, fewest, &mut mask).map(|mut run| {
+                    by_time(costs, device, range, (room, in_flight), fewest, &mut mask).map(|mut run| {
                         run.load *= share as f64;
                         run
                     })
@@ -178,10 +245,10 @@ fn table(
                 // Nothing longer fits either.
                 break;
             }
-            runs[start * (layers + 1) + end] = run;
+            table.runs[start * width + end - start - 1] = run;
         }
     }
-    runs
+    table
 }
 
 /// Receive buffers count as if both neighbours were on other devices.
@@ -223,23 +290,30 @@ fn by_time(
     costs: &Costs,
     device: usize,
     range: Range<usize>,
-    allowance: (u64, usize),
-    order: &[usize],
+    (room, in_flight): (u64, usize),
     fewest: usize,
     mask: &mut [bool],
 ) -> Option<Run> {
-    let (room, in_flight) = allowance;
     let buffers = buffer_bytes(costs, &range);
-    (fewest..=order.len()).find_map(|count| {
+    let fits = |cost: &StageCost| needs(cost, buffers, in_flight) <= u128::from(room);
+    if fewest == 0 {
+        let cost = costs.stage(device, range.clone(), mask);
+        if fits(&cost) {
+            return Some(Run { load: load(&cost), again: 0 });
+        }
+    }
+    let order = by_relief(costs, device, range.clone());
+    (fewest.max(1)..=order.len()).find_map(|count| {
         let cost = with(mask, &order[..count], |mask| costs.stage(device, range.clone(), mask));
-        (needs(&cost, buffers, in_flight) <= u128::from(room)).then(|| Run { load: load(&cost), again: count as u32 })
+        fits(&cost).then(|| Run { load: load(&cost), again: count as u32 })
     })
 }
 
-fn by_memory(costs: &Costs, device: usize, range: Range<usize>, room: u64, order: &[usize], mask: &mut [bool]) -> Run {
+fn by_memory(costs: &Costs, device: usize, range: Range<usize>, room: u64, mask: &mut [bool]) -> Run {
     let buffers = buffer_bytes(costs, &range);
+    let order = by_relief(costs, device, range.clone());
     let plain = needs(&costs.stage(device, range.clone(), mask), buffers, 1);
-    let eased = with(mask, order, |mask| needs(&costs.stage(device, range, mask), buffers, 1));
+    let eased = with(mask, &order, |mask| needs(&costs.stage(device, range, mask), buffers, 1));
     let again = if eased < plain { order.len() as u32 } else { 0 };
     Run { load: plain.min(eased) as f64 / (room as f64 + 1.0), again }
 }

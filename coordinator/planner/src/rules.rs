@@ -78,6 +78,11 @@ impl Rules {
         self.allowed[layer * self.devices + device]
     }
 
+    /// Disjoint groups of layers that share a device.
+    pub(crate) fn groups(&self) -> &[Vec<usize>] {
+        &self.groups
+    }
+
     /// A shape keeps every constraint.
     pub(crate) fn permits(&self, shape: &Shape) -> bool {
         let mut slots = shape.stages.iter();

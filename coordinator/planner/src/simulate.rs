@@ -80,17 +80,39 @@ pub enum CannotSimulate {
         /// The problem's.
         expected: usize,
     },
-    /// Its stages don't cover the layers once, in order, on devices that exist.
-    #[error("stage {stage} has layers {from} to {to} on device {device}; stages cover all layers in order, none empty")]
-    Stage {
-        /// Which stage; the number of stages where layers are missing at the end.
+    /// A stage does not go on where the one before it ended, is empty, or goes beyond the last layer.
+    #[error(
+        "stages[{stage}].layers is [{from}, {to}]: it must begin at {next}, hold a layer at least, and end at {layers} or before"
+    )]
+    Layers {
+        /// Which stage.
         stage: usize,
         /// Its first layer.
         from: u32,
         /// Its end.
         to: u32,
+        /// Where the one before it ended.
+        next: u32,
+        /// All layers.
+        layers: u32,
+    },
+    /// A stage is on a device that is not there.
+    #[error("stages[{stage}].device is {device}: the plan's devices are 0 to {last}")]
+    Device {
+        /// Which stage.
+        stage: usize,
         /// Its device.
         device: u32,
+        /// The highest there is.
+        last: usize,
+    },
+    /// The stages end before the layers do.
+    #[error("no stage has the layers {from} to {last}: the stages cover all layers in order")]
+    Uncovered {
+        /// The first layer without a stage.
+        from: u32,
+        /// The last one.
+        last: u32,
     },
     /// A stage recomputes a layer that it does not hold.
     #[error("stage {stage} recomputes layer {layer}, which it does not hold")]
@@ -238,8 +260,12 @@ fn check_stages(problem: &Problem, plan: &Plan) -> Result<(), CannotSimulate> {
     let mut next = 0;
     for (index, stage) in plan.stages.iter().enumerate() {
         let [from, to] = stage.layers;
-        if from != next || to <= from || to > plan.layers || stage.device as usize >= problem.devices.len() {
-            return Err(CannotSimulate::Stage { stage: index, from, to, device: stage.device });
+        if from != next || to <= from || to > plan.layers {
+            return Err(CannotSimulate::Layers { stage: index, from, to, next, layers: plan.layers });
+        }
+        if stage.device as usize >= problem.devices.len() {
+            let last = problem.devices.len().saturating_sub(1);
+            return Err(CannotSimulate::Device { stage: index, device: stage.device, last });
         }
         if let Some(&layer) = stage.recompute.iter().find(|&&layer| layer < from || layer >= to) {
             return Err(CannotSimulate::Recompute { stage: index, layer });
@@ -247,8 +273,7 @@ fn check_stages(problem: &Problem, plan: &Plan) -> Result<(), CannotSimulate> {
         next = to;
     }
     if next != plan.layers {
-        let (stage, device) = (plan.stages.len(), 0);
-        return Err(CannotSimulate::Stage { stage, from: next, to: next, device });
+        return Err(CannotSimulate::Uncovered { from: next, last: plan.layers - 1 });
     }
     Ok(())
 }

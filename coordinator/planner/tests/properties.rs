@@ -6,7 +6,7 @@ mod support;
 
 use adaptis_plan::audit::peak_bytes;
 use adaptis_plan::problem::Pin;
-use adaptis_plan::{Plan, Problem, audit};
+use adaptis_plan::{Plan, Problem, audit, iteration_ns};
 use adaptis_planner::bounds::lower_bound_ns;
 use adaptis_planner::moves::moves;
 use adaptis_planner::schedule::{Name, even, named};
@@ -29,6 +29,7 @@ fn agreed(problem: &Problem, plan: &Plan) -> Result<u64, TestCaseError> {
     prop_assert!(timeline.fits);
     prop_assert_eq!(&timeline.peak_bytes, &peak_bytes(problem, plan).unwrap());
     prop_assert_eq!(timeline.iteration_ns, naive_iteration_ns(problem, plan));
+    prop_assert_eq!(timeline.iteration_ns, iteration_ns(problem, plan).unwrap());
     prop_assert!(lower_bound_ns(problem) <= timeline.iteration_ns);
     let predicted = plan.predicted.as_ref().expect("a plan carries its prediction");
     prop_assert_eq!(predicted.iteration_ns, timeline.iteration_ns);

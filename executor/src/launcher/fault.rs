@@ -73,6 +73,26 @@ pub enum FaultError {
         /// The devices there are.
         known: String,
     },
+    /// A part of it is out of range, or lacks its unit.
+    #[error("--fault `{fault}`: {field} is `{value}`; write {right}")]
+    Value {
+        /// The fault.
+        fault: String,
+        /// Which part.
+        field: &'static str,
+        /// What it is.
+        value: String,
+        /// What would be right.
+        right: &'static str,
+    },
+    /// The names of two devices can be read in more than one way.
+    #[error("--fault `{fault}`: `{pair}` names two devices in more than one way; rename one of them")]
+    Ambiguous {
+        /// The fault.
+        fault: String,
+        /// The two names.
+        pair: String,
+    },
     /// It would never happen.
     #[error("--fault `{fault}`: the run ends after {iterations} iterations")]
     TooLate {
@@ -85,20 +105,37 @@ pub enum FaultError {
 
 /// Slower than this and the run would not end in a day.
 const FACTORS: std::ops::RangeInclusive<f64> = 0.01..=1000.0;
+const FACTORS_TEXT: &str = "a number from 0.01 to 1000";
+/// A peer waits 30 s for a rank, and then gives the run up.
+const PAUSE_SECONDS: std::ops::RangeInclusive<f64> = 0.0..=25.0;
+const PAUSE_TEXT: &str = "seconds from 0s to 25s, as in 10s: a rank that is away for 30 s is given up by its peers";
+/// Between the two devices of a link.
+const JOINT: char = '-';
 
 impl FromStr for Fault {
     type Err = FaultError;
 
     fn from_str(text: &str) -> Result<Fault, FaultError> {
         let shape = || FaultError::Shape(text.to_owned());
-        let factor = |text: &str| text.parse::<f64>().ok().filter(|factor| FACTORS.contains(factor)).ok_or_else(shape);
+        let wrong = |field, value: &str, right| {
+            let (fault, value) = (text.to_owned(), value.to_owned());
+            FaultError::Value { fault, field, value, right }
+        };
+        let factor = |text: &str| {
+            let factor = text.parse::<f64>().ok().filter(|factor| FACTORS.contains(factor));
+            factor.ok_or_else(|| wrong("the factor", text, FACTORS_TEXT))
+        };
         let parts: Vec<&str> = text.split(':').collect();
         let (first, rest) = parts.split_first().ok_or_else(shape)?;
-        let iteration = first.parse().map_err(|_| shape())?;
+        let iteration = match (first.parse(), rest) {
+            (Ok(iteration), _) => iteration,
+            (Err(_), []) => return Err(shape()),
+            (Err(_), _) => return Err(wrong("the iteration", first, "a whole number that is not negative")),
+        };
         let what = match *rest {
             ["throttle", device, by] => What::Throttle { device: device.to_owned(), factor: factor(by)? },
             ["slowlink", pair, by] => {
-                let (a, b) = pair.split_once('-').ok_or_else(shape)?;
+                let (a, b) = pair.split_once(JOINT).ok_or_else(shape)?;
                 What::SlowLink { between: [a.to_owned(), b.to_owned()], factor: factor(by)? }
             }
             ["kill", "agent"] => return Err(shape()),
@@ -107,7 +144,8 @@ impl FromStr for Fault {
             ["kill", device] => What::KillRank { device: device.to_owned() },
             ["pause", device, time] => {
                 let seconds = time.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
-                let seconds = seconds.filter(|seconds| (0.0..=3600.0).contains(seconds)).ok_or_else(shape)?;
+                let seconds = seconds.filter(|seconds| PAUSE_SECONDS.contains(seconds));
+                let seconds = seconds.ok_or_else(|| wrong("the time", time, PAUSE_TEXT))?;
                 What::Pause { device: device.to_owned(), duration: Duration::from_secs_f64(seconds) }
             }
             ["replace", ..] => return Err(FaultError::NotYet(text.to_owned())),
@@ -132,6 +170,26 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
+    /// From its text, for a run on these devices: where their names hold a `-`, it is clear which two a link joins.
+    ///
+    /// # Errors
+    /// Not a fault, or one that these devices cannot have.
+    pub fn read(text: &str, devices: &[String]) -> Result<Fault, FaultError> {
+        let mut fault: Fault = text.parse()?;
+        if let What::SlowLink { between, .. } = &mut fault.what {
+            let pair = between.join(&JOINT.to_string());
+            let known = |name: &str| devices.iter().any(|device| device == name);
+            let splits = pair.match_indices(JOINT).map(|(at, joint)| [&pair[..at], &pair[at + joint.len()..]]);
+            let mut splits = splits.filter(|[a, b]| a != b && known(a) && known(b));
+            match (splits.next(), splits.next()) {
+                (Some(names), None) => *between = names.map(str::to_owned),
+                (Some(_), Some(_)) => return Err(FaultError::Ambiguous { fault: text.to_owned(), pair: pair.clone() }),
+                (None, _) => {}
+            }
+        }
+        Ok(fault)
+    }
+
     /// Checks a fault against a run.
     pub fn check(&self, devices: &[String], iterations: u64) -> Result<(), FaultError> {
         let named: Vec<&String> = match &self.what {
@@ -178,14 +236,42 @@ mod tests {
 
     #[test]
     fn what_is_not_a_fault_is_refused() {
-        for text in ["", "40", "x:throttle:gpu1:1.8", "40:throttle:gpu1", "40:throttle:gpu1:0", "40:throttle:gpu1:nan"]
-        {
+        for text in ["", "40", "40:throttle:gpu1", "40:kill:agent"] {
             assert_eq!(text.parse::<Fault>(), Err(FaultError::Shape(text.to_owned())), "{text}");
+        }
+        for (text, part) in [
+            ("x:throttle:gpu1:1.8", "the iteration is `x`"),
+            ("-1:throttle:gpu1:1.8", "the iteration is `-1`"),
+            ("40:throttle:gpu1:0", "the factor is `0`; write a number from 0.01 to 1000"),
+            ("40:throttle:gpu1:nan", "the factor is `nan`"),
+            ("40:throttle:gpu1:1e300", "the factor is `1e300`"),
+            ("40:slowlink:gpu0-gpu1:much", "the factor is `much`"),
+            ("50:pause:gpu3:10", "the time is `10`; write seconds from 0s to 25s, as in 10s"),
+            ("50:pause:gpu3:40s", "the time is `40s`; write seconds from 0s to 25s"),
+        ] {
+            let error = text.parse::<Fault>().expect_err(text).to_string();
+            assert!(error.contains(part), "{error}");
         }
         assert!(matches!("45:replace:gpu2:l40s-48g".parse::<Fault>(), Err(FaultError::NotYet(_))));
         let fault: Fault = "40:throttle:gpu9:1.8".parse().expect("it is well formed");
         assert!(matches!(fault.check(&["gpu0".to_owned()], 120), Err(FaultError::Device { .. })));
         let fault: Fault = "200:throttle:gpu0:1.8".parse().expect("it is well formed");
         assert!(matches!(fault.check(&["gpu0".to_owned()], 120), Err(FaultError::TooLate { .. })));
+    }
+
+    #[test]
+    fn names_with_a_dash_are_told_apart_by_the_devices_there_are() {
+        let devices = ["left-a", "gpu1", "x", "x-y", "y-z", "z", "left"].map(str::to_owned);
+        let between = |pair: &str| match Fault::read(&format!("4:slowlink:{pair}:2"), &devices)?.what {
+            What::SlowLink { between: [a, b], .. } => Ok((a, b)),
+            other => panic!("{other:?}"),
+        };
+        let names = |a: &str, b: &str| Ok((a.to_owned(), b.to_owned()));
+        assert_eq!(between("left-a-gpu1"), names("left-a", "gpu1"));
+        assert_eq!(between("gpu1-left-a"), names("gpu1", "left-a"));
+        assert_eq!(between("left-gpu1"), names("left", "gpu1"));
+        assert!(matches!(between("x-y-z"), Err(FaultError::Ambiguous { .. })));
+        let unknown = Fault::read("4:slowlink:left-b-gpu1:2", &devices).expect("it is well formed");
+        assert!(matches!(unknown.check(&devices, 9), Err(FaultError::Device { .. })));
     }
 }

@@ -58,23 +58,26 @@ pub struct Machine {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// Too few or too many.
-    #[error("devices: {found} given; the demo emulates {} to {} on one machine", DEVICES.start(), DEVICES.end())]
+    #[error("{found} devices are given; the demo emulates {} to {} on one machine", DEVICES.start(), DEVICES.end())]
     Count {
         /// How many were described.
         found: usize,
     },
     /// No such card.
-    #[error("devices: kind `{kind}` is unknown; did you mean `{nearest}`? Known: {known}")]
+    #[error(
+        "kind `{kind}` is unknown{}; there are {known}",
+        similar.as_ref().map_or(String::new(), |similar| format!(", did you mean `{similar}`?"))
+    )]
     Kind {
         /// What was given.
         kind: String,
-        /// The nearest known one.
-        nearest: String,
+        /// A known one that looks like it.
+        similar: Option<String>,
         /// All known ones.
         known: String,
     },
     /// A part of the list is not `COUNTxKIND`.
-    #[error("devices: `{part}` is not COUNTxKIND, as in 2xh100-80g,2xa100-40g")]
+    #[error("`{part}` is not COUNTxKIND, as in 2xh100-80g,2xa100-40g")]
     Part {
         /// What was given.
         part: String,
@@ -88,7 +91,7 @@ pub enum ClusterError {
         problem: String,
     },
     /// Not a value that makes sense.
-    #[error("devices: {field} of `{name}` is {value}; it must be {right}")]
+    #[error("{field} of `{name}` is {value}; it must be {right}")]
     Value {
         /// Which field.
         field: &'static str,
@@ -148,7 +151,7 @@ fn card(kind: &str, own: &[Card]) -> Result<Card, ClusterError> {
     let known = || Card::kinds().map(|kind| -> &str { kind }).chain(own.iter().map(|card| card.kind.as_str()));
     own.iter().find(|card| card.kind == kind).cloned().or_else(|| Card::known(kind)).ok_or_else(|| ClusterError::Kind {
         kind: kind.to_owned(),
-        nearest: adaptis_plan::json::nearest(kind, known()).unwrap_or_default().to_owned(),
+        similar: adaptis_plan::json::similar(kind, known()).map(str::to_owned),
         known: known().collect::<Vec<_>>().join(", "),
     })
 }

@@ -1,7 +1,7 @@
 //! Keys of CURVE, their text (Z85: 40 characters for 32 bytes) and their files.
 //!
 //! 1. A secret is written only to a file of mode 0600 that was not there before, and read only from one that no other
-//!    account can read.
+//!    account can read. A key file is there as a whole or not at all.
 //! 2. A secret is never part of a `Debug` text or an error.
 //!
 //! Left out on purpose: wiping secrets from memory (libzmq keeps copies of its own), and passphrases.
@@ -13,7 +13,7 @@ mod z85;
 use std::{
     fmt, fs,
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     str::FromStr,
 };
@@ -141,9 +141,12 @@ fn read(path: &Path) -> Result<String, KeyError> {
 
 fn write(path: &Path, mode: u32, text: &str) -> Result<(), KeyError> {
     let written: io::Result<()> = (|| {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(mode)).tempfile_in(folder)?;
+        file.as_file_mut().write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist_noclobber(path)?;
+        Ok(())
     })();
     written.map_err(|source| KeyError::Write { path: path.to_owned(), source })
 }

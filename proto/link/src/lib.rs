@@ -32,6 +32,7 @@ mod peer;
 mod probe;
 mod server;
 mod signal;
+mod silence;
 mod socket;
 
 pub use client::Client;
@@ -40,6 +41,7 @@ pub use error::{AddressFault, Error, IdentityFault, Step};
 pub use limits::Limits;
 pub use peer::{Incoming, PeerId};
 pub use server::{Server, ServerSender};
+pub use silence::Silence;
 
 /// Whether a link is encrypted and its peers are known by their keys.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 //!
 //! One file per rule. A rule is a function from problem and plan to findings; it reads nothing but the two, so that an
 //! error of the search or of the simulator cannot hide behind itself. Only `deadlock` looks at the rows that
-//! [`crate::lower()`] derives, since they are what it judges.
+//! [`crate::lower()`] derives, since they are what it judges. Beside them, `clock` says what an iteration takes.
 //!
 //! 1. No plan, however broken, makes the audit panic or take memory beyond the plan's own size.
 //! 2. A rule that has no meaning while another is broken is skipped: the memory of a program with holes, for instance.
@@ -11,6 +11,7 @@
 //!
 //! The problem must be a checked one ([`Problem::check`]).
 
+mod clock;
 pub mod constraint;
 pub mod deadlock;
 pub mod dependency;
@@ -109,6 +110,18 @@ pub fn peak_bytes(problem: &Problem, plan: &Plan) -> Result<Vec<u64>, Vec<Findin
         return Err(structure.into_findings());
     }
     Ok(memory::peaks(problem, plan).into_iter().map(|peak| peak.bytes).collect())
+}
+
+/// What an iteration takes, in nanoseconds, by the audit's own clock: a claim of the simulator can be held against it.
+///
+/// # Errors
+/// The findings that leave the clock without a meaning.
+pub fn iteration_ns(problem: &Problem, plan: &Plan) -> Result<u64, Vec<Finding>> {
+    let structure = Structure::check(problem, plan);
+    if !structure.is_whole() {
+        return Err(structure.into_findings());
+    }
+    Ok(clock::iteration_ns(problem, plan))
 }
 
 /// The rules that others build on.

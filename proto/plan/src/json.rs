@@ -16,7 +16,7 @@ mod nearest;
 mod node;
 mod strict;
 
-pub use nearest::nearest;
+pub use nearest::{nearest, similar};
 
 use node::Node;
 use serde::Serialize;

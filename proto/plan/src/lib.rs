@@ -16,7 +16,7 @@ pub mod lower;
 pub mod plan;
 pub mod problem;
 
-pub use audit::{Finding, audit, peak_bytes};
+pub use audit::{Finding, audit, iteration_ns, peak_bytes};
 pub use instruction::{Action, Instruction};
 pub use json::FormatError;
 pub use lower::{CannotLower, Row, Work, lower};

@@ -242,6 +242,20 @@ pub enum Failure {
     Environment(String),
 }
 
+impl Failure {
+    /// The devices that it blames, none if its own.
+    pub fn blamed(&self) -> &[DeviceIndex] {
+        match self {
+            Failure::PeerSilent { peer, .. } | Failure::PeerFailed { peer } => std::slice::from_ref(peer),
+            Failure::VoteUnequal { dissenters } => dissenters,
+            Failure::OutOfMemory { .. }
+            | Failure::DigestUnequal { .. }
+            | Failure::NotFinite
+            | Failure::Environment(_) => &[],
+        }
+    }
+}
+
 /// Why the coordinator turns a rank away.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Rejection {

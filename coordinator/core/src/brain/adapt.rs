@@ -207,7 +207,11 @@ impl Brain {
     /// A device or link changed: what is older no longer counts, and a better plan is wanted.
     pub(super) fn on_change(&mut self, change: Change) {
         self.cancel_search();
-        self.announce(Announcement::Changed(change));
+        let who = match change.who {
+            Who::Device(device) => self.name_of(device),
+            Who::Link(from, to) => format!("the link from {} to {}", self.name_of(from), self.name_of(to)),
+        };
+        self.announce(Announcement::Changed { who, change });
         let Some(adapt) = &mut self.adapt else { return };
         adapt.estimator.restart_window(change.who, change.onset);
         adapt.admission.changed(change.detected);

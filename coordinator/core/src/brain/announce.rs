@@ -1,9 +1,9 @@
 //! What people are told while it happens.
 
 use crate::admission::Because;
-use crate::drift::{Change, Who};
+use crate::drift::Change;
 use crate::ledger::{Decision, Reason, RunFailure, Verdict};
-use adaptis_proto::{DeviceIndex, Epoch, Generation, Step};
+use adaptis_proto::{Epoch, Generation, Step};
 use std::fmt;
 
 /// Something that people may want to know.
@@ -33,7 +33,12 @@ pub enum Announcement {
         epoch: Epoch,
     },
     /// A device or link changed.
-    Changed(Change),
+    Changed {
+        /// Its name, or those of the link's ends.
+        who: String,
+        /// How much, and since when.
+        change: Change,
+    },
     /// A device did what its kind had never done, and the guess of it was wrong.
     Corrected {
         /// Which device.
@@ -86,7 +91,9 @@ impl fmt::Display for Announcement {
             Announcement::Formed { generation, epoch } => {
                 write!(f, "training starts: generation {generation}, plan {epoch}")
             }
-            Announcement::Changed(change) => write!(f, "{}", ChangeText(change)),
+            Announcement::Changed { who, change: Change { onset, detected, factor, .. } } => {
+                write!(f, "{who} takes {factor:.2} times as long since iteration {onset}, seen in iteration {detected}")
+            }
             Announcement::Corrected { device, factor, step } => write!(
                 f,
                 "a cost never measured on a device like {device} was corrected: it takes {factor:.2} times what was guessed, \
@@ -100,19 +107,6 @@ impl fmt::Display for Announcement {
             Announcement::Failed(failure) => write!(f, "the run failed: {failure}"),
             Announcement::Finished { step } => write!(f, "the run ended after {step} iterations"),
         }
-    }
-}
-
-struct ChangeText<'a>(&'a Change);
-
-impl fmt::Display for ChangeText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Change { who, onset, detected, factor } = self.0;
-        match who {
-            Who::Device(DeviceIndex(device)) => write!(f, "device {device}")?,
-            Who::Link(from, to) => write!(f, "link {from} to {to}")?,
-        }
-        write!(f, " takes {factor:.2} times as long since iteration {onset}, seen in iteration {detected}")
     }
 }
 
@@ -154,14 +148,11 @@ impl fmt::Display for Reason {
             ),
             Reason::NoCandidate { why } => write!(f, "no plan was found: {why}"),
             Reason::Invalid { findings } => write!(f, "what was found breaks rules: {}", findings.join("; ")),
-            Reason::Refused { device, why } => write!(f, "device {device} refused it: {why}"),
+            Reason::Refused { device, why } => write!(f, "{device} refused it: {why}"),
             Reason::NotArmedInTime { missing } if missing.is_empty() => {
                 f.write_str("every rank was armed, and the plan has not taken effect in time")
             }
-            Reason::NotArmedInTime { missing } => {
-                let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
-                write!(f, "not armed in time: devices {}", missing.join(", "))
-            }
+            Reason::NotArmedInTime { missing } => write!(f, "not armed in time: {}", missing.join(", ")),
             Reason::RunEnded => f.write_str("the run ended first"),
         }
     }

@@ -65,7 +65,10 @@ impl Brain {
                 let orders = self.prepare_orders(&devices);
                 self.outbox.extend(orders);
             }
-            Some(Due::Expired { missing }) => self.abort_round(Reason::NotArmedInTime { missing }),
+            Some(Due::Expired { missing }) => {
+                let missing = missing.into_iter().map(|device| self.name_of(device)).collect();
+                self.abort_round(Reason::NotArmedInTime { missing });
+            }
             Some(Due::Wait { .. }) | None => {}
         }
     }

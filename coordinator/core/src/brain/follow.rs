@@ -154,6 +154,7 @@ impl Brain {
                 if matches!(reason, Refusal::Memory { .. } | Refusal::Invalid(_)) {
                     self.set_aside(epoch);
                 }
+                let device = self.name_of(device);
                 self.abort_round(Reason::Refused { device, why: reason.to_string() });
             }
             Answer::Nothing | Answer::Armed | Answer::AllArmed => {}
@@ -164,13 +165,9 @@ impl Brain {
         if self.finished.is_some() || self.stage == Stage::Gathering || place.generation != self.head.generation {
             return;
         }
-        let (device, step) = (self.name_of(device), place.step);
-        let failure = match reason {
-            Failure::PeerFailed { peer } => {
-                RunFailure::Left { device: self.name_of(peer), told_by: device, step: place.step }
-            }
-            reason => RunFailure::Stopped { device, step, reason },
-        };
+        let device = self.name_of(device);
+        let blamed = reason.blamed().iter().map(|&peer| self.name_of(peer)).collect();
+        let failure = RunFailure::Stopped { device, step: place.step, reason, blamed };
         if is_cause(&failure) || self.stage == Stage::Ended {
             self.fail(failure);
         } else {
@@ -280,7 +277,7 @@ fn incarnation_of(event: &RankEvent) -> Incarnation {
 fn is_cause(failure: &RunFailure) -> bool {
     let consequence = [
         matches!(failure, RunFailure::Stopped { reason: Failure::PeerSilent { .. } | Failure::PeerFailed { .. }, .. }),
-        matches!(failure, RunFailure::Silent { .. } | RunFailure::Left { .. }),
+        matches!(failure, RunFailure::Silent { .. }),
     ];
     !consequence.contains(&true)
 }

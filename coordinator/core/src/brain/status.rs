@@ -11,7 +11,9 @@ impl Brain {
     pub fn status(&self) -> Status {
         let job = self.roster.job();
         let last = self.history.last();
-        let place = last.map_or_else(Place::default, |iteration| Place {
+        // Before the first iteration is recorded, the plan in force is known all the same.
+        let start = Place { epoch: self.head.epoch, generation: self.head.generation, ..Place::default() };
+        let place = last.map_or(start, |iteration| Place {
             step: iteration.record.index,
             epoch: iteration.record.epoch,
             generation: iteration.record.generation,

@@ -1,9 +1,20 @@
-//! Pictures of timelines: SVG for people, Chrome trace events for Perfetto.
+//! Plans for other tools, and pictures of timelines.
 //!
-//! Both draw [`Panel`]s, whether they were simulated ([`Panel::of_plan`]) or measured (their maker fills the bars).
+//! [`torch`], [`torchtitan`] and [`megatron`] write a plan as their tool reads it, or refuse it by the field that the
+//! tool cannot express ([`Refusal`]); what the tool merely does otherwise is a [`Warning`]. SVG for people and Chrome
+//! trace events for Perfetto draw [`Panel`]s, whether they were simulated ([`Panel::of_plan`]) or measured (their maker
+//! fills the bars).
 
+pub mod megatron;
 pub mod perfetto;
+mod refusal;
 pub mod svg;
+mod tool;
+pub mod torch;
+pub mod torchtitan;
+
+pub use refusal::{NoFlag, Refusal, Target};
+pub use tool::{Export, File, Warning};
 
 use crate::simulate::Timeline;
 use adaptis_plan::{Action, Plan};

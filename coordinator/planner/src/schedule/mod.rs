@@ -238,35 +238,60 @@ pub fn named(problem: &Problem, name: Name) -> Result<Plan, Infeasible> {
     within_limits(problem)?;
     let costs = Costs::new(problem);
     let rules = Rules::new(problem)?;
-    let mut replay = Replay::default();
-    let mut splitter = Splitter::default();
-    let mut best: Option<(u64, Shape, Programs)> = None;
-    let tries = [name.in_flight(), name.in_flight() / 2, 0];
-    for order in device_orders(&costs, &rules, ORDERS_MAX) {
-        for pattern in name.patterns(&order, costs.layers) {
-            for in_flight in tries {
-                let Some(shape) = splitter.split(&costs, &rules, &pattern, Weigh::Time { in_flight }) else { continue };
-                if !rules.permits(&shape) {
-                    continue;
-                }
-                for shape in eased(shape) {
-                    let tables = Tables::new(&costs, &shape);
-                    let Some(programs) = name.programs(&tables) else { continue };
-                    if !memory::fits(&tables, &programs) {
+    let mut bench = Bench { costs: &costs, rules: &rules, splitter: Splitter::default(), replay: Replay::default() };
+    match bench.best(name, u64::MAX) {
+        Some((_, shape, programs)) => Ok(finish(problem, &costs, &shape, &programs, Epoch(1))),
+        None => Err(Infeasible::Schedule { name: name.text() }),
+    }
+}
+
+/// Where named schedules are tried.
+pub(crate) struct Bench<'a> {
+    pub(crate) costs: &'a Costs,
+    pub(crate) rules: &'a Rules,
+    pub(crate) splitter: Splitter,
+    pub(crate) replay: Replay,
+}
+
+impl Bench<'_> {
+    /// The best shape and programs of a name that fit, with their time; no more are looked at once so many instructions
+    /// were replayed.
+    pub(crate) fn best(&mut self, name: Name, instructions_max: u64) -> Option<(u64, Shape, Programs)> {
+        let mut best: Option<(u64, Shape, Programs)> = None;
+        let mut instructions = 0;
+        let tries = [name.in_flight(), name.in_flight() / 2, 0];
+        for order in device_orders(self.costs, self.rules, ORDERS_MAX) {
+            for pattern in name.patterns(&order, self.costs.layers) {
+                for in_flight in tries {
+                    let weigh = Weigh::Time { in_flight };
+                    let Some(shape) = self.splitter.split(self.costs, self.rules, &pattern, weigh) else { continue };
+                    if !self.rules.permits(&shape) {
                         continue;
                     }
-                    let Some(end) = replay.run(&tables, &programs) else { continue };
-                    let time = end.saturating_add(tables.tail_ns);
-                    if best.as_ref().is_none_or(|(held, ..)| time < *held) {
-                        best = Some((time, shape, programs));
+                    for shape in eased(shape) {
+                        if instructions > instructions_max {
+                            return best;
+                        }
+                        let Some((time, programs)) = self.time(name, &shape, &mut instructions) else { continue };
+                        if best.as_ref().is_none_or(|(held, ..)| time < *held) {
+                            best = Some((time, shape, programs));
+                        }
                     }
                 }
             }
         }
+        best
     }
-    match best {
-        Some((_, shape, programs)) => Ok(finish(problem, &costs, &shape, &programs, Epoch(1))),
-        None => Err(Infeasible::Schedule { name: name.text() }),
+
+    fn time(&mut self, name: Name, shape: &Shape, instructions: &mut u64) -> Option<(u64, Programs)> {
+        let tables = Tables::new(self.costs, shape);
+        let programs = name.programs(&tables)?;
+        *instructions += programs.iter().map(Vec::len).sum::<usize>() as u64;
+        if !memory::fits(&tables, &programs) {
+            return None;
+        }
+        let end = self.replay.run(&tables, &programs)?;
+        Some((end.saturating_add(tables.tail_ns), programs))
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Judge<'a> {
     evaluations_max: u64,
     tick: &'a mut dyn FnMut(&Progress) -> Control,
     since_tick: u64,
+    /// Instructions listed or replayed.
+    pub(crate) instructions: u64,
     /// Stages of sketches since the last that were counted.
     sketched: usize,
     stopped: bool,
@@ -84,6 +86,7 @@ impl<'a> Judge<'a> {
             evaluations_max: options.evaluations.unwrap_or(u64::MAX),
             tick,
             since_tick: 0,
+            instructions: 0,
             sketched: 0,
             stopped: false,
             best_ns: u64::MAX,
@@ -107,6 +110,7 @@ impl<'a> Judge<'a> {
     /// Counts an evaluation.
     pub(crate) fn spend(&mut self, instructions: usize) {
         self.evaluations += 1;
+        self.instructions += instructions as u64;
         self.since_tick += instructions as u64 + 200;
         if self.since_tick >= TICK_INSTRUCTIONS {
             self.since_tick = 0;

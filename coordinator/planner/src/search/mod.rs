@@ -18,6 +18,7 @@ mod judge;
 mod order;
 mod portfolio;
 mod sketch;
+mod squeeze;
 mod structure;
 
 use crate::bounds;
@@ -44,13 +45,20 @@ const ORDER_STEPS: usize = 1_500;
 const GROWTH_PERCENT: usize = 120;
 /// Rounds after which steps grow no more.
 const GROWING_ROUNDS: u32 = 20;
+/// Sets of layers of a stage whose recomputation is tried to be left out in the end.
+const IDLE_RECOMPUTE_TRIES: usize = 17;
+/// Instructions replayed for that.
+const IDLE_RECOMPUTE_INSTRUCTIONS: u64 = 3_000_000;
 /// Listings this much worse than the best plan are worth tuning.
 const NEAR: f64 = 0.03;
 /// Members of the pool that a round works on.
 const WORKED_ON: usize = 2;
-/// Share of the new shapes that come from a sketch, and how long one is.
-const SKETCHED: f64 = 0.3;
-const SKETCH_STEPS: usize = 10_000;
+/// Share of the new shapes that come from a sketch, as long as listings bear them out.
+const SKETCHED: f64 = 0.4;
+const SKETCHED_LARGE: f64 = 0.8;
+/// Instructions of a plan above which structure takes fewer steps, and sketches most of the new shapes.
+const LARGE: usize = 10_000;
+const STEPS_MIN: usize = 10;
 /// An order this near to what its shape takes at least is not worth tuning, but for a share of the time.
 const SETTLED: f64 = 0.0003;
 const TUNED_ANYWAY: f64 = 0.2;
@@ -215,7 +223,7 @@ pub fn search(
     portfolio::fill(&mut judge, &mut pool, running.as_ref(), from.map(Shape::of).as_ref());
     let mut random = Random::new(options.seed);
     if pool.members.is_empty()
-        && let Some(shortage) = portfolio::squeeze(&mut judge, &mut pool, &mut random)
+        && let Some(shortage) = squeeze::squeeze(&mut judge, &mut pool, &mut random)
     {
         return Err(Infeasible::memory(problem, shortage));
     }
@@ -303,15 +311,19 @@ fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
             let place = if turn == 0 { 0 } else { random.below(pool.members.len()) };
             let start = pool.members[place].clone();
             judge.stage = "structure";
-            let listed = if random.chance(SKETCHED) {
-                let shape = sketch::anneal(judge, &start.shape, SKETCH_STEPS, random);
-                judge.best_listing(&shape, &Genes::STANDARD)
+            // A listing that takes long is worth choosing with care.
+            let size = start.programs.iter().map(Vec::len).sum::<usize>();
+            let is_large = size > LARGE;
+            let steps = structure_steps * LARGE.min(size) / size.max(1);
+            let share = if is_large { SKETCHED_LARGE } else { SKETCHED };
+            let listed = if random.chance(share * judge.sketch.trust.share) {
+                sketch::drawn(judge, &start.shape, random)
             } else {
                 structure::relisted(judge, &start, random)
             };
             let mut tuned = start;
             if let Some(listed) = listed {
-                let annealed = structure::anneal(judge, pool, &listed, Freedom::Full, structure_steps, random);
+                let annealed = structure::anneal(judge, pool, &listed, Freedom::Full, steps.max(STEPS_MIN), random);
                 // A tuned order beats any listing of its shape; a listing that comes near will beat it once tuned.
                 let near = annealed.value < pool.members[0].value * (1.0 + NEAR);
                 if near && (turn > 0 || round % 2 == 1) || annealed.value < tuned.value {
@@ -334,12 +346,37 @@ fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
     }
 }
 
+/// A candidate that recomputes only what its memory or time asks for: what was recomputed on the way to a better plan
+/// may be of no use to it.
+fn without_idle_recompute(judge: &mut Judge, candidate: &Candidate) -> Candidate {
+    let mut lean = candidate.clone();
+    let instructions_max = judge.instructions + IDLE_RECOMPUTE_INSTRUCTIONS;
+    for stage in 0..candidate.shape.stages.len() {
+        let recomputed: Vec<usize> =
+            candidate.shape.stages[stage].range().filter(|&layer| candidate.shape.recompute[layer]).collect();
+        let tries = std::iter::once(recomputed.as_slice()).chain(recomputed.chunks(1)).take(IDLE_RECOMPUTE_TRIES);
+        for layers in tries.filter(|layers| !layers.is_empty()) {
+            let mut shape = lean.shape.clone();
+            layers.iter().for_each(|&layer| shape.recompute[layer] = false);
+            if shape == lean.shape || judge.instructions > instructions_max {
+                continue;
+            }
+            let tried = judge.given(&shape, lean.programs.clone(), lean.genes);
+            if let Some(tried) = tried.filter(|tried| tried.value <= lean.value) {
+                lean = tried;
+            }
+        }
+    }
+    lean
+}
+
 /// The best members as plans that passed the audit.
 fn conclude(problem: &Problem, judge: &mut Judge, pool: &Pool, from: Option<&Plan>, options: &Options) -> Outcome {
     let parent = from.map_or(Epoch(0), |plan| plan.epoch);
     let audited = |judge: &mut Judge, candidate: &Candidate| {
-        let joined = order::fused(judge, candidate);
-        [joined.as_ref(), Some(candidate)].into_iter().flatten().find_map(|candidate| {
+        let lean = without_idle_recompute(judge, candidate);
+        let joined = order::fused(judge, &lean);
+        [joined.as_ref(), Some(&lean), Some(candidate)].into_iter().flatten().find_map(|candidate| {
             let mut plan = candidate.shape.plan(problem, &candidate.programs, options.epoch, parent);
             let timeline = simulate(problem, &plan).ok()?;
             plan.predicted = Some(predicted(&timeline, judge.bound_ns));

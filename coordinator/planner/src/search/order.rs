@@ -230,7 +230,7 @@ impl<'j, 'a> Tuner<'j, 'a> {
         let runs = self.course.shift(&self.tables, &self.current.programs, device, (from, to), deadline_ns);
         self.judge.spend(self.course.visits * INSTRUCTIONS_PER_VISIT);
         let (iteration_ns, smooth) = self.value(self.course.end_ns(), self.course.ends_sum());
-        if runs && smooth <= accept {
+        if runs && smooth <= accept && (self.course.is_sure() || self.agrees()) {
             self.course.keep();
             debug_assert!(self.agrees(), "times kept up to date are those of a replay");
             self.relive(device, low, high);
@@ -246,6 +246,7 @@ impl<'j, 'a> Tuner<'j, 'a> {
         }
     }
 
+    /// A replay confirms the times.
     fn agrees(&mut self) -> bool {
         let programs = &self.current.programs;
         let end = self.judge.replay.run(&self.tables, programs);

@@ -2,35 +2,39 @@
 
 use super::RungKind;
 use super::judge::{Candidate, Judge};
-use super::structure::{Freedom, change};
 use crate::costs::Costs;
-use crate::memory::{Shortage, shortage};
-use crate::partition::Weigh;
+use crate::partition::{Splitter, Weigh};
 use crate::random::Random;
 use crate::recipe::Genes;
+use crate::replay::Replay;
 use crate::rules::Rules;
-use crate::schedule::{Name, by_count, one_at_a_time};
+use crate::schedule::{Bench, Name};
 use crate::shape::{Shape, Tables};
 
 /// Orders whose sequential split is looked at first.
-const ORDERS_MAX: usize = 48;
+pub(super) const ORDERS_MAX: usize = 48;
 /// Orders that are then tried with every pattern.
 const ORDERS_KEPT: usize = 4;
-/// Candidates that survive, and how many of them may run the same sequence of devices: different starts are worth
-/// keeping, also where they are somewhat worse.
+/// Candidates that survive, and how many of them may place all but one in so many layers alike: different starts are
+/// worth keeping, also where they are somewhat worse.
 const POOL_MAX: usize = 12;
 const ALIKE_MAX: usize = 2;
+const ALIKE_SHARE: usize = 6;
 /// Slots of a device in the richest pattern.
 const SLOTS_MAX: usize = 3;
 
 /// Runs of like devices in an order up to which each is given rounds of its own.
 const GROUPS_MAX: usize = 3;
 
+/// Instructions that the best partition for one name may take.
+const NAMED_INSTRUCTIONS_MAX: u64 = 600_000;
+/// Instructions after which no further order is looked at, and after which starting ends: where one listing takes long,
+/// few have to do.
+const ORDERS_INSTRUCTIONS_MAX: u64 = 8_000_000;
+const STARTS_INSTRUCTIONS_MAX: u64 = 20_000_000;
 /// Starts this much worse than the best are not looked at to their end.
 const START_WORTH: f64 = 1.12;
 
-/// Steps of the descent on missing bytes.
-const DESCENT_STEPS: usize = 3_000;
 /// Relabellings of the running plan that are looked at.
 pub(crate) const RELABELLINGS_MAX: usize = 24;
 
@@ -88,11 +92,16 @@ impl Pool {
             self.members.push(candidate);
         }
         self.members.sort_by(|a, b| a.value.total_cmp(&b.value));
-        let mut families: Vec<Vec<u32>> = Vec::new();
+        let mut placements: Vec<Vec<u32>> = Vec::new();
         self.members.retain(|member| {
-            families.push(member.shape.stages.iter().map(|slot| slot.device).collect());
-            let [others @ .., own] = families.as_slice() else { return true };
-            others.iter().filter(|other| *other == own).count() < ALIKE_MAX
+            let own = member.shape.device_of_layers();
+            let near = own.len() / ALIKE_SHARE;
+            let apart = |other: &Vec<u32>| other.iter().zip(&own).filter(|(a, b)| a != b).count();
+            let is_kept = placements.iter().filter(|other| apart(other) <= near).count() < ALIKE_MAX;
+            if is_kept {
+                placements.push(own);
+            }
+            is_kept
         });
         self.members.truncate(POOL_MAX);
     }
@@ -143,7 +152,7 @@ pub(crate) fn device_orders(costs: &Costs, rules: &Rules, most: usize) -> Vec<Ve
 }
 
 /// Patterns of stages over an order of devices; `class` tells which devices are alike.
-fn patterns(order: &[u32], class: &[usize], layers: usize) -> Vec<Vec<u32>> {
+pub(super) fn patterns(order: &[u32], class: &[usize], layers: usize) -> Vec<Vec<u32>> {
     let back = || order.iter().rev();
     let mut patterns = vec![order.to_vec()];
     if order.len() < 2 {
@@ -195,6 +204,18 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
         pool.offer(judge, candidate);
     }
     let (costs, rules) = (judge.costs, judge.rules);
+    let mut bench = Bench { costs, rules, splitter: Splitter::default(), replay: Replay::default() };
+    for name in Name::ALL {
+        // What a user can get by name is the least that a search gives.
+        if let Some((_, shape, programs)) = bench.best(name, NAMED_INSTRUCTIONS_MAX)
+            && let Some(candidate) = judge.given(&shape, programs, Genes::STANDARD[0])
+        {
+            pool.offer(judge, candidate);
+        }
+        if judge.done() {
+            return;
+        }
+    }
     let mut ranked: Vec<(f64, Vec<u32>)> = Vec::new();
     let mut orders = device_orders(costs, rules, ORDERS_MAX);
     if let Some(shape) = shape {
@@ -214,8 +235,14 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
             if judge.done() {
                 return;
             }
+            if judge.instructions > ORDERS_INSTRUCTIONS_MAX {
+                break;
+            }
         }
         ranked.push((value, order));
+        if judge.instructions > ORDERS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
+            break;
+        }
     }
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
     let class = costs.classes();
@@ -226,7 +253,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
                 if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
                     offer_all(judge, pool, &shape);
                 }
-                if judge.done() {
+                if judge.done() || judge.instructions > STARTS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
                     return;
                 }
             }
@@ -268,58 +295,4 @@ fn running_order(rules: &Rules, shape: &Shape) -> Vec<u32> {
         }
     }
     order
-}
-
-/// Looks for any plan at all where memory is so tight that no start fits: partitions by memory, one microbatch at a
-/// time, then a descent on the bytes that are short. The least shortage found, if none fits.
-pub(crate) fn squeeze(judge: &mut Judge, pool: &mut Pool, random: &mut Random) -> Option<Shortage> {
-    judge.stage = "memory";
-    // Pins may leave every pattern without a split: an even one, repaired, is always there.
-    let even = judge.rules.repaired(&by_count(judge.costs.layers, &judge.rules.usable));
-    let (largest, sum) = shortage(&Tables::new(judge.costs, &even));
-    let (mut sum, mut worst, mut shape) = (sum, largest, even);
-    let class = judge.costs.classes();
-    for order in device_orders(judge.costs, judge.rules, ORDERS_MAX) {
-        for pattern in patterns(&order, &class, judge.costs.layers) {
-            let Some(mut next) = judge.split(&pattern, Weigh::Memory) else { continue };
-            next.merge();
-            let next = judge.rules.repaired(&next);
-            let (largest, next_sum) = shortage(&Tables::new(judge.costs, &next));
-            if next_sum == 0 {
-                offer_smallest(judge, pool, &next);
-            }
-            if next_sum < sum {
-                (sum, worst, shape) = (next_sum, largest, next);
-            }
-        }
-    }
-    for _ in 0..DESCENT_STEPS {
-        if sum == 0 {
-            break;
-        }
-        let mut next = shape.clone();
-        if !change(judge, &mut next, Freedom::Full, random) {
-            continue;
-        }
-        let next = judge.rules.repaired(&next);
-        let (largest, next_sum) = shortage(&Tables::new(judge.costs, &next));
-        // Equal steps cross plateaus.
-        if next_sum <= sum {
-            (sum, worst, shape) = (next_sum, largest, next);
-        }
-    }
-    if sum == 0 {
-        offer_smallest(judge, pool, &shape);
-    }
-    (sum > 0).then_some(worst)
-}
-
-/// Offers what a shape that fits one microbatch at a time can do.
-fn offer_smallest(judge: &mut Judge, pool: &mut Pool, shape: &Shape) {
-    let programs = one_at_a_time(&Tables::new(judge.costs, shape));
-    let listed = judge.best_listing(shape, &Genes::STANDARD);
-    let given = judge.given(shape, programs, Genes::STANDARD[0]);
-    for candidate in [listed, given].into_iter().flatten() {
-        pool.offer(judge, candidate);
-    }
 }

@@ -9,10 +9,11 @@
 //! It takes a microsecond where a listing takes fifty, and so can look at fifty times as many shapes. Links that are
 //! busy with more than one stage, and the fit of F, I and W into one another, are left to the listing.
 
-use super::judge::Judge;
+use super::judge::{Candidate, Judge};
 use super::structure::{Freedom, change};
 use crate::costs::{Costs, StageCost};
 use crate::random::Random;
+use crate::recipe::Genes;
 use crate::shape::Shape;
 
 /// Temperature at the start and at the end, as a share of the value.
@@ -30,9 +31,54 @@ pub(crate) struct Estimate {
     pub(crate) likely_ns: f64,
 }
 
+/// How many times longer than on an idle pipeline microbatches are taken to be held, at first, at least and at most.
+const HELD: f64 = 1.5;
+const HELD_MIN: f64 = 1.0;
+const HELD_MAX: f64 = 5.0;
+/// A listing this much above its sketch tells that memory was taken too lightly; one this near, that it was not.
+const FAR: f64 = 1.10;
+const NEAR: f64 = 1.05;
+/// Steps of the first anneal, growth from one to the next in percent, and the most.
+const STEPS: usize = 10_000;
+const STEPS_GROWTH: usize = 140;
+const STEPS_MAX: usize = 100_000;
+
+/// What listings have told about sketches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trust {
+    /// Share of the new shapes that sketches are worth, of those that they may get.
+    pub(crate) share: f64,
+    held: f64,
+    steps: usize,
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self { share: 1.0, held: HELD, steps: STEPS }
+    }
+}
+
+impl Trust {
+    /// A sketch came to `likely`, its listing to `listed`; none where it did not fit.
+    fn learn(&mut self, likely: f64, listed: Option<f64>) {
+        let ratio = listed.map_or(f64::INFINITY, |listed| listed / likely.max(1.0));
+        if ratio > FAR {
+            self.held = (self.held * 1.3).min(HELD_MAX);
+            self.share = (self.share * 0.8).max(0.1);
+        } else {
+            self.share = (self.share * 1.3).min(1.0);
+            if ratio < NEAR {
+                self.held = (self.held * 0.95).max(HELD_MIN);
+            }
+        }
+        self.steps = (self.steps * STEPS_GROWTH / 100).min(STEPS_MAX);
+    }
+}
+
 /// Buffers of an estimate.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sketch {
+    pub(crate) trust: Trust,
     cost: Vec<StageCost>,
     /// Per device.
     load_ns: Vec<f64>,
@@ -110,7 +156,7 @@ impl Sketch {
             if room < 0.0 || room == 0.0 && self.held[device] > 0.0 {
                 return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY };
             }
-            let by_memory = if self.held[device] > 0.0 { self.held[device] / room } else { 0.0 };
+            let by_memory = if self.held[device] > 0.0 { self.held[device] * self.trust.held / room } else { 0.0 };
             let time = |period: f64| self.start_ns[device] + period * microbatches;
             floor = floor.max(time(self.load_ns[device]));
             let likely = time(self.load_ns[device].max(by_memory));
@@ -122,9 +168,18 @@ impl Sketch {
     }
 }
 
-/// Anneals a shape on what it takes at least; the best shape, listed by no one yet.
-pub(crate) fn anneal(judge: &mut Judge, start: &Shape, steps: usize, random: &mut Random) -> Shape {
+/// A shape annealed on what it takes at least, then listed; none if it does not fit.
+pub(crate) fn drawn(judge: &mut Judge, start: &Shape, random: &mut Random) -> Option<Candidate> {
+    let (shape, likely) = anneal(judge, start, random);
+    let listed = judge.best_listing(&shape, &Genes::STANDARD);
+    judge.sketch.trust.learn(likely, listed.as_ref().map(|listed| listed.value));
+    listed
+}
+
+/// The best shape found, and about what it is worth.
+fn anneal(judge: &mut Judge, start: &Shape, random: &mut Random) -> (Shape, f64) {
     let mut sketch = std::mem::take(&mut judge.sketch);
+    let steps = sketch.trust.steps;
     let value = |judge: &Judge, sketch: &mut Sketch, shape: &Shape| {
         sketch.estimate(judge.costs, shape).likely_ns + judge.charge(shape)
     };
@@ -132,6 +187,9 @@ pub(crate) fn anneal(judge: &mut Judge, start: &Shape, steps: usize, random: &mu
     let mut now = value(judge, &mut sketch, &current);
     let (mut best, mut least) = (current.clone(), now);
     for step in 0..steps {
+        if judge.done() {
+            break;
+        }
         judge.spend_sketch(current.stages.len());
         let mut next = current.clone();
         if !change(judge, &mut next, Freedom::Full, random) || !judge.rules.permits(&next) {
@@ -148,5 +206,5 @@ pub(crate) fn anneal(judge: &mut Judge, start: &Shape, steps: usize, random: &mu
         }
     }
     judge.sketch = sketch;
-    best
+    (best, least)
 }

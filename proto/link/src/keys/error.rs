@@ -57,7 +57,7 @@ pub enum KeyError {
         source: KeyTextError,
     },
     /// A secret file without its two lines.
-    #[error("{} is not a secret key file: it must hold a line `public KEY` and a line `secret KEY`", path.display())]
+    #[error("{} is not a secret key file: it must hold a line `public KEY` and a line `secret KEY`; restore it, or remove it and its .pub and run `adaptis keys` again", path.display())]
     Shape {
         /// Which.
         path: PathBuf,

@@ -44,16 +44,16 @@ impl Keyring {
     /// further machine is added by naming it. Answers the coordinator's ring.
     ///
     /// # Errors
-    /// A name cannot be a file's, or the folder cannot be written.
+    /// A name cannot be a file's, and then nothing is made; or the folder cannot be written.
     pub fn create<N: AsRef<str>>(dir: &Path, names: impl IntoIterator<Item = N>) -> Result<Self, KeyError> {
+        let names: Vec<N> = names.into_iter().collect();
+        names.iter().try_for_each(|name| require_name(name.as_ref()))?;
         let clients = dir.join("clients");
         let folder = fs::DirBuilder::new().recursive(true).mode(0o700).create(&clients);
         folder.map_err(|source| KeyError::Write { path: clients.clone(), source })?;
         create_pair(&dir.join(SERVER))?;
         for name in names {
-            let name = name.as_ref();
-            require_name(name)?;
-            create_pair(&clients.join(name))?;
+            create_pair(&clients.join(name.as_ref()))?;
         }
         Self::load_as(dir, SERVER)
     }

@@ -23,6 +23,7 @@ fn a_pair_survives_its_file() {
     let text = pair.public.to_string();
     assert_eq!((text.len(), text.parse::<PublicKey>().unwrap()), (40, pair.public));
     assert!(matches!(pair.save(&path), Err(KeyError::Write { .. })), "a key is never overwritten");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
     let secret = fs::read_to_string(&path).unwrap().lines().nth(1).unwrap()[7..].to_owned();
     assert!(!format!("{pair:?}").contains(&secret));
 }
@@ -101,6 +102,8 @@ fn a_machine_with_its_own_secret_only() {
 fn names_that_could_leave_the_folder_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["", ".", "..", "../x", "a/b", ".hidden", "server", "a b", &"x".repeat(65)] {
-        assert!(matches!(Keyring::create(folder.path(), [name]), Err(KeyError::BadName { .. })), "{name}");
+        let dir = folder.path().join("keys");
+        assert!(matches!(Keyring::create(&dir, ["good", name]), Err(KeyError::BadName { .. })), "{name}");
+        assert!(!dir.exists(), "nothing is made where one name is bad");
     }
 }

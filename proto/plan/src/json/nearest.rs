@@ -5,6 +5,12 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     candidates.into_iter().min_by_key(|candidate| distance(word, candidate))
 }
 
+/// The candidate that `word` is most likely a slip of the pen for; none if more than half of it would have to change.
+pub fn similar<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let longest = |candidate: &str| candidate.chars().count().max(word.chars().count());
+    nearest(word, candidates).filter(|candidate| 2 * distance(word, candidate) <= longest(candidate))
+}
+
 /// Levenshtein's distance in characters. Words longer than this are cut, so that a hostile key costs little.
 const LENGTH_MAX: usize = 64;
 
@@ -47,5 +53,20 @@ mod tests {
         assert_eq!(nearest("devize", ["layers", "devices", "device"]), Some("device"));
         assert_eq!(nearest("x", ["a", "b"]), Some("a"));
         assert_eq!(nearest("x", []), None);
+    }
+
+    #[test]
+    fn what_has_little_in_common_is_not_similar() {
+        let kinds = ["h200-141g", "h100-80g", "a100-40g", "cpu"];
+        for (word, expected) in [
+            ("h100-80q", Some("h100-80g")),
+            ("h100", Some("h100-80g")),
+            ("gpu", Some("cpu")),
+            ("zzz", None),
+            ("", None),
+            ("quantum", None),
+        ] {
+            assert_eq!(similar(word, kinds), expected, "{word}");
+        }
     }
 }

@@ -22,11 +22,16 @@ pub(super) enum Node {
 
 impl Node {
     pub(super) fn parse(text: &str) -> Result<Node, FormatError> {
+        // A byte order mark, which some editors put first, is none of the text.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if text.trim_ascii().is_empty() {
+            return Err(FormatError::Shape { path: "file".into(), problem: "it is empty".into() });
+        }
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let node = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            let path = match error.inner().is_data() {
-                true => error.path().to_string(),
-                false => "file".to_owned(),
+            let path = match (error.inner().is_data(), error.path().iter().next()) {
+                (true, Some(_)) => error.path().to_string(),
+                _ => "file".to_owned(),
             };
             FormatError::Shape { path, problem: error.into_inner().to_string() }
         })?;

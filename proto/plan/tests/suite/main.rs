@@ -1,5 +1,6 @@
 //! The crate seen from outside.
 
+mod clock;
 mod files;
 mod mapping;
 mod properties;

@@ -75,10 +75,20 @@ fn the_cause_of_a_failure_replaces_its_consequences() {
         failed(101, out_of_memory.clone()),
         failed(100, Failure::NotFinite),
     ];
+    let mut texts = Vec::new();
     for event in told {
         world.feed(Event::RankSaid { peer: Peer(0), event: Box::new(event) });
+        // Longer than the rank that failed first is waited for.
+        world.now_ns += 1_000_000_000;
+        world.feed(Event::TimePassed);
+        texts.push(world.brain.status().failure.expect("the run has failed"));
     }
-    let expected = RunFailure::Stopped { device: "gpu1".into(), step: place.step, reason: out_of_memory };
+    let saw =
+        format!("the rank of gpu1 stopped first, as gpu0 saw in iteration {}; the log of gpu1 says why", place.step);
+    assert_eq!(texts[0], saw);
+    assert!(texts[2].starts_with("the rank of gpu1 stopped"), "{}", texts[2]);
+    let (device, reason) = ("gpu1".into(), out_of_memory);
+    let expected = RunFailure::Stopped { device, step: place.step, reason, blamed: Vec::new() };
     assert_eq!(world.ledger.held.failed, Some(expected));
 }
 
@@ -124,12 +134,12 @@ fn the_rank_that_failed_first_is_named_and_has_the_first_word() {
             say(&mut world, 1, Failure::NotFinite);
         } else {
             world.now_ns += 1_000_000_000;
-            say(&mut world, 0, told);
+            say(&mut world, 0, told.clone());
         }
         let step = place.step;
         let expected = match speaks {
-            true => RunFailure::Stopped { device: "gpu1".into(), step, reason: Failure::NotFinite },
-            false => RunFailure::Left { device: "gpu1".into(), told_by: "gpu0".into(), step },
+            true => RunFailure::Stopped { device: "gpu1".into(), step, reason: Failure::NotFinite, blamed: Vec::new() },
+            false => RunFailure::Stopped { device: "gpu0".into(), step, reason: told, blamed: vec!["gpu1".into()] },
         };
         assert_eq!(world.ledger.held.failed, Some(expected.clone()));
         let said: Vec<_> = world.announced.iter().filter(|said| said.starts_with("the run failed")).collect();

@@ -1,0 +1,148 @@
+//! What an iteration takes, by the audit's own clock. DESIGN section 3.1.
+//!
+//! ```text
+//!   instruction --> next of its program
+//!        |
+//!        +--> transfer --> next of its directed pair, by the sender's program
+//!                 |
+//!                 +-- latency --> consumer
+//! ```
+//!
+//! Each event waits for those that point to it, starts at the latest of their ends and is settled once all of them are.
+//! An instruction's other needs come before it in its own program. Times are summed layer by layer.
+
+use crate::instruction::{Action, Instruction};
+use crate::plan::Plan;
+use crate::problem::{Link, Problem};
+use std::collections::BTreeMap;
+
+/// Instruction or transfer.
+struct Event {
+    start_ns: u64,
+    length_ns: u64,
+    /// Events that it still waits for.
+    waits: u8,
+    /// Who waits for it, and how long after its end.
+    followers: [Option<(usize, u64)>; 2],
+}
+
+impl Event {
+    fn new(length_ns: u64) -> Event {
+        Event { start_ns: 0, length_ns, waits: 0, followers: [None; 2] }
+    }
+}
+
+/// Boundary to boundary, in nanoseconds. Needs every rule of the structure.
+pub(super) fn iteration_ns(problem: &Problem, plan: &Plan) -> u64 {
+    let mut events = events(problem, plan);
+    let mut settled: Vec<usize> = (0..events.len()).filter(|&event| events[event].waits == 0).collect();
+    let mut last_ns = 0;
+    while let Some(event) = settled.pop() {
+        let end_ns = events[event].start_ns + events[event].length_ns;
+        last_ns = last_ns.max(end_ns);
+        for (follower, lag_ns) in events[event].followers.into_iter().flatten() {
+            let follows = &mut events[follower];
+            follows.start_ns = follows.start_ns.max(end_ns + lag_ns);
+            follows.waits -= 1;
+            if follows.waits == 0 {
+                settled.push(follower);
+            }
+        }
+    }
+    let optimizer_ns = (0..problem.devices.len()).map(|device| {
+        let own = plan.stages.iter().filter(|stage| stage.device as usize == device);
+        let sum_ns = own.flat_map(|stage| stage.range()).map(|layer| problem.optimizer_of(device, layer)).sum();
+        slowed(sum_ns, problem.devices[device].slowdown)
+    });
+    last_ns + problem.boundary_ns + optimizer_ns.max().unwrap_or(0)
+}
+
+/// All events with who waits for whom: the instructions, program after program, then the transfers.
+fn events(problem: &Problem, plan: &Plan) -> Vec<Event> {
+    let mut events: Vec<Event> =
+        plan.programs.iter().flatten().map(|&instruction| Event::new(length_ns(problem, plan, instruction))).collect();
+    let microbatches = problem.microbatches as usize;
+    // Who takes a forward result, and who takes an input gradient: by stage and microbatch.
+    let mut forward = vec![0; plan.stages.len() * microbatches];
+    let mut backward = forward.clone();
+    for (event, instruction) in plan.programs.iter().flatten().enumerate() {
+        let cell = instruction.stage.index() * microbatches + instruction.microbatch.index();
+        match instruction.action {
+            Action::Forward => forward[cell] = event,
+            Action::InputGradient | Action::Backward => backward[cell] = event,
+            Action::WeightGradient => {}
+        }
+    }
+    let mut event = 0;
+    for (device, program) in plan.programs.iter().enumerate() {
+        // By receiver: the link, and the last transfer on it.
+        let mut pairs: BTreeMap<usize, (Link, Option<usize>)> = BTreeMap::new();
+        for (position, instruction) in program.iter().enumerate() {
+            if position + 1 < program.len() {
+                follow(&mut events, event, 0, event + 1, 0);
+            }
+            if let Some((stage, bytes)) = sends(problem, plan, *instruction) {
+                let cell = stage * microbatches + instruction.microbatch.index();
+                let consumer = if instruction.action == Action::Forward { forward[cell] } else { backward[cell] };
+                let to = plan.stages[stage].device as usize;
+                if to == device {
+                    follow(&mut events, event, 1, consumer, 0);
+                } else {
+                    let (link, last) = pairs.entry(to).or_insert_with(|| (problem.link(device, to), None));
+                    let transfer = events.len();
+                    events.push(Event::new((bytes as f64 * 1e9 / link.bytes_per_second).round() as u64));
+                    follow(&mut events, event, 1, transfer, 0);
+                    follow(&mut events, transfer, 0, consumer, link.latency_ns);
+                    if let Some(before) = last.replace(transfer) {
+                        follow(&mut events, before, 1, transfer, 0);
+                    }
+                }
+            }
+            event += 1;
+        }
+    }
+    events
+}
+
+fn follow(events: &mut [Event], event: usize, place: usize, follower: usize, lag_ns: u64) {
+    events[event].followers[place] = Some((follower, lag_ns));
+    events[follower].waits += 1;
+}
+
+/// The stage that takes an instruction's result, and how large that is.
+fn sends(problem: &Problem, plan: &Plan, instruction: Instruction) -> Option<(usize, u64)> {
+    let stage = instruction.stage.index();
+    match instruction.action {
+        Action::Forward if stage + 1 < plan.stages.len() => {
+            Some((stage + 1, problem.layers[plan.stages[stage].range().end - 1].output_bytes))
+        }
+        Action::InputGradient | Action::Backward if stage > 0 => {
+            Some((stage - 1, problem.layers[plan.stages[stage].range().start - 1].output_bytes))
+        }
+        _ => None,
+    }
+}
+
+fn length_ns(problem: &Problem, plan: &Plan, instruction: Instruction) -> u64 {
+    let stage = &plan.stages[instruction.stage.index()];
+    let device = stage.device as usize;
+    let costs = problem.costs_of(device);
+    let again_ns = || stage.recompute.iter().map(|&layer| costs[layer as usize].forward_ns).sum::<u64>();
+    let own = &costs[stage.range()];
+    let sum_ns = match instruction.action {
+        Action::Forward => own.iter().map(|cost| cost.forward_ns).sum(),
+        Action::InputGradient => {
+            own.iter().map(|cost| cost.input_gradient_ns + cost.split_ns).sum::<u64>() + again_ns()
+        }
+        Action::WeightGradient => own.iter().map(|cost| cost.weight_gradient_ns).sum(),
+        Action::Backward => {
+            own.iter().map(|cost| cost.input_gradient_ns + cost.weight_gradient_ns).sum::<u64>() + again_ns()
+        }
+    };
+    slowed(sum_ns, problem.devices[device].slowdown) + problem.stage_ns
+}
+
+/// To the nearest nanosecond, half up. A device at its own speed loses no digit to a float.
+fn slowed(sum_ns: u64, slowdown: f64) -> u64 {
+    if slowdown == 1.0 { sum_ns } else { (sum_ns as f64 * slowdown).round() as u64 }
+}
