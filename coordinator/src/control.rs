@@ -61,8 +61,9 @@ impl Control {
     /// Opens everything: address, folder, store, pages. Nothing is told to anyone yet.
     pub(crate) fn open(options: Options) -> Result<Self, CoordinatorError> {
         let faults = options.faults.as_deref().map(report::read_faults).transpose()?.unwrap_or_default();
-        let store = Store::open(&options.dir, options.records_bytes_max)?;
+        // The address first: a wrong one leaves no folder behind.
         let server = Server::bind(&options.listen, &options.security, Limits::default())?;
+        let store = Store::open(&options.dir, options.records_bytes_max)?;
         let board = Board::new();
         let pages = options.http.as_deref().map(|address| Pages::serve(address, board.clone())).transpose()?;
         let now = Instant::now();
