@@ -19,7 +19,8 @@ const TICK_INSTRUCTIONS: u64 = 30_000;
 const SKETCHED_STAGES: usize = 500;
 /// Charge per layer that moves, as a share of the lower bound, so that noise does not shuffle layers.
 const MOVED_LAYER_SHARE: f64 = 0.0002;
-/// Charge per stage, as a share of the lower bound, so that stages are not cut for nothing.
+/// Charge per stage beyond one a device, or those of the running plan, as a share of the lower bound, so that stages are
+/// not cut for nothing and the running plan bears no charge.
 const STAGE_SHARE: f64 = 0.0001;
 
 /// A plan in the making.
@@ -43,6 +44,7 @@ pub(crate) struct Judge<'a> {
     horizon_iterations: f64,
     moved_layer_ns: f64,
     stage_charge_ns: f64,
+    stages_free: usize,
     pub(crate) bound_ns: u64,
     pub(crate) evaluations: u64,
     evaluations_max: u64,
@@ -69,18 +71,20 @@ impl<'a> Judge<'a> {
     pub(crate) fn new(
         costs: &'a Costs,
         rules: &'a Rules,
-        running: Option<Vec<u32>>,
+        running: Option<&Shape>,
         bound_ns: u64,
         options: &Options,
         tick: &'a mut dyn FnMut(&Progress) -> Control,
     ) -> Self {
+        let running_stages = running.map_or(0, |shape| shape.stages.len());
         Self {
             costs,
             rules,
-            running,
+            running: running.map(Shape::device_of_layers),
             horizon_iterations: options.horizon_iterations.max(1) as f64,
             moved_layer_ns: bound_ns as f64 * MOVED_LAYER_SHARE,
             stage_charge_ns: bound_ns as f64 * STAGE_SHARE,
+            stages_free: rules.usable.len().max(running_stages),
             bound_ns,
             evaluations: 0,
             evaluations_max: options.evaluations.unwrap_or(u64::MAX),
@@ -151,7 +155,7 @@ impl<'a> Judge<'a> {
     /// What a shape costs beside its time: a little per stage, and what moving to it takes, per iteration of the
     /// horizon.
     pub(crate) fn charge(&self, shape: &Shape) -> f64 {
-        let stages = shape.stages.len() as f64 * self.stage_charge_ns;
+        let stages = shape.stages.len().saturating_sub(self.stages_free) as f64 * self.stage_charge_ns;
         let Some(running) = &self.running else { return stages };
         let moves = moves::between(&self.costs.moved_bytes, running, &shape.device_of_layers());
         stages

@@ -216,19 +216,19 @@ pub fn search(
     let rules = Rules::new(problem)?;
     let bound_ns = bounds::of(&costs, problem);
     let from = from.filter(|plan| belongs(problem, plan));
-    let placed = from.map(Plan::device_of_layers);
-    let mut judge = Judge::new(&costs, &rules, placed, bound_ns, options, tick);
-    let mut pool = Pool::new(from.map(Shape::of));
+    let shape = from.map(Shape::of);
+    let mut judge = Judge::new(&costs, &rules, shape.as_ref(), bound_ns, options, tick);
+    let mut pool = Pool::new(shape.clone());
     let running = from.and_then(|plan| running(problem, plan, &mut judge));
-    portfolio::fill(&mut judge, &mut pool, running.as_ref(), from.map(Shape::of).as_ref());
+    portfolio::fill(&mut judge, &mut pool, running.as_ref(), shape.as_ref());
     let mut random = Random::new(options.seed);
     if pool.members.is_empty()
         && let Some(shortage) = squeeze::squeeze(&mut judge, &mut pool, &mut random)
     {
         return Err(Infeasible::memory(problem, shortage));
     }
-    if let Some(from) = from {
-        climb(&mut judge, &mut pool, &Shape::of(from), &mut random);
+    if let Some(shape) = &shape {
+        climb(&mut judge, &mut pool, shape, &mut random);
     }
     rounds(&mut judge, &mut pool, &mut random);
     Ok(conclude(problem, &mut judge, &pool, from, options))

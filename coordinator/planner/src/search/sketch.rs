@@ -48,13 +48,13 @@ const STEPS_MAX: usize = 100_000;
 pub(crate) struct Trust {
     /// Share of the new shapes that sketches are worth, of those that they may get.
     pub(crate) share: f64,
-    held: f64,
+    held_factor: f64,
     steps: usize,
 }
 
 impl Default for Trust {
     fn default() -> Self {
-        Self { share: 1.0, held: HELD, steps: STEPS }
+        Self { share: 1.0, held_factor: HELD, steps: STEPS }
     }
 }
 
@@ -63,19 +63,19 @@ impl Trust {
     fn learn(&mut self, likely: f64, listed: Option<f64>) {
         let ratio = listed.map_or(f64::INFINITY, |listed| listed / likely.max(1.0));
         if ratio > FAR {
-            self.held = (self.held * 1.3).min(HELD_MAX);
+            self.held_factor = (self.held_factor * 1.3).min(HELD_MAX);
             self.share = (self.share * 0.8).max(0.1);
         } else {
             self.share = (self.share * 1.3).min(1.0);
             if ratio < NEAR {
-                self.held = (self.held * 0.95).max(HELD_MIN);
+                self.held_factor = (self.held_factor * 0.95).max(HELD_MIN);
             }
         }
         self.steps = (self.steps * STEPS_GROWTH / 100).min(STEPS_MAX);
     }
 }
 
-/// Buffers of an estimate.
+/// Estimates shapes: what was learnt about estimates, and their buffers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sketch {
     pub(crate) trust: Trust,
@@ -85,7 +85,8 @@ pub(crate) struct Sketch {
     start_ns: Vec<f64>,
     base_bytes: Vec<f64>,
     rise_bytes: Vec<f64>,
-    held: Vec<f64>,
+    /// Bytes x nanoseconds that a microbatch is held, over the device's stages.
+    held_byte_ns: Vec<f64>,
 }
 
 fn refill(buffer: &mut Vec<f64>, len: usize, value: f64) {
@@ -103,7 +104,7 @@ impl Sketch {
         refill(&mut self.load_ns, devices, 0.0);
         refill(&mut self.start_ns, devices, f64::INFINITY);
         refill(&mut self.rise_bytes, devices, 0.0);
-        refill(&mut self.held, devices, 0.0);
+        refill(&mut self.held_byte_ns, devices, 0.0);
         self.base_bytes.clear();
         self.base_bytes.extend(costs.reserved_bytes.iter().map(|&bytes| bytes as f64));
         let hop_ns = |stage: usize| -> (f64, f64) {
@@ -122,14 +123,15 @@ impl Sketch {
         for (stage, slot) in shape.stages.iter().enumerate() {
             let device = slot.device as usize;
             let cost = &self.cost[stage];
-            let [forward, input, weight, _] = cost.ns.map(|ns| ns as f64);
-            self.load_ns[device] += forward + input + weight;
+            let [forward, input, weight, backward] = cost.ns.map(|ns| ns as f64);
+            // Fused, the two cost one instruction less, and no split.
+            self.load_ns[device] += forward + backward.min(input + weight);
             self.start_ns[device] = self.start_ns[device].min(down);
             let neighbours = [stage.checked_sub(1), (stage + 1 < shape.stages.len()).then_some(stage + 1)]
                 .map(|other| other.is_some_and(|other| shape.stages[other].device != slot.device));
             let buffers = costs.buffer_bytes(&slot.range(), neighbours[0], neighbours[1]);
             self.base_bytes[device] += cost.state_bytes as f64 + buffers as f64;
-            self.rise_bytes[device] = self.rise_bytes[device].max((cost.rise_bytes + cost.workspace_bytes) as f64);
+            self.rise_bytes[device] = self.rise_bytes[device].max(cost.rise_bytes as f64 + cost.workspace_bytes as f64);
             down += forward;
             if stage + 1 < shape.stages.len() {
                 down += hop_ns(stage).0;
@@ -143,8 +145,8 @@ impl Sketch {
                 away += onward + back;
             }
             let cost = &self.cost[stage];
-            away += (cost.ns[0] + cost.ns[1]) as f64;
-            self.held[slot.device as usize] += cost.stash_bytes as f64 * away;
+            away += cost.ns[0] as f64 + cost.ns[1] as f64;
+            self.held_byte_ns[slot.device as usize] += cost.stash_bytes as f64 * away;
         }
         let microbatches = costs.microbatches as f64;
         let (mut floor, mut worst, mut sum, mut used) = (0.0_f64, 0.0_f64, 0.0, 0.0_f64);
@@ -153,10 +155,14 @@ impl Sketch {
                 continue;
             }
             let room = costs.memory_bytes[device] as f64 - self.base_bytes[device] - self.rise_bytes[device];
-            if room < 0.0 || room == 0.0 && self.held[device] > 0.0 {
+            if room < 0.0 || room == 0.0 && self.held_byte_ns[device] > 0.0 {
                 return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY };
             }
-            let by_memory = if self.held[device] > 0.0 { self.held[device] * self.trust.held / room } else { 0.0 };
+            let by_memory = if self.held_byte_ns[device] > 0.0 {
+                self.held_byte_ns[device] * self.trust.held_factor / room
+            } else {
+                0.0
+            };
             let time = |period: f64| self.start_ns[device] + period * microbatches;
             floor = floor.max(time(self.load_ns[device]));
             let likely = time(self.load_ns[device].max(by_memory));

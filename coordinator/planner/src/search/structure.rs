@@ -60,7 +60,8 @@ pub(crate) fn anneal(
         }
         let charge = judge.charge(&shape);
         let accepted = current.value - temperature * random.unit().max(1e-12).ln();
-        if structural && judge.floor_ns(&shape) + charge > accepted {
+        let floor_ns = if structural { judge.floor_ns(&shape) } else { 0.0 };
+        if floor_ns + charge > accepted {
             continue;
         }
         let tables = Tables::new(judge.costs, &shape);
@@ -68,6 +69,7 @@ pub(crate) fn anneal(
             continue;
         }
         let Some((iteration_ns, value)) = judge.list(&tables, genes, charge, accepted) else { continue };
+        debug_assert!(iteration_ns as f64 >= floor_ns * (1.0 - 1e-9), "no order is faster than its shape's floor");
         if value > accepted {
             continue;
         }
