@@ -11,9 +11,7 @@ use adaptis_executor::tape::{Record, Tape};
 use adaptis_executor::training::{Outcome, Parts, Training};
 use adaptis_executor::transport::{Mailbox, Peers, memory};
 use adaptis_executor::{Emulation, Halt, worker::EmulatedRoom};
-use adaptis_plan::{
-    Constraints, Cost, Device as DeviceOf, Layer, Link, Links as LinksOf, Plan, Problem, ReceiveBuffers,
-};
+use adaptis_plan::{Cost, Device as DeviceOf, Layer, Links as LinksOf, Plan, Problem, ReceiveBuffers};
 use adaptis_proto::message::{Member, RankOrder, Refusal};
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Digest, Generation, Incarnation, LayerIndex, RunId, Step, Term};
@@ -246,45 +244,40 @@ pub fn emulation(devices: usize, microbatches: u32, iterations: u64) -> Emulatio
         note: None,
     };
     let truth = Problem {
-        format: adaptis_plan::problem::FORMAT.into(),
-        note: None,
-        microbatches,
-        layers: types
-            .iter()
-            .enumerate()
-            .map(|(at, name)| Layer {
-                name: format!("{at}.{name}"),
-                signature: format!("{name}/test"),
-                parameter_bytes: 1000,
-                state_bytes: 16_000 + at as u64,
-                output_bytes: 2048 + 256 * at as u64,
-                moved_bytes: (at % 2 == 0).then_some(12_000),
-                note: None,
-            })
-            .collect(),
-        devices: (0..devices)
-            .map(|at| DeviceOf {
-                name: format!("gpu{at}"),
-                kind: ["fast", "slow"][at % 2].into(),
-                memory_bytes: 10_000_000,
-                slowdown: 1.0 + 0.17 * at as f64,
-                reserved_bytes: 5000,
-                note: None,
-            })
-            .collect(),
-        costs: [("fast", 1), ("slow", 3)]
-            .map(|(kind, factor)| (kind.to_owned(), (0..6).map(|at| cost(at, factor)).collect()))
-            .into(),
-        links: LinksOf {
-            default: Link { latency_ns: 311, bytes_per_second: 0.6e9, note: () },
-            pairs: Vec::new(),
-            note: None,
-        },
         optimizer_ns: [("fast", 200), ("slow", 333)].map(|(kind, ns)| (kind.to_owned(), vec![ns; 6])).into(),
         receive_buffers: ReceiveBuffers::All,
         boundary_ns: 555,
         stage_ns: 19,
-        constraints: Constraints::default(),
+        ..Problem::new(
+            microbatches,
+            types
+                .iter()
+                .enumerate()
+                .map(|(at, name)| Layer {
+                    name: format!("{at}.{name}"),
+                    signature: format!("{name}/test"),
+                    parameter_bytes: 1000,
+                    state_bytes: 16_000 + at as u64,
+                    output_bytes: 2048 + 256 * at as u64,
+                    moved_bytes: (at % 2 == 0).then_some(12_000),
+                    note: None,
+                })
+                .collect(),
+            (0..devices)
+                .map(|at| DeviceOf {
+                    name: format!("gpu{at}"),
+                    kind: ["fast", "slow"][at % 2].into(),
+                    memory_bytes: 10_000_000,
+                    slowdown: 1.0 + 0.17 * at as f64,
+                    reserved_bytes: 5000,
+                    note: None,
+                })
+                .collect(),
+            [("fast", 1), ("slow", 3)]
+                .map(|(kind, factor)| (kind.to_owned(), (0..6).map(|at| cost(at, factor)).collect()))
+                .into(),
+            LinksOf::all(311, 0.6e9),
+        )
     };
     Emulation {
         format: FORMAT.into(),

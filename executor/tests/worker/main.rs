@@ -6,7 +6,7 @@ use adaptis_executor::emulation::{FORMAT, Run, Sizes};
 use adaptis_executor::{Emulation, Ended, ExecutorError, Options, run};
 use adaptis_link::keys::Keyring;
 use adaptis_link::{Limits, PeerId, Security, Server};
-use adaptis_plan::{Action, Constraints, Cost, Device, Instruction, Layer, Link, Links, Plan, Problem, Stage};
+use adaptis_plan::{Action, Cost, Device, Instruction, Layer, Links, Plan, Problem, Stage};
 use adaptis_proto::message::{Failure, FromCoordinator, Member, RankEvent, RankOrder, Rejection, ToCoordinator};
 use adaptis_proto::sample::{Mark, Phase, Sample};
 use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, RunId, Term, wire};
@@ -39,41 +39,33 @@ fn emulation(folder: &Path, iterations: u64) -> Emulation {
         note: None,
     };
     let truth = Problem {
-        format: adaptis_plan::problem::FORMAT.into(),
-        note: None,
-        microbatches: MICROBATCHES,
-        layers: types
-            .map(|name| Layer {
-                name: name.into(),
-                signature: format!("{name}/8h2/f32/b1xs16"),
-                parameter_bytes: 1000,
-                state_bytes: 4000,
-                output_bytes: 512,
-                moved_bytes: None,
-                note: None,
-            })
-            .into(),
-        devices: ["gpu0", "gpu1"]
-            .map(|name| Device {
-                name: name.into(),
-                kind: "test".into(),
-                memory_bytes: 100_000,
-                slowdown: 1.0,
-                reserved_bytes: 1000,
-                note: None,
-            })
-            .into(),
-        costs: [("test".to_owned(), vec![cost; types.len()])].into(),
-        links: Links {
-            default: Link { latency_ns: 50_000, bytes_per_second: 1e7, note: () },
-            pairs: Vec::new(),
-            note: None,
-        },
-        optimizer_ns: Default::default(),
-        receive_buffers: Default::default(),
         boundary_ns: 1_000_000,
-        stage_ns: 0,
-        constraints: Constraints::default(),
+        ..Problem::new(
+            MICROBATCHES,
+            types
+                .map(|name| Layer {
+                    name: name.into(),
+                    signature: format!("{name}/8h2/f32/b1xs16"),
+                    parameter_bytes: 1000,
+                    state_bytes: 4000,
+                    output_bytes: 512,
+                    moved_bytes: None,
+                    note: None,
+                })
+                .into(),
+            ["gpu0", "gpu1"]
+                .map(|name| Device {
+                    name: name.into(),
+                    kind: "test".into(),
+                    memory_bytes: 100_000,
+                    slowdown: 1.0,
+                    reserved_bytes: 1000,
+                    note: None,
+                })
+                .into(),
+            [("test".to_owned(), vec![cost; types.len()])].into(),
+            Links::all(50_000, 1e7),
+        )
     };
     Emulation {
         format: FORMAT.into(),

@@ -141,6 +141,13 @@ pub struct Links {
     pub note: Option<String>,
 }
 
+impl Links {
+    /// The same for every pair.
+    pub fn all(latency_ns: u64, bytes_per_second: f64) -> Links {
+        Links { default: Link { latency_ns, bytes_per_second, note: () }, pairs: Vec::new(), note: None }
+    }
+}
+
 /// A link's two terms.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -238,6 +245,30 @@ impl Pair {
 }
 
 impl Problem {
+    /// What must be said, everything else at its default.
+    pub fn new(
+        microbatches: u32,
+        layers: Vec<Layer>,
+        devices: Vec<Device>,
+        costs: BTreeMap<String, Vec<Cost>>,
+        links: Links,
+    ) -> Problem {
+        Problem {
+            format: FORMAT.to_owned(),
+            note: None,
+            microbatches,
+            layers,
+            devices,
+            costs,
+            links,
+            optimizer_ns: BTreeMap::new(),
+            receive_buffers: ReceiveBuffers::None,
+            boundary_ns: 0,
+            stage_ns: 0,
+            constraints: Constraints::default(),
+        }
+    }
+
     /// A job before anything was measured: each layer costs the same everywhere and nothing takes memory, so that an
     /// audit judges a plan's structure alone.
     pub fn without_costs(job: &Job, devices: Vec<Device>) -> Problem {
@@ -251,24 +282,9 @@ impl Problem {
             moved_bytes: None,
             note: None,
         };
-        Problem {
-            format: FORMAT.to_owned(),
-            note: None,
-            microbatches: job.microbatches,
-            layers: job.layers.iter().map(layer).collect(),
-            costs: devices.iter().map(|device| (device.kind.clone(), vec![cost.clone(); job.layers.len()])).collect(),
-            devices,
-            links: Links {
-                default: Link { latency_ns: 0, bytes_per_second: 1e12, note: () },
-                pairs: Vec::new(),
-                note: None,
-            },
-            optimizer_ns: BTreeMap::new(),
-            receive_buffers: ReceiveBuffers::None,
-            boundary_ns: 0,
-            stage_ns: 0,
-            constraints: Constraints::default(),
-        }
+        let layers: Vec<Layer> = job.layers.iter().map(layer).collect();
+        let costs = devices.iter().map(|device| (device.kind.clone(), vec![cost.clone(); layers.len()])).collect();
+        Problem::new(job.microbatches, layers, devices, costs, Links::all(0, 1e12))
     }
 
     /// Reads and checks a problem.

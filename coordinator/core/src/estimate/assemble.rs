@@ -3,9 +3,7 @@
 use super::figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty};
 use super::fit::{self, Fit, Fitted, Observation, Row};
 use super::{Estimator, Memory, link, robust, window};
-use adaptis_plan::{
-    Constraints, Cost, Device, FormatError, Layer, Link, Links, Pair, Problem, ReceiveBuffers, problem,
-};
+use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Shorter works are overhead of the clock: they count as this layer's cost but say nothing of a device's speed.
@@ -57,18 +55,9 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     let slowdowns: Vec<(f64, f64)> =
         evidence.latest.iter().map(|row| row.map_or((0.0, 0.3), |r| fit.rows[r])).collect();
     let problem = Problem {
-        format: problem::FORMAT.to_owned(),
-        note: None,
-        microbatches: job.microbatches.max(1),
-        layers: layers(estimator),
-        devices: devices(estimator, &slowdowns),
-        costs: kinds,
-        links,
         optimizer_ns,
-        receive_buffers: ReceiveBuffers::None,
         boundary_ns: estimator.iterations.boundary_ns().unwrap_or(0),
-        stage_ns: 0,
-        constraints: Constraints::default(),
+        ..Problem::new(job.microbatches.max(1), layers(estimator), devices(estimator, &slowdowns), kinds, links)
     };
     problem.check().map_err(|error| match error {
         FormatError::Format { .. } => unreachable!("a check reads no text"),

@@ -1,7 +1,6 @@
 //! Equal devices with ample memory, nearly equal layers.
 
-use adaptis_plan::problem::FORMAT;
-use adaptis_plan::{Constraints, Cost, Device, Layer, Link, Links, Problem, ReceiveBuffers};
+use adaptis_plan::{Cost, Device, Layer, Links, Problem};
 use std::collections::BTreeMap;
 
 pub fn problem(devices: usize, layers: usize, microbatches: u32) -> Problem {
@@ -30,22 +29,11 @@ pub fn problem(devices: usize, layers: usize, microbatches: u32) -> Problem {
         reserved_bytes: 0,
         note: None,
     };
-    Problem {
-        format: FORMAT.to_owned(),
-        note: None,
+    Problem::new(
         microbatches,
-        layers: (0..layers).map(layer).collect(),
-        devices: (0..devices).map(device).collect(),
-        costs: BTreeMap::from([("k".to_owned(), (0..layers).map(cost).collect())]),
-        links: Links {
-            default: Link { latency_ns: 10_000, bytes_per_second: 1e10, note: () },
-            pairs: Vec::new(),
-            note: None,
-        },
-        optimizer_ns: BTreeMap::new(),
-        receive_buffers: ReceiveBuffers::None,
-        boundary_ns: 0,
-        stage_ns: 0,
-        constraints: Constraints::default(),
-    }
+        (0..layers).map(layer).collect(),
+        (0..devices).map(device).collect(),
+        BTreeMap::from([("k".to_owned(), (0..layers).map(cost).collect())]),
+        Links::all(10_000, 1e10),
+    )
 }

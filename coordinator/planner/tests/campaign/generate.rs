@@ -3,9 +3,9 @@
 //! Few or many layers, 1 to 12 devices of up to three kinds, times that are zero, alike, or nine orders of magnitude
 //! apart, memory from ample to far too little, links from free to slower than the work, every optional field.
 
-use adaptis_plan::problem::{FORMAT, Pin};
+use adaptis_plan::problem::Pin;
 use adaptis_plan::{Constraints, Cost, Device, Layer, Link, Links, Pair, Problem, ReceiveBuffers};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Layers up to which every placement can be looked at.
 pub const LAYERS_ALL_PLACEMENTS: usize = 12;
@@ -99,18 +99,16 @@ fn draw(dice: &mut Dice) -> Problem {
     let outputs = [0, 1, 40, 4_000][dice.below(4)];
     let states = [0, 100, 5_000][dice.below(3)];
     let mut problem = Problem {
-        format: FORMAT.to_owned(),
-        note: None,
-        microbatches: microbatches as u32,
-        layers: (0..layers).map(|at| layer(dice, at, states, outputs)).collect(),
-        devices: Vec::new(),
-        costs: (0..kinds).map(|kind| (format!("kind{kind}"), costs(dice, layers, times))).collect(),
-        links: Links { default: link(dice, times, outputs), pairs: Vec::new(), note: None },
-        optimizer_ns: BTreeMap::new(),
         receive_buffers: if dice.percent(25) { ReceiveBuffers::All } else { ReceiveBuffers::None },
         boundary_ns: if dice.percent(25) { time(dice, times) } else { 0 },
         stage_ns: if dice.percent(25) { dice.between(1, 10_000) } else { 0 },
-        constraints: Constraints::default(),
+        ..Problem::new(
+            microbatches as u32,
+            (0..layers).map(|at| layer(dice, at, states, outputs)).collect(),
+            Vec::new(),
+            (0..kinds).map(|kind| (format!("kind{kind}"), costs(dice, layers, times))).collect(),
+            Links { default: link(dice, times, outputs), pairs: Vec::new(), note: None },
+        )
     };
     if dice.percent(30) {
         let of = (0..layers).map(|_| time(dice, times)).collect();

@@ -23,20 +23,13 @@ pub fn cost(forward_ns: u64, input_gradient_ns: u64, weight_gradient_ns: u64) ->
 
 /// Equal devices, one cost for every layer, no volume.
 pub fn uniform(devices: usize, layers: usize, microbatches: u32, cost: Cost, latency_ns: u64) -> Problem {
-    Problem {
-        format: problem::FORMAT.to_owned(),
-        note: None,
+    Problem::new(
         microbatches,
-        layers: (0..layers).map(|at| layer(at, 0, 0)).collect(),
-        devices: (0..devices).map(|at| device(at, "k0", 1 << 40, 1.0)).collect(),
-        costs: BTreeMap::from([("k0".to_owned(), vec![cost; layers])]),
-        links: Links { default: link(latency_ns, 1e12), pairs: Vec::new(), note: None },
-        optimizer_ns: BTreeMap::new(),
-        receive_buffers: ReceiveBuffers::None,
-        boundary_ns: 0,
-        stage_ns: 0,
-        constraints: Constraints::default(),
-    }
+        (0..layers).map(|at| layer(at, 0, 0)).collect(),
+        (0..devices).map(|at| device(at, "k0", 1 << 40, 1.0)).collect(),
+        BTreeMap::from([("k0".to_owned(), vec![cost; layers])]),
+        Links { default: link(latency_ns, 1e12), pairs: Vec::new(), note: None },
+    )
 }
 
 pub fn link(latency_ns: u64, bytes_per_second: f64) -> Link {

@@ -1,9 +1,6 @@
 //! Problems and plans made on purpose: small ones by hand, valid ones at random, garbage at random.
 
-use adaptis_plan::{
-    Action, Constraints, Cost, Device, Instruction, Layer, Link, Links, Plan, Problem, ReceiveBuffers, Stage, plan,
-    problem,
-};
+use adaptis_plan::{Action, Cost, Device, Instruction, Layer, Links, Plan, Problem, ReceiveBuffers, Stage, plan};
 use adaptis_proto::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,41 +39,33 @@ pub fn problem(dice: &mut Dice, devices: usize, layers: usize, microbatches: u32
         })
         .collect();
     Problem {
-        format: problem::FORMAT.into(),
-        note: None,
-        microbatches,
-        layers: (0..layers)
-            .map(|index| Layer {
-                name: format!("layer{index}"),
-                signature: "block/8h8/f32/b1xs8".into(),
-                parameter_bytes: 0,
-                state_bytes: dice.bytes(),
-                output_bytes: dice.bytes(),
-                moved_bytes: None,
-                note: None,
-            })
-            .collect(),
-        devices: (0..devices)
-            .map(|index| Device {
-                name: format!("g{index}"),
-                kind: "cpu".into(),
-                memory_bytes: u64::MAX,
-                slowdown: 1.0,
-                reserved_bytes: dice.bytes(),
-                note: None,
-            })
-            .collect(),
-        costs: BTreeMap::from([("cpu".to_owned(), costs)]),
-        links: Links {
-            default: Link { latency_ns: 1, bytes_per_second: 1e9, note: () },
-            pairs: Vec::new(),
-            note: None,
-        },
-        optimizer_ns: BTreeMap::new(),
         receive_buffers: if dice.below(2) == 0 { ReceiveBuffers::None } else { ReceiveBuffers::All },
-        boundary_ns: 0,
-        stage_ns: 0,
-        constraints: Constraints::default(),
+        ..Problem::new(
+            microbatches,
+            (0..layers)
+                .map(|index| Layer {
+                    name: format!("layer{index}"),
+                    signature: "block/8h8/f32/b1xs8".into(),
+                    parameter_bytes: 0,
+                    state_bytes: dice.bytes(),
+                    output_bytes: dice.bytes(),
+                    moved_bytes: None,
+                    note: None,
+                })
+                .collect(),
+            (0..devices)
+                .map(|index| Device {
+                    name: format!("g{index}"),
+                    kind: "cpu".into(),
+                    memory_bytes: u64::MAX,
+                    slowdown: 1.0,
+                    reserved_bytes: dice.bytes(),
+                    note: None,
+                })
+                .collect(),
+            BTreeMap::from([("cpu".to_owned(), costs)]),
+            Links::all(1, 1e9),
+        )
     }
 }
 

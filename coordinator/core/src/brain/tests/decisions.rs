@@ -4,8 +4,7 @@ use super::cluster::{Faults, World, config, job, plan_in};
 use super::truth::Truth;
 use crate::brain::{Config, Mode};
 use crate::ledger::{Decision, Reason, Verdict};
-use adaptis_plan::problem::FORMAT;
-use adaptis_plan::{Constraints, Cost, Device, Layer, Link, Links, Problem, ReceiveBuffers};
+use adaptis_plan::{Cost, Device, Layer, Links, Problem};
 use adaptis_proto::message::{Job, Refusal};
 use adaptis_proto::{Epoch, Step};
 use std::collections::BTreeMap;
@@ -43,24 +42,13 @@ fn truth(job: &Job) -> Problem {
         reserved_bytes: 0,
         note: None,
     };
-    Problem {
-        format: FORMAT.into(),
-        note: None,
-        microbatches: job.microbatches,
-        layers: job.layers.iter().map(layer).collect(),
-        devices: job.devices.iter().map(device).collect(),
-        costs: BTreeMap::from([("cpu".to_owned(), (0..job.layers.len()).map(cost).collect())]),
-        links: Links {
-            default: Link { latency_ns: 10_000, bytes_per_second: 1e9, note: () },
-            pairs: Vec::new(),
-            note: None,
-        },
-        optimizer_ns: BTreeMap::new(),
-        receive_buffers: ReceiveBuffers::None,
-        boundary_ns: 0,
-        stage_ns: 0,
-        constraints: Constraints::default(),
-    }
+    Problem::new(
+        job.microbatches,
+        job.layers.iter().map(layer).collect(),
+        job.devices.iter().map(device).collect(),
+        BTreeMap::from([("cpu".to_owned(), (0..job.layers.len()).map(cost).collect())]),
+        Links::all(10_000, 1e9),
+    )
 }
 
 fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, f64)>) -> World {
