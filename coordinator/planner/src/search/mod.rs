@@ -179,8 +179,8 @@ pub enum Infeasible {
         /// The difference.
         short_bytes: u64,
     },
-    /// Memory does not suffice for a named schedule; it may for another.
-    #[error("no partition of {name} fits in memory; another schedule, or a free search, may fit")]
+    /// Memory or the constraints leave a named schedule no partition; they may leave another one some.
+    #[error("no partition of {name} fits in memory and keeps the constraints; another schedule, or a free search, may")]
     Schedule {
         /// Which one.
         name: &'static str,
