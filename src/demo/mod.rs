@@ -27,6 +27,9 @@ use session::{Look, Session, Setup};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Those of a demo that names none.
+const DEVICES: &str = "2xh100-80g,2xa100-40g";
+
 /// Trains a small model on an emulated cluster and re-plans it while it runs.
 ///
 /// One coordinator and, for each device, a rank and an agent run as real processes. The ranks train a real language
@@ -49,7 +52,7 @@ Faults, given as ITERATION:WHAT (given ones replace the default one, `none` runs
   30:kill:gpu2              a rank dies; this version stops there")]
 pub struct Arguments {
     /// Devices as COUNTxKIND,... or a TOML file; 2 to 8
-    #[arg(long, default_value = "2xh100-80g,2xa100-40g")]
+    #[arg(long, default_value = DEVICES)]
     devices: String,
     /// Whose layers are emulated: gemma, deepseek, nemotron or llama
     #[arg(long, default_value = "nemotron")]

@@ -181,3 +181,26 @@ impl Stage {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_plan::audit;
+
+    #[test]
+    fn every_model_still_fits_when_any_one_device_is_lost() {
+        for (name, preset) in Preset::NAMES {
+            let cluster = Cluster::parse(crate::demo::DEVICES).expect("the default devices are devices");
+            let whole = preset::problem(&model::layers(preset), &cluster, MICROBATCHES);
+            for lost in 0..whole.devices.len() {
+                let mut left = whole.clone();
+                let gone = left.devices.remove(lost).name;
+                left.links.pairs.retain(|pair| pair.from != gone && pair.to != gone);
+                let options = Options { evaluations: Some(200), ..Options::default() };
+                let found = search(&left, None, &options, &mut |_| Control::Go);
+                let outcome = found.unwrap_or_else(|error| panic!("{name} without {gone}: {error}"));
+                assert!(audit(&left, &outcome.plan).is_empty(), "{name} without {gone}");
+            }
+        }
+    }
+}
