@@ -25,9 +25,15 @@ pub struct Run {
     pub seed: u64,
     pub iteration_ns: u64,
     pub evaluations: u64,
+    /// Instructions of the plan.
+    pub operations: usize,
     /// Of the process, all its threads together.
     pub cpu_ns: u64,
+    /// Of it, until there was a plan.
+    pub first_plan_ns: u64,
     pub wall_ns: u64,
+    /// The most memory that the process held during the search, where the system tells.
+    pub memory_max_bytes: Option<u64>,
     #[serde(skip)]
     pub plan: Plan,
 }
@@ -115,38 +121,69 @@ pub fn measure(
         refusal: None,
         wrong: Vec::new(),
     };
+    for seed in 1..=seeds {
+        let (cpu_start, wall_start) = (cpu(), Instant::now());
+        forget_memory_max();
+        let (mut stopped, mut first_plan) = (false, None);
+        let found = search(problem, None, &Options { seed, ..Options::default() }, &mut |progress| {
+            let spent = cpu() - cpu_start;
+            if progress.best_ns != u64::MAX {
+                first_plan.get_or_insert(spent);
+            }
+            stopped |= tick(seed, spent, progress) == Control::Stop;
+            if stopped || spent >= time { Control::Stop } else { Control::Go }
+        });
+        let (cpu_ns, wall_ns) = (nanoseconds(cpu() - cpu_start), nanoseconds(wall_start.elapsed()));
+        let (memory_max_bytes, first_plan_ns) = (memory_max_bytes(), first_plan.map_or(cpu_ns, nanoseconds));
+        match found {
+            Ok(outcome) => {
+                let (plan, evaluations) = (outcome.plan, outcome.evaluations);
+                let iteration_ns = row.checked(problem, &format!("search, seed {seed}"), &plan);
+                let operations = plan.programs.iter().map(Vec::len).sum();
+                row.runs.push(Run {
+                    seed,
+                    iteration_ns,
+                    evaluations,
+                    operations,
+                    cpu_ns,
+                    first_plan_ns,
+                    wall_ns,
+                    memory_max_bytes,
+                    plan,
+                });
+            }
+            Err(refusal) => row.refusal = Some(refusal.to_string()),
+        }
+        if stopped {
+            return row;
+        }
+        if row.refusal.is_some() {
+            break;
+        }
+    }
+    // Behind the searches, whose memory is measured.
     let even = even(problem);
     row.add_baseline(problem, EVEN, Some(even).filter(|plan| audit(problem, plan).is_empty()));
     for name in Name::ALL {
         row.add_baseline(problem, name.text(), named(problem, name).ok());
     }
-    for seed in 1..=seeds {
-        let (cpu_start, wall_start) = (cpu(), Instant::now());
-        let mut stopped = false;
-        let found = search(problem, None, &Options { seed, ..Options::default() }, &mut |progress| {
-            let spent = cpu() - cpu_start;
-            stopped |= tick(seed, spent, progress) == Control::Stop;
-            if stopped || spent >= time { Control::Stop } else { Control::Go }
-        });
-        let (cpu_ns, wall_ns) = (nanoseconds(cpu() - cpu_start), nanoseconds(wall_start.elapsed()));
-        match found {
-            Ok(outcome) => {
-                let (plan, evaluations) = (outcome.plan, outcome.evaluations);
-                let iteration_ns = row.checked(problem, &format!("search, seed {seed}"), &plan);
-                row.runs.push(Run { seed, iteration_ns, evaluations, cpu_ns, wall_ns, plan });
-            }
-            Err(refusal) => {
-                if let Some((name, _)) = row.best_baseline() {
-                    row.wrong.push(format!("{name} fits, and the search says: {refusal}"));
-                }
-                row.refusal = Some(refusal.to_string());
-            }
-        }
-        if stopped || row.refusal.is_some() {
-            break;
-        }
+    if let (Some(refusal), Some((name, _))) = (&row.refusal, row.best_baseline()) {
+        row.wrong.push(format!("{name} fits, and the search says: {refusal}"));
     }
     row
+}
+
+/// The most memory that this process has held since it was last forgotten.
+fn memory_max_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// From here on; where the system does not let it, from the start of the process.
+fn forget_memory_max() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

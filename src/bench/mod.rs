@@ -4,6 +4,7 @@ mod chart;
 mod measure;
 mod planner;
 mod problems;
+mod scale;
 mod table;
 
 use anyhow::Result;

@@ -2,7 +2,7 @@
 
 use super::measure::{Row, measure};
 use super::problems::{self, Named};
-use super::{chart, table};
+use super::{chart, scale, table};
 use crate::failure::Failure;
 use crate::signals::Stop;
 use crate::{failure, files, values};
@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Examples:
   adaptis bench planner
   adaptis bench planner --time 10s --seeds 5 --out planner-bench   # table, chart, JSON and the plans
-  adaptis bench planner --problems my-problems --json")]
+  adaptis bench planner --problems my-problems --json
+  adaptis bench planner --scale=64 --time 10s                      # up to 64 devices x 256 microbatches x 512 layers")]
 pub struct Arguments {
     /// CPU time of each search
     #[arg(long, value_parser = values::some_time, allow_hyphen_values = true, default_value = "1s")]
@@ -35,6 +36,13 @@ pub struct Arguments {
     /// A folder of problems, adaptis.problem/1; a built-in set without it
     #[arg(long, value_name = "DIR")]
     problems: Option<PathBuf>,
+    /// Cost against size: uniform and mixed clusters of up to so many devices, 256 without a number
+    ///
+    /// From 4 devices, 8 microbatches and 16 layers to 256, 1,024 and 1,024. The table says when there was a first plan
+    /// and how much memory the process held.
+    #[arg(long, value_name = "DEVICES", num_args = 0..=1, require_equals = true, default_missing_value = "256",
+        value_parser = values::whole(4..=scale::DEVICES_MAX), conflicts_with = "problems")]
+    scale: Option<u64>,
     /// Print {"problems": [..], "geometric_mean": {..}, "findings": ..} instead of the table
     #[arg(long)]
     json: bool,
@@ -44,9 +52,10 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
-    let problems = match &arguments.problems {
-        Some(folder) => problems::of_folder(folder)?,
-        None => problems::built_in()?,
+    let problems = match (&arguments.problems, arguments.scale) {
+        (Some(folder), _) => problems::of_folder(folder)?,
+        (None, Some(devices_max)) => scale::problems(devices_max),
+        (None, None) => problems::built_in()?,
     };
     if let Some(out) = &arguments.out {
         std::fs::create_dir_all(out).map_err(|error| failure::environment(format!("{}: {error}", out.display())))?;
@@ -58,7 +67,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         seeds => format!("the middle one of {seeds} seeds"),
     };
     let heading = format!("Search of {} s of CPU time, {seeds}", arguments.time.as_secs_f64());
-    let (text, json) = (table::write(&rows, &heading), as_json(&arguments, &rows));
+    let write = if arguments.scale.is_some() { scale::write } else { table::write };
+    let (text, json) = (write(&rows, &heading), as_json(&arguments, &rows));
     if let Some(out) = &arguments.out {
         keep(out, &rows, &text, &json, &heading)?;
     }
@@ -81,7 +91,7 @@ fn measured(arguments: &Arguments, problems: &[Named], stop: &Stop) -> Vec<Row> 
     );
     let mut rows = Vec::new();
     for of in problems {
-        bar.set_message(format!("{}: named schedules", of.name));
+        bar.set_message(of.name.clone());
         let mut shown: Option<Instant> = None;
         let row =
             measure(of, arguments.time, arguments.seeds, &mut |seed: u64, spent: Duration, progress: &Progress| {

@@ -41,6 +41,15 @@ fn list(bencher: Bencher, size: (usize, u32)) {
     bencher.counter(ItemsCount::new(loops.listed())).bench_local(|| loops.list());
 }
 
+/// Moves a second, each timed: the order of a fixed plan under change.
+#[divan::bench(args = [(8, 32), (64, 256)], sample_count = 3)]
+fn change(bencher: Bencher, size: (usize, u32)) {
+    const STEPS: usize = 20_000;
+    let loops = loops(size);
+    let moves = loops.change(STEPS).expect("the plan can run");
+    bencher.counter(ItemsCount::new(moves)).bench_local(|| loops.change(STEPS));
+}
+
 /// Instructions a second, with all spans and transfers.
 #[divan::bench(args = [(8, 32), (64, 256)])]
 fn simulate_1f1b(bencher: Bencher, (devices, microbatches): (usize, u32)) {

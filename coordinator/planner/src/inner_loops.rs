@@ -1,16 +1,21 @@
-//! The two inner loops of the search by themselves: for benches and for counting instructions, not for use.
+//! The inner loops of the search by themselves: for benches and for counting instructions, not for use.
 
 use crate::costs::Costs;
 use crate::listing::Listing;
 use crate::program::Programs;
 use crate::recipe::Genes;
 use crate::replay::Replay;
+use crate::rules::Rules;
+use crate::search::order;
 use crate::shape::{Shape, Tables, programs_of};
 use adaptis_plan::{Plan, Problem};
 
-/// A plan, ready to be replayed and listed anew as often as one likes.
+/// A plan, ready to be replayed, listed anew and changed as often as one likes.
 #[derive(Debug)]
 pub struct InnerLoops {
+    costs: Costs,
+    rules: Rules,
+    shape: Shape,
     tables: Tables,
     programs: Programs,
     replay: Replay,
@@ -19,9 +24,20 @@ pub struct InnerLoops {
 
 impl InnerLoops {
     /// For a plan that is valid for the problem.
+    ///
+    /// # Panics
+    /// If the problem's constraints contradict one another.
     pub fn new(problem: &Problem, plan: &Plan) -> Self {
-        let tables = Tables::new(&Costs::new(problem), &Shape::of(plan));
-        Self { tables, programs: programs_of(plan), replay: Replay::default(), listing: Listing::default() }
+        let (costs, shape) = (Costs::new(problem), Shape::of(plan));
+        Self {
+            rules: Rules::new(problem).expect("a valid plan keeps the constraints"),
+            tables: Tables::new(&costs, &shape),
+            costs,
+            shape,
+            programs: programs_of(plan),
+            replay: Replay::default(),
+            listing: Listing::default(),
+        }
     }
 
     /// Operations of the plan.
@@ -42,5 +58,10 @@ impl InnerLoops {
     /// Operations that were listed last.
     pub fn listed(&self) -> usize {
         self.listing.programs.iter().map(Vec::len).sum()
+    }
+
+    /// Anneals the plan's order for so many steps: how many moves were timed; `None` where the plan can't run.
+    pub fn change(&self, steps: usize) -> Option<u64> {
+        order::moves(&self.costs, &self.rules, &self.shape, &self.programs, steps)
     }
 }

@@ -34,3 +34,4 @@ pub mod schedule;
 pub mod search;
 mod shape;
 pub mod simulate;
+mod wakes;

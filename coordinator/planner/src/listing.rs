@@ -14,6 +14,7 @@
 
 use crate::program::{B, F, I, Op, Programs, W, microbatch, op};
 use crate::shape::{Hop, Tables};
+use crate::wakes::Wakes;
 
 const UNKNOWN: u64 = u64::MAX;
 
@@ -98,8 +99,8 @@ pub(crate) struct Listing {
     backwards: Vec<u32>,
     weights: Vec<u32>,
     fronts: Vec<Front>,
+    wakes: Wakes,
     /// Per device.
-    wake: Vec<u64>,
     left_ns: Vec<u64>,
     live: Vec<i64>,
     room: Vec<i64>,
@@ -135,8 +136,8 @@ impl Listing {
             local.iter().map(work).fold(0, u64::saturating_add)
         }));
         while left > 0 {
-            let device = (0..tables.devices).min_by_key(|&device| self.wake[device])?;
-            let now = self.wake[device];
+            let device = self.wakes.first();
+            let now = self.wakes.of(device);
             if now >= give_up_ns {
                 return None;
             }
@@ -150,7 +151,7 @@ impl Listing {
                     self.execute(tables, recipe, device, now, op);
                     left -= 1;
                 }
-                Choice::Wait(until) => self.wake[device] = until,
+                Choice::Wait(until) => self.wakes.set(device, until),
             }
         }
         self.free.iter().copied().max()
@@ -174,7 +175,7 @@ impl Listing {
             weight_key: i64::MAX,
         }));
         refill(&mut self.free, devices, 0);
-        refill(&mut self.wake, devices, 0);
+        self.wakes.reset(devices);
         refill(&mut self.live, devices, 0);
         refill(&mut self.pair_free, devices * devices, 0);
         self.room.clear();
@@ -335,7 +336,7 @@ impl Listing {
         let end = now.saturating_add(tables.ns(op)).min(UNKNOWN - 1);
         self.programs[device].push(op);
         self.free[device] = end;
-        self.wake[device] = end;
+        self.wakes.set(device, end);
         self.live[device] += crate::memory::step(tables, op).1;
         let first = stage * tables.microbatches;
         let hop = match kind {
@@ -380,7 +381,7 @@ impl Listing {
             }
         }
         let to = hop.to as usize;
-        self.wake[to] = self.wake[to].min(arrival.max(self.free[to]));
+        self.wakes.set(to, self.wakes.of(to).min(arrival.max(self.free[to])));
     }
 
     /// A stage has begun an F, or else an I or B: what it could do next.

@@ -20,6 +20,8 @@ use std::str::FromStr;
 
 /// Device orders that a named schedule tries.
 const ORDERS_MAX: usize = 24;
+/// Instructions after which no more of them are: a few hundred tries with 64 devices x 256 microbatches.
+const TRIED_INSTRUCTIONS_MAX: u64 = 100_000_000;
 
 /// A published schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -239,7 +241,7 @@ pub fn named(problem: &Problem, name: Name) -> Result<Plan, Infeasible> {
     let costs = Costs::new(problem);
     let rules = Rules::new(problem)?;
     let mut bench = Bench { costs: &costs, rules: &rules, splitter: Splitter::default(), replay: Replay::default() };
-    match bench.best(name, u64::MAX) {
+    match bench.best(name, TRIED_INSTRUCTIONS_MAX) {
         Some((_, shape, programs)) => Ok(finish(problem, &costs, &shape, &programs, Epoch(1))),
         None => Err(Infeasible::Schedule { name: name.text() }),
     }

@@ -15,7 +15,7 @@
 //! 3. Left out on purpose: rayon. One core suffices for what is planned live, and a search is deterministic.
 
 mod judge;
-mod order;
+pub(crate) mod order;
 mod portfolio;
 mod sketch;
 mod squeeze;

@@ -7,12 +7,15 @@
 use super::judge::{Candidate, Judge};
 use super::portfolio::Pool;
 use super::structure::{Freedom, change, stages_max};
+use super::{Control, Options, Progress};
+use crate::costs::Costs;
 use crate::course::Course;
 use crate::memory;
 use crate::program::{B, F, I, NONE, Op, Programs, STAGES_MAX, W, kind, microbatch, op, stage};
 use crate::random::Random;
-use crate::recipe::works_ns;
+use crate::recipe::{Genes, works_ns};
 use crate::replay::Deadline;
+use crate::rules::Rules;
 use crate::shape::{Shape, Tables};
 use std::cmp::Ordering;
 
@@ -341,6 +344,16 @@ impl Tuner<'_, '_> {
             self.current.programs = before;
         }
     }
+}
+
+/// Anneals the order of given programs and nothing else: how many moves were timed.
+pub(crate) fn moves(costs: &Costs, rules: &Rules, shape: &Shape, programs: &Programs, steps: usize) -> Option<u64> {
+    // No bound ends it early.
+    let mut go = |_: &Progress| Control::Go;
+    let mut judge = Judge::new(costs, rules, None, 0, &Options::default(), &mut go);
+    let start = judge.given(shape, programs.clone(), Genes::STANDARD[0])?;
+    anneal(&mut judge, &mut Pool::new(None), &start, None, steps, &mut Random::new(1));
+    Some(judge.evaluations)
 }
 
 #[inline]
