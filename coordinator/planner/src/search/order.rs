@@ -231,10 +231,10 @@ impl<'j, 'a> Tuner<'j, 'a> {
         }
         let deadline_ns = self.deadline_ns(accept);
         let runs = self.course.shift(&self.tables, &self.current.programs, device, (from, to), deadline_ns);
-        self.judge.spend(self.course.visits * INSTRUCTIONS_PER_VISIT);
+        self.judge.spend(self.course.effort() * INSTRUCTIONS_PER_VISIT);
         let (iteration_ns, smooth) = self.value(self.course.end_ns(), self.course.ends_sum());
         if runs && smooth <= accept && (self.course.is_sure() || self.agrees()) {
-            self.course.keep();
+            self.course.keep(&self.current.programs);
             debug_assert!(self.agrees(), "times kept up to date are those of a replay");
             self.relive(device, low, high);
             self.kept += 1;

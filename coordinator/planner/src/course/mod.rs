@@ -8,21 +8,29 @@
 //!                                                           nothing left: accept, or undo from the journal
 //! ```
 //!
+//! A move that reaches far is cheaper to time by a [`sweep`] over all that follows it: a visit costs several
+//! instructions of one.
+//!
 //! An instruction starts at the later of the end of the one before it and the arrival of its input; a transfer starts
 //! at the later of its production and the end of the one before it on its link. Those times are the only fixed point
 //! of a set of programs that can run, so the order of visits changes nothing. Programs that wait for one another have
-//! none: their times climb until the deadline or the limit of visits ends it.
+//! none: their times climb until the deadline or the limit of visits ends it, and a sweep does not come to its end.
 //!
 //! 1. After `shift` returned true and `keep`, or `undo`, times equal those of [`Replay`].
 //! 2. Nothing is allocated once the buffers have grown.
 //! 3. Programs hold F, I and W; a fused B is none of its business.
 
+mod sweep;
+
 use crate::program::{F, I, NONE, Op, Programs, W, kind, microbatch, op, stage};
 use crate::replay::Replay;
 use crate::shape::{Hop, Tables};
+use sweep::Sweep;
 
-/// Visits per instruction of all programs after which a move is given up.
-const VISITS_PER_INSTRUCTION: usize = 2;
+/// Visits after which the rest of a move is swept.
+const VISITS_MAX: usize = 24;
+/// Swept instructions that cost about as much as a visit.
+const SWEPT_PER_VISIT: usize = 4;
 
 /// An instruction's times and neighbours.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +38,9 @@ struct Node {
     start_ns: u64,
     /// The link is free again after its result; its end where nothing crosses.
     sent_ns: u64,
+    /// The same, from the sweep of the move numbered `swept`.
+    fresh_start_ns: u64,
+    fresh_sent_ns: u64,
     /// What its device still does after it.
     after_ns: u64,
     position: u32,
@@ -39,17 +50,29 @@ struct Node {
     /// Number of the move that wrote it down in the journal, and of the one under which it waits.
     written: u32,
     queued: u32,
+    swept: u32,
+}
+
+impl Node {
+    /// When its link is free again, as the move of a number left it.
+    #[inline]
+    fn latest_sent_ns(&self, number: u32) -> u64 {
+        if self.swept == number { self.fresh_sent_ns } else { self.sent_ns }
+    }
 }
 
 const NOWHERE: Node = Node {
     start_ns: 0,
     sent_ns: 0,
+    fresh_start_ns: 0,
+    fresh_sent_ns: 0,
     after_ns: 0,
     position: u32::MAX,
     pair_before: NONE,
     pair_next: NONE,
     written: 0,
     queued: 0,
+    swept: 0,
 };
 
 /// Times of a set of programs, kept current.
@@ -70,8 +93,12 @@ pub(crate) struct Course {
     waiting: Vec<(u64, Op)>,
     /// The open move: device, where the instruction was and where it went.
     open: Option<(usize, usize, usize)>,
-    /// Visits of the last move.
-    pub(crate) visits: usize,
+    /// Its times are those of the sweep.
+    is_swept: bool,
+    sweep: Sweep,
+    /// Visits of the last move, and instructions swept.
+    visits: usize,
+    swept: usize,
 }
 
 impl Course {
@@ -155,7 +182,7 @@ impl Course {
         self.move_number += 1;
         self.journal.clear();
         self.waiting.clear();
-        self.visits = 0;
+        (self.visits, self.swept, self.is_swept) = (0, 0, false);
         self.open = Some((device, from, to));
         self.place(tables, &programs[device], (from, to));
         // Down the window first: each follows from the one before it. Elsewhere old times tell the order of visits.
@@ -165,33 +192,51 @@ impl Course {
                 return false;
             }
         }
-        let visits_max = self.nodes.len() * VISITS_PER_INSTRUCTION;
         while let Some((_, op)) = self.waiting.pop() {
             self.visits += 1;
-            if !self.visit(tables, programs, op, deadline_ns) || self.visits > visits_max {
+            if !self.visit(tables, programs, op, deadline_ns) {
                 return false;
+            }
+            if self.visits > VISITS_MAX && !self.waiting.is_empty() {
+                self.restore();
+                self.is_swept = true;
+                let first = programs[device][if from < to { to } else { low + 1 }];
+                return self.sweep(tables, programs, (device, low, self.at(first).start_ns), deadline_ns);
             }
         }
         true
     }
 
+    /// What the last move cost, in visits.
+    pub(crate) fn effort(&self) -> usize {
+        self.visits + self.swept / SWEPT_PER_VISIT
+    }
+
     /// A move that ended in time can run.
     pub(crate) fn is_sure(&self) -> bool {
-        !self.is_instant
+        self.is_swept || !self.is_instant
     }
 
     /// Keeps the open move.
-    pub(crate) fn keep(&mut self) {
+    pub(crate) fn keep(&mut self, programs: &Programs) {
         self.open = None;
+        if self.is_swept {
+            self.settle(programs);
+        }
+    }
+
+    /// Takes back what visits wrote.
+    fn restore(&mut self) {
+        while let Some((op, start_ns, sent_ns)) = self.journal.pop() {
+            let node = self.at_mut(op);
+            (node.start_ns, node.sent_ns) = (start_ns, sent_ns);
+        }
     }
 
     /// Undoes the open move; the program must already be back in its old order.
     pub(crate) fn undo(&mut self, tables: &Tables, programs: &Programs) {
         let Some((device, from, to)) = self.open.take() else { return };
-        while let Some((op, start_ns, sent_ns)) = self.journal.pop() {
-            let node = self.at_mut(op);
-            (node.start_ns, node.sent_ns) = (start_ns, sent_ns);
-        }
+        self.restore();
         self.place(tables, &programs[device], (to, from));
         for (device, program) in programs.iter().enumerate() {
             if let Some(&last) = program.last() {
