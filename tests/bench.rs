@@ -67,6 +67,26 @@ fn a_folder_is_measured_and_the_results_are_kept() {
 }
 
 #[test]
+fn cost_against_size_is_measured() {
+    let output = adaptis(&["bench", "planner", "--scale=8", "--time", "50ms", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(answer["findings"], 0);
+    let names: Vec<_> = answer["problems"].as_array().expect("problems").iter().map(|row| &row["problem"]).collect();
+    assert_eq!(names, ["uniform_p4_m8_l16", "mixed_p4_m8_l16", "uniform_p8_m32_l64", "mixed_p8_m32_l64"]);
+    for row in answer["problems"].as_array().expect("problems") {
+        let run = &row["runs"][0];
+        assert!(run["operations"].as_u64() >= Some(2 * 8 * 4), "{row}");
+        assert!(run["first_plan_ns"].as_u64() > Some(0) && run["first_plan_ns"].as_u64() <= run["cpu_ns"].as_u64());
+        assert!(run["memory_max_bytes"].as_u64() > Some(1 << 20), "{row}");
+    }
+    let table = text(&adaptis(&["bench", "planner", "--scale=4", "--time", "20ms"]).stdout);
+    for word in ["cluster", "microbatches", "first plan s", "uniform", "mixed", "memory MiB", "0 findings"] {
+        assert!(table.contains(word), "`{word}` is not in:\n{table}");
+    }
+}
+
+#[test]
 fn what_is_no_folder_of_problems_is_refused() {
     let empty = tempfile::tempdir().expect("a temporary folder");
     let refused = |folder: &Path, word: &str| {

@@ -14,7 +14,7 @@ use super::structure::{Freedom, change};
 use crate::costs::{Costs, StageCost};
 use crate::random::Random;
 use crate::recipe::Genes;
-use crate::shape::Shape;
+use crate::shape::{Shape, Slot};
 
 /// Temperature at the start and at the end, as a share of the value.
 const HOT: f64 = 0.02;
@@ -79,7 +79,11 @@ impl Trust {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sketch {
     pub(crate) trust: Trust,
+    /// Of the shape estimated last, and of the one before: neighbours share most of their stages.
     cost: Vec<StageCost>,
+    slots: Vec<Slot>,
+    cost_before: Vec<StageCost>,
+    recompute: Vec<bool>,
     /// Per device.
     load_ns: Vec<f64>,
     start_ns: Vec<f64>,
@@ -95,12 +99,30 @@ fn refill(buffer: &mut Vec<f64>, len: usize, value: f64) {
 }
 
 impl Sketch {
-    /// Of a shape.
+    /// The costs of a shape's stages; those that the last shape had as well are not summed again.
+    fn learn_costs(&mut self, costs: &Costs, shape: &Shape) {
+        std::mem::swap(&mut self.cost, &mut self.cost_before);
+        self.cost.clear();
+        let mut before = 0;
+        for slot in &shape.stages {
+            while self.slots.get(before).is_some_and(|held| held.start < slot.start) {
+                before += 1;
+            }
+            let is_known = self.slots.get(before) == Some(slot)
+                && self.recompute[slot.range()] == shape.recompute[slot.range()];
+            self.cost.push(match is_known {
+                true => self.cost_before[before],
+                false => costs.stage(slot.device as usize, slot.range(), &shape.recompute),
+            });
+        }
+        self.slots.clone_from(&shape.stages);
+        self.recompute.clone_from(&shape.recompute);
+    }
+
+    /// Of a shape; all of them must be of one problem.
     pub(crate) fn estimate(&mut self, costs: &Costs, shape: &Shape) -> Estimate {
         let devices = costs.devices;
-        self.cost.clear();
-        self.cost
-            .extend(shape.stages.iter().map(|slot| costs.stage(slot.device as usize, slot.range(), &shape.recompute)));
+        self.learn_costs(costs, shape);
         refill(&mut self.load_ns, devices, 0.0);
         refill(&mut self.start_ns, devices, f64::INFINITY);
         refill(&mut self.rise_bytes, devices, 0.0);
