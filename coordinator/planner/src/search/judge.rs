@@ -140,7 +140,7 @@ impl<'a> Judge<'a> {
     /// What a shape takes at least, whatever the order.
     pub(crate) fn floor_ns(&mut self, shape: &Shape) -> f64 {
         self.spend_sketch(shape.stages.len());
-        self.sketch.estimate(self.costs, shape).floor_ns
+        self.sketch.estimate(self.costs, shape, 0.0).floor_ns
     }
 
     /// The best split over a sequence of devices; where pins leave none, the best without them, to be repaired.

@@ -2,7 +2,7 @@
 //!
 //! A good order hides all but two things, so a shape is worth about the largest of them over its devices:
 //!
-//! - the device starts when the first microbatch has come down to its first stage, and then works without a pause;
+//! - the device waits where it lacks forwards before the first I arrives, and then works without a pause;
 //! - a stage holds a microbatch from its F until its I has come back up, so that what a device's memory can hold limits
 //!   how often one may enter: `period >= sum over its stages of held bytes x time held / room`.
 //!
@@ -39,9 +39,13 @@ const HELD_MAX: f64 = 5.0;
 const FAR: f64 = 1.10;
 const NEAR: f64 = 1.05;
 /// Steps of the first anneal, growth from one to the next in percent, and the most.
-const STEPS: usize = 10_000;
+const STEPS: usize = 20_000;
 const STEPS_GROWTH: usize = 140;
 const STEPS_MAX: usize = 100_000;
+/// Share of the steps that take a device to be busy from its first F on, which is told faster.
+const COARSE: f64 = 0.6;
+/// Stages above which that is all.
+const FINE_STAGES_MAX: usize = 80;
 
 /// What listings have told about sketches.
 #[derive(Clone, Copy, Debug)]
@@ -79,15 +83,26 @@ impl Trust {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sketch {
     pub(crate) trust: Trust,
+    /// Waits are told by [`Sketch::warm_up`], else only the first of them.
+    is_fine: bool,
     /// Of the shape estimated last, and of the one before: neighbours share most of their stages.
     cost: Vec<StageCost>,
     slots: Vec<Slot>,
     cost_before: Vec<StageCost>,
+    /// From a stage to the next and back, on an idle link.
+    hop_ns: Vec<(f64, f64)>,
     recompute: Vec<bool>,
     /// Per device.
     load_ns: Vec<f64>,
     start_ns: Vec<f64>,
     base_bytes: Vec<f64>,
+    room_bytes: Vec<f64>,
+    period_ns: Vec<f64>,
+    /// The first I arrives, and waits before it.
+    backward_ns: Vec<f64>,
+    waits_ns: Vec<f64>,
+    /// Start and end of the forwards before it, ascending.
+    forwards: Vec<Vec<(f64, f64)>>,
     rise_bytes: Vec<f64>,
     /// Bytes x nanoseconds that a microbatch is held, over the device's stages.
     held_byte_ns: Vec<f64>,
@@ -108,8 +123,8 @@ impl Sketch {
             while self.slots.get(before).is_some_and(|held| held.start < slot.start) {
                 before += 1;
             }
-            let is_known = self.slots.get(before) == Some(slot)
-                && self.recompute[slot.range()] == shape.recompute[slot.range()];
+            let is_known =
+                self.slots.get(before) == Some(slot) && self.recompute[slot.range()] == shape.recompute[slot.range()];
             self.cost.push(match is_known {
                 true => self.cost_before[before],
                 false => costs.stage(slot.device as usize, slot.range(), &shape.recompute),
@@ -119,9 +134,10 @@ impl Sketch {
         self.recompute.clone_from(&shape.recompute);
     }
 
-    /// Of a shape; all of them must be of one problem.
-    pub(crate) fn estimate(&mut self, costs: &Costs, shape: &Shape) -> Estimate {
+    /// Of a shape; all of them must be of one problem. Of one that takes more than `dear_ns` at least, no more is told.
+    pub(crate) fn estimate(&mut self, costs: &Costs, shape: &Shape, dear_ns: f64) -> Estimate {
         let devices = costs.devices;
+        let microbatches = costs.microbatches as f64;
         self.learn_costs(costs, shape);
         refill(&mut self.load_ns, devices, 0.0);
         refill(&mut self.start_ns, devices, f64::INFINITY);
@@ -129,18 +145,8 @@ impl Sketch {
         refill(&mut self.held_byte_ns, devices, 0.0);
         self.base_bytes.clear();
         self.base_bytes.extend(costs.reserved_bytes.iter().map(|&bytes| bytes as f64));
-        let hop_ns = |stage: usize| -> (f64, f64) {
-            let (here, next) = (shape.stages[stage], shape.stages[stage + 1]);
-            if here.device == next.device {
-                return (0.0, 0.0);
-            }
-            let bytes = costs.output_bytes[here.end as usize - 1];
-            let delay = |from: u32, to: u32| {
-                let (transfer_ns, latency_ns) = costs.transfer(from as usize, to as usize, bytes);
-                transfer_ns as f64 + latency_ns as f64
-            };
-            (delay(here.device, next.device), delay(next.device, here.device))
-        };
+        self.hop_ns.clear();
+        self.hop_ns.extend((0..shape.stages.len()).map(|stage| hop_ns(costs, shape, stage)));
         let mut down = 0.0;
         for (stage, slot) in shape.stages.iter().enumerate() {
             let device = slot.device as usize;
@@ -154,46 +160,114 @@ impl Sketch {
             let buffers = costs.buffer_bytes(&slot.range(), neighbours[0], neighbours[1]);
             self.base_bytes[device] += cost.state_bytes as f64 + buffers as f64;
             self.rise_bytes[device] = self.rise_bytes[device].max(cost.rise_bytes as f64 + cost.workspace_bytes as f64);
-            down += forward;
-            if stage + 1 < shape.stages.len() {
-                down += hop_ns(stage).0;
-            }
+            down += forward + self.hop_ns[stage].0;
         }
         // From the start of a stage's F to the end of its I, were nothing ever waiting.
         let mut away = 0.0;
         for (stage, slot) in shape.stages.iter().enumerate().rev() {
-            if stage + 1 < shape.stages.len() {
-                let (onward, back) = hop_ns(stage);
-                away += onward + back;
-            }
+            let (onward, back) = self.hop_ns[stage];
             let cost = &self.cost[stage];
-            away += cost.ns[0] as f64 + cost.ns[1] as f64;
+            away += onward + back + cost.ns[0] as f64 + cost.ns[1] as f64;
             self.held_byte_ns[slot.device as usize] += cost.stash_bytes as f64 * away;
         }
-        let microbatches = costs.microbatches as f64;
-        let (mut floor, mut worst, mut sum, mut used) = (0.0_f64, 0.0_f64, 0.0, 0.0_f64);
-        for device in 0..devices {
-            if self.load_ns[device] == 0.0 {
-                continue;
-            }
+        let mut floor = 0.0_f64;
+        refill(&mut self.room_bytes, devices, 0.0);
+        for device in (0..devices).filter(|&device| self.load_ns[device] > 0.0) {
             let room = costs.memory_bytes[device] as f64 - self.base_bytes[device] - self.rise_bytes[device];
             if room < 0.0 || room == 0.0 && self.held_byte_ns[device] > 0.0 {
                 return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY };
             }
-            let by_memory = if self.held_byte_ns[device] > 0.0 {
-                self.held_byte_ns[device] * self.trust.held_factor / room
-            } else {
-                0.0
-            };
-            let time = |period: f64| self.start_ns[device] + period * microbatches;
-            floor = floor.max(time(self.load_ns[device]));
-            let likely = time(self.load_ns[device].max(by_memory));
+            self.room_bytes[device] = room;
+            floor = floor.max(self.start_ns[device] + self.load_ns[device] * microbatches);
+        }
+        if floor > dear_ns {
+            return Estimate { floor_ns: floor, likely_ns: floor };
+        }
+        self.waits_ns.clone_from(&self.start_ns);
+        self.period_ns.clone_from(&self.load_ns);
+        for device in (0..devices).filter(|&device| self.held_byte_ns[device] > 0.0) {
+            let by_memory = self.held_byte_ns[device] * self.trust.held_factor / self.room_bytes[device];
+            self.period_ns[device] = self.load_ns[device].max(by_memory);
+        }
+        if self.is_fine && shape.stages.len() <= FINE_STAGES_MAX {
+            self.warm_up(costs, shape, down);
+        }
+        let (mut worst, mut sum, mut used) = (0.0_f64, 0.0, 0.0_f64);
+        for device in (0..devices).filter(|&device| self.load_ns[device] > 0.0) {
+            let likely = self.waits_ns[device] + self.period_ns[device] * microbatches;
             worst = worst.max(likely);
             sum += likely;
             used += 1.0;
         }
         Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0) }
     }
+
+    /// What each device waits before the first I arrives: until then it can only run F, as many as its memory holds. Those
+    /// of later microbatches fill the gaps that earlier ones leave. The first microbatch has come down at `down_ns`.
+    fn warm_up(&mut self, costs: &Costs, shape: &Shape, down_ns: f64) {
+        refill(&mut self.backward_ns, costs.devices, f64::NAN);
+        let mut up = down_ns;
+        for (stage, slot) in shape.stages.iter().enumerate().rev() {
+            up += self.hop_ns[stage].1;
+            let first = &mut self.backward_ns[slot.device as usize];
+            *first = if first.is_nan() { up } else { *first };
+            up += self.cost[stage].ns[1] as f64;
+        }
+        let last = self.backward_ns.iter().copied().fold(0.0, f64::max);
+        self.forwards.resize(costs.devices, Vec::new());
+        self.forwards.iter_mut().for_each(Vec::clear);
+        for _ in 0..costs.microbatches {
+            let mut at = 0.0_f64;
+            for (stage, slot) in shape.stages.iter().enumerate() {
+                let device = slot.device as usize;
+                let length = self.cost[stage].ns[0] as f64;
+                let stash = self.cost[stage].stash_bytes as f64;
+                let (start, place) = gap(&self.forwards[device], at, length);
+                if start >= last || self.room_bytes[device] < stash {
+                    // What comes after it on its way comes no sooner.
+                    if stage == 0 {
+                        at = f64::INFINITY;
+                    }
+                    break;
+                }
+                self.room_bytes[device] -= stash;
+                self.forwards[device].insert(place, (start, start + length));
+                at = start + length + self.hop_ns[stage].0;
+            }
+            if at == f64::INFINITY {
+                break;
+            }
+        }
+        for (device, waits) in self.waits_ns.iter_mut().enumerate().filter(|(_, waits)| waits.is_finite()) {
+            let until = self.backward_ns[device];
+            let within = |&(start, end): &(f64, f64)| end.min(until) - start.min(until);
+            *waits = until - self.forwards[device].iter().map(within).sum::<f64>();
+        }
+    }
+}
+
+/// From a stage to the next and back, on an idle link.
+fn hop_ns(costs: &Costs, shape: &Shape, stage: usize) -> (f64, f64) {
+    let here = shape.stages[stage];
+    let Some(next) = shape.stages.get(stage + 1).filter(|next| next.device != here.device) else { return (0.0, 0.0) };
+    let bytes = costs.output_bytes[here.end as usize - 1];
+    let delay = |from: u32, to: u32| {
+        let (transfer_ns, latency_ns) = costs.transfer(from as usize, to as usize, bytes);
+        transfer_ns as f64 + latency_ns as f64
+    };
+    (delay(here.device, next.device), delay(next.device, here.device))
+}
+
+/// The first time from `at` on that leaves `length` free between what is taken, and its place there.
+fn gap(taken: &[(f64, f64)], at: f64, length: f64) -> (f64, usize) {
+    let mut start = at;
+    for (place, &(from, until)) in taken.iter().enumerate() {
+        if start + length <= from {
+            return (start, place);
+        }
+        start = start.max(until);
+    }
+    (start, taken.len())
 }
 
 /// A shape annealed on what it takes at least, then listed; none if it does not fit.
@@ -208,31 +282,40 @@ pub(crate) fn drawn(judge: &mut Judge, start: &Shape, random: &mut Random) -> Op
 fn anneal(judge: &mut Judge, start: &Shape, random: &mut Random) -> (Shape, f64) {
     let mut sketch = std::mem::take(&mut judge.sketch);
     let steps = sketch.trust.steps;
-    let value = |judge: &Judge, sketch: &mut Sketch, shape: &Shape| {
-        sketch.estimate(judge.costs, shape).likely_ns + judge.charge(shape)
+    let value = |judge: &Judge, sketch: &mut Sketch, shape: &Shape, dear: f64| {
+        let charge = judge.charge(shape);
+        sketch.estimate(judge.costs, shape, dear - charge).likely_ns + charge
     };
     let mut current = start.clone();
-    let mut now = value(judge, &mut sketch, &current);
+    let mut now = value(judge, &mut sketch, &current, f64::INFINITY);
     let (mut best, mut least) = (current.clone(), now);
+    let coarse = (steps as f64 * COARSE) as usize;
     for step in 0..steps {
         if judge.done() {
             break;
         }
         judge.spend_sketch(current.stages.len());
+        if step == coarse {
+            sketch.is_fine = true;
+            now = value(judge, &mut sketch, &current, f64::INFINITY);
+            (best, least) = (current.clone(), now);
+        }
         let mut next = current.clone();
         if !change(judge, &mut next, Freedom::Full, random) || !judge.rules.permits(&next) {
             continue;
         }
         let cool = step as f64 / steps as f64;
         let temperature = now.min(f64::MAX) * HOT * (COLD / HOT).powf(cool);
-        let then = value(judge, &mut sketch, &next);
-        if then <= now - temperature * random.unit().max(1e-12).ln() {
+        let accepted = now - temperature * random.unit().max(1e-12).ln();
+        let then = value(judge, &mut sketch, &next, accepted);
+        if then <= accepted {
             (current, now) = (next, then);
             if now < least {
                 (best, least) = (current.clone(), now);
             }
         }
     }
+    sketch.is_fine = false;
     judge.sketch = sketch;
     (best, least)
 }
