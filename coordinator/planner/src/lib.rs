@@ -24,6 +24,7 @@ pub mod inner_loops;
 mod listing;
 mod memory;
 pub mod moves;
+pub mod noise;
 mod partition;
 mod program;
 mod random;
