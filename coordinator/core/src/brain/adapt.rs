@@ -367,6 +367,8 @@ impl Brain {
                 evaluations: self.config.search_evaluations,
                 horizon_iterations,
                 epoch,
+                // Beside training, which is to have the others.
+                threads: 1,
             },
             // A better plan an iteration later is worth less than a good one now.
             budget_ns: self.config.search_budget_ns.min(measured_ns.max(SEARCH_MIN_NS)),
