@@ -263,7 +263,7 @@ fn jitter_is_measured_within_iterations() {
     assert!(expected > 1.02 && (longer(&noisy) - expected).abs() < 0.01, "{expected} {}", longer(&noisy));
     // Stalls: one work in fifty takes 3 ms more, which no median shows.
     let stalled = trained(Noise::Stalls);
-    assert!(longer(&stalled) > 1.1, "{}", longer(&stalled));
+    assert!(longer(&stalled) > 1.03, "{}", longer(&stalled));
     // A device that has run nothing yet jitters as its kind does.
     let mut cluster = Cluster::new(&["h100", "h100", "a100"], 16, Noise::Normal(0.2), 15);
     cluster.device_of = (0..16).map(|layer| if layer < 8 { 0 } else { 2 }).collect();

@@ -307,8 +307,11 @@ fn without_idle_recompute(judge: &mut Judge, candidate: &Candidate) -> Candidate
 /// The best members as plans that passed the audit.
 fn conclude(problem: &Problem, judge: &mut Judge, pool: &Pool, from: Option<&Plan>, options: &Options) -> Outcome {
     let parent = from.map_or(Epoch(0), |plan| plan.epoch);
-    let audited = |judge: &mut Judge, candidate: &Candidate| {
-        let lean = without_idle_recompute(judge, candidate);
+    let audited = |judge: &mut Judge, candidate: &Candidate, kind: RungKind| {
+        let lean = match kind {
+            RungKind::Order => candidate.clone(),
+            _ => without_idle_recompute(judge, candidate),
+        };
         let joined = order::fused(judge, &lean);
         [joined.as_ref(), Some(&lean), Some(candidate)].into_iter().flatten().find_map(|candidate| {
             let mut plan = candidate.shape.plan(problem, &candidate.programs, options.epoch, parent);
@@ -317,14 +320,14 @@ fn conclude(problem: &Problem, judge: &mut Judge, pool: &Pool, from: Option<&Pla
             (timeline.fits && audit(problem, &plan).is_empty()).then_some(plan)
         })
     };
-    let plan = pool.members.iter().find_map(|member| audited(judge, member));
+    let plan = pool.members.iter().find_map(|member| audited(judge, member, RungKind::Full));
     let plan = plan.expect("candidates keep every rule of the audit by construction");
     let mut rungs = Vec::new();
     if let Some(from) = from {
         for kind in RungKind::ALL {
             let best = match kind {
                 RungKind::Full => Some(plan.clone()),
-                _ => pool.rung(kind).and_then(|candidate| audited(judge, candidate)),
+                _ => pool.rung(kind).and_then(|candidate| audited(judge, candidate, kind)),
             };
             let Some(plan) = best else { continue };
             let moved = moves::moves(problem, from, &plan);
