@@ -39,7 +39,8 @@ pub struct Arguments {
     /// Of the random choices
     #[arg(long, default_value_t = 1, value_parser = values::any_whole, allow_negative_numbers = true)]
     seed: u64,
-    /// At most so many threads; the result does not depend on it (this version uses one)
+    /// At most so many threads, and no more than there are cores: a better plan in the same --time. With --evaluations
+    /// the result does not depend on it
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::whole(1..=u64::MAX), allow_negative_numbers = true)]
     threads: u64,
     /// How many iterations the plan will run, to weigh what moves
@@ -138,6 +139,12 @@ fn mapped(path: &str, plan: Plan, problem: &Problem) -> Result<Option<Plan>> {
     }
 }
 
+/// Threads that are worth having.
+fn threads(most: u64) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    usize::try_from(most).unwrap_or(usize::MAX).min(cores)
+}
+
 fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Plan, u64)> {
     let mut epoch = Epoch(1);
     let from = match &arguments.from {
@@ -172,6 +179,7 @@ fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Pl
         evaluations: arguments.evaluations,
         horizon_iterations: arguments.horizon,
         epoch,
+        threads: threads(arguments.threads),
     };
     let outcome = search(problem, from.as_ref(), &options, &mut tick).map_err(failure::negative)?;
     bar.finish_and_clear();

@@ -310,6 +310,33 @@ fn a_standard_error_that_is_full_or_closed_changes_no_exit_code() {
 }
 
 #[test]
+fn noise_lengthens_an_iteration_and_changes_nothing_else() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
+    let exact = json(&adaptis(&["simulate", &problem, &plan, "--json"]));
+    let noisy = |more: &[&str]| json(&adaptis(&[&["simulate", &problem, &plan, "--json", "--noise"], more].concat()));
+    let mut tenth = noisy(&["10%"]);
+    assert_eq!(tenth, noisy(&["0.1", "--draws", "64", "--seed", "1"]));
+    let noise = tenth.as_object_mut().and_then(|tenth| tenth.remove("noise")).expect("noise");
+    assert_eq!(tenth, exact);
+    let of = |noise: &serde_json::Value, key: &str| noise[key].as_u64().expect("a whole number");
+    let exact_ns = of(&exact, "iteration_ns");
+    assert!(exact_ns < of(&noise, "mean_ns") && of(&noise, "p50_ns") < of(&noise, "p95_ns"), "{noise}");
+    assert!(of(&noise, "mean_ns") < exact_ns * 11 / 10, "{noise}");
+    let none = &noisy(&["0", "--draws", "2"])["noise"];
+    assert_eq!([of(none, "mean_ns"), of(none, "p50_ns"), of(none, "p95_ns")], [exact_ns; 3]);
+    let output = adaptis(&["simulate", &problem, &plan, "--noise", "10%", "--draws", "9"]);
+    assert!(
+        text(&output.stdout).contains("with 10% noise on every instruction, 9 draws: mean"),
+        "{}",
+        text(&output.stdout)
+    );
+    fails(&adaptis(&["simulate", &problem, &plan, "--draws", "9"]), 2, &["--noise"]);
+    fails(&adaptis(&["simulate", &problem, &plan, "--noise", "110%"]), 2, &["--noise", "0% to 100%"]);
+}
+
+#[test]
 fn numbers_below_zero_are_told_their_range() {
     for (arguments, words) in [
         (["demo", "--seed", "-1"].as_slice(), ["--seed", "not negative"]),

@@ -70,8 +70,7 @@ pub struct Arguments {
     #[arg(long, value_name = "AT:WHAT|none")]
     fault: Vec<String>,
     /// Independent noise of every operation, as a share of its time (heavy tails)
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = values::real(0.0..=NOISE_MAX),
-        allow_negative_numbers = true)]
+    #[arg(long, default_value = "0", value_name = "SHARE", value_parser = values::share, allow_hyphen_values = true)]
     noise: f64,
     /// Text to train on; the project's own sources and documents without it
     #[arg(long, value_name = "FILE")]
@@ -88,8 +87,6 @@ pub struct Arguments {
 const DEFAULT_FAULT: &str = "40:throttle:gpu1:1.8";
 /// How often the display and the children are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// More noise than this has no meaning for a duration.
-const NOISE_MAX: f64 = 1.0;
 
 pub fn run(arguments: Arguments) -> Result<()> {
     let stop = Stop::listen()?;

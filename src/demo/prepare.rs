@@ -11,7 +11,7 @@ use adaptis_planner::export::milliseconds;
 use adaptis_planner::schedule::{self, Name};
 use adaptis_planner::search::{Control, Options, search};
 use adaptis_planner::simulate::simulate;
-use adaptis_proto::{Epoch, RunId};
+use adaptis_proto::RunId;
 use anyhow::Result;
 use std::path::Path;
 
@@ -84,7 +84,7 @@ pub fn stage(preset: Preset, cluster: &Cluster, seed: u64) -> Result<Stage> {
     let layers = model::layers(preset);
     let problem = preset::problem(&layers, cluster, MICROBATCHES);
     problem.check().map_err(failure::usage)?;
-    let options = Options { seed, evaluations: Some(SCALING_EVALUATIONS), horizon_iterations: 1000, epoch: Epoch(1) };
+    let options = Options { seed, evaluations: Some(SCALING_EVALUATIONS), ..Options::default() };
     let good = search(&problem, None, &options, &mut |_| Control::Go)
         .map_err(|infeasible| failure::negative(format!("the model does not fit these devices: {infeasible}")))?;
     let good_ns = simulate(&problem, &good.plan).map_err(failure::negative)?.iteration_ns;

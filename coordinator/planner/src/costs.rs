@@ -79,6 +79,18 @@ pub(crate) struct LayerCost {
     workspace_bytes: u64,
 }
 
+/// The works that a layer adds to the instructions of its stage, each in nanoseconds of its device, unrounded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Works {
+    pub forward_ns: f64,
+    /// Without `split_ns`.
+    pub input_gradient_ns: f64,
+    pub split_ns: f64,
+    pub weight_gradient_ns: f64,
+    /// F again, in I or B.
+    pub again_ns: f64,
+}
+
 /// A problem's costs, indexed for speed.
 #[derive(Clone, Debug)]
 pub(crate) struct Costs {
@@ -94,7 +106,7 @@ pub(crate) struct Costs {
     pub(crate) slowdown: Vec<f64>,
     pub(crate) kind_of: Vec<usize>,
     pub(crate) boundary_ns: u64,
-    stage_ns: u64,
+    pub(crate) stage_ns: u64,
     receive_buffers: ReceiveBuffers,
     state: Vec<u128>,
     kinds: Vec<Kind>,
@@ -207,6 +219,20 @@ impl Costs {
             workspace_bytes: range.clone().map(|layer| kind.layer[layer].workspace_bytes).max().unwrap_or(0),
             state_bytes: narrow(over(&self.state, &range)),
             optimizer_ns: over(&kind.optimizer, &range),
+        }
+    }
+
+    /// A layer's works on a device, recomputed or not.
+    pub(crate) fn works(&self, device: usize, layer: usize, is_recomputed: bool) -> Works {
+        let kind = &self.kinds[self.kind_of[device]];
+        let own = &kind.layer[layer];
+        let slowed = |ns: u64| ns as f64 * self.slowdown[device];
+        Works {
+            forward_ns: slowed(own.forward_ns),
+            input_gradient_ns: slowed(own.input_gradient_ns),
+            split_ns: slowed(narrow(over(&kind.split, &(layer..layer + 1)))),
+            weight_gradient_ns: slowed(own.weight_gradient_ns),
+            again_ns: if is_recomputed { slowed(own.forward_ns) } else { 0.0 },
         }
     }
 

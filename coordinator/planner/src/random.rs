@@ -1,5 +1,13 @@
 //! A small seeded generator (xoshiro256++, Blackman and Vigna), so that a seed gives the same plan everywhere.
 
+/// A word's bits, so mixed that neighbouring words have nothing in common (the last step of splitmix64).
+#[inline]
+pub(crate) fn mixed(word: u64) -> u64 {
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
 /// A stream of numbers.
 #[derive(Clone, Debug)]
 pub(crate) struct Random {
@@ -12,10 +20,7 @@ impl Random {
         let mut word = seed;
         let mut next = || {
             word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut mixed = word;
-            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            mixed ^ (mixed >> 31)
+            mixed(word)
         };
         Self { state: [next(), next(), next(), next()] }
     }

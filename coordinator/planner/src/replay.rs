@@ -82,6 +82,18 @@ impl Replay {
         tables: &Tables,
         programs: &[Vec<Op>],
         deadline: Option<Deadline>,
+        observe: impl FnMut(Sent),
+    ) -> Option<u64> {
+        self.run_timed(tables, programs, deadline, |stage, kind, _| tables.cost[stage].ns[kind as usize], observe)
+    }
+
+    /// As [`Replay::run_observed`], each instruction as long as `ns` says of its stage, kind and microbatch.
+    pub(crate) fn run_timed(
+        &mut self,
+        tables: &Tables,
+        programs: &[Vec<Op>],
+        deadline: Option<Deadline>,
+        ns: impl Fn(usize, u32, usize) -> u64,
         mut observe: impl FnMut(Sent),
     ) -> Option<u64> {
         self.prepare(tables, programs);
@@ -96,7 +108,8 @@ impl Replay {
             while position < program.len() {
                 let op = program[position];
                 let (kind, stage) = (kind(op), stage(op));
-                let slot = stage * microbatches + microbatch(op);
+                let microbatch = microbatch(op);
+                let slot = stage * microbatches + microbatch;
                 let ready = match kind {
                     F => self.forward_ready[slot],
                     W => 0,
@@ -114,7 +127,7 @@ impl Replay {
                         return None;
                     }
                 }
-                free = start.saturating_add(tables.cost[stage].ns[kind as usize]);
+                free = start.saturating_add(ns(stage, kind, microbatch));
                 self.start[device][position] = start;
                 position += 1;
                 if kind == W {

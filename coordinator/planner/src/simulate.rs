@@ -5,7 +5,7 @@
 
 use crate::costs::Costs;
 use crate::memory;
-use crate::program::{F, MICROBATCHES_MAX, STAGES_MAX, microbatch, stage, unpack};
+use crate::program::{F, MICROBATCHES_MAX, Programs, STAGES_MAX, microbatch, stage, unpack};
 use crate::replay::{Replay, Sent};
 use crate::shape::{Shape, Tables, programs_of};
 use adaptis_plan::{Action, Instruction, Plan, Problem};
@@ -186,10 +186,8 @@ pub fn simulate(problem: &Problem, plan: &Plan) -> Result<Timeline, CannotSimula
     let programs = programs_of(plan);
     let mut replay = Replay::default();
     let mut transfers = Vec::new();
-    let Some(end) = replay.run_observed(&tables, &programs, None, |sent| transfers.push(transfer(&sent))) else {
-        let (device, op) = replay.stuck(&programs);
-        return Err(CannotSimulate::Deadlock { device, instruction: unpack(op) });
-    };
+    let end = replay.run_observed(&tables, &programs, None, |sent| transfers.push(transfer(&sent)));
+    let end = end.ok_or_else(|| deadlock(&replay, &programs))?;
     // Stable, so each sender's stay in its program order.
     transfers.sort_by_key(|transfer| transfer.from);
     let iteration_ns = end.saturating_add(tables.tail_ns);
@@ -218,6 +216,12 @@ pub fn simulate(problem: &Problem, plan: &Plan) -> Result<Timeline, CannotSimula
     })
 }
 
+/// Why a replay did not come to its end.
+pub(crate) fn deadlock(replay: &Replay, programs: &Programs) -> CannotSimulate {
+    let (device, op) = replay.stuck(programs);
+    CannotSimulate::Deadlock { device, instruction: unpack(op) }
+}
+
 fn transfer(sent: &Sent) -> Transfer {
     let (here, microbatch) = (stage(sent.producer), microbatch(sent.producer));
     let (kind, consumer) = match crate::program::kind(sent.producer) {
@@ -235,7 +239,8 @@ fn transfer(sent: &Sent) -> Transfer {
     }
 }
 
-fn check(problem: &Problem, plan: &Plan) -> Result<(), CannotSimulate> {
+/// Whether a plan belongs to the problem and each program can run by itself.
+pub(crate) fn check(problem: &Problem, plan: &Plan) -> Result<(), CannotSimulate> {
     if !plan.devices.iter().eq(problem.devices.iter().map(|device| &device.name)) {
         let problem = problem.devices.iter().map(|device| device.name.clone()).collect();
         return Err(CannotSimulate::Devices { plan: plan.devices.clone(), problem });

@@ -106,6 +106,17 @@ proptest! {
 }
 
 #[test]
+fn a_change_of_order_alone_keeps_what_is_recomputed() {
+    let problem = support::uniform(2, 4, 4, support::cost(5, 5, 5), 1);
+    let mut running = even(&problem);
+    running.stages[0].recompute = vec![1];
+    let outcome = searched(&problem, Some(&running), 600, 1).unwrap();
+    let order = outcome.rungs.iter().find(|rung| rung.kind == RungKind::Order).unwrap();
+    assert_eq!(order.plan.stages, running.stages);
+    assert!(outcome.plan.stages.iter().all(|stage| stage.recompute.is_empty()), "memory is ample");
+}
+
+#[test]
 fn a_search_that_is_stopped_at_once_still_answers() {
     let problem = support::uniform(4, 8, 8, support::cost(5, 5, 5), 1);
     let outcome = search(&problem, None, &Options::default(), &mut |_| Control::Stop).unwrap();

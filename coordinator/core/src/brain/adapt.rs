@@ -22,7 +22,6 @@ use crate::ledger::{Durable, GenerationRecord, PhaseRecord};
 use adaptis_plan::Plan;
 use adaptis_planner::bounds;
 use adaptis_planner::search::Options;
-use adaptis_planner::simulate::simulate;
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Step};
 
@@ -312,11 +311,11 @@ impl Brain {
         let (running, epoch) = (self.running.as_ref()?, self.head.epoch);
         let adapt = self.adapt.as_mut()?;
         let estimated = adapt.estimator.problem().ok()?;
-        let simulated_ns = simulate(&estimated.problem, running).map_or(0, |timeline| timeline.iteration_ns);
-        let correction = adapt.estimator.prediction_correction(epoch, simulated_ns);
+        let median_ns = estimated.iterations(running).map_or(0, |draws| draws.median_ns());
+        let correction = adapt.estimator.prediction_correction(epoch, median_ns);
         let fit = Fit {
             epoch,
-            predicted_ns: scaled(simulated_ns, correction),
+            predicted_ns: scaled(median_ns, correction),
             lower_bound_ns: bounds::lower_bound_ns(&estimated.problem),
             correction,
             estimated,
@@ -368,6 +367,8 @@ impl Brain {
                 evaluations: self.config.search_evaluations,
                 horizon_iterations,
                 epoch,
+                // Beside training, which is to have the others.
+                threads: 1,
             },
             // A better plan an iteration later is worth less than a good one now.
             budget_ns: self.config.search_budget_ns.min(measured_ns.max(SEARCH_MIN_NS)),
@@ -476,6 +477,6 @@ impl Adapt {
 }
 
 /// A prediction, corrected.
-pub(super) fn scaled(simulated_ns: u64, correction: f64) -> u64 {
-    (simulated_ns as f64 * correction).round() as u64
+pub(super) fn scaled(predicted_ns: u64, correction: f64) -> u64 {
+    (predicted_ns as f64 * correction).round() as u64
 }

@@ -8,7 +8,6 @@ use crate::ledger::{Decision, Durable, Reason, Verdict};
 use adaptis_plan::{Plan, Problem, audit};
 use adaptis_planner::moves;
 use adaptis_planner::search::{Infeasible, Outcome};
-use adaptis_planner::simulate::simulate;
 use adaptis_proto::Step;
 
 impl Brain {
@@ -117,7 +116,7 @@ impl Brain {
         let problem = &fit.estimated.problem;
         let findings: Vec<String> = audit(problem, &before).iter().map(ToString::to_string).collect();
         let is_valid = findings.is_empty();
-        let simulated_ns = simulate(problem, &before).map_or(0, |timeline| timeline.iteration_ns);
+        let after_ns = fit.estimated.iterations(&before).map_or(0, |draws| draws.median_ns());
         let transfer_ns = moves::transfer_ns(problem, &moves::moves(problem, &running, &before));
         let decision = Decision {
             number: self.number(),
@@ -128,7 +127,7 @@ impl Brain {
             change: None,
             epoch: None,
             predicted_before_ns: fit.predicted_ns,
-            predicted_after_ns: scaled(simulated_ns, fit.correction),
+            predicted_after_ns: scaled(after_ns, fit.correction),
             gain_low_ns: loss_ns,
             cost_ns: transfer_ns,
         };

@@ -2,7 +2,7 @@
 
 use super::figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty};
 use super::fit::{self, Fit, Fitted, Observation, Row};
-use super::{Estimator, Memory, link, robust, window};
+use super::{Estimator, Memory, jitter, link, robust, window};
 use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -66,7 +66,8 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
         }
     })?;
     let slowdown_ln_sd = slowdowns.iter().map(|slowdown| slowdown.1).collect();
-    let uncertainty = Uncertainty { figures, slowdown_ln_sd, links: link_figures, default_link_ln_sd, spread };
+    let noise = jitter::noise(estimator);
+    let uncertainty = Uncertainty { figures, slowdown_ln_sd, links: link_figures, default_link_ln_sd, spread, noise };
     Ok(Estimated { problem, uncertainty })
 }
 

@@ -1,7 +1,8 @@
 //! What the estimate says: a planning problem, and how well each of its numbers is known.
 
 use super::random::Random;
-use adaptis_plan::Problem;
+use adaptis_plan::{Plan, Problem};
+use adaptis_planner::noise::{Draws, Noise, draws};
 use adaptis_proto::sample::Phase;
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,9 @@ impl Figure {
     }
 }
 
+/// Draws of jitter that a plan is predicted on, and their seed: one luck for all plans.
+const JITTER_DRAWS: usize = 32;
+const JITTER_SEED: u64 = 1;
 /// 95th percentile of the standard normal distribution.
 const NORMAL_95: f64 = 1.644_853_626_951_472_7;
 
@@ -88,6 +92,9 @@ pub struct Uncertainty {
     pub default_link_ln_sd: f64,
     /// Relative standard deviation of a single work around its layer's cost, over all devices.
     pub spread: f64,
+    /// How works deviate within an iteration, one independently of another: no uncertainty of a cost, but what lengthens
+    /// iterations.
+    pub noise: Noise,
 }
 
 impl Default for Figure {
@@ -106,6 +113,12 @@ pub struct Estimated {
 }
 
 impl Estimated {
+    /// What iterations of a plan take while works jitter: their median is what is measured. The same draws for every
+    /// plan, in this order. None if the plan can't be simulated.
+    pub fn iterations(&self, plan: &Plan) -> Option<Draws> {
+        draws(&self.problem, plan, &self.uncertainty.noise, JITTER_DRAWS, JITTER_SEED).ok()
+    }
+
     /// The problem with its numbers drawn from their intervals. The same `seed` and `index` give the same draw, so that
     /// plans are compared on the same ones. What layers have in common varies in common: one deviation per kind,
     /// signature and phase, one per layer and phase, one per device, one per link.

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   Work       -> window  (medians per iteration, layer, phase; a segment ends at a change) -> fit ---+
+//!                     `-> jitter (deviations within an iteration) ------------------------------------+
 //!   Transfer   -> link    (latency and bandwidth per directed pair) ----------------------------------+-> assemble
 //!   Iteration  -> iterations (what a plan takes; what is neither work nor optimizer) -----------------+   -> Estimated
 //!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------+
@@ -22,6 +23,7 @@ mod assemble;
 mod figures;
 mod fit;
 mod iterations;
+mod jitter;
 mod link;
 pub(crate) mod random;
 pub(crate) mod robust;
@@ -138,14 +140,14 @@ impl Estimator {
         let at = device.index();
         let Some(card) = self.job.devices.get(at) else { return };
         match *sample {
-            Sample::Work { place, layer, phase, mark, start_ns, duration_ns, .. } => {
+            Sample::Work { place, layer, microbatch, phase, mark, start_ns, duration_ns } => {
                 if layer.index() >= self.job.layers.len() {
                     return;
                 }
                 self.iterations.work(device, place, phase, mark, start_ns, duration_ns);
                 if let Some(phase) = phase_index(phase) {
                     let when = (place.step, place.epoch, place.generation);
-                    self.histories[at].absorb(when, (layer.index(), phase), mark, duration_ns);
+                    self.histories[at].absorb(when, (layer.index(), phase), microbatch, mark, duration_ns);
                 }
             }
             Sample::Transfer { place, from, mark, bytes, duration_ns, .. } => {
@@ -196,7 +198,7 @@ impl Estimator {
 
     /// Relative standard deviation of a single work around its layer's cost; none before there are samples.
     pub fn spread(&self) -> Option<f64> {
-        let deviations: Vec<f64> = self.histories.iter().flat_map(window::History::deviations).collect();
+        let deviations: Vec<f64> = self.histories.iter().flat_map(|history| history.deviations().all()).collect();
         robust::scale_around(&deviations, 0.0)
     }
 
@@ -210,15 +212,15 @@ impl Estimator {
         self.iterations.measured(epoch)
     }
 
-    /// Ratio of the measured iterations of the plan in force to what the simulator says of it, for predictions to be
-    /// multiplied by: jitter lengthens an iteration beyond what medians of works say. Bounded by [`CORRECTION_MIN`] and
+    /// Ratio of the measured iterations of the plan in force to what was predicted of it, jitter included
+    /// ([`Estimated::iterations`]), for predictions to be multiplied by: what the model leaves out. Bounded by [`CORRECTION_MIN`] and
     /// [`CORRECTION_MAX`]. The last one is remembered for as long as a plan has too few iterations since a change.
-    pub fn prediction_correction(&mut self, epoch: Epoch, simulated_ns: u64) -> f64 {
+    pub fn prediction_correction(&mut self, epoch: Epoch, predicted_ns: u64) -> f64 {
         if let Some(measured) = self.measured(epoch)
             && measured.iterations >= CORRECTION_ITERATIONS_MIN
-            && simulated_ns > 0
+            && predicted_ns > 0
         {
-            let ratio = measured.median_ns as f64 / simulated_ns as f64;
+            let ratio = measured.median_ns as f64 / predicted_ns as f64;
             self.correction = ratio.clamp(CORRECTION_MIN, CORRECTION_MAX);
         }
         self.correction

@@ -2,6 +2,7 @@ use super::random::Random;
 use super::synthetic::{Cluster, MICROBATCHES, Noise, RUN};
 use super::{Estimated, Estimator, JobView, Missing, NotYet, Source};
 use crate::drift::Who;
+use adaptis_planner::{noise, schedule, simulate};
 use adaptis_proto::message::{DeviceCard, JobLayer};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Epoch, Generation, LayerIndex, Microbatch, Step};
@@ -233,6 +234,42 @@ fn boundary_optimizer_spread_and_iterations_are_measured() {
     assert!((estimator.prediction_correction(Epoch(2), 1) - 1.06).abs() < 1e-3, "the last one is remembered");
     estimator.restart_window(Who::Device(DeviceIndex(0)), Step(10));
     assert_eq!(estimator.measured(Epoch(1)).map(|measured| measured.iterations), Some(2));
+}
+
+#[test]
+fn jitter_is_measured_within_iterations() {
+    let plan = |estimated: &Estimated| schedule::even(&estimated.problem);
+    let longer = |estimated: &Estimated| {
+        let plan = plan(estimated);
+        let exact_ns = simulate::simulate(&estimated.problem, &plan).expect("it runs").iteration_ns;
+        estimated.iterations(&plan).expect("it runs").median_ns() as f64 / exact_ns as f64
+    };
+    let trained = |noise| {
+        let mut cluster = Cluster::new(&["h100"; 4], 8, noise, 15);
+        cluster.cost_ns = vec![vec![[1e6; 3]; 8]];
+        fitted(&cluster.trained(8))
+    };
+    let still = trained(Noise::Normal(0.0));
+    assert!(still.uncertainty.noise.is_none());
+    assert_eq!(longer(&still), 1.0);
+    let noisy = trained(Noise::Normal(0.2));
+    assert!(noisy.uncertainty.noise.together < 0.1, "{}", noisy.uncertainty.noise.together);
+    // The same without a measurement.
+    let known = noise::Jitter::log_normal(0.2);
+    let known = noise::Noise { devices: vec![[known.clone(), known.clone(), known]; 4], together: 0.0 };
+    let drawn = noise::draws(&still.problem, &plan(&still), &known, 32, 7).expect("it runs");
+    let exact_ns = simulate::simulate(&still.problem, &plan(&still)).expect("it runs").iteration_ns;
+    let expected = drawn.median_ns() as f64 / exact_ns as f64;
+    assert!(expected > 1.02 && (longer(&noisy) - expected).abs() < 0.01, "{expected} {}", longer(&noisy));
+    // Stalls: one work in fifty takes 3 ms more, which no median shows.
+    let stalled = trained(Noise::Stalls);
+    assert!(longer(&stalled) > 1.03, "{}", longer(&stalled));
+    // A device that has run nothing yet jitters as its kind does.
+    let mut cluster = Cluster::new(&["h100", "h100", "a100"], 16, Noise::Normal(0.2), 15);
+    cluster.device_of = (0..16).map(|layer| if layer < 8 { 0 } else { 2 }).collect();
+    let of = fitted(&cluster.trained(8)).uncertainty.noise.devices;
+    assert_eq!(of[1], of[0]);
+    assert_ne!(of[1], of[2]);
 }
 
 #[test]

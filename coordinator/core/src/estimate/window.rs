@@ -7,11 +7,13 @@
 //!
 //! 1. Within a segment neither the plan nor, as far as known, the device's speed changed.
 //! 2. An iteration counts once per layer and phase, as the median of its works: a stall of one work moves nothing.
-//! 3. Memory is bounded: [`SEGMENTS`] x layers x phases x [`ITERATIONS`], and [`WORKS`] durations of one iteration.
+//! 3. Memory is bounded: [`SEGMENTS`] x layers x phases x [`ITERATIONS`], [`WORKS`] durations of one iteration, and what
+//!    [`Deviations`] keeps.
 
+use super::jitter::{self, Deviations};
 use super::robust;
 use adaptis_proto::sample::Mark;
-use adaptis_proto::{Epoch, Generation, Step};
+use adaptis_proto::{Epoch, Generation, Microbatch, Step};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Segments kept. Beyond them the oldest one goes that is neither the calibration nor the first of training, which say
@@ -21,8 +23,6 @@ const SEGMENTS: usize = 6;
 pub(crate) const ITERATIONS: usize = 8;
 /// Works kept of a layer and phase in one iteration; those beyond are left out.
 const WORKS: usize = 128;
-/// Deviations kept for the spread; the oldest goes.
-const DEVIATIONS: usize = 512;
 
 /// Layer, and index of the phase in [`super::PHASES`].
 pub(crate) type Key = (usize, usize);
@@ -39,7 +39,9 @@ struct Past {
 struct Cell {
     past: VecDeque<Past>,
     open_step: Step,
-    open_ns: Vec<u64>,
+    open: Vec<(Microbatch, u64)>,
+    /// Of the last closed iteration.
+    sides: jitter::Sides,
     cold_ns: VecDeque<u64>,
 }
 
@@ -78,16 +80,30 @@ impl Segment {
         self.cells.iter().filter_map(|(&key, cell)| Some((key, cell.seen()?)))
     }
 
+    /// A layer's iteration is closed: the layers beside it, whose works were parts of the same instructions, closed it
+    /// before or will do so after it.
+    fn compare_with_neighbours(&self, (layer, phase): Key, deviations: &mut Deviations) {
+        let Some(own) = self.cells.get(&(layer, phase)) else { return };
+        for neighbour in [layer.checked_sub(1), layer.checked_add(1)].into_iter().flatten() {
+            if let Some(other) = self.cells.get(&(neighbour, phase)) {
+                deviations.compare(&own.sides, &other.sides);
+            }
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.cells.values().all(|cell| cell.seen().is_none())
     }
 }
 
 impl Cell {
-    fn close(&mut self) -> Option<(f64, Vec<u64>)> {
-        let mut values: Vec<f64> = self.open_ns.iter().map(|&ns| ns as f64).collect();
-        let median_ns = robust::median(&mut values)?;
-        let works = std::mem::take(&mut self.open_ns);
+    fn open_median(&self) -> Option<f64> {
+        robust::median(&mut self.open.iter().map(|&(_, ns)| ns as f64).collect::<Vec<_>>())
+    }
+
+    fn close(&mut self) -> Option<(f64, Vec<(Microbatch, u64)>)> {
+        let median_ns = self.open_median()?;
+        let works = std::mem::take(&mut self.open);
         if self.past.len() == ITERATIONS {
             self.past.pop_front();
         }
@@ -100,9 +116,9 @@ impl Cell {
         let mut medians: Vec<f64> = self.past.iter().map(|past| past.median_ns).collect();
         // An open iteration with as many works as the ones before is as good as they are.
         let usual = self.past.back().map_or(1, |past| past.works);
-        if self.open_ns.len() >= usual {
-            medians.extend(robust::median(&mut self.open_ns.iter().map(|&ns| ns as f64).collect::<Vec<_>>()));
-            works += self.open_ns.len();
+        if self.open.len() >= usual {
+            medians.extend(self.open_median());
+            works += self.open.len();
         }
         if let Some(median_ns) = robust::median(&mut medians) {
             return Some(Seen { median_ns, works, closed: self.past.len(), cold: false });
@@ -117,7 +133,7 @@ impl Cell {
 pub(crate) struct History {
     segments: VecDeque<Segment>,
     generation: Generation,
-    deviations: VecDeque<f64>,
+    deviations: Deviations,
     /// Works of an iteration that was closed already.
     pub late: u64,
 }
@@ -128,9 +144,9 @@ impl History {
         self.segments.iter()
     }
 
-    /// Relative deviations of works from the median of their iteration.
-    pub fn deviations(&self) -> impl Iterator<Item = f64> {
-        self.deviations.iter().copied()
+    /// How works deviated within their iterations.
+    pub fn deviations(&self) -> &Deviations {
+        &self.deviations
     }
 
     /// Takes a work.
@@ -138,11 +154,12 @@ impl History {
         &mut self,
         (step, epoch, generation): (Step, Epoch, Generation),
         key: Key,
+        microbatch: Microbatch,
         mark: Mark,
         duration_ns: u64,
     ) {
         match mark {
-            Mark::Calibration => return self.calibrate(key, duration_ns),
+            Mark::Calibration => return self.calibrate(key, microbatch, duration_ns),
             Mark::Hasty => return,
             Mark::Warm | Mark::Cold => {}
         }
@@ -173,26 +190,25 @@ impl History {
             return;
         }
         if step > cell.open_step {
-            let closed = cell.close();
-            cell.open_step = step;
-            if let Some((median_ns, works)) = closed.filter(|(median_ns, works)| *median_ns >= 1.0 && works.len() > 3) {
-                let room = DEVIATIONS.saturating_sub(works.len());
-                self.deviations.drain(..self.deviations.len().saturating_sub(room));
-                self.deviations.extend(works.iter().map(|&ns| ns as f64 / median_ns - 1.0));
+            let (closed, closed_step) = (cell.close(), std::mem::replace(&mut cell.open_step, step));
+            if let Some((median_ns, works)) = closed {
+                cell.sides = self.deviations.closed(key, closed_step, median_ns, &works);
+                latest.compare_with_neighbours(key, &mut self.deviations);
             }
         }
-        if cell.open_ns.len() < WORKS {
-            cell.open_ns.push(duration_ns);
+        let cell = latest.cells.entry(key).or_default();
+        if cell.open.len() < WORKS {
+            cell.open.push((microbatch, duration_ns));
         }
     }
 
-    fn calibrate(&mut self, key: Key, duration_ns: u64) {
+    fn calibrate(&mut self, key: Key, microbatch: Microbatch, duration_ns: u64) {
         if self.segments.front().is_none_or(|first| !first.calibration) {
             self.segments.push_front(Segment::new(true, false, Epoch(0), Step(0)));
         }
         let cell = self.segments[0].cells.entry(key).or_default();
-        if cell.open_ns.len() < WORKS {
-            cell.open_ns.push(duration_ns);
+        if cell.open.len() < WORKS {
+            cell.open.push((microbatch, duration_ns));
         }
     }
 
@@ -213,6 +229,7 @@ impl History {
 
     /// The device's speed changed at `from`: what came since opens a segment of its own.
     pub fn change(&mut self, from: Step) {
+        self.deviations.forget(from);
         let Some(latest) = self.segments.back_mut().filter(|segment| !segment.calibration) else {
             let epoch = Epoch(0);
             return self.open(Segment::new(false, true, epoch, Step(0)));
@@ -221,7 +238,7 @@ impl History {
         for (&key, cell) in &mut latest.cells {
             let mut moved = Cell { open_step: cell.open_step, ..Cell::default() };
             if cell.open_step >= from {
-                moved.open_ns = std::mem::take(&mut cell.open_ns);
+                moved.open = std::mem::take(&mut cell.open);
             }
             moved.past = cell.past.iter().filter(|past| past.step >= from).copied().collect();
             cell.past.retain(|past| past.step < from);

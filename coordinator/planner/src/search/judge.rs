@@ -1,6 +1,6 @@
 //! What the search knows of its problem, what a plan is worth, and what was spent.
 
-use super::sketch::Sketch;
+use super::sketch::{Sketch, Trust};
 use super::{Control, Options, Progress};
 use crate::costs::Costs;
 use crate::listing::{Listing, admissible};
@@ -16,7 +16,7 @@ use crate::shape::{Shape, Tables};
 /// Instructions replayed between two calls of the caller's `tick`: well under two milliseconds.
 const TICK_INSTRUCTIONS: u64 = 30_000;
 /// Stages of sketches that cost about as much as an evaluation.
-const SKETCHED_STAGES: usize = 500;
+pub(super) const SKETCHED_STAGES: usize = 500;
 /// Charge per layer that moves, as a share of the lower bound, so that noise does not shuffle layers.
 const MOVED_LAYER_SHARE: f64 = 0.0002;
 /// Charge per stage beyond one a device, or those of the running plan, as a share of the lower bound, so that stages are
@@ -48,6 +48,8 @@ pub(crate) struct Judge<'a> {
     pub(crate) bound_ns: u64,
     pub(crate) evaluations: u64,
     evaluations_max: u64,
+    /// Evaluations that `tick` is told of: all so far, while those above are a task's.
+    pub(crate) shown: u64,
     tick: &'a mut dyn FnMut(&Progress) -> Control,
     since_tick: u64,
     /// Instructions listed or replayed.
@@ -88,6 +90,7 @@ impl<'a> Judge<'a> {
             bound_ns,
             evaluations: 0,
             evaluations_max: options.evaluations.unwrap_or(u64::MAX),
+            shown: 0,
             tick,
             since_tick: 0,
             instructions: 0,
@@ -114,18 +117,38 @@ impl<'a> Judge<'a> {
     /// Counts an evaluation.
     pub(crate) fn spend(&mut self, instructions: usize) {
         self.evaluations += 1;
+        self.shown += 1;
         self.instructions += instructions as u64;
         self.since_tick += instructions as u64 + 200;
         if self.since_tick >= TICK_INSTRUCTIONS {
             self.since_tick = 0;
-            let progress = Progress {
-                evaluations: self.evaluations,
-                best_ns: self.best_ns,
-                lower_bound_ns: self.bound_ns,
-                stage: self.stage,
-            };
-            self.stopped |= (self.tick)(&progress) == Control::Stop;
+            self.look();
         }
+    }
+
+    /// Tells the caller where the search stands, and asks whether to stop.
+    pub(crate) fn look(&mut self) {
+        let progress = Progress {
+            evaluations: self.shown,
+            best_ns: self.best_ns,
+            lower_bound_ns: self.bound_ns,
+            stage: self.stage,
+        };
+        self.stopped |= (self.tick)(&progress) == Control::Stop;
+    }
+
+    /// The caller wants the search to end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Starts anew with a task, as if nothing else had been evaluated.
+    pub(crate) fn begin(&mut self, best_ns: u64, evaluations_max: u64, trust: Trust) {
+        (self.evaluations, self.evaluations_max) = (0, evaluations_max);
+        self.best_ns = best_ns;
+        self.sketched = 0;
+        self.sketch.trust = trust;
+        self.sketch.lesson = None;
     }
 
     /// Counts a sketch of so many stages: many make an evaluation.

@@ -7,16 +7,14 @@
 //!                   +------------------------------------------------------------- rounds, ever longer
 //! ```
 //!
-//! Short restarts that intensify the best few beat one long anneal. A round works on the pool's members in turn; its
-//! steps grow from round to round, so that the search needs no knowledge of its budget.
-//!
 //! 1. With a valid running plan the result is never worse than it, and moves nothing that does not pay.
 //! 2. What is returned passed the audit.
-//! 3. Left out on purpose: rayon. One core suffices for what is planned live, and a search is deterministic.
+//! 3. The same seed and number of evaluations give the same plan, on any number of threads.
 
 mod judge;
 pub(crate) mod order;
 mod portfolio;
+mod rounds;
 mod sketch;
 mod squeeze;
 mod structure;
@@ -37,32 +35,13 @@ use adaptis_proto::Epoch;
 use judge::{Candidate, Judge};
 use portfolio::Pool;
 pub(crate) use portfolio::device_orders;
+use rounds::{ORDER_STEPS, STRUCTURE_STEPS};
 use structure::Freedom;
 
-/// Steps of the first round, and by how many percent each round is longer than the one before.
-const STRUCTURE_STEPS: usize = 400;
-const ORDER_STEPS: usize = 1_500;
-const GROWTH_PERCENT: usize = 120;
-/// Rounds after which steps grow no more.
-const GROWING_ROUNDS: u32 = 20;
 /// Sets of layers of a stage whose recomputation is tried to be left out in the end.
 const IDLE_RECOMPUTE_TRIES: usize = 17;
 /// Instructions replayed for that.
 const IDLE_RECOMPUTE_INSTRUCTIONS: u64 = 3_000_000;
-/// Listings this much worse than the best plan are worth tuning.
-const NEAR: f64 = 0.03;
-/// Members of the pool that a round works on.
-const WORKED_ON: usize = 2;
-/// Share of the new shapes that come from a sketch, as long as listings bear them out.
-const SKETCHED: f64 = 0.4;
-const SKETCHED_LARGE: f64 = 0.8;
-/// Instructions of a plan above which structure takes fewer steps, and sketches most of the new shapes.
-const LARGE: usize = 10_000;
-const STEPS_MIN: usize = 10;
-/// An order this near to what its shape takes at least is not worth tuning, but for a share of the time.
-const SETTLED: f64 = 0.0003;
-const TUNED_ANYWAY: f64 = 0.2;
-
 /// How to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -74,11 +53,14 @@ pub struct Options {
     pub horizon_iterations: u64,
     /// Number of the new plan.
     pub epoch: Epoch,
+    /// Threads to search on, the caller's or so many others. With a number of evaluations the result does not depend on
+    /// it.
+    pub threads: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 1, evaluations: None, horizon_iterations: 1000, epoch: Epoch(1) }
+        Self { seed: 1, evaluations: None, horizon_iterations: 1000, epoch: Epoch(1), threads: 1 }
     }
 }
 
@@ -200,8 +182,8 @@ pub enum Infeasible {
 /// Searches for the plan with the shortest iteration.
 ///
 /// `from` is the running plan on the same devices and layers; what leaves its device is then charged, spread over the
-/// horizon. One that does not belong to the problem is not looked at. `tick` is called every millisecond or so of work,
-/// more rarely only where one evaluation takes longer.
+/// horizon. One that does not belong to the problem is not looked at. `tick` is called on the caller's thread, every
+/// millisecond or so of work, more rarely only where one evaluation takes longer.
 ///
 /// # Errors
 /// No plan fits, or the constraints contradict one another. Both are decided however early the caller stops.
@@ -230,7 +212,7 @@ pub fn search(
     if let Some(shape) = &shape {
         climb(&mut judge, &mut pool, shape, &mut random);
     }
-    rounds(&mut judge, &mut pool, &mut random);
+    rounds::rounds(&mut judge, &mut pool, shape.as_ref(), options, &mut random);
     Ok(conclude(problem, &mut judge, &pool, from, options))
 }
 
@@ -298,54 +280,6 @@ fn climb(judge: &mut Judge, pool: &mut Pool, from: &Shape, random: &mut Random) 
     }
 }
 
-/// Works on the pool until the caller, the budget or the bound says that it is enough.
-fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
-    let (mut structure_steps, mut order_steps) = (STRUCTURE_STEPS, ORDER_STEPS);
-    let mut round = 0_u32;
-    while !judge.done() {
-        for turn in 0..WORKED_ON {
-            if judge.done() {
-                return;
-            }
-            // The best in every round, then whichever.
-            let place = if turn == 0 { 0 } else { random.below(pool.members.len()) };
-            let start = pool.members[place].clone();
-            judge.stage = "structure";
-            // A listing that takes long is worth choosing with care.
-            let size = start.programs.iter().map(Vec::len).sum::<usize>();
-            let is_large = size > LARGE;
-            let steps = structure_steps * LARGE.min(size) / size.max(1);
-            let share = if is_large { SKETCHED_LARGE } else { SKETCHED };
-            let listed = if random.chance(share * judge.sketch.trust.share) {
-                sketch::drawn(judge, &start.shape, random)
-            } else {
-                structure::relisted(judge, &start, random)
-            };
-            let mut tuned = start;
-            if let Some(listed) = listed {
-                let annealed = structure::anneal(judge, pool, &listed, Freedom::Full, steps.max(STEPS_MIN), random);
-                // A tuned order beats any listing of its shape; a listing that comes near will beat it once tuned.
-                let near = annealed.value < pool.members[0].value * (1.0 + NEAR);
-                if near && (turn > 0 || round % 2 == 1) || annealed.value < tuned.value {
-                    tuned = annealed;
-                }
-            }
-            let floor_ns = judge.floor_ns(&tuned.shape);
-            if tuned.iteration_ns as f64 <= floor_ns * (1.0 + SETTLED) && !random.chance(TUNED_ANYWAY) {
-                pool.offer(judge, tuned);
-                continue;
-            }
-            judge.stage = "order";
-            order::anneal(judge, pool, &tuned, Some(Freedom::Full), order_steps, random);
-        }
-        round += 1;
-        if round < GROWING_ROUNDS {
-            structure_steps = structure_steps * GROWTH_PERCENT / 100;
-            order_steps = order_steps * GROWTH_PERCENT / 100;
-        }
-    }
-}
-
 /// A candidate that recomputes only what its memory or time asks for: what was recomputed on the way to a better plan
 /// may be of no use to it.
 fn without_idle_recompute(judge: &mut Judge, candidate: &Candidate) -> Candidate {
@@ -373,8 +307,11 @@ fn without_idle_recompute(judge: &mut Judge, candidate: &Candidate) -> Candidate
 /// The best members as plans that passed the audit.
 fn conclude(problem: &Problem, judge: &mut Judge, pool: &Pool, from: Option<&Plan>, options: &Options) -> Outcome {
     let parent = from.map_or(Epoch(0), |plan| plan.epoch);
-    let audited = |judge: &mut Judge, candidate: &Candidate| {
-        let lean = without_idle_recompute(judge, candidate);
+    let audited = |judge: &mut Judge, candidate: &Candidate, kind: RungKind| {
+        let lean = match kind {
+            RungKind::Order => candidate.clone(),
+            _ => without_idle_recompute(judge, candidate),
+        };
         let joined = order::fused(judge, &lean);
         [joined.as_ref(), Some(&lean), Some(candidate)].into_iter().flatten().find_map(|candidate| {
             let mut plan = candidate.shape.plan(problem, &candidate.programs, options.epoch, parent);
@@ -383,14 +320,14 @@ fn conclude(problem: &Problem, judge: &mut Judge, pool: &Pool, from: Option<&Pla
             (timeline.fits && audit(problem, &plan).is_empty()).then_some(plan)
         })
     };
-    let plan = pool.members.iter().find_map(|member| audited(judge, member));
+    let plan = pool.members.iter().find_map(|member| audited(judge, member, RungKind::Full));
     let plan = plan.expect("candidates keep every rule of the audit by construction");
     let mut rungs = Vec::new();
     if let Some(from) = from {
         for kind in RungKind::ALL {
             let best = match kind {
                 RungKind::Full => Some(plan.clone()),
-                _ => pool.rung(kind).and_then(|candidate| audited(judge, candidate)),
+                _ => pool.rung(kind).and_then(|candidate| audited(judge, candidate, kind)),
             };
             let Some(plan) = best else { continue };
             let moved = moves::moves(problem, from, &plan);

@@ -9,7 +9,7 @@
 //! It takes a microsecond where a listing takes fifty, and so can look at fifty times as many shapes. Links that are
 //! busy with more than one stage, and the fit of F, I and W into one another, are left to the listing.
 
-use super::judge::{Candidate, Judge};
+use super::judge::{Candidate, Judge, SKETCHED_STAGES};
 use super::structure::{Freedom, change};
 use crate::costs::{Costs, StageCost};
 use crate::random::Random;
@@ -63,8 +63,12 @@ impl Default for Trust {
 }
 
 impl Trust {
-    /// A sketch came to `likely`, its listing to `listed`; none where it did not fit.
-    fn learn(&mut self, likely: f64, listed: Option<f64>) {
+    /// About what the next anneal of a shape of so many stages counts for; it may double them.
+    pub(super) fn evaluations(&self, stages: usize) -> u64 {
+        (self.steps * stages * 2 / SKETCHED_STAGES) as u64
+    }
+
+    pub(super) fn learn(&mut self, Lesson { likely, listed }: Lesson) {
         let ratio = listed.map_or(f64::INFINITY, |listed| listed / likely.max(1.0));
         if ratio > FAR {
             self.held_factor = (self.held_factor * 1.3).min(HELD_MAX);
@@ -79,10 +83,20 @@ impl Trust {
     }
 }
 
+/// What a listing told of its sketch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lesson {
+    likely: f64,
+    /// None where it did not fit.
+    listed: Option<f64>,
+}
+
 /// Estimates shapes: what was learnt about estimates, and their buffers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sketch {
     pub(crate) trust: Trust,
+    /// The last one.
+    pub(crate) lesson: Option<Lesson>,
     /// Waits are told by [`Sketch::warm_up`], else only the first of them.
     is_fine: bool,
     /// Of the shape estimated last, and of the one before: neighbours share most of their stages.
@@ -274,7 +288,9 @@ fn gap(taken: &[(f64, f64)], at: f64, length: f64) -> (f64, usize) {
 pub(crate) fn drawn(judge: &mut Judge, start: &Shape, random: &mut Random) -> Option<Candidate> {
     let (shape, likely) = anneal(judge, start, random);
     let listed = judge.best_listing(&shape, &Genes::STANDARD);
-    judge.sketch.trust.learn(likely, listed.as_ref().map(|listed| listed.value));
+    let lesson = Lesson { likely, listed: listed.as_ref().map(|listed| listed.value) };
+    judge.sketch.trust.learn(lesson);
+    judge.sketch.lesson = Some(lesson);
     listed
 }
 

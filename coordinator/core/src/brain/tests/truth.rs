@@ -1,6 +1,7 @@
 //! What layers truly cost, and what devices record of it.
 
 use adaptis_plan::{Action, Plan, Problem};
+use adaptis_planner::noise::{Jitter, Noise, draws};
 use adaptis_planner::simulate::{Span, Timeline, simulate};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{Epoch, Step};
@@ -43,6 +44,15 @@ impl Truth {
         (ns as f64 * (1.0 + self.noise * deviation)).round() as u64
     }
 
+    /// What an iteration takes whose works deviate.
+    fn jittered_ns(&self, plan: &Plan, step: Step) -> u64 {
+        let even = |at: u32| 1.0 + self.noise * (f64::from(at) / 50.0 - 1.0);
+        let jitter = Jitter::measured((0..=100).map(even));
+        let devices = vec![[jitter.clone(), jitter.clone(), jitter]; self.problem.devices.len()];
+        let drawn = draws(&self.problem, plan, &Noise { devices, together: 0.0 }, 1, 77 + step.0);
+        drawn.expect("a plan in force can be simulated").iteration_ns[0]
+    }
+
     /// What a device records of an iteration under a plan.
     pub fn samples(&mut self, device: usize, place: Place, text: &str) -> Vec<Sample> {
         let plan = Plan::read(text).expect("plans of the ledger can be read");
@@ -56,7 +66,7 @@ impl Truth {
         if self.timeline.as_ref().is_none_or(|(step, _)| *step != place.step) {
             let timeline = simulate(&self.problem, &plan).expect("a plan in force can be simulated");
             let burden = self.burden.filter(|(epoch, _)| *epoch == place.epoch).map_or(1.0, |(_, factor)| factor);
-            self.duration_ns = (timeline.iteration_ns as f64 * burden) as u64;
+            self.duration_ns = (self.jittered_ns(&plan, place.step) as f64 * burden) as u64;
             self.timeline = Some((place.step, timeline));
         }
         let (_, timeline) = self.timeline.clone().expect("just simulated");

@@ -1,0 +1,343 @@
+//! Works on the pool, task by task, on as many threads as there are: with one result.
+//!
+//! ```text
+//!   pool --cut--> task 0, 1, 2, ...  --any thread--> what each found --in the tasks' order--> pool
+//! ```
+//!
+//! Short restarts that intensify the best few beat one long anneal. A task is such a restart: structure, then order. Its
+//! steps grow from round to round, so that the search needs no knowledge of its budget.
+//!
+//! 1. A task is a value: where it starts, its steps and evaluations, its random numbers. What it finds depends on nothing
+//!    else.
+//! 2. Task k is cut when the pool holds what the tasks up to k - `ahead` found, no more and no less. So the result does
+//!    not depend on how many threads there are, nor on how long each takes.
+//! 3. What was spent and what tasks at work may still spend is never more than the budget.
+
+use super::judge::{Candidate, Judge};
+use super::portfolio::Pool;
+use super::sketch::{self, Trust};
+use super::structure::{self, Freedom};
+use super::{Control, Options, Progress, order};
+use crate::random::{Random, mixed};
+use crate::shape::Shape;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Steps of the first round, and by how many percent each round is longer than the one before.
+pub(super) const STRUCTURE_STEPS: usize = 400;
+pub(super) const ORDER_STEPS: usize = 1_500;
+const GROWTH_PERCENT: usize = 120;
+/// Rounds after which steps grow no more.
+const GROWING_ROUNDS: u32 = 20;
+/// Tasks of a round: the first one works on the best member of the pool.
+const WORKED_ON: u64 = 2;
+/// Listings this much worse than the best plan are worth tuning.
+const NEAR: f64 = 0.03;
+/// Share of the new shapes that come from a sketch, as long as listings bear them out.
+const SKETCHED: f64 = 0.4;
+const SKETCHED_LARGE: f64 = 0.8;
+/// Instructions of a plan above which structure takes fewer steps, and sketches most of the new shapes.
+const LARGE: usize = 10_000;
+const STEPS_MIN: usize = 10;
+/// An order this near to what its shape takes at least is not worth tuning, but for a share of the time.
+const SETTLED: f64 = 0.0003;
+const TUNED_ANYWAY: f64 = 0.2;
+/// Evaluations of a task beside its steps.
+const EVALUATIONS_BESIDE: u64 = 16;
+/// Tasks that are cut before the first of them must be back, where the result must not depend on the threads.
+const AHEAD: usize = 8;
+/// The same for each thread where it may, so that none waits for a longer task.
+const AHEAD_PER_THREAD: usize = 2;
+/// Threads at most.
+const THREADS_MAX: usize = 64;
+/// Between two looks at whether the caller wants to stop, while threads work.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// One restart.
+struct Task {
+    start: Candidate,
+    /// Of the best member when the task was cut.
+    best_value: f64,
+    best_ns: u64,
+    /// A shape that comes near the best is tuned even if its listing is worse than the start.
+    tunes_near: bool,
+    is_sketched: bool,
+    structure_steps: usize,
+    order_steps: usize,
+    evaluations_max: u64,
+    trust: Trust,
+    random: Random,
+}
+
+/// What a task found.
+struct Found {
+    offers: Vec<Candidate>,
+    /// What a listing told of its sketch.
+    learnt: Option<sketch::Lesson>,
+    evaluations: u64,
+}
+
+impl Task {
+    fn work(mut self, judge: &mut Judge) -> Found {
+        judge.begin(self.best_ns, self.evaluations_max, self.trust);
+        // What is found is offered to the true pool in the tasks' order.
+        let mut aside = Pool::new(None);
+        let random = &mut self.random;
+        judge.stage = "structure";
+        let listed = match self.is_sketched {
+            true => sketch::drawn(judge, &self.start.shape, random),
+            false => structure::relisted(judge, &self.start, random),
+        };
+        let mut offers = Vec::new();
+        let mut tuned = self.start;
+        if let Some(listed) = listed {
+            let steps = self.structure_steps;
+            let annealed = structure::anneal(judge, &mut aside, &listed, Freedom::Full, steps, random);
+            offers.push(annealed.clone());
+            // A tuned order beats any listing of its shape; a listing that comes near will beat it once tuned.
+            let is_near = annealed.value < self.best_value * (1.0 + NEAR);
+            if is_near && self.tunes_near || annealed.value < tuned.value {
+                tuned = annealed;
+            }
+        }
+        let floor_ns = judge.floor_ns(&tuned.shape);
+        if tuned.iteration_ns as f64 <= floor_ns * (1.0 + SETTLED) && !random.chance(TUNED_ANYWAY) {
+            offers.push(tuned);
+        } else {
+            judge.stage = "order";
+            let steps = self.order_steps;
+            offers.push(order::anneal(judge, &mut aside, &tuned, Some(Freedom::Full), steps, random));
+        }
+        Found { offers, learnt: judge.sketch.lesson.take(), evaluations: judge.evaluations }
+    }
+}
+
+/// Cuts tasks and takes in what they found.
+struct Desk<'p> {
+    pool: &'p mut Pool,
+    seed: u64,
+    cut: u64,
+    structure_steps: usize,
+    order_steps: usize,
+    trust: Trust,
+    best_ns: u64,
+    spent: u64,
+    spent_max: u64,
+    /// Most evaluations of each task that is out, oldest first.
+    out: VecDeque<u64>,
+}
+
+impl Desk<'_> {
+    /// The next task; none if the tasks that are out may spend all that is left.
+    fn cut(&mut self) -> Option<Task> {
+        let left = self.spent_max.saturating_sub(self.spent).saturating_sub(self.out.iter().sum());
+        if left == 0 {
+            return None;
+        }
+        let (round, turn) = (self.cut / WORKED_ON, self.cut % WORKED_ON);
+        if turn == 0 && round > 0 && round < u64::from(GROWING_ROUNDS) {
+            self.structure_steps = self.structure_steps * GROWTH_PERCENT / 100;
+            self.order_steps = self.order_steps * GROWTH_PERCENT / 100;
+        }
+        let mut random = Random::new(mixed(self.seed.wrapping_add(self.cut)));
+        self.cut += 1;
+        let members = &self.pool.members;
+        // The best in every round, then whichever.
+        let start = members[if turn == 0 { 0 } else { random.below(members.len()) }].clone();
+        // A listing that takes long is worth choosing with care.
+        let size = start.programs.iter().map(Vec::len).sum::<usize>();
+        let share = if size > LARGE { SKETCHED_LARGE } else { SKETCHED };
+        let is_sketched = random.chance(share * self.trust.share);
+        let structure_steps = (self.structure_steps * LARGE.min(size) / size.max(1)).max(STEPS_MIN);
+        let sketched = if is_sketched { self.trust.evaluations(start.shape.stages.len()) } else { 0 };
+        let steps = (structure_steps + self.order_steps) as u64;
+        // A step's look at the floor counts as a part of an evaluation.
+        let evaluations_max = (steps + steps / 8 + sketched + EVALUATIONS_BESIDE).min(left);
+        self.out.push_back(evaluations_max);
+        Some(Task {
+            start,
+            best_value: members[0].value,
+            best_ns: self.best_ns,
+            tunes_near: turn > 0 || round % 2 == 1,
+            is_sketched,
+            structure_steps,
+            order_steps: self.order_steps,
+            evaluations_max,
+            trust: self.trust,
+            random,
+        })
+    }
+
+    /// Takes in what the oldest task found.
+    fn take_in(&mut self, judge: &mut Judge, found: Found) {
+        self.out.pop_front();
+        self.spent += found.evaluations;
+        if let Some(lesson) = found.learnt {
+            self.trust.learn(lesson);
+        }
+        for candidate in found.offers {
+            self.best_ns = self.best_ns.min(candidate.iteration_ns);
+            self.pool.offer(judge, candidate);
+        }
+    }
+}
+
+/// Who works on tasks; what they found comes back in the order in which they were given.
+trait Workers {
+    fn give(&mut self, judge: &mut Judge, task: Task);
+    /// What the oldest task found; none if it is lost.
+    fn take(&mut self, judge: &mut Judge) -> Option<Found>;
+}
+
+/// The caller's thread.
+#[derive(Default)]
+struct Alone {
+    found: VecDeque<Found>,
+}
+
+impl Workers for Alone {
+    fn give(&mut self, judge: &mut Judge, task: Task) {
+        self.found.push_back(task.work(judge));
+    }
+
+    fn take(&mut self, _judge: &mut Judge) -> Option<Found> {
+        self.found.pop_front()
+    }
+}
+
+/// Threads, while the caller's waits and asks whether to stop. Neither channel ever holds more tasks than are out.
+struct Crew<'s> {
+    tasks: Sender<(u64, Task)>,
+    /// None: a thread panicked, and their scope says so when all have ended.
+    found: Receiver<Option<(u64, Found)>>,
+    stop: &'s AtomicBool,
+    given: u64,
+    taken: u64,
+    early: BTreeMap<u64, Found>,
+}
+
+impl Workers for Crew<'_> {
+    fn give(&mut self, _judge: &mut Judge, task: Task) {
+        // Nobody is there to take it only after a panic, which is told by what is found.
+        let _ = self.tasks.send((self.given, task));
+        self.given += 1;
+    }
+
+    fn take(&mut self, judge: &mut Judge) -> Option<Found> {
+        loop {
+            if let Some(found) = self.early.remove(&self.taken) {
+                self.taken += 1;
+                judge.shown += found.evaluations;
+                return Some(found);
+            }
+            match self.found.recv_timeout(LOOK_EVERY) {
+                Ok(Some((number, found))) => drop(self.early.insert(number, found)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(None) | Err(RecvTimeoutError::Disconnected) => return None,
+            }
+            judge.look();
+            self.stop.fetch_or(judge.is_stopped(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Tells of a panic, so that nobody waits for what was lost.
+struct Alarm<'s>(&'s Sender<Option<(u64, Found)>>);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.0.send(None);
+        }
+    }
+}
+
+impl Desk<'_> {
+    fn run(&mut self, judge: &mut Judge, ahead: usize, workers: &mut impl Workers) {
+        loop {
+            while !judge.is_stopped()
+                && self.best_ns > judge.bound_ns
+                && self.out.len() < ahead
+                && let Some(task) = self.cut()
+            {
+                workers.give(judge, task);
+            }
+            // What is out when the bound is reached is not needed, and would depend on nothing but chance.
+            if self.out.is_empty() || self.best_ns <= judge.bound_ns {
+                return;
+            }
+            let Some(found) = workers.take(judge) else { return };
+            self.take_in(judge, found);
+        }
+    }
+}
+
+/// Works on the pool until the caller, the budget or the bound says that it is enough.
+pub(super) fn rounds(
+    judge: &mut Judge,
+    pool: &mut Pool,
+    running: Option<&Shape>,
+    options: &Options,
+    random: &mut Random,
+) {
+    if judge.done() {
+        return;
+    }
+    let threads = options.threads.clamp(1, THREADS_MAX);
+    let ahead = match options.evaluations {
+        Some(_) => AHEAD,
+        None if threads == 1 => 1,
+        None => threads * AHEAD_PER_THREAD,
+    };
+    let mut desk = Desk {
+        pool,
+        seed: random.bits(),
+        cut: 0,
+        structure_steps: STRUCTURE_STEPS,
+        order_steps: ORDER_STEPS,
+        trust: judge.sketch.trust,
+        best_ns: judge.best_ns,
+        spent: judge.evaluations,
+        spent_max: options.evaluations.unwrap_or(u64::MAX),
+        out: VecDeque::new(),
+    };
+    match threads.min(ahead) {
+        1 => desk.run(judge, ahead, &mut Alone::default()),
+        threads => {
+            let (costs, rules, bound_ns, stop) = (judge.costs, judge.rules, judge.bound_ns, AtomicBool::new(false));
+            let (tasks, to_do) = channel::<(u64, Task)>();
+            let (report, found) = channel();
+            let to_do = Mutex::new(to_do);
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    let (report, to_do, stop) = (report.clone(), &to_do, &stop);
+                    scope.spawn(move || {
+                        let alarm = Alarm(&report);
+                        let mut look = |_: &Progress| match stop.load(Ordering::Relaxed) {
+                            true => Control::Stop,
+                            false => Control::Go,
+                        };
+                        let mut judge = Judge::new(costs, rules, running, bound_ns, options, &mut look);
+                        loop {
+                            let next = to_do.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                            let Ok((number, task)) = next else { break };
+                            if report.send(Some((number, task.work(&mut judge)))).is_err() {
+                                break;
+                            }
+                        }
+                        drop(alarm);
+                    });
+                }
+                drop(report);
+                let mut crew = Crew { tasks, found, stop: &stop, given: 0, taken: 0, early: BTreeMap::new() };
+                desk.run(judge, ahead, &mut crew);
+                // Whoever is still at work is not waited for longer than a look takes.
+                stop.store(true, Ordering::Relaxed);
+            });
+        }
+    }
+    (judge.evaluations, judge.best_ns) = (desk.spent, desk.best_ns);
+}
