@@ -24,10 +24,14 @@ use super::{Bench, FLOAT_LOSS, FOREVER};
 use crate::costs::Costs;
 use adaptis_plan::Problem;
 
-/// Cells of the bytes that a microbatch holds.
-const CELLS: usize = 12;
-/// Rounds of a search for a price.
-const PRICE_ROUNDS: usize = 14;
+/// Cells of the cost of recomputation.
+const CELLS: usize = 24;
+/// Weights of what memory allows early, and of the number of microbatches, as they are tried.
+const WEIGHTS: [(f64, f64); 3] = [(0.95, 0.02), (0.8, 0.1), (1.0, 0.02)];
+/// Share of the early work up to which a layer's is small.
+const SMALL: f64 = 0.005;
+/// Halvings between two prices.
+const PRICE_ROUNDS: usize = 4;
 /// Halvings of a step of time; fewer where there are more layers than that.
 const HALVINGS: usize = 26;
 const HALVINGS_LARGE: usize = 8;
@@ -39,12 +43,21 @@ struct Layer {
     again: f64,
     /// Most work that its F is.
     forward: f64,
+    /// Of how many microbatches its F can be run before the first I.
+    early_max: f64,
     /// Held from F on, also if it is recomputed.
     base_bytes: f64,
     /// Held besides, unless it is recomputed.
     saved_bytes: f64,
     /// Bytes x time of a microbatch that recomputing it saves.
     saved_area: f64,
+}
+
+impl Layer {
+    /// Most work of its F that can be done early.
+    fn early(&self) -> f64 {
+        self.early_max * self.forward
+    }
 }
 
 /// The devices together.
@@ -62,14 +75,19 @@ struct Pool {
     area: f64,
 }
 
-/// Bytes saved per microbatch among the first layers, and a line above the work that they let the devices do early.
-struct Cell {
-    layers: usize,
-    least_bytes: f64,
-    most_bytes: f64,
-    /// At the least bytes, and how it rises per byte.
-    early: f64,
-    slope: f64,
+/// What is asked of the recomputed layers to do within a time.
+struct Task {
+    /// What all devices can do behind the first I, priced.
+    room: f64,
+    /// Bytes x time that recomputation must save of each microbatch, at least.
+    area: f64,
+    /// Weight of what memory lets the devices do early, against what they could do without a limit.
+    weight: f64,
+    /// Weight of the number of microbatches, against the memory of all: what is done early is not done of few layers of
+    /// many microbatches.
+    spread: f64,
+    /// Per layer: what recomputing it costs all microbatches, less the weighted part that may be done early.
+    cost: Vec<f64>,
 }
 
 impl Bench {
@@ -92,7 +110,7 @@ impl Pool {
         let usable = |device: &usize| (0..bench.layers).any(|layer| bench.allows(layer, *device));
         let memory = |device: usize| costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) as f64;
         let state: f64 = problem.layers.iter().map(|layer| layer.state_bytes as f64).sum();
-        let mut layers = Vec::with_capacity(bench.layers);
+        let mut layers: Vec<Layer> = Vec::with_capacity(bench.layers);
         let (mut total, mut area) = (0.0, 0.0);
         // From the start of a layer's F to the end of its I, of the layers so far and behind.
         let mut residence = 0.0;
@@ -114,6 +132,7 @@ impl Pool {
             layers.push(Layer {
                 again: least(&work),
                 forward: allowed().map(work).fold(0.0, f64::max),
+                early_max: bench.microbatches,
                 base_bytes,
                 saved_bytes,
                 // Its F that is run again, and I, are with all bytes held.
@@ -126,12 +145,25 @@ impl Pool {
         dearest.sort_by(|a, b| b.total_cmp(a));
         let until = |(price, &start): (&f64, &f64)| price * (first_input - start).max(0.0);
         let all_forward: f64 = layers.iter().map(|layer| bench.microbatches * layer.forward).sum();
+        let before = dearest.iter().zip(&bench.start).map(until).sum::<f64>().min(all_forward);
+        // One after the other on its device, from when the first can be there; and none without all before it.
+        let (mut ahead, mut work) = (0.0, 0.0);
+        for (index, layer) in layers.iter_mut().enumerate() {
+            let forward = bench.least(index, |times| times.forward);
+            work += layer.again;
+            for limit in [(first_input - ahead) / forward, before / work] {
+                // Nothing takes no time any number of times.
+                layer.early_max = layer.early_max.min(if limit.is_nan() { f64::INFINITY } else { limit });
+            }
+            layer.early_max *= 1.0 + FLOAT_LOSS;
+            ahead += forward;
+        }
         Self {
             microbatches: bench.microbatches,
             memory_bytes: (devices().filter(usable).map(memory).sum::<f64>() - state) * (1.0 + FLOAT_LOSS),
             first_input,
             total,
-            before: dearest.iter().zip(&bench.start).map(until).sum::<f64>().min(all_forward),
+            before,
             devices: price.iter().sum(),
             area,
             layers,
@@ -141,117 +173,125 @@ impl Pool {
     /// Whether some recomputation may do within a time; a no is a proof.
     fn allows(&self, time: f64) -> bool {
         let room = self.devices * (time - self.first_input).max(0.0);
-        let needed_area = self.area * (1.0 - FLOAT_LOSS) - self.memory_bytes * time / self.microbatches;
-        if needed_area > self.layers.iter().map(|layer| layer.saved_area).sum() {
+        let area = self.area * (1.0 - FLOAT_LOSS) - self.memory_bytes * time / self.microbatches;
+        if area > self.layers.iter().map(|layer| layer.saved_area).sum() {
             return false;
         }
-        self.cells().iter().any(|cell| self.least_work(cell, needed_area, room) <= room)
+        WEIGHTS.iter().all(|&(weight, spread)| {
+            let early = |layer: &Layer| if self.is_small(layer) { 0.0 } else { weight * layer.early() };
+            let cost = |layer: &Layer| self.microbatches * layer.again - early(layer);
+            self.may(&Task { room, area, weight, spread, cost: self.layers.iter().map(cost).collect() })
+        })
     }
 
-    /// The bytes that may be saved, in cells: for the first layers that may be what is forwarded early, all layers alone
-    /// and then in blocks that double. A block does the work of its longest and holds what its shortest does.
-    fn cells(&self) -> Vec<Cell> {
-        let mut cells = Vec::new();
-        let mut longest = self.layers.len();
-        for block in 0_u32.. {
-            if longest == 0 {
-                break;
-            }
-            let shortest = (longest + 1).saturating_sub(1 << block.saturating_sub(1)).max(1);
-            self.add_cells(longest, shortest, &mut cells);
-            longest = shortest - 1;
-        }
-        cells
+    /// So little work that it is taken to be done early for all microbatches: an embedding, say, holds next to nothing.
+    fn is_small(&self, layer: &Layer) -> bool {
+        layer.early() <= SMALL * self.before
     }
 
-    fn add_cells(&self, longest: usize, shortest: usize, cells: &mut Vec<Cell>) {
-        let work: f64 = self.layers[..longest].iter().map(|layer| layer.forward).sum();
-        let least: f64 = self.layers[..shortest].iter().map(|layer| layer.base_bytes).sum();
-        let all = least + self.layers[..shortest].iter().map(|layer| layer.saved_bytes).sum::<f64>();
-        let early = |held: f64| f64::min(self.memory_bytes * work / held, self.before);
-        let mut cell = |low: f64, high: f64, early: f64, slope: f64| {
-            let (least_bytes, most_bytes) = ((all - high).max(0.0), (all - low).max(0.0));
-            cells.push(Cell { layers: shortest, least_bytes, most_bytes, early, slope });
-        };
-        // Up to so many bytes held memory is no limit.
-        let ample = if self.before > 0.0 { self.memory_bytes * work / self.before } else { f64::INFINITY };
-        if ample >= least {
-            // Where nothing can be done early, no more of it can be done with less held.
-            cell(least, if ample > 0.0 { ample.min(all) } else { all }, self.before, 0.0);
-        }
-        let mut low = ample.max(least);
-        if low <= 0.0 || low >= all && ample >= least {
-            return;
-        }
-        let places = if low < all { CELLS } else { 1 };
-        let factor = (all / low).powf(1.0 / places as f64);
-        for place in 1..=places {
-            let high = if place == places { all } else { (low * factor).min(all) };
-            let slope = if high > low { (early(low) - early(high)) / (high - low) } else { 0.0 };
-            cell(low, high, early(high), slope);
-            low = high;
-        }
+    /// The same by one weight: over the cost of all recomputation, in cells.
+    fn may(&self, task: &Task) -> bool {
+        let costs = task.cost.iter().copied().zip(&self.layers);
+        let (least, _) = cheapest(costs.map(|(cost, layer)| (cost, cost, layer.saved_area)), task.area);
+        let lost = FLOAT_LOSS * (self.total + self.before + task.room);
+        let most = task.room - self.total + self.before + lost;
+        let (low, high) = (least - lost, most);
+        let edge = |cell: usize| low + (high - low) * cell as f64 / CELLS as f64;
+        low <= high && (0..CELLS).any(|cell| self.may_cost(task, edge(cell), edge(cell + 1), 1, self.layers.len()))
     }
 
-    /// Least priced work behind the first I over all recomputation in a cell that saves enough area; no more than needed
-    /// to be sure that it exceeds `room`.
-    fn least_work(&self, cell: &Cell, needed_area: f64, room: f64) -> f64 {
-        let dearest = |layer: &Layer| match layer.saved_bytes > 0.0 {
-            true => self.microbatches * layer.again / layer.saved_bytes,
-            false => 0.0,
-        };
-        let mut low = 0.0;
-        let mut high = cell.slope + self.layers[..cell.layers].iter().map(dearest).fold(0.0, f64::max);
-        let (mut price, mut best) = (0.0, 0.0);
-        for _ in 0..PRICE_ROUNDS {
-            let (work, saved_bytes) = self.recomputed(cell, price, needed_area);
-            // Bytes that the chord rewards beyond the price, at most, or that the price asks for besides, at least.
-            let limit = if price < cell.slope { cell.most_bytes } else { cell.least_bytes };
-            let work = self.total - cell.early + cell.slope * cell.least_bytes - (cell.slope - price) * limit + work;
-            let lost = FLOAT_LOSS * (self.total + cell.early + (cell.slope + price) * cell.most_bytes);
-            best = f64::max(best, work - 16.0 * lost);
-            if best > room {
-                break;
-            }
-            // Concave in the price: dearer where too few bytes are saved, cheaper where too many are.
-            if saved_bytes < limit {
-                low = price
-            } else {
-                high = price
-            }
-            price = (low + high) / 2.0;
+    /// Whether recomputation that costs between `least` and `most` may do, with F of between `shortest` and `longest`
+    /// layers run early: in halves, as long as that is not ruled out for all of them together.
+    fn may_cost(&self, task: &Task, least: f64, most: f64, shortest: usize, longest: usize) -> bool {
+        if self.ruled_out(task, least, most, shortest, longest) {
+            return false;
         }
-        best
+        let middle = (shortest + longest).div_ceil(2);
+        shortest == longest
+            || self.may_cost(task, least, most, middle, longest)
+            || self.may_cost(task, least, most, shortest, middle - 1)
     }
 
-    /// The recomputation of least work, less the price of what it saves among the cell's layers, by fractions of layers:
-    /// whatever pays, and then what is cheapest for its area until that is enough. And the bytes that it saves there.
-    fn recomputed(&self, cell: &Cell, price: f64, needed_area: f64) -> (f64, f64) {
-        let (mut work, mut saved_bytes, mut area) = (0.0, 0.0, 0.0);
-        let mut others = Vec::new();
+    /// Whether even the work of the longest does not make up for the bytes of the shortest: in memory, `early` of work
+    /// must be done, so `early x bytes <= memory x work`, both of one microbatch, and both linear in what is recomputed.
+    fn ruled_out(&self, task: &Task, least: f64, most: f64, shortest: usize, longest: usize) -> bool {
+        let behind = self.total + least - task.room - (1.0 - task.weight) * self.before;
+        let small: f64 = self.layers.iter().filter(|layer| self.is_small(layer)).map(Layer::early).sum();
+        let early = behind / task.weight - small;
+        let fixed = task.spread * self.memory_bytes * early / self.microbatches;
+        let (mut gains, mut lacking, mut size) = (Vec::with_capacity(longest), fixed, fixed.abs());
         for (index, layer) in self.layers.iter().enumerate() {
-            let saved = if index < cell.layers { layer.saved_bytes } else { 0.0 };
-            let cost = self.microbatches * layer.again - price * saved;
-            if cost < 0.0 {
-                work += cost;
-                saved_bytes += saved;
-                area += layer.saved_area;
-            } else if layer.saved_area > 0.0 {
-                others.push((cost / layer.saved_area, cost, saved, layer.saved_area));
-            }
+            let counts = index < longest && !self.is_small(layer);
+            let work = if counts { (1.0 + task.spread) * self.memory_bytes * layer.forward } else { 0.0 };
+            let (base, saved) = match index < shortest {
+                true => (early * layer.base_bytes, early * layer.saved_bytes),
+                false => (0.0, 0.0),
+            };
+            lacking += base + saved - work;
+            size += base.abs() + saved.abs() + work;
+            gains.push(saved - work);
         }
-        if area < needed_area {
-            others.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-            for (_, cost, saved, of) in others {
-                let part = ((needed_area - area) / of).clamp(0.0, 1.0);
-                work += part * cost;
-                saved_bytes += part * saved;
-                area += part * of;
-                if area >= needed_area {
-                    break;
-                }
+        // Where a layer begins to pay its price; the best is at one of these, or between two where area decides.
+        let ratios = gains.iter().zip(&task.cost).filter(|(gain, cost)| **gain > 0.0 && **cost > 0.0);
+        let mut prices: Vec<f64> = ratios.map(|(gain, cost)| gain / cost).chain([0.0]).collect();
+        prices.sort_unstable_by(f64::total_cmp);
+        prices.dedup();
+        let rules_out = |price: f64| {
+            let layers = self.layers.iter().zip(&gains).zip(&task.cost);
+            let items = layers.map(|((layer, gain), cost)| (price * cost - gain, *cost, layer.saved_area));
+            let (lost, cost) = cheapest(items, task.area);
+            let margin = 64.0 * FLOAT_LOSS * (size + price * (most.abs() + self.total));
+            (lacking + lost - price * most > margin, cost > most)
+        };
+        // Concave in the price: dearer where too much is recomputed, cheaper where more may be.
+        let (mut low, mut high) = (0, prices.len());
+        while low < high {
+            let middle = (low + high) / 2;
+            let (done, dearer) = rules_out(prices[middle]);
+            if done {
+                return true;
             }
+            if dearer { low = middle + 1 } else { high = middle }
         }
-        (work, saved_bytes)
+        let mut under = if low == 0 { 0.0 } else { prices[low - 1] };
+        let mut over = prices.get(low).copied().unwrap_or(under * 2.0);
+        for _ in 0..PRICE_ROUNDS {
+            let price = (under + over) / 2.0;
+            let (done, dearer) = rules_out(price);
+            if done {
+                return true;
+            }
+            if dearer { under = price } else { over = price }
+        }
+        false
     }
+}
+
+/// Of items of a value, a cost and an area: the least value of any fractions of them that reach an area, and its cost.
+/// Whatever is negative, and then what is cheapest for its area until that is enough.
+fn cheapest(items: impl Iterator<Item = (f64, f64, f64)>, needed: f64) -> (f64, f64) {
+    let (mut value, mut cost, mut area) = (0.0, 0.0, 0.0);
+    let mut others = Vec::new();
+    for item in items {
+        if item.0 < 0.0 {
+            value += item.0;
+            cost += item.1;
+            area += item.2;
+        } else if item.2 > 0.0 {
+            others.push(item);
+        }
+    }
+    if area < needed {
+        others.sort_unstable_by(|a, b| (a.0 / a.2).total_cmp(&(b.0 / b.2)));
+        for item in others {
+            let part = ((needed - area) / item.2).clamp(0.0, 1.0);
+            value += part * item.0;
+            cost += part * item.1;
+            area += part * item.2;
+            if area >= needed {
+                break;
+            }
+        }
+    }
+    (value, cost)
 }
