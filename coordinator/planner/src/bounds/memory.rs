@@ -23,18 +23,23 @@
 use super::{Bench, FLOAT_LOSS, FOREVER};
 use crate::costs::Costs;
 use adaptis_plan::Problem;
+use std::cell::Cell;
 
 /// Cells of the cost of recomputation.
-const CELLS: usize = 24;
+const CELLS: usize = 12;
 /// Weights of what memory allows early, and of the number of microbatches, as they are tried.
-const WEIGHTS: [(f64, f64); 3] = [(0.95, 0.02), (0.8, 0.1), (1.0, 0.02)];
+const WEIGHTS: [(f64, f64); 2] = [(0.95, 0.02), (0.8, 0.1)];
 /// Share of the early work up to which a layer's is small.
 const SMALL: f64 = 0.005;
+/// Layers looked at, over all prices and cells of a problem; beyond that nothing more is ruled out.
+const LOOKS_MAX: usize = 2_000_000;
+/// Numbers of layers whose work differs by no more than this factor are not told apart.
+const ALIKE: f64 = 1.01;
 /// Halvings between two prices.
-const PRICE_ROUNDS: usize = 4;
+const PRICE_ROUNDS: usize = 3;
 /// Halvings of a step of time; fewer where there are more layers than that.
-const HALVINGS: usize = 26;
-const HALVINGS_LARGE: usize = 8;
+const HALVINGS: usize = 10;
+const HALVINGS_LARGE: usize = 4;
 const LAYERS_LARGE: usize = 128;
 
 /// A layer, priced.
@@ -73,6 +78,8 @@ struct Pool {
     devices: f64,
     /// Bytes x time of a microbatch if nothing is recomputed.
     area: f64,
+    /// Layers looked at so far.
+    looks: Cell<usize>,
 }
 
 /// What is asked of the recomputed layers to do within a time.
@@ -167,6 +174,7 @@ impl Pool {
             devices: price.iter().sum(),
             area,
             layers,
+            looks: Cell::new(0),
         }
     }
 
@@ -207,7 +215,8 @@ impl Pool {
             return false;
         }
         let middle = (shortest + longest).div_ceil(2);
-        shortest == longest
+        let work = |layers: usize| self.layers[..layers].iter().map(|layer| layer.forward).sum::<f64>();
+        work(longest) <= work(shortest) * ALIKE
             || self.may_cost(task, least, most, middle, longest)
             || self.may_cost(task, least, most, shortest, middle - 1)
     }
@@ -215,6 +224,9 @@ impl Pool {
     /// Whether even the work of the longest does not make up for the bytes of the shortest: in memory, `early` of work
     /// must be done, so `early x bytes <= memory x work`, both of one microbatch, and both linear in what is recomputed.
     fn ruled_out(&self, task: &Task, least: f64, most: f64, shortest: usize, longest: usize) -> bool {
+        if self.looks.get() > LOOKS_MAX {
+            return false;
+        }
         let behind = self.total + least - task.room - (1.0 - task.weight) * self.before;
         let small: f64 = self.layers.iter().filter(|layer| self.is_small(layer)).map(Layer::early).sum();
         let early = behind / task.weight - small;
@@ -237,6 +249,7 @@ impl Pool {
         prices.sort_unstable_by(f64::total_cmp);
         prices.dedup();
         let rules_out = |price: f64| {
+            self.looks.set(self.looks.get() + self.layers.len());
             let layers = self.layers.iter().zip(&gains).zip(&task.cost);
             let items = layers.map(|((layer, gain), cost)| (price * cost - gain, *cost, layer.saved_area));
             let (lost, cost) = cheapest(items, task.area);
@@ -277,7 +290,7 @@ fn cheapest(items: impl Iterator<Item = (f64, f64, f64)>, needed: f64) -> (f64, 
             value += item.0;
             cost += item.1;
             area += item.2;
-        } else if item.2 > 0.0 {
+        } else if item.2 > 0.0 && needed > 0.0 {
             others.push(item);
         }
     }

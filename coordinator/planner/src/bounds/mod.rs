@@ -51,6 +51,8 @@ struct Bench {
     times: Vec<Times>,
     layers: usize,
     devices: usize,
+    /// Devices of equal times.
+    groups: Vec<Vec<usize>>,
     microbatches: f64,
     /// Ascending: the r-th device's earliest start.
     start: Vec<f64>,
@@ -102,11 +104,13 @@ impl Bench {
             times,
             layers,
             devices,
+            groups: Vec::new(),
             microbatches: costs.microbatches as f64,
             start: Vec::new(),
             idle: Vec::new(),
             stage_ns: problem.stage_ns as f64,
         };
+        bench.groups = bench.alike();
         bench.wait(costs);
         bench
     }
@@ -132,10 +136,13 @@ impl Bench {
         for rank in 0..self.devices {
             self.start.push(before);
             self.idle.push(before + f64::max(behind - deferred, 0.0));
-            // Beyond as many devices as layers there is nothing to start.
-            let step = |time: f64| if rank < self.layers { time + self.stage_ns + hop } else { f64::INFINITY };
-            before += step(self.least(rank, |times| times.forward));
-            behind += step(self.least(rank, |times| times.input));
+            if rank < self.layers {
+                before += self.least(rank, |times| times.forward) + self.stage_ns + hop;
+                behind += self.least(rank, |times| times.input) + self.stage_ns + hop;
+            } else {
+                // Beyond as many devices as layers there is nothing to start.
+                before = f64::INFINITY;
+            }
         }
     }
 
@@ -199,20 +206,22 @@ impl Bench {
         low
     }
 
-    /// Devices on which every layer takes the same time share a number.
-    fn groups(&self) -> Vec<usize> {
-        let alike =
-            |a: usize, b: usize| (0..self.layers).all(|layer| self.at(layer, a).whole == self.at(layer, b).whole);
-        let mut group: Vec<usize> = Vec::with_capacity(self.devices);
+    /// Devices on which every layer takes the same time.
+    fn alike(&self) -> Vec<Vec<usize>> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
         for device in 0..self.devices {
-            let same = (0..device).find(|&earlier| group[earlier] == earlier && alike(earlier, device));
-            group.push(same.unwrap_or(device));
+            let whole = |layer: usize, device: usize| self.at(layer, device).whole;
+            let same = |group: &&mut Vec<usize>| (0..self.layers).all(|of| whole(of, group[0]) == whole(of, device));
+            match groups.iter_mut().find(same) {
+                Some(group) => group.push(device),
+                None => groups.push(vec![device]),
+            }
         }
-        group
+        groups
     }
 
     /// One microbatch down and up. And each layer is on one device for all microbatches: after the layers before it and
-    /// before the I of those; after all F and before nothing but its last W.
+    /// before the I of those; after all F, and before its last W.
     fn by_path(&self) -> f64 {
         let forward: Vec<f64> = (0..self.layers).map(|layer| self.least(layer, |times| times.forward)).collect();
         let input: Vec<f64> = (0..self.layers).map(|layer| self.least(layer, |times| times.input)).collect();
@@ -222,12 +231,13 @@ impl Bench {
         for layer in 0..self.layers {
             let all = |time: &dyn Fn(&Times) -> f64| self.microbatches * self.least(layer, time);
             let others = f64::max(forwards - before - forward[layer], 0.0) + inputs;
+            let weight = self.least(layer, |times| times.whole - times.forward - times.input);
             let last = f64::max(inputs - behind - input[layer], 0.0);
             longest = longest
                 .max(before + all(&|times| times.whole))
                 .max(before + all(&|times| times.forward + times.input) + behind)
                 .max(before + all(&|times| times.forward) + others)
-                .max(forwards + last + all(&|times| times.input) + behind);
+                .max(forwards + last + all(&|times| times.input) + behind.max(weight));
             before += forward[layer];
             behind += input[layer];
         }

@@ -10,6 +10,8 @@ const CLASSES_MAX: usize = 4;
 const MATCHED_DEVICES_MAX: usize = 10;
 /// Steps of one packing of classes beside one another: as many classes are looked at as that allows.
 const STEPS_MAX: usize = 60_000;
+/// How many times longer one packing of them may take, at a later time.
+const LONGER: usize = 8;
 /// Halvings of a step that the packing of classes searches: to a nanosecond in seconds.
 const HALVINGS: usize = 24;
 
@@ -62,7 +64,10 @@ impl Bench {
         let enough = |time: f64| match self.devices <= MATCHED_DEVICES_MAX {
             true => self.matched(&holds, time) >= members.len(),
             false => {
-                let most = |idle: f64| (0..self.devices).map(|device| holds(device, self.capacity(time, idle))).max();
+                let most = |idle: f64| {
+                    let capacity = self.capacity(time, idle);
+                    self.groups.iter().map(|group| holds(group[0], capacity)).max()
+                };
                 let by_start: usize = self.idle.iter().map(|&idle| most(idle).unwrap_or(0)).sum();
                 let all_at_once: usize = (0..self.devices).map(|device| holds(device, self.capacity(time, 0.0))).sum();
                 by_start.min(all_at_once) >= members.len()
@@ -86,7 +91,8 @@ impl Bench {
     /// memory, too: their states, and what each holds at least when the last of them has run its F.
     pub(super) fn by_classes(&self, costs: &Costs, problem: &Problem, time: f64) -> f64 {
         let Some(packing) = Packing::new(self, costs, problem, time) else { return time };
-        let fits = |time: f64| packing.fits(self, time);
+        // What would take too long to look at may fit.
+        let fits = |time: f64| packing.steps(self, time) > STEPS_MAX * LONGER || packing.fits(self, time);
         // Nothing is said of a problem whose layers fit nowhere.
         if fits(time * (1.0 + FLOAT_LOSS)) || !fits(FOREVER) {
             return time;
@@ -129,16 +135,12 @@ struct Packing {
 impl Packing {
     /// As many of the heaviest classes as can be packed in time.
     fn new(bench: &Bench, costs: &Costs, problem: &Problem, time: f64) -> Option<Self> {
-        let group_of = bench.groups();
-        let members = |first: usize| (0..bench.devices).filter(|&device| group_of[device] == first).collect();
-        let members: Vec<Vec<usize>> =
-            (0..bench.devices).filter(|&device| group_of[device] == device).map(members).collect();
         let room = |device: usize| costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) as f64;
         let group = |group: &Vec<usize>| Group {
             count: group.len(),
             memory_bytes: group.iter().map(|&device| room(device)).fold(0.0, f64::max),
         };
-        let groups: Vec<Group> = members.iter().map(group).collect();
+        let groups: Vec<Group> = bench.groups.iter().map(group).collect();
         let held = |layer: usize, device: usize| {
             let stash = costs.layer(device, layer).activation_bytes.min(costs.input_bytes(layer));
             problem.layers[layer].state_bytes as f64 + stash as f64
@@ -149,8 +151,8 @@ impl Packing {
         };
         let class = |layers: &Vec<usize>| Class {
             count: layers.len(),
-            whole: members.iter().map(|group| bench.at(layers[0], group[0]).whole).collect(),
-            bytes: members.iter().map(|group| least_held(layers, group)).collect(),
+            whole: bench.groups.iter().map(|group| bench.at(layers[0], group[0]).whole).collect(),
+            bytes: bench.groups.iter().map(|group| least_held(layers, group)).collect(),
         };
         let mut heaviest = bench.classes();
         let weight = |layers: &Vec<usize>| layers.len() as f64 * bench.least(layers[0], |times| times.whole);
