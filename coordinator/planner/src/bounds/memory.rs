@@ -5,20 +5,21 @@
 //!         0                            first I can start                                     T
 //! ```
 //!
-//! 1. Before the first I can start, at the sum t of all fastest F, nothing that was forwarded lets go of its memory. What
-//!    is done by then is F of the first j layers of some microbatches, each of which holds what those j layers hold: at
-//!    most `memory x work_j / bytes_j` for the best j, and no more than the devices can do from their starts on. The rest
-//!    of all work takes `T - t` of each device.
+//! 1. Before the first I can start, at the sum t of all fastest F, nothing that was forwarded lets go of its memory, and F
+//!    of a layer has run for no more microbatches than F of the layer before. So the early work is a sum over prefixes of
+//!    the layers, of some number of microbatches each, and at most `memory x work / bytes` of the best prefix; nor is it
+//!    more than the devices can do from their starts on. The rest of all work takes `T - t` of each device.
 //! 2. A layer holds its bytes for each microbatch from the start of F to the end of I, so at least while the layers behind
 //!    it run F and I. Over all microbatches, bytes x time is at most `memory x T`.
 //! 3. A recomputed layer holds only its input until its I, but is recomputed for all microbatches, so it costs its F once
-//!    more for each of them. Whether a set of recomputed layers meets both 1 and 2 within T is asked of all such sets at
-//!    once, fractions of layers included: 2 and the work of recomputing are linear in it, and 1 is convex in the bytes
-//!    that are saved, so that cells of these bytes are looked at in turn, each under a chord. In a cell, any price of the
-//!    saved bytes is sound (Lagrange); what is left is a fractional knapsack.
+//!    more for each of them; what of its F is early is at most taken off that cost, and left out of 1. Whether some set of
+//!    recomputed layers meets both 1 and 2 within T is asked of all such sets at once, fractions of layers included. 2 and
+//!    the cost are linear in the set. 1 is as well, once the cost is known that the early work must make up for: cells of
+//!    that cost are looked at in turn. In a cell, any price of the cost is sound (Lagrange), and leaves a fractional
+//!    knapsack.
 //!
 //! Work is priced by device as in `work`. Left out: that each device has its own memory, workspace, receive buffers, and
-//! what W that is deferred holds.
+//! what W that is deferred holds beyond its own time.
 
 use super::{Bench, FLOAT_LOSS, FOREVER};
 use crate::costs::Costs;
@@ -32,13 +33,13 @@ const WEIGHTS: [(f64, f64); 2] = [(0.95, 0.02), (0.8, 0.1)];
 /// Share of the early work up to which a layer's is small.
 const SMALL: f64 = 0.005;
 /// Layers looked at, over all prices and cells of a problem; beyond that nothing more is ruled out.
-const LOOKS_MAX: usize = 2_000_000;
+const LOOKS_MAX: usize = 800_000;
 /// Numbers of layers whose work differs by no more than this factor are not told apart.
 const ALIKE: f64 = 1.01;
 /// Halvings between two prices.
 const PRICE_ROUNDS: usize = 3;
 /// Halvings of a step of time; fewer where there are more layers than that.
-const HALVINGS: usize = 10;
+const HALVINGS: usize = 7;
 const HALVINGS_LARGE: usize = 4;
 const LAYERS_LARGE: usize = 128;
 
@@ -221,8 +222,10 @@ impl Pool {
             || self.may_cost(task, least, most, shortest, middle - 1)
     }
 
-    /// Whether even the work of the longest does not make up for the bytes of the shortest: in memory, `early` of work
-    /// must be done, so `early x bytes <= memory x work`, both of one microbatch, and both linear in what is recomputed.
+    /// Whether even the work of the longest does not make up for the bytes of the shortest. `early` work must be done, by n
+    /// microbatches of each prefix: the sum of `n x work` is `early` at least, that of `n x bytes` is `memory` at most, and
+    /// that of n is `microbatches` at most. With a spread s, weighted and added up, so for one prefix at least
+    /// `(1 + s) x memory x work >= early x bytes + s x memory x early / microbatches`, linear in what is recomputed.
     fn ruled_out(&self, task: &Task, least: f64, most: f64, shortest: usize, longest: usize) -> bool {
         if self.looks.get() > LOOKS_MAX {
             return false;

@@ -162,7 +162,6 @@ impl Bench {
     /// Nanoseconds of the W that any device can have deferred when its last I ends: each holds its bytes until then.
     fn longest_deferred(&self, costs: &Costs) -> f64 {
         let of = |device: usize| {
-            let room = costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) as f64;
             let per_byte = |layer: usize| {
                 let cost = costs.layer(device, layer);
                 match cost.weight_gradient_ns {
@@ -171,7 +170,9 @@ impl Bench {
                 }
             };
             let most = (0..self.layers).filter(|&layer| self.allows(layer, device)).map(per_byte).fold(0.0, f64::max);
-            if most == 0.0 { 0.0 } else { room * most }
+            // What holds nothing can wait where there is no room at all.
+            let room = costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) as f64;
+            if most.is_finite() { room * most } else { most }
         };
         (0..self.devices).map(of).fold(0.0, f64::max) * (1.0 + FLOAT_LOSS)
     }

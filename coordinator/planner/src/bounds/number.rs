@@ -9,7 +9,7 @@ const CLASSES_MAX: usize = 4;
 /// Devices up to which the packing by number matches devices and waits exactly.
 const MATCHED_DEVICES_MAX: usize = 10;
 /// Steps of one packing of classes beside one another: as many classes are looked at as that allows.
-const STEPS_MAX: usize = 60_000;
+const STEPS_MAX: usize = 30_000;
 /// How many times longer one packing of them may take, at a later time.
 const LONGER: usize = 8;
 /// Halvings of a step that the packing of classes searches: to a nanosecond in seconds.
