@@ -75,7 +75,8 @@ pub(crate) struct LayerCost {
     pub weight_gradient_ns: u64,
     /// Held from F on.
     pub activation_bytes: u64,
-    gradient_bytes: u64,
+    /// The part of it held from the end of I to the end of W.
+    pub gradient_bytes: u64,
     workspace_bytes: u64,
 }
 
