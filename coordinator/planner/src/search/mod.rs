@@ -14,6 +14,7 @@
 //! 2. What is returned passed the audit.
 //! 3. Left out on purpose: rayon. One core suffices for what is planned live, and a search is deterministic.
 
+mod early;
 mod judge;
 pub(crate) mod order;
 mod portfolio;
@@ -336,7 +337,14 @@ fn rounds(judge: &mut Judge, pool: &mut Pool, random: &mut Random) {
                 continue;
             }
             judge.stage = "order";
-            order::anneal(judge, pool, &tuned, Some(Freedom::Full), order_steps, random);
+            order::anneal(
+                judge,
+                pool,
+                &tuned,
+                Some(Freedom::Full),
+                order_steps * LARGE.min(size) / size.max(1),
+                random,
+            );
         }
         round += 1;
         if round < GROWING_ROUNDS {

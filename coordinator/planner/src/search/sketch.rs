@@ -84,6 +84,8 @@ pub(crate) struct Sketch {
     slots: Vec<Slot>,
     cost_before: Vec<StageCost>,
     recompute: Vec<bool>,
+    /// From each stage to the next, and back.
+    hops: Vec<(f64, f64)>,
     /// Per device.
     load_ns: Vec<f64>,
     start_ns: Vec<f64>,
@@ -108,8 +110,8 @@ impl Sketch {
             while self.slots.get(before).is_some_and(|held| held.start < slot.start) {
                 before += 1;
             }
-            let is_known = self.slots.get(before) == Some(slot)
-                && self.recompute[slot.range()] == shape.recompute[slot.range()];
+            let is_known =
+                self.slots.get(before) == Some(slot) && self.recompute[slot.range()] == shape.recompute[slot.range()];
             self.cost.push(match is_known {
                 true => self.cost_before[before],
                 false => costs.stage(slot.device as usize, slot.range(), &shape.recompute),
@@ -141,6 +143,8 @@ impl Sketch {
             };
             (delay(here.device, next.device), delay(next.device, here.device))
         };
+        self.hops.clear();
+        self.hops.extend((0..shape.stages.len().saturating_sub(1)).map(hop_ns));
         let mut down = 0.0;
         for (stage, slot) in shape.stages.iter().enumerate() {
             let device = slot.device as usize;
@@ -156,14 +160,14 @@ impl Sketch {
             self.rise_bytes[device] = self.rise_bytes[device].max(cost.rise_bytes as f64 + cost.workspace_bytes as f64);
             down += forward;
             if stage + 1 < shape.stages.len() {
-                down += hop_ns(stage).0;
+                down += self.hops[stage].0;
             }
         }
         // From the start of a stage's F to the end of its I, were nothing ever waiting.
         let mut away = 0.0;
         for (stage, slot) in shape.stages.iter().enumerate().rev() {
             if stage + 1 < shape.stages.len() {
-                let (onward, back) = hop_ns(stage);
+                let (onward, back) = self.hops[stage];
                 away += onward + back;
             }
             let cost = &self.cost[stage];
