@@ -223,22 +223,29 @@ fn table(
     let mut table = Table { width, runs: vec![None; layers * width] };
     let room = costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) / share as u64;
     let mut mask = vec![false; layers];
+    let relief: Vec<f64> = (0..layers).map(|layer| relief(costs, device, layer)).collect();
+    let mut order: Vec<usize> = Vec::new();
     for start in 0..layers {
         let mut fewest = 0;
+        order.clear();
         for end in start + 1..=layers.min(start + width) {
             if !rules.allows(end - 1, device) {
                 break;
             }
+            // Kept as `by_relief` would sort it.
+            let next = relief[end - 1];
+            if next > 0.0 {
+                order.insert(order.partition_point(|&layer| relief[layer] >= next), end - 1);
+            }
             let range = start..end;
             let run = match weigh {
                 Weigh::Count => Some(Run { load: (end - start) as f64 * share as f64, again: 0 }),
-                Weigh::Memory => Some(by_memory(costs, device, range, room, &mut mask)),
-                Weigh::Time { .. } => {
-                    by_time(costs, device, range, (room, in_flight), fewest, &mut mask).map(|mut run| {
+                Weigh::Memory => Some(by_memory(costs, device, range, room, (&order, &mut mask))),
+                Weigh::Time { .. } => by_time(costs, device, range, (room, in_flight), fewest, (&order, &mut mask))
+                    .map(|mut run| {
                         run.load *= share as f64;
                         run
-                    })
-                }
+                    }),
             };
             fewest = run.map_or(fewest, |run| run.again as usize);
             if run.is_none() {
@@ -270,12 +277,20 @@ fn load(cost: &StageCost) -> f64 {
 
 /// All of a run's layers, those that free the most bytes per nanosecond of repeated F first; only those that free some.
 pub(crate) fn by_relief(costs: &Costs, device: usize, range: Range<usize>) -> Vec<usize> {
-    let freed =
-        |layer: usize| costs.layer(device, layer).activation_bytes.saturating_sub(costs.input_bytes(layer)) as f64;
-    let rate = |layer: usize| freed(layer) / (costs.layer(device, layer).forward_ns as f64 + 1.0);
-    let mut layers: Vec<usize> = range.filter(|&layer| freed(layer) > 0.0).collect();
+    let rate = |layer: usize| relief(costs, device, layer);
+    let mut layers: Vec<usize> = range.filter(|&layer| rate(layer) > 0.0).collect();
     layers.sort_by(|&a, &b| rate(b).total_cmp(&rate(a)).then(a.cmp(&b)));
     layers
+}
+
+/// Bytes that recomputing a layer frees.
+fn freed_bytes(costs: &Costs, device: usize, layer: usize) -> u64 {
+    costs.layer(device, layer).activation_bytes.saturating_sub(costs.input_bytes(layer))
+}
+
+/// The same per nanosecond of repeated F.
+fn relief(costs: &Costs, device: usize, layer: usize) -> f64 {
+    freed_bytes(costs, device, layer) as f64 / (costs.layer(device, layer).forward_ns as f64 + 1.0)
 }
 
 fn with<T>(mask: &mut [bool], layers: &[usize], look: impl FnOnce(&[bool]) -> T) -> T {
@@ -285,35 +300,47 @@ fn with<T>(mask: &mut [bool], layers: &[usize], look: impl FnOnce(&[bool]) -> T)
     result
 }
 
-/// The run with the fewest recomputed layers that fits, at least `fewest`: a shorter run needed that many.
+/// The run with the fewest recomputed layers that fits, at least `fewest`: a shorter run needed that many. `order` is
+/// that of [`by_relief`].
 fn by_time(
     costs: &Costs,
     device: usize,
     range: Range<usize>,
     (room, in_flight): (u64, usize),
     fewest: usize,
-    mask: &mut [bool],
+    (order, mask): (&[usize], &mut [bool]),
 ) -> Option<Run> {
     let buffers = buffer_bytes(costs, &range);
-    let fits = |cost: &StageCost| needs(cost, buffers, in_flight) <= u128::from(room);
-    if fewest == 0 {
-        let cost = costs.stage(device, range.clone(), mask);
-        if fits(&cost) {
-            return Some(Run { load: load(&cost), again: 0 });
-        }
+    let room = u128::from(room);
+    let fits = |cost: &StageCost| needs(cost, buffers, in_flight) <= room;
+    let plain = costs.stage(device, range.clone(), mask);
+    if fewest == 0 && fits(&plain) {
+        return Some(Run { load: load(&plain), again: 0 });
     }
-    let order = by_relief(costs, device, range.clone());
-    (fewest.max(1)..=order.len()).find_map(|count| {
+    let mut freed = 0;
+    (1..=order.len()).find_map(|count| {
+        freed += u128::from(freed_bytes(costs, device, order[count - 1]));
+        // What it holds alone may be too much already: a walk over its layers tells no more.
+        let stash = u128::from(plain.stash_bytes).saturating_sub(freed) * in_flight as u128;
+        let least = u128::from(plain.state_bytes) + u128::from(buffers) + stash;
+        if count < fewest || least > room {
+            return None;
+        }
         let cost = with(mask, &order[..count], |mask| costs.stage(device, range.clone(), mask));
         fits(&cost).then(|| Run { load: load(&cost), again: count as u32 })
     })
 }
 
-fn by_memory(costs: &Costs, device: usize, range: Range<usize>, room: u64, mask: &mut [bool]) -> Run {
+fn by_memory(
+    costs: &Costs,
+    device: usize,
+    range: Range<usize>,
+    room: u64,
+    (order, mask): (&[usize], &mut [bool]),
+) -> Run {
     let buffers = buffer_bytes(costs, &range);
-    let order = by_relief(costs, device, range.clone());
     let plain = needs(&costs.stage(device, range.clone(), mask), buffers, 1);
-    let eased = with(mask, &order, |mask| needs(&costs.stage(device, range, mask), buffers, 1));
+    let eased = with(mask, order, |mask| needs(&costs.stage(device, range, mask), buffers, 1));
     let again = if eased < plain { order.len() as u32 } else { 0 };
     Run { load: plain.min(eased) as f64 / (room as f64 + 1.0), again }
 }

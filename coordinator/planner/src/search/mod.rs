@@ -11,6 +11,7 @@
 //! 2. What is returned passed the audit.
 //! 3. The same seed and number of evaluations give the same plan, on any number of threads.
 
+mod early;
 mod judge;
 pub(crate) mod order;
 mod portfolio;

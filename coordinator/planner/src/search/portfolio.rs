@@ -1,6 +1,7 @@
 //! Where the search starts: orders of devices, patterns of stages, named orders and the running plan.
 
 use super::RungKind;
+use super::early;
 use super::judge::{Candidate, Judge};
 use crate::costs::Costs;
 use crate::partition::{Splitter, Weigh};
@@ -32,6 +33,12 @@ const NAMED_INSTRUCTIONS_MAX: u64 = 600_000;
 /// few have to do.
 const ORDERS_INSTRUCTIONS_MAX: u64 = 8_000_000;
 const STARTS_INSTRUCTIONS_MAX: u64 = 20_000_000;
+/// Devices times microbatches from which a short first pass is tried, with so many layers and turned back or not: of
+/// few devices none waits long.
+const EARLY_MIN: usize = 2_000;
+const EARLY: [(usize, bool); 6] = [(1, false), (1, true), (2, false), (2, true), (3, false), (3, true)];
+/// Orders of devices that this is tried on.
+const EARLY_ORDERS: usize = 6;
 /// Starts this much worse than the best are not looked at to their end.
 const START_WORTH: f64 = 1.12;
 
@@ -221,6 +228,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
     if let Some(shape) = shape {
         orders.insert(0, running_order(rules, shape));
     }
+    offer_early(judge, pool, &orders[..orders.len().min(EARLY_ORDERS)]);
     for order in orders {
         judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
         let mut value = f64::INFINITY;
@@ -256,6 +264,27 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
                 if judge.done() || judge.instructions > STARTS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
                     return;
                 }
+            }
+        }
+    }
+}
+
+/// Shapes whose first pass over the devices is short, where there are enough of them to wait for one another.
+fn offer_early(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
+    let (costs, rules) = (judge.costs, judge.rules);
+    if rules.usable.len() * costs.microbatches < EARLY_MIN {
+        return;
+    }
+    for order in orders {
+        for (first, turned) in EARLY {
+            judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
+            if let Some(shape) = early::split(costs, rules, order, first, turned)
+                && let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD[..3])
+            {
+                pool.offer(judge, candidate);
+            }
+            if judge.done() {
+                return;
             }
         }
     }

@@ -151,9 +151,10 @@ impl Desk<'_> {
         let size = start.programs.iter().map(Vec::len).sum::<usize>();
         let share = if size > LARGE { SKETCHED_LARGE } else { SKETCHED };
         let is_sketched = random.chance(share * self.trust.share);
-        let structure_steps = (self.structure_steps * LARGE.min(size) / size.max(1)).max(STEPS_MIN);
+        let fewer = |steps: usize| (steps * LARGE.min(size) / size.max(1)).max(STEPS_MIN);
+        let (structure_steps, order_steps) = (fewer(self.structure_steps), fewer(self.order_steps));
         let sketched = if is_sketched { self.trust.evaluations(start.shape.stages.len()) } else { 0 };
-        let steps = (structure_steps + self.order_steps) as u64;
+        let steps = (structure_steps + order_steps) as u64;
         // A step's look at the floor counts as a part of an evaluation.
         let evaluations_max = (steps + steps / 8 + sketched + EVALUATIONS_BESIDE).min(left);
         self.out.push_back(evaluations_max);
@@ -164,7 +165,7 @@ impl Desk<'_> {
             tunes_near: turn > 0 || round % 2 == 1,
             is_sketched,
             structure_steps,
-            order_steps: self.order_steps,
+            order_steps,
             evaluations_max,
             trust: self.trust,
             random,
