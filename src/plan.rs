@@ -4,6 +4,7 @@ use crate::signals::Stop;
 use crate::{duration, explain, failure, files, simulate, values};
 use adaptis_plan::{CannotMap, Plan, Problem};
 use adaptis_planner::export::milliseconds;
+use adaptis_planner::moves::moves;
 use adaptis_planner::schedule::{self, Name};
 use adaptis_planner::search::{Control, Options, Progress, search};
 use adaptis_planner::{bounds::lower_bound_ns, simulate::simulate as replay};
@@ -119,23 +120,32 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A running plan on the problem's devices, by their names; none if devices that hold its layers are gone.
-fn mapped(path: &str, plan: Plan, problem: &Problem) -> Result<Option<Plan>> {
+/// A running plan of the problem's layers; what is gone of its devices is told.
+fn running(path: &str, plan: Plan, problem: &Problem) -> Result<Plan> {
     if plan.layers as usize != problem.layers.len() {
         let (has, wants) = (plan.layers, problem.layers.len());
         return Err(failure::usage(format!("--from {path}: a plan of {has} layers, and the problem has {wants}")));
     }
     let names: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
     match plan.map_to(&names) {
-        Ok(plan) => Ok(Some(plan)),
+        Ok(_) => Ok(plan),
         Err(CannotMap::Missing { device }) => {
-            files::say(&format!(
-                "--from {path}: {device} is gone and held layers; planning anew, without a price on what moves"
-            ));
-            Ok(None)
+            files::say(&format!("--from {path}: {device} is gone; its layers move in any case, others at a price"));
+            Ok(plan)
         }
         Err(error) => Err(failure::usage(format!("--from {path}: {error}"))),
     }
+}
+
+/// What moves, in words.
+fn moved(problem: &Problem, from: &Plan, plan: &Plan) -> String {
+    let moved = moves(problem, from, plan);
+    let because = match moved.unavoidable_layers {
+        0 => String::new(),
+        count => format!(", {count} of them because their device is gone"),
+    };
+    let (layers, gigabytes) = (plan.layers, moved.bytes as f64 / 1e9);
+    format!("{} of {layers} layers change device{because}: {gigabytes:.1} GB", moved.layers)
 }
 
 fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Plan, u64)> {
@@ -144,7 +154,7 @@ fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Pl
         Some(path) => {
             let plan = files::plan(path)?;
             epoch = plan.epoch.next();
-            mapped(&path.display().to_string(), plan, problem)?
+            Some(running(&path.display().to_string(), plan, problem)?)
         }
         None => None,
     };
@@ -175,5 +185,13 @@ fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Pl
     };
     let outcome = search(problem, from.as_ref(), &options, &mut tick).map_err(failure::negative)?;
     bar.finish_and_clear();
+    if let (Some(path), Some(from)) = (&arguments.from, from) {
+        // A search from a running plan has the best of each kind of change to it.
+        let moved = match outcome.rungs.is_empty() {
+            true => "its stages do not cover the layers; planned anew, without a price on what moves".to_owned(),
+            false => moved(problem, &from, &outcome.plan),
+        };
+        files::say(&format!("--from {}: {moved}", path.display()));
+    }
     Ok((outcome.plan, outcome.evaluations))
 }

@@ -42,8 +42,8 @@ pub(crate) const RELABELLINGS_MAX: usize = 24;
 pub(crate) struct Pool {
     pub(crate) members: Vec<Candidate>,
     running: Option<Shape>,
-    /// Indexed by [`RungKind`].
-    rungs: [Option<Candidate>; RungKind::ALL.len()],
+    /// The best of what each kind of change adds to those before it, indexed by [`RungKind`].
+    pub(crate) rungs: [Option<Candidate>; RungKind::ALL.len()],
 }
 
 impl Pool {
@@ -52,33 +52,16 @@ impl Pool {
         Self { members: Vec::new(), running, rungs: Default::default() }
     }
 
-    /// What a shape changes of the running one.
-    fn kind(&self, shape: &Shape) -> Option<RungKind> {
-        let running = self.running.as_ref()?;
-        let (old, new) = (&running.stages, &shape.stages);
-        let devices = old.iter().map(|slot| slot.device).eq(new.iter().map(|slot| slot.device));
-        let ranges = old.iter().map(|slot| slot.range()).eq(new.iter().map(|slot| slot.range()));
-        Some(match (devices, ranges) {
-            (true, true) if running.recompute == shape.recompute => RungKind::Order,
-            (true, true) => RungKind::Recompute,
-            (false, true) => RungKind::Relabel,
-            (true, false) => RungKind::Boundary,
-            (false, false) => RungKind::Full,
-        })
-    }
-
     /// The best of a kind of change, or of one that it allows as well.
     pub(crate) fn rung(&self, kind: RungKind) -> Option<&Candidate> {
-        let allowed = RungKind::ALL
-            .into_iter()
-            .filter(|&other| other <= kind && !(kind == RungKind::Boundary && other == RungKind::Relabel));
+        let allowed = RungKind::ALL.into_iter().filter(|&other| kind.allows(other));
         allowed.filter_map(|other| self.rungs[other as usize].as_ref()).min_by(|a, b| a.value.total_cmp(&b.value))
     }
 
     /// Adds a candidate, if it is among the best.
     pub(crate) fn offer(&mut self, judge: &mut Judge, candidate: Candidate) {
-        if let Some(kind) = self.kind(&candidate.shape) {
-            let rung = &mut self.rungs[kind as usize];
+        if let Some(running) = &self.running {
+            let rung = &mut self.rungs[RungKind::of(running, &candidate.shape) as usize];
             if rung.as_ref().is_none_or(|held| candidate.value < held.value) {
                 *rung = Some(candidate.clone());
             }
@@ -188,21 +171,15 @@ fn by_groups(order: &[u32], class: &[usize]) -> Vec<Vec<u32>> {
     (1..combinations).map(pattern).collect()
 }
 
-/// Fills the pool with everything that is known before searching.
-pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape: Option<&Shape>) {
-    starts(judge, pool, running, shape);
+/// Fills the pool with everything that is known before searching; `running` is the shape of the running plan.
+pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
+    judge.stage = "starts";
+    starts(judge, pool, running);
     judge.worth = f64::INFINITY;
 }
 
-fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape: Option<&Shape>) {
-    if let Some(running) = running {
-        pool.offer(judge, running.clone());
-    }
-    if let Some(shape) = shape
-        && let Some(candidate) = judge.best_listing(shape, &Genes::STANDARD)
-    {
-        pool.offer(judge, candidate);
-    }
+fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
+    let begun = judge.instructions;
     let (costs, rules) = (judge.costs, judge.rules);
     let mut bench = Bench { costs, rules, splitter: Splitter::default(), replay: Replay::default() };
     for name in Name::ALL {
@@ -218,8 +195,8 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
     }
     let mut ranked: Vec<(f64, Vec<u32>)> = Vec::new();
     let mut orders = device_orders(costs, rules, ORDERS_MAX);
-    if let Some(shape) = shape {
-        orders.insert(0, running_order(rules, shape));
+    if let Some(running) = running {
+        orders.insert(0, running_order(rules, running));
     }
     for order in orders {
         judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
@@ -235,12 +212,12 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
             if judge.done() {
                 return;
             }
-            if judge.instructions > ORDERS_INSTRUCTIONS_MAX {
+            if judge.instructions - begun > ORDERS_INSTRUCTIONS_MAX {
                 break;
             }
         }
         ranked.push((value, order));
-        if judge.instructions > ORDERS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
+        if judge.instructions - begun > ORDERS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
             break;
         }
     }
@@ -253,7 +230,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
                 if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
                     offer_all(judge, pool, &shape);
                 }
-                if judge.done() || judge.instructions > STARTS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
+                if judge.done() || judge.instructions - begun > STARTS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
                     return;
                 }
             }

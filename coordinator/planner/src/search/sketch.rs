@@ -176,16 +176,22 @@ impl Sketch {
 
 /// A shape annealed on what it takes at least, then listed; none if it does not fit.
 pub(crate) fn drawn(judge: &mut Judge, start: &Shape, random: &mut Random) -> Option<Candidate> {
-    let (shape, likely) = anneal(judge, start, random);
+    let steps = judge.sketch.trust.steps;
+    let (shape, likely) = anneal(judge, start, Freedom::Full, steps, random);
     let listed = judge.best_listing(&shape, &Genes::STANDARD);
     judge.sketch.trust.learn(likely, listed.as_ref().map(|listed| listed.value));
     listed
 }
 
 /// The best shape found, and about what it is worth.
-fn anneal(judge: &mut Judge, start: &Shape, random: &mut Random) -> (Shape, f64) {
+pub(crate) fn anneal(
+    judge: &mut Judge,
+    start: &Shape,
+    freedom: Freedom,
+    steps: usize,
+    random: &mut Random,
+) -> (Shape, f64) {
     let mut sketch = std::mem::take(&mut judge.sketch);
-    let steps = sketch.trust.steps;
     let value = |judge: &Judge, sketch: &mut Sketch, shape: &Shape| {
         sketch.estimate(judge.costs, shape).likely_ns + judge.charge(shape)
     };
@@ -198,7 +204,7 @@ fn anneal(judge: &mut Judge, start: &Shape, random: &mut Random) -> (Shape, f64)
         }
         judge.spend_sketch(current.stages.len());
         let mut next = current.clone();
-        if !change(judge, &mut next, Freedom::Full, random) || !judge.rules.permits(&next) {
+        if !change(judge, &mut next, freedom, random) || !judge.rules.permits(&next) {
             continue;
         }
         let cool = step as f64 / steps as f64;
