@@ -165,8 +165,14 @@ fn measure(case: &Case, cache: &Cache) -> Option<[Figure; 2]> {
     let cold_ns = time_ns(&case.after, &cold)?;
     let best_ns = times.iter().copied().fold(cold_ns, f64::min);
     let off = |ns: f64| ns / best_ns - 1.0;
-    let unchanged = time_ns(&case.after, &running).map_or_else(|| "-".to_owned(), |ns| format!("{:.1}%", off(ns) * 1e2));
-    print!("  {:<24} best {:8.1} ms  cold {:5.2}%  unchanged {unchanged:>6}", case.name, best_ns / 1e6, off(cold_ns) * 1e2);
+    let unchanged =
+        time_ns(&case.after, &running).map_or_else(|| "-".to_owned(), |ns| format!("{:.1}%", off(ns) * 1e2));
+    print!(
+        "  {:<24} best {:8.1} ms  cold {:5.2}%  unchanged {unchanged:>6}",
+        case.name,
+        best_ns / 1e6,
+        off(cold_ns) * 1e2
+    );
     let figures: Vec<Figure> = found
         .iter()
         .zip(&times)

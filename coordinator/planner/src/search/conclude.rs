@@ -94,10 +94,5 @@ pub(super) fn conclude(
     };
     let rungs = from.map(|from| RungKind::ALL.into_iter().filter_map(|kind| rung(kind, from)).collect());
     let plan = least(RungKind::Full).expect("the best member is held").plan.clone();
-    Outcome {
-        plan,
-        rungs: rungs.unwrap_or_default(),
-        evaluations: judge.evaluations,
-        lower_bound_ns: judge.bound_ns,
-    }
+    Outcome { plan, rungs: rungs.unwrap_or_default(), evaluations: judge.evaluations, lower_bound_ns: judge.bound_ns }
 }

@@ -21,7 +21,7 @@ const SKETCHED_STAGES: usize = 500;
 /// Charge for moving all layers, as a share of the lower bound, so that noise does not shuffle layers: for the first few
 /// of them and for those beyond, which are many to move for little.
 const MOVED_SHARE: f64 = 0.02;
-const MOVED_BEYOND_SHARE: f64 = 0.10;
+const MOVED_BEYOND_SHARE: f64 = 0.3;
 /// Share of the layers that are few.
 const FEW_SHARE: f64 = 0.15;
 /// Iterations over which layers beyond the few are charged in full: a plan that runs longer may move more.
@@ -89,6 +89,9 @@ impl<'a> Judge<'a> {
         let running_stages = running.map_or(0, |running| running.shape.stages.len());
         let horizon_iterations = options.horizon_iterations.max(1) as f64;
         let layer_ns = bound_ns as f64 / costs.layers.max(1) as f64;
+        // A plan that nobody planned on costs, as a job's first, may be far off all over: most of it may have to move.
+        let is_planned = running.is_some_and(|running| running.is_planned);
+        let beyond_ns = if is_planned { layer_ns * MOVED_BEYOND_SHARE } else { 0.0 };
         Self {
             costs,
             rules,
@@ -96,7 +99,7 @@ impl<'a> Judge<'a> {
             horizon_iterations,
             moved_layer_ns: layer_ns * MOVED_SHARE,
             few_layers: (costs.layers as f64 * FEW_SHARE).floor(),
-            moved_beyond_ns: layer_ns * MOVED_BEYOND_SHARE * (BEYOND_ITERATIONS / horizon_iterations).min(1.0),
+            moved_beyond_ns: beyond_ns * (BEYOND_ITERATIONS / horizon_iterations).min(1.0),
             stage_charge_ns: bound_ns as f64 * STAGE_SHARE,
             stages_free: rules.usable.len().max(running_stages),
             bound_ns,
@@ -198,6 +201,11 @@ impl<'a> Judge<'a> {
         let longest_ns = pairs.iter().map(time_ns).max().unwrap_or(0) as f64;
         let beyond = (moved - self.few_layers).max(0.0);
         stages + longest_ns / self.horizon_iterations + moved * self.moved_layer_ns + beyond * self.moved_beyond_ns
+    }
+
+    /// Device of each layer in the running plan.
+    pub(crate) fn homes(&self) -> Option<&'a [u32]> {
+        self.homes
     }
 
     /// What moving layers to a device adds to the charge at least: sums over the layers before each, by device.

@@ -182,8 +182,9 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     let begun = judge.instructions;
     let (costs, rules) = (judge.costs, judge.rules);
     let mut bench = Bench { costs, rules, splitter: Splitter::default(), replay: Replay::default() };
-    for name in Name::ALL {
-        // What a user can get by name is the least that a search gives.
+    // What a user can get by name is the least that a search gives; a running plan is worth keeping more.
+    let is_new = pool.members.is_empty();
+    for name in Name::ALL.into_iter().filter(|_| is_new) {
         if let Some((_, shape, programs)) = bench.best(name, NAMED_INSTRUCTIONS_MAX)
             && let Some(candidate) = judge.given(&shape, programs, Genes::STANDARD[0])
         {
@@ -199,7 +200,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
         orders.insert(0, running_order(rules, running));
     }
     for order in orders {
-        judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
+        judge.worth = worth(judge, pool);
         let mut value = f64::INFINITY;
         for in_flight in [100, 50] {
             let Some(shape) = judge.split(&order, Weigh::Time { in_flight }) else { continue };
@@ -225,7 +226,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     let class = costs.classes();
     for (_, order) in ranked.iter().take(ORDERS_KEPT) {
         for pattern in patterns(order, &class, costs.layers) {
-            judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
+            judge.worth = worth(judge, pool);
             for in_flight in [100, 60, 30, 0] {
                 if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
                     offer_all(judge, pool, &shape);
@@ -238,8 +239,18 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     }
 }
 
+/// What a start may be worth at most to be looked at to its end. Next to a running plan only what is better: the search
+/// goes on from there.
+fn worth(judge: &Judge, pool: &Pool) -> f64 {
+    let factor = if judge.homes().is_some() { 1.0 } else { START_WORTH };
+    pool.members.first().map_or(f64::INFINITY, |best| best.value * factor)
+}
+
 /// Named orders over a shape; the best value among them.
 fn offer_named(judge: &mut Judge, pool: &mut Pool, shape: &Shape) -> f64 {
+    if judge.homes().is_some() && judge.floor_ns(shape) + judge.charge(shape) > judge.worth {
+        return f64::INFINITY;
+    }
     let tables = Tables::new(judge.costs, shape);
     let mut best = f64::INFINITY;
     for name in Name::ALL {

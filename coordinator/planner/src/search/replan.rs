@@ -10,11 +10,11 @@
 //! 4. the stages on other devices;
 //! 5. local search under each of these freedoms.
 
-use super::judge::Judge;
+use super::judge::{Candidate, Judge};
 use super::portfolio::{Pool, RELABELLINGS_MAX, device_orders};
 use super::running::Running;
 use super::structure::{self, Freedom};
-use super::{LARGE, ORDER_STEPS, RungKind, STRUCTURE_STEPS, order, sketch};
+use super::{LARGE, ORDER_STEPS, RungKind, STEPS_MIN, STRUCTURE_STEPS, order, sketch};
 use crate::moves::GONE;
 use crate::partition::Weigh;
 use crate::random::Random;
@@ -28,8 +28,14 @@ const FIRST_GENES: usize = 3;
 const SLACKS: [f64; 4] = [0.0, 0.02, 0.05, 0.1];
 /// Percent of 1F1B's microbatches in flight that a split leaves memory for.
 const IN_FLIGHT: [usize; 3] = [100, 50, 0];
-/// Steps of a descent by loads alone.
-const SKETCH_STEPS: usize = 3_000;
+/// Quick passes, the anneals by loads alone in each, the steps of one, and steps on listings.
+const PASSES: usize = 2;
+const QUICK_SKETCHES: usize = 3;
+const QUICK_SKETCH_STEPS: usize = 3_000;
+const QUICK_STRUCTURE_STEPS: usize = 60;
+/// Anneals by loads alone in the end, and the steps of one.
+const SKETCHES: usize = 12;
+const SKETCH_STEPS: usize = 8_000;
 /// Relabellings this much worse than the best are not listed.
 const RELABEL_WORTH: f64 = 1.03;
 
@@ -39,10 +45,13 @@ pub(super) fn climb(problem: &Problem, judge: &mut Judge, pool: &mut Pool, runni
     let mut near = Near { judge, pool, running, seen: Vec::new() };
     near.kept(problem);
     near.sequences();
-    near.sketched(random);
-    near.tuned(random);
+    for _ in 0..PASSES {
+        near.sketched(QUICK_SKETCHES, QUICK_SKETCH_STEPS, random);
+        near.relisted(random);
+    }
     near.relabelled();
-    near.each_tuned(random);
+    near.reordered(random);
+    near.sketched(SKETCHES, SKETCH_STEPS, random);
 }
 
 /// Looks at plans near the running one.
@@ -72,11 +81,12 @@ impl Near<'_, '_> {
         }
     }
 
-    /// Lists a shape, and keeps the old order where its stages lie as the old ones did. What it is worth.
-    fn look(&mut self, shape: &Shape) -> f64 {
+    /// Lists a shape, and keeps the old order where its stages lie as the old ones did. What it is worth, infinite where
+    /// it does not fit; none if it was looked at before.
+    fn look(&mut self, shape: &Shape) -> Option<f64> {
         let shape = self.judge.rules.repaired(shape);
         if self.judge.done() || self.seen.contains(&shape) {
-            return f64::INFINITY;
+            return None;
         }
         let mut value = f64::INFINITY;
         let devices = |shape: &Shape| shape.stages.iter().map(|slot| slot.device).collect::<Vec<_>>();
@@ -92,7 +102,7 @@ impl Near<'_, '_> {
             self.pool.offer(self.judge, candidate);
         }
         self.seen.push(shape);
-        value
+        Some(value)
     }
 
     /// The layers split anew over a sequence of devices, moving few.
@@ -100,7 +110,7 @@ impl Near<'_, '_> {
         let mut value = f64::INFINITY;
         for in_flight in IN_FLIGHT {
             for shape in self.judge.splits_near(sequence, Weigh::Time { in_flight }, &SLACKS) {
-                value = value.min(self.look(&shape));
+                value = value.min(self.look(&shape).unwrap_or(f64::INFINITY));
             }
         }
         value
@@ -138,25 +148,34 @@ impl Near<'_, '_> {
         }
     }
 
-    /// Layers moved by loads alone, from the best so far.
-    fn sketched(&mut self, random: &mut Random) {
-        for freedom in [Freedom::Boundary, Freedom::Full] {
-            let best = if freedom == Freedom::Boundary { self.pool.rung(RungKind::Boundary) } else { self.pool.members.first() };
-            let Some(best) = best else { continue };
-            let start = best.shape.clone();
-            let (shape, _) = sketch::anneal(self.judge, &start, freedom, SKETCH_STEPS, random);
-            self.look(&shape);
+    /// Layers moved by loads alone, from the running plan and from the best so far.
+    fn sketched(&mut self, turns: usize, steps: usize, random: &mut Random) {
+        for turn in 0..turns {
+            let best = self.pool.members.first().map(|best| best.shape.clone());
+            let start = match self.running.lacks_devices() || turn % 2 == 1 {
+                true => best,
+                false => Some(self.running.shape.clone()),
+            };
+            let Some(start) = start else { return };
+            // Loads may tell nothing, as where memory decides.
+            if !random.chance(self.judge.sketch.trust.share) {
+                continue;
+            }
+            let freedom = if turn == 1 { Freedom::Boundary } else { Freedom::Full };
+            let steps = (steps, sketch::HOT_NEAR);
+            let (shape, likely) = sketch::anneal(self.judge, &start, freedom, steps, random);
+            if let Some(value) = self.look(&shape) {
+                self.judge.sketch.trust.heed(likely, Some(value).filter(|value| value.is_finite()));
+            }
         }
     }
 
-    /// The best so far, by local search.
-    fn tuned(&mut self, random: &mut Random) {
-        let Some(best) = self.pool.members.first().cloned() else { return };
-        let size = best.programs.iter().map(Vec::len).sum::<usize>();
-        let steps = STRUCTURE_STEPS * LARGE.min(size) / size.max(1);
-        let best = order::anneal(self.judge, self.pool, &best, Some(Freedom::Full), ORDER_STEPS, random);
-        let best = structure::anneal(self.judge, self.pool, &best, Freedom::Full, steps, random);
-        order::anneal(self.judge, self.pool, &best, Some(Freedom::Full), ORDER_STEPS, random);
+    /// The best so far by local search on listings, with boundaries alone and with anything that may change.
+    fn relisted(&mut self, random: &mut Random) {
+        for (kind, freedom) in [(RungKind::Boundary, Freedom::Boundary), (RungKind::Full, Freedom::Full)] {
+            let Some(best) = self.pool.rung(kind).cloned() else { continue };
+            structure::anneal(self.judge, self.pool, &best, freedom, steps(&best, QUICK_STRUCTURE_STEPS), random);
+        }
     }
 
     /// The old stages on other devices.
@@ -176,12 +195,24 @@ impl Near<'_, '_> {
         self.judge.worth = f64::INFINITY;
     }
 
-    /// The best of the cheap kinds of change, by local search under what each allows.
-    fn each_tuned(&mut self, random: &mut Random) {
-        for (kind, freedom) in [(RungKind::Boundary, Freedom::Boundary), (RungKind::Recompute, Freedom::Recompute)] {
+    /// The best of each kind of change by local search, on listings and on the order.
+    fn reordered(&mut self, random: &mut Random) {
+        let kinds = [
+            (RungKind::Full, Freedom::Full),
+            (RungKind::Boundary, Freedom::Boundary),
+            (RungKind::Recompute, Freedom::Recompute),
+        ];
+        for (kind, freedom) in kinds {
             let Some(best) = self.pool.rung(kind).cloned() else { continue };
-            let best = structure::anneal(self.judge, self.pool, &best, freedom, STRUCTURE_STEPS, random);
-            order::anneal(self.judge, self.pool, &best, Some(freedom), ORDER_STEPS, random);
+            let steps = steps(&best, STRUCTURE_STEPS / 2);
+            let best = structure::anneal(self.judge, self.pool, &best, freedom, steps, random);
+            order::anneal(self.judge, self.pool, &best, Some(freedom), ORDER_STEPS / 2, random);
         }
     }
+}
+
+/// Steps on a plan whose listing may take long.
+fn steps(candidate: &Candidate, steps: usize) -> usize {
+    let size = candidate.programs.iter().map(Vec::len).sum::<usize>();
+    (steps * LARGE.min(size) / size.max(1)).max(STEPS_MIN)
 }

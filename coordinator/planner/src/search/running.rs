@@ -16,6 +16,8 @@ pub(crate) struct Running {
     pub(crate) homes: Vec<u32>,
     /// Its programs by the problem's list of devices, if they keep every rule but for memory and the constraints.
     pub(crate) programs: Option<Programs>,
+    /// It carries a prediction: a search or a schedule made it on measured costs.
+    pub(crate) is_planned: bool,
     plan: Plan,
 }
 
@@ -36,7 +38,8 @@ impl Running {
         let homes = moves::homes(problem, plan);
         let mut shape = Shape::of(plan);
         shape.stages.iter_mut().for_each(|slot| slot.device = homes[slot.start as usize]);
-        Some(Self { shape, homes, programs: programs(problem, plan), plan: plan.clone() })
+        let is_planned = plan.predicted.is_some();
+        Some(Self { shape, homes, programs: programs(problem, plan), is_planned, plan: plan.clone() })
     }
 
     /// Some device that held layers is gone.

@@ -10,7 +10,7 @@
 //! busy with more than one stage, and the fit of F, I and W into one another, are left to the listing.
 
 use super::judge::{Candidate, Judge};
-use super::structure::{Freedom, change};
+use super::structure::{Freedom, change, relieve};
 use crate::costs::{Costs, StageCost};
 use crate::random::Random;
 use crate::recipe::Genes;
@@ -19,6 +19,10 @@ use crate::shape::Shape;
 /// Temperature at the start and at the end, as a share of the value.
 const HOT: f64 = 0.02;
 const COLD: f64 = 0.0002;
+/// Temperature at the start where a running plan is not to be lost sight of, and share of the changes there that take
+/// layers from the busiest device.
+pub(crate) const HOT_NEAR: f64 = 0.005;
+const RELIEVING: f64 = 0.3;
 /// Weight of the devices' mean beside the worst one.
 const MEAN: f64 = 0.05;
 
@@ -29,6 +33,8 @@ pub(crate) struct Estimate {
     pub(crate) floor_ns: f64,
     /// With memory's limits and a little of the devices' mean: to compare shapes by.
     pub(crate) likely_ns: f64,
+    /// The device that takes longest.
+    pub(crate) busiest: u32,
 }
 
 /// How many times longer than on an idle pipeline microbatches are taken to be held, at first, at least and at most.
@@ -61,6 +67,12 @@ impl Default for Trust {
 impl Trust {
     /// A sketch came to `likely`, its listing to `listed`; none where it did not fit.
     fn learn(&mut self, likely: f64, listed: Option<f64>) {
+        self.heed(likely, listed);
+        self.steps = (self.steps * STEPS_GROWTH / 100).min(STEPS_MAX);
+    }
+
+    /// As [`Trust::learn`], but the next anneal takes as many steps.
+    pub(crate) fn heed(&mut self, likely: f64, listed: Option<f64>) {
         let ratio = listed.map_or(f64::INFINITY, |listed| listed / likely.max(1.0));
         if ratio > FAR {
             self.held_factor = (self.held_factor * 1.3).min(HELD_MAX);
@@ -71,7 +83,6 @@ impl Trust {
                 self.held_factor = (self.held_factor * 0.95).max(HELD_MIN);
             }
         }
-        self.steps = (self.steps * STEPS_GROWTH / 100).min(STEPS_MAX);
     }
 }
 
@@ -150,13 +161,14 @@ impl Sketch {
         }
         let microbatches = costs.microbatches as f64;
         let (mut floor, mut worst, mut sum, mut used) = (0.0_f64, 0.0_f64, 0.0, 0.0_f64);
+        let mut busiest = 0;
         for device in 0..devices {
             if self.load_ns[device] == 0.0 {
                 continue;
             }
             let room = costs.memory_bytes[device] as f64 - self.base_bytes[device] - self.rise_bytes[device];
             if room < 0.0 || room == 0.0 && self.held_byte_ns[device] > 0.0 {
-                return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY };
+                return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY, busiest: device as u32 };
             }
             let by_memory = if self.held_byte_ns[device] > 0.0 {
                 self.held_byte_ns[device] * self.trust.held_factor / room
@@ -166,18 +178,21 @@ impl Sketch {
             let time = |period: f64| self.start_ns[device] + period * microbatches;
             floor = floor.max(time(self.load_ns[device]));
             let likely = time(self.load_ns[device].max(by_memory));
-            worst = worst.max(likely);
+            if likely > worst {
+                (worst, busiest) = (likely, device as u32);
+            }
             sum += likely;
             used += 1.0;
         }
-        Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0) }
+        Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0), busiest }
     }
 }
 
 /// A shape annealed on what it takes at least, then listed; none if it does not fit.
 pub(crate) fn drawn(judge: &mut Judge, start: &Shape, random: &mut Random) -> Option<Candidate> {
     let steps = judge.sketch.trust.steps;
-    let (shape, likely) = anneal(judge, start, Freedom::Full, steps, random);
+    let hot = if judge.homes().is_some() { HOT_NEAR } else { HOT };
+    let (shape, likely) = anneal(judge, start, Freedom::Full, (steps, hot), random);
     let listed = judge.best_listing(&shape, &Genes::STANDARD);
     judge.sketch.trust.learn(likely, listed.as_ref().map(|listed| listed.value));
     listed
@@ -188,15 +203,17 @@ pub(crate) fn anneal(
     judge: &mut Judge,
     start: &Shape,
     freedom: Freedom,
-    steps: usize,
+    (steps, hot): (usize, f64),
     random: &mut Random,
 ) -> (Shape, f64) {
     let mut sketch = std::mem::take(&mut judge.sketch);
     let value = |judge: &Judge, sketch: &mut Sketch, shape: &Shape| {
-        sketch.estimate(judge.costs, shape).likely_ns + judge.charge(shape)
+        let estimate = sketch.estimate(judge.costs, shape);
+        (estimate.likely_ns + judge.charge(shape), estimate.busiest)
     };
+    let near = freedom == Freedom::Full && judge.homes().is_some();
     let mut current = start.clone();
-    let mut now = value(judge, &mut sketch, &current);
+    let (mut now, mut busiest) = value(judge, &mut sketch, &current);
     let (mut best, mut least) = (current.clone(), now);
     for step in 0..steps {
         if judge.done() {
@@ -204,14 +221,18 @@ pub(crate) fn anneal(
         }
         judge.spend_sketch(current.stages.len());
         let mut next = current.clone();
-        if !change(judge, &mut next, freedom, random) || !judge.rules.permits(&next) {
+        let changed = match near && random.chance(RELIEVING) {
+            true => relieve(judge, &mut next, busiest, random),
+            false => change(judge, &mut next, freedom, random),
+        };
+        if !changed || !judge.rules.permits(&next) {
             continue;
         }
         let cool = step as f64 / steps as f64;
-        let temperature = now.min(f64::MAX) * HOT * (COLD / HOT).powf(cool);
-        let then = value(judge, &mut sketch, &next);
+        let temperature = now.min(f64::MAX) * hot * (COLD / hot).powf(cool);
+        let (then, next_busiest) = value(judge, &mut sketch, &next);
         if then <= now - temperature * random.unit().max(1e-12).ln() {
-            (current, now) = (next, then);
+            (current, now, busiest) = (next, then, next_busiest);
             if now < least {
                 (best, least) = (current.clone(), now);
             }
