@@ -22,7 +22,7 @@ const SKETCHED_STAGES: usize = 500;
 /// of them and for those beyond, which are many to move for little.
 const MOVED_SHARE: f64 = 0.02;
 const MOVED_BEYOND_SHARE: f64 = 0.3;
-/// Share of the layers that are few.
+/// Share of the layers that are few; that of new devices comes on top.
 const FEW_SHARE: f64 = 0.15;
 /// Iterations over which layers beyond the few are charged in full: a plan that runs longer may move more.
 const BEYOND_ITERATIONS: f64 = 1000.0;
@@ -91,6 +91,9 @@ impl<'a> Judge<'a> {
         let layer_ns = bound_ns as f64 / costs.layers.max(1) as f64;
         // A plan that nobody planned on costs, as a job's first, may be far off all over: most of it may have to move.
         let is_planned = running.is_some_and(|running| running.is_planned);
+        // New devices are to get their share besides.
+        let new = running.map_or(0, |running| running.spare(&rules.usable).len());
+        let new_share = new as f64 / rules.usable.len().max(1) as f64;
         let beyond_ns = if is_planned { layer_ns * MOVED_BEYOND_SHARE } else { 0.0 };
         Self {
             costs,
@@ -98,7 +101,7 @@ impl<'a> Judge<'a> {
             homes: running.map(|running| running.homes.as_slice()),
             horizon_iterations,
             moved_layer_ns: layer_ns * MOVED_SHARE,
-            few_layers: (costs.layers as f64 * FEW_SHARE).floor(),
+            few_layers: (costs.layers as f64 * (FEW_SHARE + new_share)).floor(),
             moved_beyond_ns: beyond_ns * (BEYOND_ITERATIONS / horizon_iterations).min(1.0),
             stage_charge_ns: bound_ns as f64 * STAGE_SHARE,
             stages_free: rules.usable.len().max(running_stages),
