@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use support::any_problem;
 
 /// Evaluations of a search that finds a good plan, and of planning again.
-const LONG: u64 = 40_000;
+const LONG: u64 = 20_000;
 const SHORT: u64 = 4_000;
 
 fn planned(problem: &Problem, from: Option<&Plan>, evaluations: u64) -> Outcome {

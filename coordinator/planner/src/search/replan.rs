@@ -105,10 +105,10 @@ impl Near<'_, '_> {
         Some(value)
     }
 
-    /// The layers split anew over a sequence of devices, moving few.
-    fn rebalanced(&mut self, sequence: &[u32]) -> f64 {
+    /// The layers split anew over a sequence of devices, moving few. What the best is worth.
+    fn rebalanced(&mut self, sequence: &[u32], in_flight: &[usize]) -> f64 {
         let mut value = f64::INFINITY;
-        for in_flight in IN_FLIGHT {
+        for &in_flight in in_flight {
             for shape in self.judge.splits_near(sequence, Weigh::Time { in_flight }, &SLACKS) {
                 value = value.min(self.look(&shape).unwrap_or(f64::INFINITY));
             }
@@ -121,13 +121,13 @@ impl Near<'_, '_> {
         let old: Vec<u32> = self.running.shape.stages.iter().map(|slot| slot.device).collect();
         let mut sequence = self.running.sequence();
         let mut spare = self.running.spare(&self.judge.rules.usable);
-        let mut least = self.rebalanced(&sequence);
+        let mut least = self.rebalanced(&sequence, &IN_FLIGHT);
         if self.running.lacks_devices() {
             let stands_in = if spare.is_empty() { self.judge.rules.usable.clone() } else { spare.clone() };
             for device in stands_in {
                 let each = |&old: &u32| if old == GONE { device } else { old };
                 let replaced: Vec<u32> = old.iter().map(each).collect();
-                let value = self.rebalanced(&replaced);
+                let value = self.rebalanced(&replaced, &IN_FLIGHT);
                 if value < least {
                     (least, sequence) = (value, replaced);
                 }
@@ -140,7 +140,10 @@ impl Near<'_, '_> {
             for place in 0..=before.len() {
                 let mut spliced = before.clone();
                 spliced.insert(place, device);
-                let value = self.rebalanced(&spliced);
+                // There are many places: only what may be better is listed.
+                self.judge.worth = self.pool.members.first().map_or(f64::INFINITY, |best| best.value);
+                let value = self.rebalanced(&spliced, &IN_FLIGHT[..1]);
+                self.judge.worth = f64::INFINITY;
                 if value < least {
                     (least, sequence) = (value, spliced);
                 }
