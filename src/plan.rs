@@ -4,6 +4,7 @@ use crate::signals::Stop;
 use crate::{duration, explain, failure, files, simulate, values};
 use adaptis_plan::{CannotMap, Plan, Problem};
 use adaptis_planner::export::milliseconds;
+use adaptis_planner::moves::{Moves, moves};
 use adaptis_planner::schedule::{self, Name};
 use adaptis_planner::search::{Control, Options, Progress, search};
 use adaptis_planner::{bounds::lower_bound_ns, simulate::simulate as replay};
@@ -26,7 +27,8 @@ use std::time::{Duration, Instant};
 pub struct Arguments {
     /// The problem, adaptis.problem/1
     problem: PathBuf,
-    /// The running plan: what moves away from it has a price
+    /// The running plan, its devices matched by name: what moves away from it has a price, but for the layers of a device
+    /// that is gone
     #[arg(long, value_name = "PLAN")]
     from: Option<PathBuf>,
     /// How long to search
@@ -67,15 +69,15 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<()> {
     files::distinct(&[("PROBLEM", Some(&arguments.problem)), ("--out", arguments.out.as_deref())])?;
     let problem = files::problem(&arguments.problem)?;
-    let (plan, evaluations, stop) = match &arguments.schedule {
+    let (plan, moved, evaluations, stop) = match &arguments.schedule {
         Some(name) => {
             let name: Name = name.parse().map_err(|error| failure::usage(format!("--schedule: {error}")))?;
-            (schedule::named(&problem, name).map_err(failure::negative)?, 0, Stop::listen()?)
+            (schedule::named(&problem, name).map_err(failure::negative)?, None, 0, Stop::listen()?)
         }
         None => {
             let stop = Stop::listen()?;
-            let (plan, evaluations) = searched(&arguments, &problem, &stop)?;
-            (plan, evaluations, stop)
+            let (plan, moved, evaluations) = searched(&arguments, &problem, &stop)?;
+            (plan, moved, evaluations, stop)
         }
     };
     let search = explain::Search {
@@ -106,6 +108,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
             "bubble": timeline.bubble,
             "evaluations": evaluations,
         });
+        if let Some(moved) = &moved {
+            answer["moved_layers"] = moved.layers.into();
+            answer["unavoidable_layers"] = moved.unavoidable_layers.into();
+            answer["moved_bytes"] = moved.bytes.into();
+        }
         if let Some(explained) = &explained {
             answer["explanation"] = serde_json::to_value(&explained.explanation)?;
             answer["explanation"]["evaluations_each"] = explained.evaluations_each.into();
@@ -120,20 +127,18 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A running plan on the problem's devices, by their names; none if devices that hold its layers are gone.
-fn mapped(path: &str, plan: Plan, problem: &Problem) -> Result<Option<Plan>> {
+/// A running plan of the problem's layers; what is gone of its devices is told.
+fn running(path: &str, plan: Plan, problem: &Problem) -> Result<Plan> {
     if plan.layers as usize != problem.layers.len() {
         let (has, wants) = (plan.layers, problem.layers.len());
         return Err(failure::usage(format!("--from {path}: a plan of {has} layers, and the problem has {wants}")));
     }
     let names: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
     match plan.map_to(&names) {
-        Ok(plan) => Ok(Some(plan)),
+        Ok(_) => Ok(plan),
         Err(CannotMap::Missing { device }) => {
-            files::say(&format!(
-                "--from {path}: {device} is gone and held layers; planning anew, without a price on what moves"
-            ));
-            Ok(None)
+            files::say(&format!("--from {path}: {device} is gone; its layers move in any case, others at a price"));
+            Ok(plan)
         }
         Err(error) => Err(failure::usage(format!("--from {path}: {error}"))),
     }
@@ -145,13 +150,24 @@ fn threads(most: u64) -> usize {
     usize::try_from(most).unwrap_or(usize::MAX).min(cores)
 }
 
-fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Plan, u64)> {
+/// What moves, in words.
+fn moved(moved: &Moves, plan: &Plan) -> String {
+    let because = match moved.unavoidable_layers {
+        0 => String::new(),
+        count => format!(", {count} of them because their device is gone"),
+    };
+    let (layers, gigabytes) = (plan.layers, moved.bytes as f64 / 1e9);
+    format!("{} of {layers} layers change device{because}: {gigabytes:.1} GB", moved.layers)
+}
+
+/// The plan, what moves to it from a running one, and how many were evaluated.
+fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Plan, Option<Moves>, u64)> {
     let mut epoch = Epoch(1);
     let from = match &arguments.from {
         Some(path) => {
             let plan = files::plan(path)?;
             epoch = plan.epoch.next();
-            mapped(&path.display().to_string(), plan, problem)?
+            Some(running(&path.display().to_string(), plan, problem)?)
         }
         None => None,
     };
@@ -183,5 +199,17 @@ fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Pl
     };
     let outcome = search(problem, from.as_ref(), &options, &mut tick).map_err(failure::negative)?;
     bar.finish_and_clear();
-    Ok((outcome.plan, outcome.evaluations))
+    let mut moves_to_it = None;
+    if let (Some(path), Some(from)) = (&arguments.from, from) {
+        let path = path.display();
+        // A search from a running plan has the best of each kind of change to it.
+        if outcome.rungs.is_empty() {
+            files::say(&format!("--from {path}: its stages do not cover the layers; planned anew, as if nothing ran"));
+        } else {
+            let moves = moves(problem, &from, &outcome.plan);
+            files::say(&format!("--from {path}: {}", moved(&moves, &outcome.plan)));
+            moves_to_it = Some(moves);
+        }
+    }
+    Ok((outcome.plan, moves_to_it, outcome.evaluations))
 }

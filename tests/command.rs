@@ -222,9 +222,15 @@ fn a_plan_for_more_devices_than_are_left_is_a_start_all_the_same() {
     devices.iter_mut().for_each(|device| device["memory_bytes"] = 33_554_432_u64.into());
     let fewer = folder.write("fewer.json", &fewer.to_string());
     let next = folder.text("next.json");
-    let output = adaptis(&["plan", &fewer, "--from", &plan, "--evaluations", "500", "--out", &next]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("gpu3 is gone"), "{}", text(&output.stderr));
+    let output = adaptis(&["plan", &fewer, "--from", &plan, "--evaluations", "500", "--out", &next, "--json"]);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    for words in ["gpu3 is gone", "of 8 layers change device", "because their device is gone"] {
+        assert!(said.contains(words), "{said}");
+    }
+    let figures = json(&output);
+    assert!(figures["unavoidable_layers"].as_u64() >= Some(1), "{figures}");
+    assert!(figures["moved_layers"].as_u64() >= figures["unavoidable_layers"].as_u64(), "{figures}");
     assert_eq!(adaptis(&["audit", &fewer, &next]).status.code(), Some(0));
 }
 

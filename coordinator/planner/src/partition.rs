@@ -64,20 +64,15 @@ pub(crate) struct Splitter {
     classes: Vec<usize>,
 }
 
-/// A dynamic program's cell: largest load, sum of squares.
-#[derive(Clone, Copy)]
+/// A dynamic program's cell: what is to be least, first and then second, and where the last run starts.
+#[derive(Clone, Copy, Debug)]
 struct Cell {
-    largest: f64,
-    squares: f64,
+    rank: (f64, f64),
     from: u32,
 }
 
 impl Cell {
-    const NONE: Cell = Cell { largest: f64::INFINITY, squares: f64::INFINITY, from: 0 };
-
-    fn better(&self, other: &Cell) -> bool {
-        (self.largest, self.squares) < (other.largest, other.squares)
-    }
+    const NONE: Cell = Cell { rank: (f64::INFINITY, f64::INFINITY), from: 0 };
 }
 
 impl Splitter {
@@ -95,31 +90,65 @@ impl Splitter {
         weigh: Weigh,
         any_load: bool,
     ) -> Option<Shape> {
-        let layers = costs.layers;
         let keys = self.prepare(costs, rules, sequence, weigh, any_load);
+        self.best(costs, sequence, &keys, evenly).map(|(_, shape)| shape)
+    }
+
+    /// For each slack the split that moves least among those whose largest load is at most so much larger than the
+    /// least possible. `tolls` says what moves to each device: sums over the layers before each.
+    pub(crate) fn split_near(
+        &mut self,
+        costs: &Costs,
+        rules: &Rules,
+        sequence: &[u32],
+        weigh: Weigh,
+        slacks: &[f64],
+        tolls: &[Vec<f64>],
+    ) -> Vec<Shape> {
+        let keys = self.prepare(costs, rules, sequence, weigh, false);
+        let Some(((least, _), _)) = self.best(costs, sequence, &keys, evenly) else { return Vec::new() };
+        let near = |slack: &f64| {
+            let most = least * (1.0 + slack);
+            let moved = |rank: (f64, f64), place: usize, range: &Range<usize>, load: f64| {
+                let toll = &tolls[sequence[place] as usize];
+                let moved = if load <= most { toll[range.end] - toll[range.start] } else { f64::INFINITY };
+                (rank.0 + moved, rank.1 + load * load)
+            };
+            self.best(costs, sequence, &keys, moved).map(|(_, shape)| shape)
+        };
+        slacks.iter().filter_map(near).collect()
+    }
+
+    /// The split of the least rank; `step` gives the rank with one more run, from the place in the sequence, the run
+    /// and its load.
+    fn best(
+        &self,
+        costs: &Costs,
+        sequence: &[u32],
+        keys: &[Key],
+        step: impl Fn((f64, f64), usize, &Range<usize>, f64) -> (f64, f64),
+    ) -> Option<((f64, f64), Shape)> {
+        let layers = costs.layers;
         let mut rows: Vec<Vec<Cell>> = vec![vec![Cell::NONE; layers + 1]];
-        rows[0][0] = Cell { largest: 0.0, squares: 0.0, from: 0 };
+        rows[0][0] = Cell { rank: (0.0, 0.0), from: 0 };
         for (place, key) in keys.iter().enumerate() {
             let before = &rows[place];
             let table = &self.tables[key];
             // An empty run leaves the slot out.
             let mut row: Vec<Cell> = (0..=layers).map(|end| Cell { from: end as u32, ..before[end] }).collect();
-            for start in (0..layers).filter(|&start| before[start].largest.is_finite()) {
+            for start in (0..layers).filter(|&start| before[start].rank.0.is_finite()) {
                 for (end, held) in row.iter_mut().enumerate().skip(start + 1) {
                     let Some(run) = table.get(start, end) else { break };
-                    let cell = Cell {
-                        largest: before[start].largest.max(run.load),
-                        squares: before[start].squares + run.load * run.load,
-                        from: start as u32,
-                    };
-                    if cell.better(held) {
-                        *held = cell;
+                    let rank = step(before[start].rank, place, &(start..end), run.load);
+                    if rank < held.rank {
+                        *held = Cell { rank, from: start as u32 };
                     }
                 }
             }
             rows.push(row);
         }
-        if rows[sequence.len()][layers].largest.is_infinite() {
+        let rank = rows[sequence.len()][layers].rank;
+        if rank.0.is_infinite() {
             return None;
         }
         let mut shape = Shape::new(layers, Vec::new());
@@ -136,7 +165,7 @@ impl Splitter {
             end = start;
         }
         shape.stages.reverse();
-        Some(shape)
+        Some((rank, shape))
     }
 
     /// The runs of every slot are there under these keys.
@@ -169,6 +198,11 @@ impl Splitter {
         }
         keys
     }
+}
+
+/// Ranks splits by their largest load, then by the sum of squares.
+fn evenly(rank: (f64, f64), _: usize, _: &Range<usize>, load: f64) -> (f64, f64) {
+    (rank.0.max(load), rank.1 + load * load)
 }
 
 /// A number in flight, rounded up by an eighth at most: places that differ little share a table.

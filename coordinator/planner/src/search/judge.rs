@@ -1,11 +1,12 @@
 //! What the search knows of its problem, what a plan is worth, and what was spent.
 
+use super::running::Running;
 use super::sketch::{Sketch, Trust};
 use super::{Control, Options, Progress};
 use crate::costs::Costs;
 use crate::listing::{Listing, admissible};
 use crate::memory;
-use crate::moves;
+use crate::moves::GONE;
 use crate::partition::{Splitter, Weigh};
 use crate::program::Programs;
 use crate::recipe::Genes;
@@ -17,8 +18,17 @@ use crate::shape::{Shape, Tables};
 const TICK_INSTRUCTIONS: u64 = 30_000;
 /// Stages of sketches that cost about as much as an evaluation.
 pub(super) const SKETCHED_STAGES: usize = 500;
-/// Charge per layer that moves, as a share of the lower bound, so that noise does not shuffle layers.
-const MOVED_LAYER_SHARE: f64 = 0.0002;
+/// Charge for moving all layers, as a share of the lower bound, so that noise does not shuffle layers: for the first few
+/// of them and for those beyond, which are many to move for little.
+const MOVED_SHARE: f64 = 0.02;
+const MOVED_BEYOND_SHARE: f64 = 0.3;
+/// What those beyond the few are charged at most together, as a share of the lower bound: where more is to gain, all may
+/// move.
+const BEYOND_MOST_SHARE: f64 = 0.05;
+/// Share of the layers that are few; that of new devices comes on top.
+const FEW_SHARE: f64 = 0.15;
+/// Iterations over which layers beyond the few are charged in full: a plan that runs longer may move more.
+const BEYOND_ITERATIONS: f64 = 1000.0;
 /// Charge per stage beyond one a device, or those of the running plan, as a share of the lower bound, so that stages are
 /// not cut for nothing and the running plan bears no charge.
 const STAGE_SHARE: f64 = 0.0001;
@@ -40,9 +50,13 @@ pub(crate) struct Judge<'a> {
     pub(crate) costs: &'a Costs,
     pub(crate) rules: &'a Rules,
     /// Device of each layer in the running plan.
-    running: Option<Vec<u32>>,
+    homes: Option<&'a [u32]>,
     horizon_iterations: f64,
+    /// Charge per layer that moves, for the first so many and for each one beyond.
     moved_layer_ns: f64,
+    few_layers: f64,
+    moved_beyond_ns: f64,
+    beyond_most_ns: f64,
     stage_charge_ns: f64,
     stages_free: usize,
     pub(crate) bound_ns: u64,
@@ -73,18 +87,29 @@ impl<'a> Judge<'a> {
     pub(crate) fn new(
         costs: &'a Costs,
         rules: &'a Rules,
-        running: Option<&Shape>,
+        running: Option<&'a Running>,
         bound_ns: u64,
         options: &Options,
         tick: &'a mut dyn FnMut(&Progress) -> Control,
     ) -> Self {
-        let running_stages = running.map_or(0, |shape| shape.stages.len());
+        let running_stages = running.map_or(0, |running| running.shape.stages.len());
+        let horizon_iterations = options.horizon_iterations.max(1) as f64;
+        let layer_ns = bound_ns as f64 / costs.layers.max(1) as f64;
+        // A plan that nobody planned on costs, as a job's first, may be far off all over: most of it may have to move.
+        let is_planned = running.is_some_and(|running| running.is_planned);
+        // New devices are to get their share besides.
+        let new = running.map_or(0, |running| running.spare(&rules.usable).len());
+        let new_share = new as f64 / rules.usable.len().max(1) as f64;
+        let beyond_ns = if is_planned { layer_ns * MOVED_BEYOND_SHARE } else { 0.0 };
         Self {
             costs,
             rules,
-            running: running.map(Shape::device_of_layers),
-            horizon_iterations: options.horizon_iterations.max(1) as f64,
-            moved_layer_ns: bound_ns as f64 * MOVED_LAYER_SHARE,
+            homes: running.map(|running| running.homes.as_slice()),
+            horizon_iterations,
+            moved_layer_ns: layer_ns * MOVED_SHARE,
+            few_layers: (costs.layers as f64 * (FEW_SHARE + new_share)).floor(),
+            moved_beyond_ns: beyond_ns * (BEYOND_ITERATIONS / horizon_iterations).min(1.0),
+            beyond_most_ns: bound_ns as f64 * BEYOND_MOST_SHARE,
             stage_charge_ns: bound_ns as f64 * STAGE_SHARE,
             stages_free: rules.usable.len().max(running_stages),
             bound_ns,
@@ -175,15 +200,60 @@ impl<'a> Judge<'a> {
         self.relaxed_splitter.split(self.costs, &self.relaxed, sequence, weigh)
     }
 
+    /// Splits over a sequence of devices that move few layers: one for each of some slacks, how much larger than the
+    /// least possible the largest load may be. Pins are kept, or there are none.
+    pub(crate) fn splits_near(&mut self, sequence: &[u32], weigh: Weigh, slacks: &[f64]) -> Vec<Shape> {
+        let tolls = self.tolls();
+        self.splitter.split_near(self.costs, self.rules, sequence, weigh, slacks, &tolls)
+    }
+
     /// What a shape costs beside its time: a little per stage, and what moving to it takes, per iteration of the
     /// horizon.
     pub(crate) fn charge(&self, shape: &Shape) -> f64 {
         let stages = shape.stages.len().saturating_sub(self.stages_free) as f64 * self.stage_charge_ns;
-        let Some(running) = &self.running else { return stages };
-        let moves = moves::between(&self.costs.moved_bytes, running, &shape.device_of_layers());
-        stages
-            + moves::longest_ns(self.costs, &moves) as f64 / self.horizon_iterations
-            + f64::from(moves.layers) * self.moved_layer_ns
+        let Some(homes) = self.homes else { return stages };
+        // A layer whose device is gone moves wherever it goes: no reason to put it here or there.
+        let mut pairs: Vec<(u32, u32, u64)> = Vec::new();
+        let mut moved = 0.0;
+        for slot in &shape.stages {
+            for layer in slot.range().filter(|&layer| homes[layer] != slot.device && homes[layer] != GONE) {
+                moved += 1.0;
+                let bytes = self.costs.moved_bytes[layer];
+                match pairs.iter_mut().rfind(|pair| (pair.0, pair.1) == (homes[layer], slot.device)) {
+                    Some(pair) => pair.2 = pair.2.saturating_add(bytes),
+                    None => pairs.push((homes[layer], slot.device, bytes)),
+                }
+            }
+        }
+        let time_ns = |&(from, to, bytes): &(u32, u32, u64)| {
+            let (transfer_ns, latency_ns) = self.costs.transfer(from as usize, to as usize, bytes);
+            transfer_ns.saturating_add(latency_ns)
+        };
+        let longest_ns = pairs.iter().map(time_ns).max().unwrap_or(0) as f64;
+        let beyond_ns = (moved - self.few_layers).max(0.0) * self.moved_beyond_ns;
+        let moved_ns = moved * self.moved_layer_ns + beyond_ns.min(self.beyond_most_ns);
+        stages + longest_ns / self.horizon_iterations + moved_ns
+    }
+
+    /// Device of each layer in the running plan.
+    pub(crate) fn homes(&self) -> Option<&'a [u32]> {
+        self.homes
+    }
+
+    /// What moving layers to a device adds to the charge at least: sums over the layers before each, by device.
+    pub(crate) fn tolls(&self) -> Vec<Vec<f64>> {
+        let of = |device: u32| {
+            let mut sum = 0.0;
+            let home = |layer: usize| self.homes.map_or(GONE, |homes| homes[layer]);
+            let toll = |layer: usize| if home(layer) == device || home(layer) == GONE { 0.0 } else { 1.0 };
+            std::iter::once(0.0)
+                .chain((0..self.costs.layers).map(|layer| {
+                    sum += toll(layer);
+                    sum
+                }))
+                .collect()
+        };
+        (0..self.costs.devices as u32).map(of).collect()
     }
 
     /// Lists a shape's programs; their value, if they fit and end before `give_up`.

@@ -49,8 +49,8 @@ pub(crate) const RELABELLINGS_MAX: usize = 24;
 pub(crate) struct Pool {
     pub(crate) members: Vec<Candidate>,
     running: Option<Shape>,
-    /// Indexed by [`RungKind`].
-    rungs: [Option<Candidate>; RungKind::ALL.len()],
+    /// The best of what each kind of change adds to those before it, indexed by [`RungKind`].
+    pub(crate) rungs: [Option<Candidate>; RungKind::ALL.len()],
 }
 
 impl Pool {
@@ -59,33 +59,16 @@ impl Pool {
         Self { members: Vec::new(), running, rungs: Default::default() }
     }
 
-    /// What a shape changes of the running one.
-    fn kind(&self, shape: &Shape) -> Option<RungKind> {
-        let running = self.running.as_ref()?;
-        let (old, new) = (&running.stages, &shape.stages);
-        let devices = old.iter().map(|slot| slot.device).eq(new.iter().map(|slot| slot.device));
-        let ranges = old.iter().map(|slot| slot.range()).eq(new.iter().map(|slot| slot.range()));
-        Some(match (devices, ranges) {
-            (true, true) if running.recompute == shape.recompute => RungKind::Order,
-            (true, true) => RungKind::Recompute,
-            (false, true) => RungKind::Relabel,
-            (true, false) => RungKind::Boundary,
-            (false, false) => RungKind::Full,
-        })
-    }
-
     /// The best of a kind of change, or of one that it allows as well.
     pub(crate) fn rung(&self, kind: RungKind) -> Option<&Candidate> {
-        let allowed = RungKind::ALL
-            .into_iter()
-            .filter(|&other| other <= kind && !(kind == RungKind::Boundary && other == RungKind::Relabel));
+        let allowed = RungKind::ALL.into_iter().filter(|&other| kind.allows(other));
         allowed.filter_map(|other| self.rungs[other as usize].as_ref()).min_by(|a, b| a.value.total_cmp(&b.value))
     }
 
     /// Adds a candidate, if it is among the best.
     pub(crate) fn offer(&mut self, judge: &mut Judge, candidate: Candidate) {
-        if let Some(kind) = self.kind(&candidate.shape) {
-            let rung = &mut self.rungs[kind as usize];
+        if let Some(running) = &self.running {
+            let rung = &mut self.rungs[RungKind::of(running, &candidate.shape) as usize];
             if rung.as_ref().is_none_or(|held| candidate.value < held.value) {
                 *rung = Some(candidate.clone());
             }
@@ -195,25 +178,20 @@ fn by_groups(order: &[u32], class: &[usize]) -> Vec<Vec<u32>> {
     (1..combinations).map(pattern).collect()
 }
 
-/// Fills the pool with everything that is known before searching.
-pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape: Option<&Shape>) {
-    starts(judge, pool, running, shape);
+/// Fills the pool with everything that is known before searching; `running` is the shape of the running plan.
+pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
+    judge.stage = "starts";
+    starts(judge, pool, running);
     judge.worth = f64::INFINITY;
 }
 
-fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape: Option<&Shape>) {
-    if let Some(running) = running {
-        pool.offer(judge, running.clone());
-    }
-    if let Some(shape) = shape
-        && let Some(candidate) = judge.best_listing(shape, &Genes::STANDARD)
-    {
-        pool.offer(judge, candidate);
-    }
+fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
+    let begun = judge.instructions;
     let (costs, rules) = (judge.costs, judge.rules);
     let mut bench = Bench { costs, rules, splitter: Splitter::default(), replay: Replay::default() };
-    for name in Name::ALL {
-        // What a user can get by name is the least that a search gives.
+    // What a user can get by name is the least that a search gives; a running plan is worth keeping more.
+    let is_new = pool.members.is_empty();
+    for name in Name::ALL.into_iter().filter(|_| is_new) {
         if let Some((_, shape, programs)) = bench.best(name, NAMED_INSTRUCTIONS_MAX)
             && let Some(candidate) = judge.given(&shape, programs, Genes::STANDARD[0])
         {
@@ -225,12 +203,12 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
     }
     let mut ranked: Vec<(f64, Vec<u32>)> = Vec::new();
     let mut orders = device_orders(costs, rules, ORDERS_MAX);
-    if let Some(shape) = shape {
-        orders.insert(0, running_order(rules, shape));
+    if let Some(running) = running {
+        orders.insert(0, running_order(rules, running));
     }
     offer_early(judge, pool, &orders[..orders.len().min(EARLY_ORDERS)]);
     for order in orders {
-        judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
+        judge.worth = worth(judge, pool);
         let mut value = f64::INFINITY;
         for in_flight in [100, 50] {
             let Some(shape) = judge.split(&order, Weigh::Time { in_flight }) else { continue };
@@ -243,12 +221,12 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
             if judge.done() {
                 return;
             }
-            if judge.instructions > ORDERS_INSTRUCTIONS_MAX {
+            if judge.instructions - begun > ORDERS_INSTRUCTIONS_MAX {
                 break;
             }
         }
         ranked.push((value, order));
-        if judge.instructions > ORDERS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
+        if judge.instructions - begun > ORDERS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
             break;
         }
     }
@@ -256,12 +234,12 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Candidate>, shape
     let class = costs.classes();
     for (_, order) in ranked.iter().take(ORDERS_KEPT) {
         for pattern in patterns(order, &class, costs.layers) {
-            judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
+            judge.worth = worth(judge, pool);
             for in_flight in [100, 60, 30, 0] {
                 if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
                     offer_all(judge, pool, &shape);
                 }
-                if judge.done() || judge.instructions > STARTS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
+                if judge.done() || judge.instructions - begun > STARTS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
                     return;
                 }
             }
@@ -277,7 +255,7 @@ fn offer_early(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
     }
     for order in orders {
         for (first, turned) in EARLY {
-            judge.worth = pool.members.first().map_or(f64::INFINITY, |best| best.value * START_WORTH);
+            judge.worth = worth(judge, pool);
             if let Some(shape) = early::split(costs, rules, order, first, turned)
                 && let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD[..3])
             {
@@ -290,8 +268,18 @@ fn offer_early(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
     }
 }
 
+/// What a start may be worth at most to be looked at to its end. Next to a running plan only what is better: the search
+/// goes on from there.
+fn worth(judge: &Judge, pool: &Pool) -> f64 {
+    let factor = if judge.homes().is_some() { 1.0 } else { START_WORTH };
+    pool.members.first().map_or(f64::INFINITY, |best| best.value * factor)
+}
+
 /// Named orders over a shape; the best value among them.
 fn offer_named(judge: &mut Judge, pool: &mut Pool, shape: &Shape) -> f64 {
+    if judge.homes().is_some() && judge.floor_ns(shape) + judge.charge(shape) > judge.worth {
+        return f64::INFINITY;
+    }
     let tables = Tables::new(judge.costs, shape);
     let mut best = f64::INFINITY;
     for name in Name::ALL {

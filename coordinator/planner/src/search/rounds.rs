@@ -15,11 +15,11 @@
 
 use super::judge::{Candidate, Judge};
 use super::portfolio::Pool;
+use super::running::Running;
 use super::sketch::{self, Trust};
 use super::structure::{self, Freedom};
 use super::{Control, Options, Progress, order};
 use crate::random::{Random, mixed};
-use crate::shape::Shape;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -40,8 +40,8 @@ const NEAR: f64 = 0.03;
 const SKETCHED: f64 = 0.4;
 const SKETCHED_LARGE: f64 = 0.8;
 /// Instructions of a plan above which structure takes fewer steps, and sketches most of the new shapes.
-const LARGE: usize = 10_000;
-const STEPS_MIN: usize = 10;
+pub(super) const LARGE: usize = 10_000;
+pub(super) const STEPS_MIN: usize = 10;
 /// An order this near to what its shape takes at least is not worth tuning, but for a share of the time.
 const SETTLED: f64 = 0.0003;
 const TUNED_ANYWAY: f64 = 0.2;
@@ -280,7 +280,7 @@ impl Desk<'_> {
 pub(super) fn rounds(
     judge: &mut Judge,
     pool: &mut Pool,
-    running: Option<&Shape>,
+    running: Option<&Running>,
     options: &Options,
     random: &mut Random,
 ) {

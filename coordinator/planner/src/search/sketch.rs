@@ -10,7 +10,7 @@
 //! busy with more than one stage, and the fit of F, I and W into one another, are left to the listing.
 
 use super::judge::{Candidate, Judge, SKETCHED_STAGES};
-use super::structure::{Freedom, change};
+use super::structure::{Freedom, change, relieve};
 use crate::costs::{Costs, StageCost};
 use crate::random::Random;
 use crate::recipe::Genes;
@@ -19,6 +19,10 @@ use crate::shape::{Shape, Slot};
 /// Temperature at the start and at the end, as a share of the value.
 const HOT: f64 = 0.02;
 const COLD: f64 = 0.0002;
+/// Temperature at the start where a running plan is not to be lost sight of, and share of the changes there that take
+/// layers from the busiest device.
+pub(crate) const HOT_NEAR: f64 = 0.005;
+const RELIEVING: f64 = 0.3;
 /// Weight of the devices' mean beside the worst one.
 const MEAN: f64 = 0.05;
 
@@ -29,6 +33,8 @@ pub(crate) struct Estimate {
     pub(crate) floor_ns: f64,
     /// With memory's limits and a little of the devices' mean: to compare shapes by.
     pub(crate) likely_ns: f64,
+    /// The device that takes longest.
+    pub(crate) busiest: u32,
 }
 
 /// How many times longer than on an idle pipeline microbatches are taken to be held, at first, at least and at most.
@@ -68,7 +74,13 @@ impl Trust {
         (self.steps * stages * 2 / SKETCHED_STAGES) as u64
     }
 
-    pub(super) fn learn(&mut self, Lesson { likely, listed }: Lesson) {
+    pub(super) fn learn(&mut self, lesson: Lesson) {
+        self.heed(lesson);
+        self.steps = (self.steps * STEPS_GROWTH / 100).min(STEPS_MAX);
+    }
+
+    /// As [`Trust::learn`], but the next anneal takes as many steps.
+    pub(super) fn heed(&mut self, Lesson { likely, listed }: Lesson) {
         let ratio = listed.map_or(f64::INFINITY, |listed| listed / likely.max(1.0));
         if ratio > FAR {
             self.held_factor = (self.held_factor * 1.3).min(HELD_MAX);
@@ -79,16 +91,15 @@ impl Trust {
                 self.held_factor = (self.held_factor * 0.95).max(HELD_MIN);
             }
         }
-        self.steps = (self.steps * STEPS_GROWTH / 100).min(STEPS_MAX);
     }
 }
 
 /// What a listing told of its sketch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lesson {
-    likely: f64,
+    pub(crate) likely: f64,
     /// None where it did not fit.
-    listed: Option<f64>,
+    pub(crate) listed: Option<f64>,
 }
 
 /// Estimates shapes: what was learnt about estimates, and their buffers.
@@ -189,13 +200,13 @@ impl Sketch {
         for device in (0..devices).filter(|&device| self.load_ns[device] > 0.0) {
             let room = costs.memory_bytes[device] as f64 - self.base_bytes[device] - self.rise_bytes[device];
             if room < 0.0 || room == 0.0 && self.held_byte_ns[device] > 0.0 {
-                return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY };
+                return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY, busiest: device as u32 };
             }
             self.room_bytes[device] = room;
             floor = floor.max(self.start_ns[device] + self.load_ns[device] * microbatches);
         }
         if floor > dear_ns {
-            return Estimate { floor_ns: floor, likely_ns: floor };
+            return Estimate { floor_ns: floor, likely_ns: floor, busiest: 0 };
         }
         self.waits_ns.clone_from(&self.start_ns);
         self.period_ns.clone_from(&self.load_ns);
@@ -206,14 +217,16 @@ impl Sketch {
         if self.is_fine && shape.stages.len() <= FINE_STAGES_MAX {
             self.warm_up(costs, shape, down);
         }
-        let (mut worst, mut sum, mut used) = (0.0_f64, 0.0, 0.0_f64);
+        let (mut worst, mut busiest, mut sum, mut used) = (0.0_f64, 0, 0.0, 0.0_f64);
         for device in (0..devices).filter(|&device| self.load_ns[device] > 0.0) {
             let likely = self.waits_ns[device] + self.period_ns[device] * microbatches;
-            worst = worst.max(likely);
+            if likely > worst {
+                (worst, busiest) = (likely, device as u32);
+            }
             sum += likely;
             used += 1.0;
         }
-        Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0) }
+        Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0), busiest }
     }
 
     /// What each device waits before the first I arrives: until then it can only run F, as many as its memory holds. Those
@@ -286,7 +299,9 @@ fn gap(taken: &[(f64, f64)], at: f64, length: f64) -> (f64, usize) {
 
 /// A shape annealed on what it takes at least, then listed; none if it does not fit.
 pub(crate) fn drawn(judge: &mut Judge, start: &Shape, random: &mut Random) -> Option<Candidate> {
-    let (shape, likely) = anneal(judge, start, random);
+    let steps = judge.sketch.trust.steps;
+    let hot = if judge.homes().is_some() { HOT_NEAR } else { HOT };
+    let (shape, likely) = anneal(judge, start, Freedom::Full, (steps, hot), random);
     let listed = judge.best_listing(&shape, &Genes::STANDARD);
     let lesson = Lesson { likely, listed: listed.as_ref().map(|listed| listed.value) };
     judge.sketch.trust.learn(lesson);
@@ -295,15 +310,22 @@ pub(crate) fn drawn(judge: &mut Judge, start: &Shape, random: &mut Random) -> Op
 }
 
 /// The best shape found, and about what it is worth.
-fn anneal(judge: &mut Judge, start: &Shape, random: &mut Random) -> (Shape, f64) {
+pub(crate) fn anneal(
+    judge: &mut Judge,
+    start: &Shape,
+    freedom: Freedom,
+    (steps, hot): (usize, f64),
+    random: &mut Random,
+) -> (Shape, f64) {
     let mut sketch = std::mem::take(&mut judge.sketch);
-    let steps = sketch.trust.steps;
     let value = |judge: &Judge, sketch: &mut Sketch, shape: &Shape, dear: f64| {
         let charge = judge.charge(shape);
-        sketch.estimate(judge.costs, shape, dear - charge).likely_ns + charge
+        let estimate = sketch.estimate(judge.costs, shape, dear - charge);
+        (estimate.likely_ns + charge, estimate.busiest)
     };
+    let near = freedom == Freedom::Full && judge.homes().is_some();
     let mut current = start.clone();
-    let mut now = value(judge, &mut sketch, &current, f64::INFINITY);
+    let (mut now, mut busiest) = value(judge, &mut sketch, &current, f64::INFINITY);
     let (mut best, mut least) = (current.clone(), now);
     let coarse = (steps as f64 * COARSE) as usize;
     for step in 0..steps {
@@ -313,19 +335,23 @@ fn anneal(judge: &mut Judge, start: &Shape, random: &mut Random) -> (Shape, f64)
         judge.spend_sketch(current.stages.len());
         if step == coarse {
             sketch.is_fine = true;
-            now = value(judge, &mut sketch, &current, f64::INFINITY);
+            (now, busiest) = value(judge, &mut sketch, &current, f64::INFINITY);
             (best, least) = (current.clone(), now);
         }
         let mut next = current.clone();
-        if !change(judge, &mut next, Freedom::Full, random) || !judge.rules.permits(&next) {
+        let changed = match near && random.chance(RELIEVING) {
+            true => relieve(judge, &mut next, busiest, random),
+            false => change(judge, &mut next, freedom, random),
+        };
+        if !changed || !judge.rules.permits(&next) {
             continue;
         }
         let cool = step as f64 / steps as f64;
-        let temperature = now.min(f64::MAX) * HOT * (COLD / HOT).powf(cool);
+        let temperature = now.min(f64::MAX) * hot * (COLD / hot).powf(cool);
         let accepted = now - temperature * random.unit().max(1e-12).ln();
-        let then = value(judge, &mut sketch, &next, accepted);
+        let (then, next_busiest) = value(judge, &mut sketch, &next, accepted);
         if then <= accepted {
-            (current, now) = (next, then);
+            (current, now, busiest) = (next, then, next_busiest);
             if now < least {
                 (best, least) = (current.clone(), now);
             }

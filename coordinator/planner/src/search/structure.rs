@@ -7,16 +7,20 @@ use super::judge::{Candidate, Judge};
 use super::portfolio::Pool;
 use crate::costs::Costs;
 use crate::listing::admissible;
+use crate::moves::GONE;
 use crate::partition::by_relief;
 use crate::random::Random;
 use crate::recipe::Genes;
-use crate::shape::{Shape, Tables};
+use crate::shape::{Shape, Slot, Tables};
 
 /// Stages per device that a change may lead to, on average.
 const STAGES_PER_DEVICE_MAX: usize = 4;
 /// Temperature at the start and at the end, as a share of the value.
 const HOT: f64 = 0.01;
 const COLD: f64 = 0.0005;
+
+/// Share of changes, where anything may change, that give layers back to their device in the running plan.
+const RESTORING: f64 = 0.15;
 
 /// What may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +93,14 @@ pub(crate) fn anneal(
 
 /// Changes a shape; false where the drawn change is none.
 pub(crate) fn change(judge: &Judge, shape: &mut Shape, freedom: Freedom, random: &mut Random) -> bool {
-    let draw = random.below(100);
     let costs = judge.costs;
+    if freedom == Freedom::Full
+        && let Some(homes) = judge.homes()
+        && random.chance(RESTORING)
+    {
+        return restore(judge, shape, homes, random);
+    }
+    let draw = random.below(100);
     match freedom {
         Freedom::Recompute => toggle(costs, shape, random),
         Freedom::Boundary if draw < 80 => shift(shape, random, false),
@@ -234,6 +244,43 @@ fn divide(judge: &Judge, shape: &mut Shape, random: &mut Random) -> bool {
     let device = usable[random.below(usable.len())];
     let end = (start + length).min(of.len());
     of[start..end].fill(device);
+    place(judge, shape, &of)
+}
+
+/// Gives a run of layers that one device took from another back to it, or the beginning or end of the run.
+fn restore(judge: &Judge, shape: &mut Shape, homes: &[u32], random: &mut Random) -> bool {
+    let mut of = shape.device_of_layers();
+    let is_away = |of: &[u32], layer: usize| of[layer] != homes[layer] && homes[layer] != GONE;
+    let from = random.below(of.len());
+    let Some(start) = (from..of.len()).chain(0..from).find(|&layer| is_away(&of, layer)) else { return false };
+    let alike = |layer: &usize| of[*layer] == of[start] && homes[*layer] == homes[start];
+    let end = (start..of.len()).take_while(alike).count() + start;
+    let length = end - start;
+    let (first, last) = match random.below(3) {
+        0 => (start, end),
+        1 => (start, start + 1 + random.below(length)),
+        _ => (start + random.below(length), end),
+    };
+    of[first..last].fill(homes[start]);
+    place(judge, shape, &of)
+}
+
+/// Takes one or two layers from an end of one of a device's stages and gives them to another device.
+pub(crate) fn relieve(judge: &Judge, shape: &mut Shape, device: u32, random: &mut Random) -> bool {
+    let own: Vec<Slot> = shape.stages.iter().copied().filter(|slot| slot.device == device).collect();
+    let usable = &judge.rules.usable;
+    let to = usable[random.below(usable.len())];
+    if own.is_empty() || to == device {
+        return false;
+    }
+    let range = own[random.below(own.len())].range();
+    let count = (1 + random.below(2)).min(range.len());
+    let mut of = shape.device_of_layers();
+    let (first, last) = match random.chance(0.5) {
+        true => (range.start, range.start + count),
+        false => (range.end - count, range.end),
+    };
+    of[first..last].fill(to);
     place(judge, shape, &of)
 }
 
