@@ -22,9 +22,6 @@ pub(super) const SKETCHED_STAGES: usize = 500;
 /// of them and for those beyond, which are many to move for little.
 const MOVED_SHARE: f64 = 0.02;
 const MOVED_BEYOND_SHARE: f64 = 0.3;
-/// What those beyond the few are charged at most together, as a share of the lower bound: where more is to gain, all may
-/// move.
-const BEYOND_MOST_SHARE: f64 = 0.05;
 /// Share of the layers that are few; that of new devices comes on top.
 const FEW_SHARE: f64 = 0.15;
 /// Iterations over which layers beyond the few are charged in full: a plan that runs longer may move more.
@@ -56,7 +53,6 @@ pub(crate) struct Judge<'a> {
     moved_layer_ns: f64,
     few_layers: f64,
     moved_beyond_ns: f64,
-    beyond_most_ns: f64,
     stage_charge_ns: f64,
     stages_free: usize,
     pub(crate) bound_ns: u64,
@@ -109,7 +105,6 @@ impl<'a> Judge<'a> {
             moved_layer_ns: layer_ns * MOVED_SHARE,
             few_layers: (costs.layers as f64 * (FEW_SHARE + new_share)).floor(),
             moved_beyond_ns: beyond_ns * (BEYOND_ITERATIONS / horizon_iterations).min(1.0),
-            beyond_most_ns: bound_ns as f64 * BEYOND_MOST_SHARE,
             stage_charge_ns: bound_ns as f64 * STAGE_SHARE,
             stages_free: rules.usable.len().max(running_stages),
             bound_ns,
@@ -231,7 +226,7 @@ impl<'a> Judge<'a> {
         };
         let longest_ns = pairs.iter().map(time_ns).max().unwrap_or(0) as f64;
         let beyond_ns = (moved - self.few_layers).max(0.0) * self.moved_beyond_ns;
-        let moved_ns = moved * self.moved_layer_ns + beyond_ns.min(self.beyond_most_ns);
+        let moved_ns = moved * self.moved_layer_ns + beyond_ns;
         stages + longest_ns / self.horizon_iterations + moved_ns
     }
 

@@ -35,10 +35,12 @@ const ORDERS_INSTRUCTIONS_MAX: u64 = 8_000_000;
 const STARTS_INSTRUCTIONS_MAX: u64 = 20_000_000;
 /// Devices times microbatches from which a short first pass is tried, with so many layers and turned back or not: of
 /// few devices none waits long.
-const EARLY_MIN: usize = 2_000;
+const EARLY_MIN: usize = 1_000;
 const EARLY: [(usize, bool); 6] = [(1, false), (1, true), (2, false), (2, true), (3, false), (3, true)];
 /// Orders of devices that this is tried on.
 const EARLY_ORDERS: usize = 6;
+/// With a running plan only this part of them.
+const RUNNING_SHARE: u64 = 5;
 /// Starts this much worse than the best are not looked at to their end.
 const START_WORTH: f64 = 1.12;
 
@@ -187,6 +189,9 @@ pub(crate) fn fill(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) 
 
 fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     let begun = judge.instructions;
+    // Next to a running plan starts seldom pay.
+    let share = if judge.homes().is_some() { RUNNING_SHARE } else { 1 };
+    let (orders_max, starts_max) = (ORDERS_INSTRUCTIONS_MAX / share, STARTS_INSTRUCTIONS_MAX / share);
     let (costs, rules) = (judge.costs, judge.rules);
     let mut bench = Bench { costs, rules, splitter: Splitter::default(), replay: Replay::default() };
     // What a user can get by name is the least that a search gives; a running plan is worth keeping more.
@@ -221,12 +226,12 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
             if judge.done() {
                 return;
             }
-            if judge.instructions - begun > ORDERS_INSTRUCTIONS_MAX {
+            if judge.instructions - begun > orders_max {
                 break;
             }
         }
         ranked.push((value, order));
-        if judge.instructions - begun > ORDERS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
+        if judge.instructions - begun > orders_max && !pool.members.is_empty() {
             break;
         }
     }
@@ -239,7 +244,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
                 if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
                     offer_all(judge, pool, &shape);
                 }
-                if judge.done() || judge.instructions - begun > STARTS_INSTRUCTIONS_MAX && !pool.members.is_empty() {
+                if judge.done() || judge.instructions - begun > starts_max && !pool.members.is_empty() {
                     return;
                 }
             }
