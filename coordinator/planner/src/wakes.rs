@@ -6,6 +6,9 @@
 //!      9   3   5   7
 //! ```
 
+/// Devices up to which looking at all of them is faster.
+const SCANNED_MAX: usize = 8;
+
 /// A time per device, and who has the earliest.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wakes {
@@ -37,6 +40,10 @@ impl Wakes {
     #[inline]
     pub(crate) fn set(&mut self, device: usize, at_ns: u64) {
         let mut node = self.leaves + device;
+        if self.leaves <= SCANNED_MAX {
+            self.earliest[node] = at_ns;
+            return;
+        }
         let mut earliest = at_ns;
         loop {
             if self.earliest[node] == earliest {
@@ -54,6 +61,10 @@ impl Wakes {
     /// Who wakes first: the first of them where several do.
     #[inline]
     pub(crate) fn first(&self) -> usize {
+        if self.leaves <= SCANNED_MAX {
+            let times = &self.earliest[self.leaves..];
+            return (1..times.len()).fold(0, |first, device| if times[device] < times[first] { device } else { first });
+        }
         let mut node = 1;
         while node < self.leaves {
             node = 2 * node + usize::from(self.earliest[2 * node] > self.earliest[2 * node + 1]);
