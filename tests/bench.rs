@@ -1,15 +1,9 @@
 //! `adaptis bench` as a user meets it.
 
+mod support;
+
 use std::path::Path;
-use std::process::{Command, Output};
-
-fn adaptis(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_adaptis")).args(arguments).output().expect("the command starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use support::{adaptis, text};
 
 /// A folder with some of the problems under `tests/data`.
 fn folder_of(problems: &[&str]) -> tempfile::TempDir {

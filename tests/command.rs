@@ -1,54 +1,9 @@
-//! The command as a user meets it: files in, answers and exit codes out.
+//! Commands on files as a user meets them: files in, answers and exit codes out.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod support;
 
-fn adaptis(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_adaptis")).args(arguments).output().expect("the command starts")
-}
-
-fn data(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name).to_string_lossy().into_owned()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn json(output: &Output) -> serde_json::Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
-}
-
-/// Expects an exit code, and words in what stands on standard error.
-fn fails(output: &Output, code: i32, words: &[&str]) {
-    let error = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{error}");
-    for word in words {
-        assert!(error.contains(word), "`{word}` is not in: {error}");
-    }
-    assert!(!error.contains("panicked"), "{error}");
-}
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Folder {
-        Folder(tempfile::tempdir().expect("a temporary folder"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_string_lossy().into_owned()
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        std::fs::write(self.path(name), text).expect("a file is written");
-        self.text(name)
-    }
-}
+use std::process::Command;
+use support::{Folder, adaptis, data, fails, json, text};
 
 fn problem_text() -> String {
     std::fs::read_to_string(data("uniform_p4_m8.json")).expect("the data is there")
@@ -164,51 +119,6 @@ fn wrong_usage_is_told_before_anything_starts() {
     let run = folder.path().join("run");
     fails(&adaptis(&["coordinator", "--dir", &run.to_string_lossy(), "--listen", "nowhere"]), 2, &["nowhere"]);
     assert!(!run.exists(), "a coordinator that could not start leaves no folder");
-}
-
-#[test]
-fn keys_are_made_once_and_kept() {
-    let folder = Folder::new();
-    let keys = folder.text("keys");
-    let first = adaptis(&["keys", &keys, "gpu0", "gpu1", "--json"]);
-    assert!(first.status.success(), "{}", text(&first.stderr));
-    let public = json(&first)["public_keys"].clone();
-    assert_eq!(public.as_object().map(serde_json::Map::len), Some(3), "{public}");
-    let second = json(&adaptis(&["keys", &keys, "gpu2", "--json"]))["public_keys"].clone();
-    assert_eq!(second["gpu0"], public["gpu0"]);
-    assert!(second["gpu2"].is_string());
-}
-
-#[test]
-fn without_keys_nothing_but_loopback_is_bound() {
-    let folder = Folder::new();
-    let dir = folder.text("run");
-    let output = adaptis(&["coordinator", "--dir", &dir, "--listen", "tcp://0.0.0.0:29999"]);
-    fails(&output, 2, &["0.0.0.0", "adaptis keys"]);
-}
-
-#[test]
-fn a_port_in_use_is_named() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = format!("tcp://{}", taken.local_addr().expect("its address"));
-    let folder = Folder::new();
-    let output = adaptis(&["coordinator", "--dir", &folder.text("run"), "--listen", &address]);
-    fails(&output, 3, &[&address, "in use"]);
-}
-
-#[test]
-fn nobody_answers_where_no_coordinator_is() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = format!("tcp://{}", taken.local_addr().expect("its address"));
-    fails(&adaptis(&["status", "--coordinator", &address]), 3, &["no answer"]);
-}
-
-#[test]
-fn pages_leave_this_machine_only_with_keys() {
-    let folder = Folder::new();
-    let arguments =
-        ["coordinator", "--dir", &folder.text("run"), "--listen", "tcp://127.0.0.1:0", "--http", "0.0.0.0:0"];
-    fails(&adaptis(&arguments), 2, &["0.0.0.0:0", "adaptis keys"]);
 }
 
 #[test]
@@ -422,52 +332,6 @@ fn a_plan_that_no_executor_runs_has_no_time() {
     fails(&changed("none.json", &|plan| plan["stages"] = serde_json::json!([])), 1, &["no stage has the layers 0 to"]);
     let output = changed("recompute.json", &|plan| plan["stages"][0]["recompute"] = serde_json::json!([60]));
     fails(&output, 1, &["recompute"]);
-}
-
-#[test]
-fn wrong_arguments_of_services_are_wrong_usage() {
-    let folder = Folder::new();
-    let dir = folder.text("run");
-    let coordinator = |name: &str, value: &str| {
-        adaptis(&["coordinator", "--dir", &dir, "--listen", "tcp://127.0.0.1:*", name, value])
-    };
-    std::fs::write(folder.path("binary.json"), [0xff, 0xfe, 0x00]).expect("a file");
-    fails(&coordinator("--faults", &folder.text("binary.json")), 2, &["--faults", "binary.json", "UTF-8"]);
-    fails(&coordinator("--faults", &folder.text("missing.json")), 2, &["--faults", "missing.json"]);
-    fails(&coordinator("--http", "junk"), 2, &["--http `junk`", "HOST:PORT"]);
-    fails(&coordinator("--http", "127.0.0.1:99999"), 2, &["--http `127.0.0.1:99999`", "HOST:PORT"]);
-    let (ring, spool) = (folder.text("ring"), folder.text("spool"));
-    let agent = ["agent", "--device", "a", "--ring", &ring, "--spool", &spool, "--coordinator", "nowhere"];
-    fails(&adaptis(&agent), 2, &["nowhere"]);
-}
-
-#[test]
-fn keys_of_bad_or_repeated_names_are_not_made() {
-    let folder = Folder::new();
-    let keys = folder.text("keys");
-    fails(&adaptis(&["keys", &keys, "../x"]), 2, &["../x"]);
-    fails(&adaptis(&["keys", &keys, "gpu0", "gpu0"]), 2, &["gpu0", "twice"]);
-    assert!(!folder.path("keys").exists());
-}
-
-#[test]
-fn an_agent_that_nobody_answers_says_so() {
-    let folder = Folder::new();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = format!("tcp://{}", taken.local_addr().expect("its address"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
-    command.args(["agent", "--device", "a", "--ring", &folder.text("ring"), "--spool", &folder.text("spool")]);
-    let log = std::fs::File::create(folder.path("log")).expect("a file");
-    let mut child = command.args(["--coordinator", &address]).stderr(log).spawn().expect("it starts");
-    let said = || std::fs::read_to_string(folder.path("log")).expect("the log");
-    let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    while !said().contains("no answer") && std::time::Instant::now() < patience {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    child.kill().expect("it still runs");
-    child.wait().expect("it ends");
-    assert!(said().contains(&format!("no answer from {address} for 5 s")), "{}", said());
-    assert!(said().contains("the same keys"), "{}", said());
 }
 
 #[test]

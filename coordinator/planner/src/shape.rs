@@ -2,7 +2,6 @@
 
 use crate::costs::{Costs, StageCost};
 use crate::program::{Programs, pack, unpack};
-use adaptis_plan::plan::FORMAT;
 use adaptis_plan::{Plan, Predicted, Problem, Stage};
 use adaptis_proto::Epoch;
 use std::ops::Range;
@@ -103,18 +102,8 @@ impl Shape {
             recompute: (slot.start..slot.end).filter(|&layer| self.recompute[layer as usize]).collect(),
             note: None,
         });
-        Plan {
-            format: FORMAT.to_owned(),
-            note: None,
-            epoch,
-            parent,
-            layers: self.recompute.len() as u32,
-            devices: problem.devices.iter().map(|device| device.name.clone()).collect(),
-            stages: stages.collect(),
-            programs: programs.iter().map(|program| program.iter().map(|&op| unpack(op)).collect()).collect(),
-            predicted: None,
-            why: None,
-        }
+        let programs = programs.iter().map(|program| program.iter().map(|&op| unpack(op)).collect()).collect();
+        Plan { epoch, parent, ..Plan::new(problem, stages.collect(), programs) }
     }
 }
 

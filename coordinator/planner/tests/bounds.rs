@@ -4,13 +4,11 @@
 
 mod support;
 
-use adaptis_plan::plan::FORMAT;
 use adaptis_plan::{Action, Instruction, Plan, Problem, Stage, audit};
 use adaptis_planner::bounds::lower_bound_ns;
 use adaptis_planner::schedule::{Name, named};
 use adaptis_planner::search::{Control, Options, search};
 use adaptis_planner::simulate::simulate;
-use adaptis_proto::Epoch;
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -85,18 +83,7 @@ fn drawn(problem: &Problem, dice: &mut Dice) -> Plan {
         programs[stages[stage].device as usize].push(Instruction::new(stage, action, *done));
         *done += 1;
     }
-    Plan {
-        format: FORMAT.to_owned(),
-        note: None,
-        epoch: Epoch(1),
-        parent: Epoch(0),
-        layers: layers as u32,
-        devices: problem.devices.iter().map(|device| device.name.clone()).collect(),
-        stages,
-        programs,
-        predicted: None,
-        why: None,
-    }
+    Plan::new(problem, stages, programs)
 }
 
 /// Time of the fastest of the valid ones.

@@ -2,7 +2,7 @@
 
 use crate::instruction::Instruction;
 use crate::json::{self, FormatError};
-use crate::problem::LAYERS_MAX;
+use crate::problem::{LAYERS_MAX, Problem};
 use adaptis_proto::{Digest, Epoch};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,6 +113,22 @@ pub enum CannotMap {
 }
 
 impl Plan {
+    /// The first plan of a problem, with nothing predicted. Whether it is a valid one an audit tells.
+    pub fn new(problem: &Problem, stages: Vec<Stage>, programs: Vec<Vec<Instruction>>) -> Plan {
+        Plan {
+            format: FORMAT.to_owned(),
+            note: None,
+            epoch: Epoch(1),
+            parent: Epoch(0),
+            layers: problem.layers.len() as u32,
+            devices: problem.devices.iter().map(|device| device.name.clone()).collect(),
+            stages,
+            programs,
+            predicted: None,
+            why: None,
+        }
+    }
+
     /// Reads a plan. Its rules are checked by [`crate::audit()`], against a problem.
     ///
     /// # Errors

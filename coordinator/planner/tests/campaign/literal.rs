@@ -3,9 +3,7 @@
 
 use crate::generate;
 use crate::oracle::{Fit, exhaustive};
-use adaptis_plan::plan::FORMAT;
 use adaptis_plan::{Action, Instruction, Plan, Problem, Stage, audit};
-use adaptis_proto::Epoch;
 
 const LAYERS_MAX: usize = 4;
 const DEVICES_MAX: usize = 3;
@@ -47,18 +45,7 @@ fn plan(problem: &Problem, on: &dyn Fn(usize) -> usize, cut: &dyn Fn(usize) -> b
             programs[stages[stage].device as usize].push(Instruction::new(stage, action, microbatch));
         }
     }
-    Plan {
-        format: FORMAT.to_owned(),
-        note: None,
-        epoch: Epoch(1),
-        parent: Epoch(0),
-        layers: layers as u32,
-        devices: problem.devices.iter().map(|device| device.name.clone()).collect(),
-        stages,
-        programs,
-        predicted: None,
-        why: None,
-    }
+    Plan::new(problem, stages, programs)
 }
 
 #[test]
