@@ -6,7 +6,7 @@
 //!   portfolio --> pool of different shapes --> sketch: annealed by loads alone     --+
 //!                   ^                      --> structure: each neighbour listed anew <-+--+
 //!                   |                      --> order: each move timed              <------+
-//!                   +------------------------------------------------------------- rounds, ever longer
+//!                   +------------------------------------------------------------- rounds, on one island or the next
 //! ```
 //!
 //! 1. With a valid running plan the result is never worse than it, and moves nothing that does not pay.
@@ -15,6 +15,7 @@
 
 mod conclude;
 mod early;
+mod island;
 mod judge;
 pub(crate) mod order;
 mod portfolio;

@@ -170,7 +170,11 @@ impl Near<'_, '_> {
             let (shape, likely) = sketch::anneal(self.judge, &start, freedom, steps, random);
             if let Some(value) = self.look(&shape) {
                 let listed = Some(value).filter(|value| value.is_finite());
-                self.judge.sketch.trust.heed(Lesson { likely, listed });
+                self.judge.sketch.trust.heed(Lesson {
+                    likely,
+                    listed,
+                    is_near: listed.is_some_and(|listed| listed < likely * 1.1),
+                });
             }
         }
     }

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Short restarts that intensify the best few beat one long anneal. A task is such a restart: structure, then order. Its
-//! steps grow from round to round, so that the search needs no knowledge of its budget.
+//! steps grow from round to round, so that the search needs no knowledge of its budget; [`Island`] says what it starts from.
 //!
 //! 1. A task is a value: where it starts, its steps and evaluations, its random numbers. What it finds depends on nothing
 //!    else.
@@ -13,6 +13,7 @@
 //!    not depend on how many threads there are, nor on how long each takes.
 //! 3. What was spent and what tasks at work may still spend is never more than the budget.
 
+use super::island::Island;
 use super::judge::{Candidate, Judge};
 use super::portfolio::Pool;
 use super::running::Running;
@@ -26,12 +27,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Steps of the first round, and by how many percent each round is longer than the one before.
+/// Steps of the first round.
 pub(super) const STRUCTURE_STEPS: usize = 400;
 pub(super) const ORDER_STEPS: usize = 1_500;
-const GROWTH_PERCENT: usize = 120;
-/// Rounds after which steps grow no more.
-const GROWING_ROUNDS: u32 = 20;
 /// Tasks of a round: the first one works on the best member of the pool.
 const WORKED_ON: u64 = 2;
 /// Listings this much worse than the best plan are worth tuning.
@@ -93,12 +91,13 @@ impl Task {
         };
         let mut offers = Vec::new();
         let mut tuned = self.start;
+        let mut is_near = false;
         if let Some(listed) = listed {
             let steps = self.structure_steps;
             let annealed = structure::anneal(judge, &mut aside, &listed, Freedom::Full, steps, random);
             offers.push(annealed.clone());
             // A tuned order beats any listing of its shape; a listing that comes near will beat it once tuned.
-            let is_near = annealed.value < self.best_value * (1.0 + NEAR);
+            is_near = annealed.value < self.best_value * (1.0 + NEAR);
             if is_near && self.tunes_near || annealed.value < tuned.value {
                 tuned = annealed;
             }
@@ -111,40 +110,43 @@ impl Task {
             let steps = self.order_steps;
             offers.push(order::anneal(judge, &mut aside, &tuned, Some(Freedom::Full), steps, random));
         }
-        Found { offers, learnt: judge.sketch.lesson.take(), evaluations: judge.evaluations }
+        let learnt = judge.sketch.lesson.take().map(|lesson| sketch::Lesson { is_near, ..lesson });
+        Found { offers, learnt, evaluations: judge.evaluations }
     }
 }
 
 /// Cuts tasks and takes in what they found.
 struct Desk<'p> {
+    /// The best of everything.
     pool: &'p mut Pool,
+    starts: Vec<Candidate>,
+    island: Island,
     seed: u64,
     cut: u64,
-    structure_steps: usize,
-    order_steps: usize,
     trust: Trust,
     best_ns: u64,
     spent: u64,
     spent_max: u64,
-    /// Most evaluations of each task that is out, oldest first.
-    out: VecDeque<u64>,
+    /// Island and most evaluations of each task that is out, oldest first.
+    out: VecDeque<(u32, u64)>,
 }
 
 impl Desk<'_> {
     /// The next task; none if the tasks that are out may spend all that is left.
     fn cut(&mut self) -> Option<Task> {
-        let left = self.spent_max.saturating_sub(self.spent).saturating_sub(self.out.iter().sum());
+        let out = self.out.iter().map(|&(_, evaluations)| evaluations).sum();
+        let left = self.spent_max.saturating_sub(self.spent).saturating_sub(out);
         if left == 0 {
             return None;
         }
-        let (round, turn) = (self.cut / WORKED_ON, self.cut % WORKED_ON);
-        if turn == 0 && round > 0 && round < u64::from(GROWING_ROUNDS) {
-            self.structure_steps = self.structure_steps * GROWTH_PERCENT / 100;
-            self.order_steps = self.order_steps * GROWTH_PERCENT / 100;
+        if self.island.is_spent() {
+            self.island = self.island.next(&self.starts, &self.pool.members);
         }
+        let island = &mut self.island;
+        let (round, turn) = island.cut(WORKED_ON);
         let mut random = Random::new(mixed(self.seed.wrapping_add(self.cut)));
         self.cut += 1;
-        let members = &self.pool.members;
+        let members = &island.pool.members;
         // The best in every round, then whichever.
         let start = members[if turn == 0 { 0 } else { random.below(members.len()) }].clone();
         // A listing that takes long is worth choosing with care.
@@ -152,12 +154,12 @@ impl Desk<'_> {
         let share = if size > LARGE { SKETCHED_LARGE } else { SKETCHED };
         let is_sketched = random.chance(share * self.trust.share);
         let fewer = |steps: usize| (steps * LARGE.min(size) / size.max(1)).max(STEPS_MIN);
-        let (structure_steps, order_steps) = (fewer(self.structure_steps), fewer(self.order_steps));
+        let (structure_steps, order_steps) = (fewer(island.structure_steps), fewer(island.order_steps));
         let sketched = if is_sketched { self.trust.evaluations(start.shape.stages.len()) } else { 0 };
         let steps = (structure_steps + order_steps) as u64;
         // A step's look at the floor counts as a part of an evaluation.
         let evaluations_max = (steps + steps / 8 + sketched + EVALUATIONS_BESIDE).min(left);
-        self.out.push_back(evaluations_max);
+        self.out.push_back((island.number, evaluations_max));
         Some(Task {
             start,
             best_value: members[0].value,
@@ -174,14 +176,21 @@ impl Desk<'_> {
 
     /// Takes in what the oldest task found.
     fn take_in(&mut self, judge: &mut Judge, found: Found) {
-        self.out.pop_front();
+        let from = self.out.pop_front().map(|(number, _)| number);
         self.spent += found.evaluations;
+        let is_here = from == Some(self.island.number);
         if let Some(lesson) = found.learnt {
             self.trust.learn(lesson);
         }
         for candidate in found.offers {
             self.best_ns = self.best_ns.min(candidate.iteration_ns);
+            if is_here {
+                self.island.pool.offer(judge, candidate.clone());
+            }
             self.pool.offer(judge, candidate);
+        }
+        if is_here {
+            self.island.spend(found.evaluations);
         }
     }
 }
@@ -294,11 +303,11 @@ pub(super) fn rounds(
         None => threads * AHEAD_PER_THREAD,
     };
     let mut desk = Desk {
+        starts: pool.members.clone(),
+        island: Island::first(&pool.members),
         pool,
         seed: random.bits(),
         cut: 0,
-        structure_steps: STRUCTURE_STEPS,
-        order_steps: ORDER_STEPS,
         trust: judge.sketch.trust,
         best_ns: judge.best_ns,
         spent: judge.evaluations,

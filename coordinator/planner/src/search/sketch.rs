@@ -80,13 +80,12 @@ impl Trust {
     }
 
     /// As [`Trust::learn`], but the next anneal takes as many steps.
-    pub(super) fn heed(&mut self, Lesson { likely, listed }: Lesson) {
+    pub(super) fn heed(&mut self, Lesson { likely, listed, is_near }: Lesson) {
         let ratio = listed.map_or(f64::INFINITY, |listed| listed / likely.max(1.0));
+        self.share = if is_near { (self.share * 1.3).min(1.0) } else { (self.share * 0.8).max(0.1) };
         if ratio > FAR {
             self.held_factor = (self.held_factor * 1.3).min(HELD_MAX);
-            self.share = (self.share * 0.8).max(0.1);
         } else {
-            self.share = (self.share * 1.3).min(1.0);
             if ratio < NEAR {
                 self.held_factor = (self.held_factor * 0.95).max(HELD_MIN);
             }
@@ -100,6 +99,8 @@ pub(crate) struct Lesson {
     pub(crate) likely: f64,
     /// None where it did not fit.
     pub(crate) listed: Option<f64>,
+    /// What came of it was near the best plan.
+    pub(crate) is_near: bool,
 }
 
 /// Estimates shapes: what was learnt about estimates, and their buffers.
@@ -303,7 +304,7 @@ pub(crate) fn drawn(judge: &mut Judge, start: &Shape, random: &mut Random) -> Op
     let hot = if judge.homes().is_some() { HOT_NEAR } else { HOT };
     let (shape, likely) = anneal(judge, start, Freedom::Full, (steps, hot), random);
     let listed = judge.best_listing(&shape, &Genes::STANDARD);
-    let lesson = Lesson { likely, listed: listed.as_ref().map(|listed| listed.value) };
+    let lesson = Lesson { likely, listed: listed.as_ref().map(|listed| listed.value), is_near: true };
     judge.sketch.trust.learn(lesson);
     judge.sketch.lesson = Some(lesson);
     listed
