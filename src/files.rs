@@ -8,7 +8,7 @@ use crate::failure;
 use adaptis_plan::{Plan, Problem};
 use anyhow::Result;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -18,11 +18,12 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 /// The text of a file.
 pub fn text(path: &Path) -> Result<String> {
     let fail = |error: io::Error| failure::usage(format!("{}: {error}", path.display()));
-    let length = fs::metadata(path).map_err(fail)?.len();
-    if length > FILE_BYTES_MAX {
-        return Err(failure::usage(format!("{}: {length} bytes is more than {FILE_BYTES_MAX}", path.display())));
+    let mut bytes = Vec::new();
+    // A device or a FIFO does not tell its length.
+    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(fail)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(failure::usage(format!("{}: more than {FILE_BYTES_MAX} bytes", path.display())));
     }
-    let bytes = fs::read(path).map_err(fail)?;
     String::from_utf8(bytes).map_err(|_| failure::usage(format!("{}: not a UTF-8 text", path.display())))
 }
 
@@ -43,6 +44,19 @@ const LINKS_MAX: usize = 40;
 pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
     into(path, contents)
         .map_err(|error| failure::environment(format!("cannot write {}: {}", path.display(), why(path, &error))))
+}
+
+/// Whether a file can be written, to be asked before long work; writes nothing.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let tried = match fs::metadata(path) {
+        // What is no plain file may not bear being opened twice.
+        Ok(found) if !found.is_file() && !found.is_dir() => Ok(()),
+        _ => followed(path).and_then(|place| match place.file_name() {
+            Some(_) if !place.is_dir() => tempfile::tempfile_in(folder_of(&place)).map(drop),
+            _ => Err(ErrorKind::IsADirectory.into()),
+        }),
+    };
+    tried.map_err(|error| failure::environment(format!("cannot write {}: {}", path.display(), why(path, &error))))
 }
 
 fn into(path: &Path, contents: &[u8]) -> io::Result<()> {

@@ -6,7 +6,7 @@ use adaptis_plan::{CannotMap, Plan, Problem};
 use adaptis_planner::export::milliseconds;
 use adaptis_planner::moves::{Moves, moves};
 use adaptis_planner::schedule::{self, Name};
-use adaptis_planner::search::{Control, Options, Progress, search};
+use adaptis_planner::search::{Control, Infeasible, Options, Progress, search};
 use adaptis_planner::{bounds::lower_bound_ns, simulate::simulate as replay};
 use adaptis_proto::Epoch;
 use anyhow::Result;
@@ -69,16 +69,14 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<()> {
     files::distinct(&[("PROBLEM", Some(&arguments.problem)), ("--out", arguments.out.as_deref())])?;
     let problem = files::problem(&arguments.problem)?;
-    let (plan, moved, evaluations, stop) = match &arguments.schedule {
+    arguments.out.as_deref().map_or(Ok(()), files::check_writable)?;
+    let stop = Stop::listen()?;
+    let (plan, moved, evaluations) = match &arguments.schedule {
         Some(name) => {
             let name: Name = name.parse().map_err(|error| failure::usage(format!("--schedule: {error}")))?;
-            (schedule::named(&problem, name).map_err(failure::negative)?, None, 0, Stop::listen()?)
+            (scheduled(&arguments, &problem, name, &stop)?, None, 0)
         }
-        None => {
-            let stop = Stop::listen()?;
-            let (plan, moved, evaluations) = searched(&arguments, &problem, &stop)?;
-            (plan, moved, evaluations, stop)
-        }
+        None => searched(&arguments, &problem, &stop)?,
     };
     let search = explain::Search {
         seed: arguments.seed,
@@ -87,13 +85,13 @@ pub fn run(arguments: Arguments) -> Result<()> {
         stop: &stop,
     };
     let Some(out) = &arguments.out else {
-        files::print(&(plan.write() + "\n"))?;
+        files::print(&plan.write())?;
         if arguments.explain {
             files::say(explain::text(&explain::explained(&problem, &plan, &search)?).trim_end());
         }
         return Ok(());
     };
-    files::write(out, (plan.write() + "\n").as_bytes())?;
+    files::write(out, plan.write().as_bytes())?;
     let explained = match arguments.explain {
         true => Some(explain::explained(&problem, &plan, &search)?),
         false => None,
@@ -160,6 +158,21 @@ fn moved(moved: &Moves, plan: &Plan) -> String {
     format!("{} of {layers} layers change device{because}: {gigabytes:.1} GB", moved.layers)
 }
 
+/// A named schedule's plan.
+fn scheduled(arguments: &Arguments, problem: &Problem, name: Name, stop: &Stop) -> Result<Plan> {
+    let started = Instant::now();
+    let mut goes_on = || stop.asked().is_none() && started.elapsed() < arguments.time;
+    schedule::named_while(problem, name, &mut goes_on).map_err(|error| refused(&error, stop))
+}
+
+/// No plan; where that is because of a signal, that is the reason.
+fn refused(error: &Infeasible, stop: &Stop) -> anyhow::Error {
+    match (error, stop.asked()) {
+        (Infeasible::NoneYet, Some(signal)) => failure::Failure::Interrupted(signal).into(),
+        _ => failure::negative(error),
+    }
+}
+
 /// The plan, what moves to it from a running one, and how many were evaluated.
 fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Plan, Option<Moves>, u64)> {
     let mut epoch = Epoch(1);
@@ -197,8 +210,9 @@ fn searched(arguments: &Arguments, problem: &Problem, stop: &Stop) -> Result<(Pl
         epoch,
         threads: threads(arguments.threads),
     };
-    let outcome = search(problem, from.as_ref(), &options, &mut tick).map_err(failure::negative)?;
+    let outcome = search(problem, from.as_ref(), &options, &mut tick);
     bar.finish_and_clear();
+    let outcome = outcome.map_err(|error| refused(&error, stop))?;
     let mut moves_to_it = None;
     if let (Some(path), Some(from)) = (&arguments.from, from) {
         let path = path.display();

@@ -140,13 +140,14 @@ pub fn panels(problem: &Problem, plan: &Plan, timeline: &Timeline) -> Vec<Panel>
 /// A timeline in words.
 pub fn table(problem: &Problem, plan: &Plan, timeline: &Timeline, bound_ns: u64) -> String {
     let mut out = String::new();
-    let gap = timeline.iteration_ns as f64 / bound_ns.max(1) as f64 - 1.0;
+    // Where nothing takes any time there is no gap.
+    let below = 1.0 - bound_ns as f64 / timeline.iteration_ns.max(1) as f64;
     let _ = writeln!(
         out,
         "iteration {}; no plan takes less than {} ({:.1}% below)",
         milliseconds(timeline.iteration_ns),
         milliseconds(bound_ns),
-        gap / (1.0 + gap) * 100.0
+        if timeline.iteration_ns == 0 { 0.0 } else { below * 100.0 }
     );
     let _ = writeln!(out, "{:<12} {:<12} {:>6} {:>23}  holds", "device", "kind", "idle", "peak of memory");
     for (index, device) in problem.devices.iter().enumerate() {

@@ -154,7 +154,7 @@ fn keep(out: &Path, rows: &[Row], text: &str, json: &str, heading: &str) -> Resu
     files::write(&out.join("planner.svg"), chart::draw(rows, heading).as_bytes())?;
     for row in rows {
         if let Some(run) = row.median() {
-            files::write(&out.join(format!("{}.plan.json", row.problem)), (run.plan.write() + "\n").as_bytes())?;
+            files::write(&out.join(format!("{}.plan.json", row.problem)), run.plan.write().as_bytes())?;
         }
     }
     Ok(())

@@ -60,6 +60,8 @@ struct Kind {
     activation: Vec<u128>,
     gradient: Vec<u128>,
     optimizer: Vec<u128>,
+    /// Some layer needs a workspace.
+    has_workspace: bool,
     /// Per layer.
     layer: Vec<LayerCost>,
 }
@@ -144,6 +146,7 @@ impl Costs {
                 Some(of) => prefix(of.iter().copied()),
                 None => prefix(costs.iter().map(|_| 0)),
             },
+            has_workspace: costs.iter().any(|cost| cost.workspace_bytes > 0),
             layer: costs
                 .iter()
                 .map(|cost| LayerCost {
@@ -199,14 +202,35 @@ impl Costs {
     /// A stage on a device; `recompute` has an entry for every layer of the model.
     pub(crate) fn stage(&self, device: usize, range: Range<usize>, recompute: &[bool]) -> StageCost {
         let kind = &self.kinds[self.kind_of[device]];
-        let again: u128 =
+        if !recompute[range.clone()].contains(&true) {
+            return self.plain_stage(device, range);
+        }
+        let again =
             range.clone().filter(|&layer| recompute[layer]).map(|layer| u128::from(kind.layer[layer].forward_ns)).sum();
+        let held = self.walk(kind, range.clone(), recompute);
+        self.stage_of(device, range, again, held)
+    }
+
+    /// A stage that recomputes nothing: takes as long for many layers as for few, where none needs a workspace.
+    pub(crate) fn plain_stage(&self, device: usize, range: Range<usize>) -> StageCost {
+        // Nothing rises: what is at work holds what it held, what is done holds no more.
+        let held = (narrow(over(&self.kinds[self.kind_of[device]].activation, &range)), 0);
+        self.stage_of(device, range, 0, held)
+    }
+
+    fn stage_of(
+        &self,
+        device: usize,
+        range: Range<usize>,
+        again: u128,
+        (stash_bytes, rise_bytes): (u64, u64),
+    ) -> StageCost {
+        let kind = &self.kinds[self.kind_of[device]];
         let forward = over(&kind.forward, &range);
         let input_gradient = over(&kind.input_gradient, &range) + again;
         let weight_gradient = over(&kind.weight_gradient, &range);
         let slowdown = self.slowdown[device];
         let time = |sum| scaled(sum, slowdown).saturating_add(self.stage_ns);
-        let (stash_bytes, rise_bytes) = self.walk(kind, range.clone(), recompute, again != 0);
         StageCost {
             ns: [
                 time(forward),
@@ -217,7 +241,10 @@ impl Costs {
             stash_bytes,
             rise_bytes,
             gradient_bytes: narrow(over(&kind.gradient, &range)),
-            workspace_bytes: range.clone().map(|layer| kind.layer[layer].workspace_bytes).max().unwrap_or(0),
+            workspace_bytes: match kind.has_workspace {
+                true => range.clone().map(|layer| kind.layer[layer].workspace_bytes).max().unwrap_or(0),
+                false => 0,
+            },
             state_bytes: narrow(over(&self.state, &range)),
             optimizer_ns: over(&kind.optimizer, &range),
         }
@@ -238,11 +265,7 @@ impl Costs {
     }
 
     /// Bytes held from F on, and how far the walk of the backward pass rises above them.
-    fn walk(&self, kind: &Kind, range: Range<usize>, recompute: &[bool], some_again: bool) -> (u64, u64) {
-        if !some_again && !recompute[range.clone()].contains(&true) {
-            // Nothing rises: what is at work holds what it held, what is done holds no more.
-            return (narrow(over(&kind.activation, &range)), 0);
-        }
+    fn walk(&self, kind: &Kind, range: Range<usize>, recompute: &[bool]) -> (u64, u64) {
         let held = |layer: usize| match recompute[layer] {
             true => self.input_bytes(layer),
             false => kind.layer[layer].activation_bytes,

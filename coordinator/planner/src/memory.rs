@@ -51,20 +51,8 @@ pub(crate) fn least_bytes(tables: &Tables, device: usize) -> u64 {
     u64::try_from(peak).unwrap_or(u64::MAX)
 }
 
-/// What a device lacks even with one microbatch at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Shortage {
-    pub(crate) short_bytes: u64,
-    pub(crate) device: usize,
-    pub(crate) needed_bytes: u64,
-}
-
-/// The largest shortage of a shape, and the sum of all; 0 bytes if everything fits.
-pub(crate) fn shortage(tables: &Tables) -> (Shortage, u128) {
-    let of = |device: usize| {
-        let needed_bytes = least_bytes(tables, device);
-        Shortage { short_bytes: needed_bytes.saturating_sub(tables.limit_bytes[device]), device, needed_bytes }
-    };
-    let largest = (0..tables.devices).map(of).max().unwrap_or(Shortage { short_bytes: 0, device: 0, needed_bytes: 0 });
-    (largest, (0..tables.devices).map(|device| u128::from(of(device).short_bytes)).sum())
+/// Bytes that are short on all devices together, even with one microbatch at a time.
+pub(crate) fn shortage_bytes(tables: &Tables) -> u128 {
+    let short = |device: usize| least_bytes(tables, device).saturating_sub(tables.limit_bytes[device]);
+    (0..tables.devices).map(|device| u128::from(short(device))).sum()
 }

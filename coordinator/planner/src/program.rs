@@ -6,6 +6,8 @@ use adaptis_plan::{Action, Instruction};
 
 /// Stages that a packed instruction can name.
 pub(crate) const STAGES_MAX: usize = 1 << 12;
+/// Devices: a stage or more on each; tables of their pairs stay within some hundred megabytes.
+pub(crate) const DEVICES_MAX: usize = STAGES_MAX;
 /// Microbatches that a packed instruction can name.
 pub(crate) const MICROBATCHES_MAX: usize = 1 << 18;
 

@@ -5,7 +5,7 @@
 
 use crate::costs::Costs;
 use crate::memory;
-use crate::program::{F, MICROBATCHES_MAX, Programs, STAGES_MAX, microbatch, stage, unpack};
+use crate::program::{DEVICES_MAX, F, MICROBATCHES_MAX, Programs, STAGES_MAX, microbatch, stage, unpack};
 use crate::replay::{Replay, Sent};
 use crate::shape::{Shape, Tables, programs_of};
 use adaptis_plan::{Action, Instruction, Plan, Problem};
@@ -255,6 +255,7 @@ pub(crate) fn check(problem: &Problem, plan: &Plan) -> Result<(), CannotSimulate
         true => Ok(()),
         false => Err(CannotSimulate::TooLarge { what, found, limit }),
     };
+    within("devices", problem.devices.len(), DEVICES_MAX)?;
     within("stages", plan.stages.len(), STAGES_MAX)?;
     within("microbatches", problem.microbatches as usize, MICROBATCHES_MAX)?;
     check_stages(problem, plan)?;

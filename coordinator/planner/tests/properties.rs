@@ -10,7 +10,7 @@ use adaptis_plan::{Plan, Problem, audit, iteration_ns};
 use adaptis_planner::bounds::lower_bound_ns;
 use adaptis_planner::moves::moves;
 use adaptis_planner::schedule::{Name, even, named};
-use adaptis_planner::search::{Control, Infeasible, Options, Outcome, RungKind, search};
+use adaptis_planner::search::{Control, Infeasible, Options, Outcome, RungKind, Short, search};
 use adaptis_planner::simulate::simulate;
 use adaptis_proto::Epoch;
 use proptest::prelude::*;
@@ -155,8 +155,61 @@ fn what_does_not_fit_is_said_with_the_bytes_that_are_short() {
         device.memory_bytes = 90;
     }
     let error = searched(&problem, None, 500, 1).unwrap_err();
-    assert_eq!(
-        error,
-        Infeasible::Memory { device: "gpu1".into(), needed_bytes: 104, available_bytes: 90, short_bytes: 14 }
-    );
+    let short = |device: &str, needed_bytes| Short {
+        device: device.into(),
+        needed_bytes,
+        available_bytes: 90,
+        short_bytes: needed_bytes - 90,
+        is_idle: false,
+    };
+    assert_eq!(error, Infeasible::Memory { short: vec![short("gpu0", 104), short("gpu1", 104)], is_proved: true });
+    problem.devices.iter_mut().for_each(|device| device.memory_bytes = 104);
+    assert!(searched(&problem, None, 500, 1).is_ok());
+}
+
+#[test]
+fn a_device_that_reserves_more_than_it_has_is_said_to() {
+    let mut problem = support::uniform(2, 2, 3, support::cost(5, 5, 5), 1);
+    (problem.devices[1].reserved_bytes, problem.devices[1].memory_bytes) = (80, 50);
+    problem.constraints.forbidden = vec!["gpu1".to_owned()];
+    let error = searched(&problem, None, 500, 1).unwrap_err();
+    assert!(error.to_string().starts_with("device gpu1 reserves 80 bytes and has 50, before"), "{error}");
+}
+
+#[test]
+fn a_caller_who_stops_at_once_gets_a_plan_of_what_is_easy_and_waits_not_long_for_what_is_not() {
+    let stopped = |problem: &Problem| search(problem, None, &Options::default(), &mut |_| Control::Stop);
+    let easy = support::uniform(4, 16, 8, support::cost(5, 5, 5), 1);
+    assert!(audit(&easy, &stopped(&easy).unwrap().plan).is_empty());
+    // Sums leave room for 2,048 layers of uneven size that do not go up in 64 unlike devices.
+    let mut hard = support::uniform(64, 2_048, 8, support::cost(5, 5, 5), 1);
+    for (index, layer) in hard.layers.iter_mut().enumerate() {
+        layer.state_bytes = 1_000_000 + index as u64 % 7 * 300_000;
+    }
+    let all: u64 = hard.layers.iter().map(|layer| layer.state_bytes).sum();
+    for (index, device) in hard.devices.iter_mut().enumerate() {
+        device.slowdown = 1.0 + index as f64 / 100.0;
+        device.memory_bytes = all / 64 + 2_000 * 8;
+    }
+    assert_eq!(stopped(&hard).unwrap_err(), Infeasible::NoneYet);
+}
+
+#[test]
+fn as_many_devices_as_the_search_holds_and_no_more() {
+    let many = support::uniform(4_097, 2, 1, support::cost(5, 5, 5), 1);
+    let error = searched(&many, None, 10, 1).unwrap_err();
+    assert_eq!(error, Infeasible::TooLarge { what: "devices", found: 4_097, limit: 4_096 });
+}
+
+#[test]
+fn a_layer_pinned_to_any_of_like_devices_costs_nothing() {
+    let free = support::uniform(4, 8, 16, support::cost(5, 5, 5), 1);
+    for name in Name::ALL {
+        let time = |problem: &Problem| named(problem, name).unwrap().predicted.unwrap().iteration_ns;
+        for device in 0..4 {
+            let mut pinned = free.clone();
+            pinned.constraints.pinned = vec![Pin { layer: 0, device: format!("gpu{device}"), note: None }];
+            assert_eq!(time(&pinned), time(&free), "{name}, layer 0 on gpu{device}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::program::{F, I, Op, Programs, W, op};
 use crate::recipe::backward_first;
 use crate::replay::Replay;
 use crate::rules::Rules;
-use crate::search::{Infeasible, device_orders, within_limits};
+use crate::search::{Infeasible, STEPS_PER_INSTRUCTION, device_orders, within_limits};
 use crate::shape::{Shape, Tables, predicted};
 use adaptis_plan::{Plan, Problem};
 use adaptis_proto::Epoch;
@@ -237,13 +237,35 @@ fn v_programs(tables: &Tables, k: usize) -> Option<Programs> {
 /// # Errors
 /// No partition of its kind fits, or the constraints contradict one another.
 pub fn named(problem: &Problem, name: Name) -> Result<Plan, Infeasible> {
+    named_while(problem, name, &mut || true)
+}
+
+/// As [`named`], for as long as `goes_on`, which is asked every few milliseconds: the best so far then.
+///
+/// # Errors
+/// As [`named`]; or none was found so far.
+pub fn named_while(problem: &Problem, name: Name, goes_on: &mut dyn FnMut() -> bool) -> Result<Plan, Infeasible> {
     within_limits(problem)?;
     let costs = Costs::new(problem);
     let rules = Rules::new(problem)?;
     let mut bench = Bench { costs: &costs, rules: &rules, splitter: Splitter::default(), replay: Replay::default() };
-    match bench.best(name, TRIED_INSTRUCTIONS_MAX) {
+    let (mut left, mut is_stopped) = (TRIED_INSTRUCTIONS_MAX, false);
+    let best = bench.best(name, &mut |instructions| {
+        left = left.saturating_sub(instructions);
+        is_stopped |= !goes_on();
+        left > 0 && !is_stopped
+    });
+    match best {
         Some((_, shape, programs)) => Ok(finish(problem, &costs, &shape, &programs, Epoch(1))),
-        None => Err(Infeasible::Schedule { name: name.text() }),
+        None if is_stopped => Err(Infeasible::NoneYet),
+        None => {
+            let least = name.patterns(&rules.usable, costs.layers).iter().map(Vec::len).min().unwrap_or(0);
+            let because = match least > costs.layers {
+                true => "has as few stages as there are layers",
+                false => "fits in memory and keeps the constraints",
+            };
+            Err(Infeasible::Schedule { name: name.text(), because })
+        }
     }
 }
 
@@ -256,25 +278,30 @@ pub(crate) struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// The best shape and programs of a name that fit, with their time; no more are looked at once so many instructions
-    /// were replayed.
-    pub(crate) fn best(&mut self, name: Name, instructions_max: u64) -> Option<(u64, Shape, Programs)> {
+    /// The best shape and programs of a name that fit, with their time. `goes_on` is told, now and then, of as many
+    /// instructions as were replayed, or split for, since the last time; when it says no, that is all.
+    pub(crate) fn best(&mut self, name: Name, goes_on: &mut dyn FnMut(u64) -> bool) -> Option<(u64, Shape, Programs)> {
         let mut best: Option<(u64, Shape, Programs)> = None;
-        let mut instructions = 0;
         let tries = [name.in_flight(), name.in_flight() / 2, 0];
         for order in device_orders(self.costs, self.rules, ORDERS_MAX) {
             for pattern in name.patterns(&order, self.costs.layers) {
                 for in_flight in tries {
                     let weigh = Weigh::Time { in_flight };
-                    let Some(shape) = self.splitter.split(self.costs, self.rules, &pattern, weigh) else { continue };
+                    let split = self.splitter.split(self.costs, self.rules, &pattern, weigh);
+                    if !goes_on(self.splitter.take_steps() / STEPS_PER_INSTRUCTION) {
+                        return best;
+                    }
+                    let Some(shape) = split else { continue };
                     if !self.rules.permits(&shape) {
                         continue;
                     }
                     for shape in eased(shape) {
-                        if instructions > instructions_max {
+                        let mut instructions = 0;
+                        let timed = self.time(name, &shape, &mut instructions);
+                        if !goes_on(instructions) {
                             return best;
                         }
-                        let Some((time, programs)) = self.time(name, &shape, &mut instructions) else { continue };
+                        let Some((time, programs)) = timed else { continue };
                         if best.as_ref().is_none_or(|(held, ..)| time < *held) {
                             best = Some((time, shape, programs));
                         }
@@ -288,7 +315,7 @@ impl Bench<'_> {
     fn time(&mut self, name: Name, shape: &Shape, instructions: &mut u64) -> Option<(u64, Programs)> {
         let tables = Tables::new(self.costs, shape);
         let programs = name.programs(&tables)?;
-        *instructions += programs.iter().map(Vec::len).sum::<usize>() as u64;
+        *instructions = programs.iter().map(Vec::len).sum::<usize>() as u64;
         if !memory::fits(&tables, &programs) {
             return None;
         }

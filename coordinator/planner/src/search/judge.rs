@@ -16,6 +16,12 @@ use crate::shape::{Shape, Tables};
 
 /// Instructions replayed between two calls of the caller's `tick`: well under two milliseconds.
 const TICK_INSTRUCTIONS: u64 = 30_000;
+/// Steps of splitting the model that take as long as an instruction.
+pub(crate) const STEPS_PER_INSTRUCTION: u64 = 4;
+/// Instructions after which a caller who wants to stop is not kept waiting for a first plan: about half a second.
+const OVERDUE_INSTRUCTIONS: u64 = 10_000_000;
+/// What an evaluation takes beside its instructions.
+const INSTRUCTIONS_PER_EVALUATION: u64 = 200;
 /// Stages of sketches that cost about as much as an evaluation.
 pub(super) const SKETCHED_STAGES: usize = 500;
 /// Charge for moving all layers, as a share of the lower bound, so that noise does not shuffle layers: for the first few
@@ -67,6 +73,8 @@ pub(crate) struct Judge<'a> {
     /// Stages of sketches since the last that were counted.
     sketched: usize,
     stopped: bool,
+    /// Instructions since then.
+    since_stopped: u64,
     pub(crate) best_ns: u64,
     /// Listings of a higher value are not wanted.
     pub(crate) worth: f64,
@@ -116,6 +124,7 @@ impl<'a> Judge<'a> {
             instructions: 0,
             sketched: 0,
             stopped: false,
+            since_stopped: 0,
             best_ns: u64::MAX,
             worth: f64::INFINITY,
             stage: "starts",
@@ -130,16 +139,26 @@ impl<'a> Judge<'a> {
 
     /// The caller, the budget or the bound says that it is enough. Before there is a plan, nothing is.
     pub(crate) fn done(&self) -> bool {
-        self.best_ns != u64::MAX
-            && (self.stopped || self.evaluations >= self.evaluations_max || self.best_ns <= self.bound_ns)
+        let has_plan = self.best_ns != u64::MAX;
+        has_plan && (self.stopped || self.evaluations >= self.evaluations_max || self.best_ns <= self.bound_ns)
+            || self.is_overdue()
     }
 
     /// Counts an evaluation.
     pub(crate) fn spend(&mut self, instructions: usize) {
         self.evaluations += 1;
         self.shown += 1;
-        self.instructions += instructions as u64;
-        self.since_tick += instructions as u64 + 200;
+        self.since_tick += INSTRUCTIONS_PER_EVALUATION;
+        self.work(instructions as u64);
+    }
+
+    /// Counts work that is no evaluation, as that of so many instructions.
+    pub(crate) fn work(&mut self, instructions: u64) {
+        self.instructions += instructions;
+        self.since_tick += instructions;
+        if self.stopped {
+            self.since_stopped += instructions;
+        }
         if self.since_tick >= TICK_INSTRUCTIONS {
             self.since_tick = 0;
             self.look();
@@ -160,6 +179,22 @@ impl<'a> Judge<'a> {
     /// The caller wants the search to end.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// The caller or the budget says that it is enough, whether there is a plan or not.
+    pub(crate) fn is_over(&self) -> bool {
+        self.stopped || self.evaluations >= self.evaluations_max
+    }
+
+    /// Counts as so many evaluations.
+    pub(crate) fn count(&mut self, evaluations: u64) {
+        self.evaluations += evaluations;
+        self.shown += evaluations;
+    }
+
+    /// The caller has wanted it for long, and will have no plan if there is none by now.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.since_stopped > OVERDUE_INSTRUCTIONS
     }
 
     /// Starts anew with a task, as if nothing else had been evaluated.
@@ -188,18 +223,23 @@ impl<'a> Judge<'a> {
 
     /// The best split over a sequence of devices; where pins leave none, the best without them, to be repaired.
     pub(crate) fn split(&mut self, sequence: &[u32], weigh: Weigh) -> Option<Shape> {
-        let kept = self.splitter.split(self.costs, self.rules, sequence, weigh);
-        if kept.is_some() || self.rules.free {
-            return kept;
+        let mut split = self.splitter.split(self.costs, self.rules, sequence, weigh);
+        if split.is_none() && !self.rules.free {
+            split = self.relaxed_splitter.split(self.costs, &self.relaxed, sequence, weigh);
         }
-        self.relaxed_splitter.split(self.costs, &self.relaxed, sequence, weigh)
+        let steps = self.splitter.take_steps() + self.relaxed_splitter.take_steps();
+        self.work(steps / STEPS_PER_INSTRUCTION);
+        split
     }
 
     /// Splits over a sequence of devices that move few layers: one for each of some slacks, how much larger than the
     /// least possible the largest load may be. Pins are kept, or there are none.
     pub(crate) fn splits_near(&mut self, sequence: &[u32], weigh: Weigh, slacks: &[f64]) -> Vec<Shape> {
         let tolls = self.tolls();
-        self.splitter.split_near(self.costs, self.rules, sequence, weigh, slacks, &tolls)
+        let near = self.splitter.split_near(self.costs, self.rules, sequence, weigh, slacks, &tolls);
+        let steps = self.splitter.take_steps();
+        self.work(steps / STEPS_PER_INSTRUCTION);
+        near
     }
 
     /// What a shape costs beside its time: a little per stage, and what moving to it takes, per iteration of the

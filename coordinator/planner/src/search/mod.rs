@@ -23,24 +23,26 @@ mod replan;
 mod rounds;
 mod rung;
 mod running;
+mod short;
 mod sketch;
 mod squeeze;
 mod structure;
 
 use crate::bounds;
 use crate::costs::Costs;
-use crate::memory::Shortage;
-use crate::program::{MICROBATCHES_MAX, STAGES_MAX};
+use crate::program::{DEVICES_MAX, MICROBATCHES_MAX, STAGES_MAX};
 use crate::random::Random;
 use crate::rules::Rules;
 use adaptis_plan::{Plan, Problem};
 use adaptis_proto::Epoch;
 use judge::Judge;
+pub(crate) use judge::STEPS_PER_INSTRUCTION;
 use portfolio::Pool;
 pub(crate) use portfolio::device_orders;
 use rounds::{LARGE, ORDER_STEPS, STEPS_MIN, STRUCTURE_STEPS};
 pub use rung::{Rung, RungKind};
 use running::Running;
+pub use short::Short;
 
 /// How to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,29 +113,29 @@ pub enum Infeasible {
         because: &'static str,
     },
     /// Memory does not suffice, even with everything recomputed and one microbatch in flight.
-    #[error(
-        "device {device} needs {needed_bytes} bytes and has {available_bytes}, with every layer recomputed and one microbatch in flight: {short_bytes} more bytes there, a smaller microbatch or more devices would make it fit"
-    )]
+    #[error("{}", short::text(.short, *.is_proved))]
     Memory {
-        /// The device that lacks most, on the partition found that lacks least.
-        device: String,
-        /// What it needs.
-        needed_bytes: u64,
-        /// What it has.
-        available_bytes: u64,
-        /// The difference.
-        short_bytes: u64,
+        /// The devices that lack memory on the partition found that lacks least, the one that lacks most first. With so
+        /// much more on each of them it fits.
+        short: Vec<Short>,
+        /// No partition fits; otherwise none was found.
+        is_proved: bool,
     },
-    /// Memory or the constraints leave a named schedule no partition; they may leave another one some.
-    #[error("no partition of {name} fits in memory and keeps the constraints; another schedule, or a free search, may")]
+    /// The caller stopped before any plan was found that fits, and none that does not fit is one.
+    #[error("no plan was found in the time given; memory may be tight: more time, or more memory, may find one")]
+    NoneYet,
+    /// A named schedule has no partition here; another one may.
+    #[error("no partition of {name} {because}; another schedule, or a free search, may")]
     Schedule {
         /// Which one.
         name: &'static str,
+        /// What none does.
+        because: &'static str,
     },
     /// More than the search's words hold.
     #[error("{what} {found} are more than {limit}")]
     TooLarge {
-        /// Layers or microbatches.
+        /// Devices, layers or microbatches.
         what: &'static str,
         /// How many there are.
         found: usize,
@@ -150,7 +152,8 @@ pub enum Infeasible {
 /// rarely only where one evaluation takes longer.
 ///
 /// # Errors
-/// No plan fits, or the constraints contradict one another. Both are decided however early the caller stops.
+/// No plan fits, or the constraints contradict one another. A caller who stops before there is a plan waits about a
+/// second more at most, and then gets [`Infeasible::NoneYet`].
 pub fn search(
     problem: &Problem,
     from: Option<&Plan>,
@@ -170,10 +173,8 @@ pub fn search(
         replan::climb(problem, &mut judge, &mut pool, running, &mut random);
     }
     portfolio::fill(&mut judge, &mut pool, running.as_ref().map(|running| &running.shape));
-    if pool.members.is_empty()
-        && let Some(shortage) = squeeze::squeeze(&mut judge, &mut pool, &mut random)
-    {
-        return Err(Infeasible::memory(problem, shortage));
+    if pool.members.is_empty() {
+        squeeze::squeeze(problem, &mut judge, &mut pool, &mut random)?;
     }
     rounds::rounds(&mut judge, &mut pool, running.as_ref(), options, &mut random);
     Ok(conclude::conclude(problem, &mut judge, &pool, from, options))
@@ -185,18 +186,7 @@ pub(crate) fn within_limits(problem: &Problem) -> Result<(), Infeasible> {
         true => Ok(()),
         false => Err(Infeasible::TooLarge { what, found, limit }),
     };
+    within("devices", problem.devices.len(), DEVICES_MAX)?;
     within("layers", problem.layers.len(), STAGES_MAX)?;
     within("microbatches", problem.microbatches as usize, MICROBATCHES_MAX)
-}
-
-impl Infeasible {
-    fn memory(problem: &Problem, shortage: Shortage) -> Self {
-        let device = &problem.devices[shortage.device];
-        Infeasible::Memory {
-            device: device.name.clone(),
-            needed_bytes: shortage.needed_bytes,
-            available_bytes: device.memory_bytes,
-            short_bytes: shortage.short_bytes,
-        }
-    }
 }

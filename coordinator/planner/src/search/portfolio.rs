@@ -33,6 +33,11 @@ const NAMED_INSTRUCTIONS_MAX: u64 = 600_000;
 /// few have to do.
 const ORDERS_INSTRUCTIONS_MAX: u64 = 8_000_000;
 const STARTS_INSTRUCTIONS_MAX: u64 = 20_000_000;
+/// Microbatches in flight that partitions leave memory for, in percent of 1F1B's: for each order of devices, of which so
+/// many shapes are looked at, and for each pattern of the best orders.
+const IN_FLIGHT_ORDERS: [usize; 4] = [100, 50, 20, 8];
+const ORDER_SHAPES: usize = 2;
+const IN_FLIGHT: [usize; 7] = [100, 60, 30, 20, 12, 6, 0];
 /// Devices times microbatches from which a short first pass is tried, with so many layers and turned back or not: of
 /// few devices none waits long.
 const EARLY_MIN: usize = 1_000;
@@ -99,10 +104,11 @@ impl Pool {
     }
 }
 
-/// Distinct orders of the usable devices: no two that differ only by devices that no plan can tell apart. As given,
-/// reversed, by speed and by memory first.
+/// Distinct orders of the usable devices: no two that differ only by devices that no plan can tell apart. As given, by
+/// the layers pinned to them, by speed, by memory, and reversed first.
 pub(crate) fn device_orders(costs: &Costs, rules: &Rules, most: usize) -> Vec<Vec<u32>> {
-    let class = costs.classes();
+    // A pin tells any two apart.
+    let class = if rules.free { costs.classes() } else { (0..costs.devices).collect() };
     let given = rules.usable.clone();
     let speed = |device: u32| {
         let of = |layer| {
@@ -122,6 +128,7 @@ pub(crate) fn device_orders(costs: &Costs, rules: &Rules, most: usize) -> Vec<Ve
     };
     let mut sorted = given.clone();
     add(given.clone());
+    add(by_pins(costs, rules));
     sorted.sort_by(|&a, &b| speed(a).total_cmp(&speed(b)));
     add(sorted.clone());
     add(sorted.iter().rev().copied().collect());
@@ -141,6 +148,30 @@ pub(crate) fn device_orders(costs: &Costs, rules: &Rules, most: usize) -> Vec<Ve
         }
     }
     orders
+}
+
+/// Devices to which layers are pinned where those lie in the model, the others around them as given.
+fn by_pins(costs: &Costs, rules: &Rules) -> Vec<u32> {
+    let count = rules.usable.len();
+    let mut order: Vec<Option<u32>> = vec![None; count];
+    let mut rest = Vec::new();
+    for &device in &rules.usable {
+        let others = || rules.usable.iter().filter(|&&other| other != device);
+        let is_pinned = |&layer: &usize| {
+            rules.allows(layer, device as usize) && !others().any(|&other| rules.allows(layer, other as usize))
+        };
+        let pinned: Vec<usize> = if rules.free { Vec::new() } else { (0..costs.layers).filter(is_pinned).collect() };
+        if pinned.is_empty() || count < 2 {
+            rest.push(device);
+            continue;
+        }
+        let mean = pinned.iter().sum::<usize>() / pinned.len();
+        let wanted = (mean * count / costs.layers).min(count - 1);
+        let near = (0..count).filter(|&place| order[place].is_none()).min_by_key(|place| place.abs_diff(wanted));
+        order[near.expect("there are as many places as devices")] = Some(device);
+    }
+    let mut rest = rest.into_iter();
+    order.into_iter().filter_map(|held| held.or_else(|| rest.next())).collect()
 }
 
 /// Patterns of stages over an order of devices; `class` tells which devices are alike.
@@ -197,7 +228,13 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     // What a user can get by name is the least that a search gives; a running plan is worth keeping more.
     let is_new = pool.members.is_empty();
     for name in Name::ALL.into_iter().filter(|_| is_new) {
-        if let Some((_, shape, programs)) = bench.best(name, NAMED_INSTRUCTIONS_MAX)
+        let mut left = NAMED_INSTRUCTIONS_MAX;
+        let mut goes_on = |instructions: u64| {
+            judge.work(instructions);
+            left = left.saturating_sub(instructions);
+            left > 0 && !judge.is_overdue()
+        };
+        if let Some((_, shape, programs)) = bench.best(name, &mut goes_on)
             && let Some(candidate) = judge.given(&shape, programs, Genes::STANDARD[0])
         {
             pool.offer(judge, candidate);
@@ -215,9 +252,15 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     for order in orders {
         judge.worth = worth(judge, pool);
         let mut value = f64::INFINITY;
-        for in_flight in [100, 50] {
+        let mut tried: Vec<Shape> = Vec::new();
+        for in_flight in IN_FLIGHT_ORDERS {
             let Some(shape) = judge.split(&order, Weigh::Time { in_flight }) else { continue };
             let shape = rules.repaired(&shape);
+            // Where memory is ample they are all alike.
+            if tried.len() == ORDER_SHAPES || tried.contains(&shape) {
+                break;
+            }
+            tried.push(shape.clone());
             if let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD[..3]) {
                 value = value.min(candidate.value);
                 pool.offer(judge, candidate);
@@ -240,9 +283,13 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     for (_, order) in ranked.iter().take(ORDERS_KEPT) {
         for pattern in patterns(order, &class, costs.layers) {
             judge.worth = worth(judge, pool);
-            for in_flight in [100, 60, 30, 0] {
-                if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight }) {
+            let mut tried: Vec<Shape> = Vec::new();
+            for in_flight in IN_FLIGHT {
+                if let Some(shape) = judge.split(&pattern, Weigh::Time { in_flight })
+                    && !tried.contains(&shape)
+                {
                     offer_all(judge, pool, &shape);
+                    tried.push(shape);
                 }
                 if judge.done() || judge.instructions - begun > starts_max && !pool.members.is_empty() {
                     return;

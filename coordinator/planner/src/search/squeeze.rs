@@ -10,78 +10,173 @@
 use super::judge::Judge;
 use super::portfolio::{ORDERS_MAX, Pool, device_orders, patterns};
 use super::structure::{Freedom, change};
+use super::{Infeasible, short};
 use crate::costs::Costs;
-use crate::memory::{Shortage, least_bytes, shortage};
+use crate::memory::{least_bytes, shortage_bytes};
 use crate::partition::Weigh;
 use crate::random::Random;
 use crate::recipe::Genes;
 use crate::schedule::{by_count, one_at_a_time};
 use crate::shape::{Shape, Slot, Tables};
+use adaptis_plan::Problem;
 
 /// Descents on missing bytes, from different partitions, and the steps of each.
 const DESCENTS: usize = 6;
 const DESCENT_STEPS: usize = 3_000;
+/// Further ones, each from the placement that lacks least after so many random changes, and the evaluations that each
+/// counts as.
+const FURTHER: usize = 1_000;
+const KICKS: usize = 6;
+const DESCENT_EVALUATIONS: u64 = 150;
 /// Layers up to which all placements are looked at: `devices x 3^layers` steps.
 const LAYERS_EXACT: usize = 12;
+/// What looking at a placement takes, in instructions.
+const INSTRUCTIONS_PER_LAYER: u64 = 2;
+/// Partitions that fit after which no more are listed.
+const FITTING_MAX: usize = 8;
 
-/// Fills the pool with what fits; the least shortage found, if nothing does.
-pub(crate) fn squeeze(judge: &mut Judge, pool: &mut Pool, random: &mut Random) -> Option<Shortage> {
+/// A placement of the layers and the bytes that are short on all devices together.
+#[derive(Clone)]
+struct Place {
+    short_bytes: u128,
+    shape: Shape,
+}
+
+impl Place {
+    fn new(costs: &Costs, shape: Shape) -> Self {
+        let short_bytes = shortage_bytes(&Tables::new(costs, &least(costs, &shape.device_of_layers())));
+        Self { short_bytes, shape }
+    }
+}
+
+/// Fills the pool with what fits.
+///
+/// # Errors
+/// Nothing fits, nothing that does was found, or the caller stopped before.
+pub(super) fn squeeze(
+    problem: &Problem,
+    judge: &mut Judge,
+    pool: &mut Pool,
+    random: &mut Random,
+) -> Result<(), Infeasible> {
     judge.stage = "memory";
+    let costs = judge.costs;
+    let mut places = partitions(judge, pool);
+    if !pool.members.is_empty() {
+        return Ok(());
+    }
+    places.sort_by_key(|place| place.short_bytes);
+    places.dedup_by(|a, b| a.shape == b.shape);
+    places.truncate(DESCENTS);
+    let mut best = places[0].clone();
+    for place in places {
+        descend(judge, &mut best, place, random);
+    }
+    let mut is_proved = best.short_bytes > 0 && lacks_in_sum(judge);
+    if best.short_bytes > 0 && !is_proved && costs.layers <= LAYERS_EXACT {
+        match packed(judge) {
+            Some(of) => best = Place::new(costs, least(costs, &of)),
+            None => is_proved = true,
+        }
+    }
+    for _ in 0..FURTHER {
+        if best.short_bytes == 0 || is_proved || judge.is_over() {
+            break;
+        }
+        let mut next = best.shape.clone();
+        for _ in 0..KICKS {
+            change(judge, &mut next, Freedom::Full, random);
+        }
+        let next = judge.rules.repaired(&next);
+        descend(judge, &mut best, Place::new(costs, next), random);
+    }
+    if best.short_bytes == 0 {
+        offer(judge, pool, &best.shape);
+    }
+    match pool.members.is_empty() {
+        false => Ok(()),
+        true if judge.is_overdue() => Err(Infeasible::NoneYet),
+        true => {
+            let tables = Tables::new(costs, &least(costs, &best.shape.device_of_layers()));
+            Err(Infeasible::Memory { short: short::of(problem, &tables), is_proved })
+        }
+    }
+}
+
+/// Partitions by memory over the usual patterns; what fits goes into the pool.
+fn partitions(judge: &mut Judge, pool: &mut Pool) -> Vec<Place> {
     let costs = judge.costs;
     // Pins may leave every pattern without a split: an even one, repaired, is always there.
     let even = judge.rules.repaired(&by_count(costs.layers, &judge.rules.usable));
-    let lacks = |shape: &Shape| shortage(&Tables::new(costs, &least(costs, &shape.device_of_layers())));
-    let (largest, sum) = lacks(&even);
-    let mut starts: Vec<(u128, Shortage, Shape)> = vec![(sum, largest, even)];
+    let mut places = vec![Place::new(costs, even)];
     let class = costs.classes();
     for order in device_orders(costs, judge.rules, ORDERS_MAX) {
         for pattern in patterns(&order, &class, costs.layers) {
+            if judge.is_overdue() || pool.members.len() >= FITTING_MAX {
+                return places;
+            }
             let Some(mut next) = judge.split(&pattern, Weigh::Memory) else { continue };
             next.merge();
-            let next = judge.rules.repaired(&next);
-            let (largest, next_sum) = lacks(&next);
-            if next_sum == 0 {
-                offer(judge, pool, &next);
+            let next = Place::new(costs, judge.rules.repaired(&next));
+            judge.work(costs.layers as u64 * INSTRUCTIONS_PER_LAYER);
+            if next.short_bytes == 0 {
+                offer(judge, pool, &next.shape);
             }
-            starts.push((next_sum, largest, next));
+            places.push(next);
         }
     }
-    starts.sort_by_key(|(sum, ..)| *sum);
-    starts.dedup_by(|a, b| a.2 == b.2);
-    starts.truncate(DESCENTS);
-    let (mut sum, mut worst, mut shape) = starts[0].clone();
-    for (mut now, mut largest, mut current) in starts {
-        for _ in 0..DESCENT_STEPS {
-            if sum == 0 {
-                break;
-            }
-            let mut next = current.clone();
-            if !change(judge, &mut next, Freedom::Full, random) {
-                continue;
-            }
-            let next = judge.rules.repaired(&next);
-            let (next_largest, next_sum) = lacks(&next);
-            // Equal steps cross plateaus.
-            if next_sum <= now {
-                (now, largest, current) = (next_sum, next_largest, next);
-            }
-            if now < sum {
-                (sum, worst) = (now, largest);
-                shape.clone_from(&current);
-            }
+    places
+}
+
+/// Changes a placement at random while that lacks no more; the best so far is kept.
+fn descend(judge: &mut Judge, best: &mut Place, mut current: Place, random: &mut Random) {
+    let costs = judge.costs;
+    judge.count(DESCENT_EVALUATIONS);
+    for _ in 0..DESCENT_STEPS {
+        if current.short_bytes < best.short_bytes {
+            best.clone_from(&current);
+        }
+        if best.short_bytes == 0 || judge.is_overdue() {
+            return;
+        }
+        let mut next = current.shape.clone();
+        if !change(judge, &mut next, Freedom::Full, random) {
+            continue;
+        }
+        judge.work(costs.layers as u64 * INSTRUCTIONS_PER_LAYER);
+        let next = Place::new(costs, judge.rules.repaired(&next));
+        // Equal steps cross plateaus.
+        if next.short_bytes <= current.short_bytes {
+            current = next;
         }
     }
-    if sum > 0
-        && costs.layers <= LAYERS_EXACT
-        && let Some(of) = packed(judge)
-    {
-        sum = 0;
-        shape = least(costs, &of);
+    if current.short_bytes < best.short_bytes {
+        *best = current;
     }
-    if sum == 0 {
-        offer(judge, pool, &shape);
+}
+
+/// What all layers hold at least, one microbatch in flight, is more than all devices have; or a layer alone is.
+fn lacks_in_sum(judge: &Judge) -> bool {
+    let (costs, rules) = (judge.costs, judge.rules);
+    let room = |device: usize| u128::from(costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]));
+    if (0..costs.devices).any(|device| costs.reserved_bytes[device] > costs.memory_bytes[device]) {
+        return true;
     }
-    pool.members.is_empty().then_some(worst)
+    let held = |device: usize, layer: usize| {
+        let cost = costs.plain_stage(device, layer..layer + 1);
+        u128::from(cost.state_bytes) + u128::from(cost.stash_bytes.min(costs.input_bytes(layer)))
+    };
+    let devices = || rules.usable.iter().map(|&device| device as usize);
+    let most: u128 = devices().map(room).sum();
+    let mut sum = 0;
+    for layer in 0..costs.layers {
+        let allowed = || devices().filter(|&device| rules.allows(layer, device));
+        if allowed().all(|device| held(device, layer) > room(device)) {
+            return true;
+        }
+        sum += allowed().map(|device| held(device, layer)).min().unwrap_or(0);
+    }
+    sum > most
 }
 
 /// A stage per layer, recomputed where that frees anything: what needs least of a placement.

@@ -11,6 +11,11 @@ use adaptis_planner::simulate::simulate;
 /// A search may be this much slower than the best named schedule that fits.
 const WORSE_MAX: f64 = 1.001;
 
+/// Evaluations of a search with the bytes that a refusal asked for, and with a fiftieth more: to the byte, only the one
+/// placement that the refusal knew would fit.
+const GRANTED_EVALUATIONS: u64 = 3_000;
+const GRANTED_SLACK: u64 = 50;
+
 /// What came of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -99,13 +104,30 @@ fn refused(
     if fit == Fit::Possible {
         wrong.push(format!("refusal: some plan fits, and yet: {error}"));
     }
-    if let Infeasible::Memory { device, needed_bytes, available_bytes, short_bytes } = error {
-        let real = problem.device_index(device).map(|device| problem.devices[device].memory_bytes);
-        if real != Some(*available_bytes)
-            || needed_bytes.checked_sub(*available_bytes) != Some(*short_bytes)
-            || *short_bytes == 0
+    if let Infeasible::Memory { short, is_proved } = error {
+        let mut granted = problem.clone();
+        for short in short {
+            let device = problem.device_index(&short.device).map(|device| &mut granted.devices[device]);
+            let Some(device) = device.filter(|device| device.memory_bytes == short.available_bytes) else {
+                wrong.push(format!("figures: {error}"));
+                continue;
+            };
+            if short.needed_bytes.checked_sub(short.available_bytes) != Some(short.short_bytes)
+                || short.short_bytes == 0
+            {
+                wrong.push(format!("figures: {error}"));
+            }
+            device.memory_bytes = short.needed_bytes + short.needed_bytes / GRANTED_SLACK;
+        }
+        // With what it asks for, it must find a plan; what a device reserves for nothing may hide what others lack.
+        let options = Options { evaluations: Some(GRANTED_EVALUATIONS), ..Options::default() };
+        if !short.iter().any(|short| short.is_idle)
+            && let Err(still) = search(&granted, None, &options, &mut |_| Control::Go)
         {
-            wrong.push(format!("figures: {error}"));
+            wrong.push(format!("promise: {error}; with that: {still}"));
+        }
+        if *is_proved && fit == Fit::Possible {
+            wrong.push(format!("proof: some plan fits, and yet: {error}"));
         }
     }
     match fit {
