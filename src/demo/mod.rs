@@ -13,6 +13,7 @@ mod display;
 mod pictures;
 mod prepare;
 mod rings;
+mod service;
 mod session;
 mod summary;
 
@@ -112,6 +113,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         dir: dir.clone(),
         rings,
         devices: devices.clone(),
+        iterations: arguments.iterations,
         coordinator: coordinator_arguments(&arguments, &dir),
         faults: faults.clone(),
     };

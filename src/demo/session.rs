@@ -1,8 +1,9 @@
 //! The processes of a demo: started, watched, disturbed on request, ended in order.
 
 use super::rings::Rings;
+use super::service::{Service, Workshop, last_line};
 use crate::failure;
-use adaptis_executor::launcher::{Fault, OnOrphaned, Process, What, end_all, exit_text};
+use adaptis_executor::launcher::{Fault, Process, What, end_all, exit_text};
 use adaptis_link::{Client, Limits, Security};
 use adaptis_proto::message::{Answer, Ask, FromCoordinator, Status, ToCoordinator};
 use adaptis_proto::wire;
@@ -11,10 +12,6 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Restarts of one part that ended by itself, before the demo gives up.
-const RESTARTS_MAX: u32 = 5;
-/// Pause before a part that ended by itself is started again, times how often it did.
-const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// What a part gets to end in order.
 const GRACE: Duration = Duration::from_secs(8);
 /// What the coordinator gets to answer.
@@ -28,22 +25,12 @@ pub struct Setup {
     pub rings: Rings,
     /// Names of the devices.
     pub devices: Vec<String>,
+    /// How many iterations are trained.
+    pub iterations: u64,
     /// Arguments for the coordinator beside where it listens.
     pub coordinator: Vec<String>,
     /// Faults that are the launcher's to make.
     pub faults: Vec<Fault>,
-}
-
-/// A part that is started again when it ends.
-struct Service {
-    process: Process,
-    arguments: Vec<String>,
-    /// Ends that nobody ordered.
-    restarts: u32,
-    /// The next end is one that a fault ordered.
-    killed: bool,
-    /// Not before then.
-    restart_at: Instant,
 }
 
 /// The running parts.
@@ -88,7 +75,8 @@ impl Session {
         let mut arguments = vec!["coordinator".to_owned(), "--dir".into(), text(&setup.dir)];
         arguments.extend(["--listen".into(), address.clone(), "--http".into(), http.clone()]);
         arguments.extend(setup.coordinator.iter().cloned());
-        let coordinator = Service::start(&setup, &program, "coordinator".into(), arguments)?;
+        let workshop = Workshop { program: &program, dir: &setup.dir };
+        let coordinator = Service::start(&workshop, "coordinator", arguments)?;
         let identity = format!("demo/{}", std::process::id());
         let client = Client::connect(&address, &identity, &Security::Open, Limits::default())?;
         let mut agents = Vec::new();
@@ -98,11 +86,11 @@ impl Session {
             let mut arguments = vec!["agent".to_owned(), "--device".into(), device.clone()];
             arguments.extend(["--ring".into(), ring.clone(), "--coordinator".into(), address.clone()]);
             arguments.extend(["--spool".into(), text(&setup.dir.join("spool").join(device))]);
-            agents.push(Service::start(&setup, &program, format!("agent {device}"), arguments)?);
+            agents.push(Service::start(&workshop, &format!("agent {device}"), arguments)?);
             let mut arguments = vec!["rank".to_owned(), "--device".into(), device.clone()];
             arguments.extend(["--ring".into(), ring, "--coordinator".into(), address.clone()]);
             arguments.extend(["--emulation".into(), text(&setup.dir.join("emulation.json"))]);
-            ranks.push(start(&setup, &program, format!("rank {device}"), &arguments)?);
+            ranks.push(workshop.start(&format!("rank {device}"), &arguments)?);
         }
         Ok(Session {
             rings: setup.devices.iter().map(|_| None).collect(),
@@ -152,25 +140,35 @@ impl Session {
         if self.status.state == adaptis_proto::message::State::Finished {
             return Ok(Look::Finished);
         }
+        if let Some(lost) = self.lost_rank() {
+            return Err(failure::negative(format!(
+                "{lost} in iteration {step}, and the demo with it: going on without a lost rank is not part of this version"
+            )));
+        }
         if let Some(reason) = &self.status.failure {
             return Err(failure::negative(format!("the run failed: {reason}")));
         }
-        for rank in &mut self.ranks {
-            if let Some(status) = rank.poll()
-                && !status.success()
-            {
-                let log = log_path(&self.setup.dir, &rank.name);
-                return Err(failure::negative(format!(
-                    "{} ended with {} in iteration {step}, and the demo with it: going on without a lost rank is not \
-                     part of this version. Its last words: {} (log: {})",
-                    rank.name,
-                    exit_text(status),
-                    last_line(&log),
-                    log.display()
-                )));
-            }
-        }
         Ok(Look::Running)
+    }
+
+    /// Which rank left before the end, and how. Of several the one that was ended from outside: the others fail for the
+    /// want of it, some later.
+    fn lost_rank(&mut self) -> Option<String> {
+        let iterations = self.setup.iterations;
+        let is_early = |ring: &Option<Reader>| ring.as_ref().map_or(0, |ring| ring.step().0) + 1 < iterations;
+        let (ranks, rings) = (&mut self.ranks, &self.rings);
+        let ended = ranks.iter_mut().zip(rings).filter_map(|(rank, ring)| {
+            let status = rank.poll()?;
+            // One that is dismissed, or told to stop, ends well: the former in the last iteration.
+            (!status.success() || is_early(ring)).then_some((&rank.name, status))
+        });
+        let (name, status) = ended.min_by_key(|(_, status)| status.code() == Some(failure::NEGATIVE.into()))?;
+        let log = Workshop { program: &self.program, dir: &self.setup.dir }.log(name);
+        let words = last_line(&log);
+        Some(match status.success() {
+            true => format!("{name} was told to stop ({words}; log: {})", log.display()),
+            false => format!("{name} ended with {} (last words: {words}; log: {})", exit_text(status), log.display()),
+        })
     }
 
     fn listen(&mut self) -> Result<()> {
@@ -222,9 +220,12 @@ impl Session {
     }
 
     fn restart(&mut self) -> Result<()> {
+        let workshop = Workshop { program: &self.program, dir: &self.setup.dir };
+        // A rank makes its ring when it is told to begin.
+        let has_training_begun = self.rings.iter().any(Option::is_some);
         let services = std::iter::once(&mut self.coordinator).chain(&mut self.agents);
         for service in services {
-            self.notices.extend(service.restart(&self.setup, &self.program)?);
+            self.notices.extend(service.tend(&workshop, has_training_begun)?);
         }
         Ok(())
     }
@@ -270,64 +271,6 @@ impl Drop for Session {
     }
 }
 
-impl Service {
-    fn start(setup: &Setup, program: &Path, name: String, arguments: Vec<String>) -> Result<Service> {
-        let process = start(setup, program, name, &arguments)?;
-        Ok(Service { process, arguments, restarts: 0, killed: false, restart_at: Instant::now() })
-    }
-
-    fn kill(&mut self) {
-        self.killed = true;
-        self.process.signal(libc::SIGKILL);
-    }
-
-    /// Starts it again if it has ended; answers what there is to say of an end that nobody ordered.
-    fn restart(&mut self, setup: &Setup, program: &Path) -> Result<Option<String>> {
-        let Some(status) = self.process.poll() else { return Ok(None) };
-        if Instant::now() < self.restart_at {
-            return Ok(None);
-        }
-        let name = self.process.name.clone();
-        if self.restarts >= RESTARTS_MAX || status.code() == Some(i32::from(failure::USAGE)) {
-            let log = log_path(&setup.dir, &name);
-            return Err(failure::environment(format!(
-                "the {name} does not stay up ({}). Its last words: {} (log: {})",
-                exit_text(status),
-                last_line(&log),
-                log.display()
-            )));
-        }
-        let notice = (!std::mem::take(&mut self.killed)).then(|| {
-            self.restarts += 1;
-            let words = last_line(&log_path(&setup.dir, &name));
-            format!("the {name} ended ({}) and is started again. Its last words: {words}", exit_text(status))
-        });
-        self.restart_at = Instant::now() + RESTART_PAUSE * self.restarts;
-        self.process = start(setup, program, name, &self.arguments)?;
-        Ok(notice)
-    }
-}
-
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
-}
-
-fn log_path(dir: &Path, name: &str) -> PathBuf {
-    dir.join("logs").join(format!("{}.log", name.replace(' ', "-")))
-}
-
-/// Starts a part. A rank holds nothing that lasts, so it just goes should this process be killed; the others end in order.
-fn start(setup: &Setup, program: &Path, name: String, arguments: &[String]) -> Result<Process> {
-    let log = log_path(&setup.dir, &name);
-    let orphaned = match arguments.first().is_some_and(|part| part == "rank") {
-        true => OnOrphaned::Kill,
-        false => OnOrphaned::Terminate,
-    };
-    Process::start(name.clone(), program, arguments, &log, orphaned)
-        .with_context(|| format!("the {name} could not be started"))
-}
-
-fn last_line(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("(it said nothing)").to_owned()
 }
