@@ -3,6 +3,7 @@
 //! A turn: wait for a message, a search or a deadline; take what else is there, up to [`TURN_MESSAGES_MAX`]; store the
 //! batches in one commit and acknowledge them; hand everything to the brain; carry out its effects in order.
 
+use crate::copies::Copies;
 use crate::http::Pages;
 use crate::ingest::{Ingest, Turn};
 use crate::report::{self, Fault};
@@ -46,6 +47,7 @@ pub(crate) struct Control {
     ingest: Ingest,
     profiles: Profiles,
     searches: Searches,
+    copies: Copies,
     board: Board,
     pages: Option<Pages>,
     peers: Peers,
@@ -76,6 +78,7 @@ impl Control {
             ingest: Ingest::default(),
             profiles: Profiles::default(),
             searches: Searches::new(),
+            copies: Copies::new(options.dir.clone()),
             board,
             pages,
             peers: Peers::default(),
@@ -100,7 +103,7 @@ impl Control {
     fn boot(&mut self) -> Result<(), CoordinatorError> {
         let recovered = self.store.reign()?;
         tracing::info!(term = %recovered.head.term, "reigning");
-        report::write_missing_plans(&self.options.dir, &recovered)?;
+        self.copies.catch_up(recovered.plans.values());
         let is_over = recovered.finished.is_some() || recovered.failed.is_some();
         self.is_reported = is_over && report::is_final(&self.options.dir);
         let (before, health) = self.store.kept()?;
@@ -214,7 +217,7 @@ impl Control {
             match effect {
                 Effect::Persist { entries, then } => {
                     self.store.commit(self.brain.term(), &entries)?;
-                    self.write_plans(&entries)?;
+                    self.write_plans(&entries);
                     self.perform(then)?;
                 }
                 Effect::Send { to, order } => {
@@ -228,6 +231,11 @@ impl Control {
                 Effect::Announce(announcement) => tracing::info!("{announcement}"),
                 Effect::Done => {
                     self.flush()?;
+                    match self.write_report() {
+                        // It only says what the ledger holds: whoever asks for it, or our end, has it written again.
+                        Err(error @ CoordinatorError::File { .. }) => tracing::error!(%error, "no report was written"),
+                        written => drop(written?),
+                    }
                     self.publish();
                 }
             }
@@ -235,13 +243,12 @@ impl Control {
         Ok(())
     }
 
-    fn write_plans(&self, entries: &[Durable]) -> Result<(), CoordinatorError> {
+    fn write_plans(&mut self, entries: &[Durable]) {
         for entry in entries {
             if let Durable::Plan(plan) = entry {
-                report::write_plan(&self.options.dir, plan)?;
+                self.copies.write(plan);
             }
         }
-        Ok(())
     }
 
     /// Sends what may be lost: every order is repeated until it is answered.
@@ -266,8 +273,7 @@ impl Control {
             self.publish();
         }
         if self.merged.elapsed() >= MERGE_EVERY {
-            self.store.merge(&mut self.profiles)?;
-            self.keep()?;
+            self.flush()?;
             self.merged = Instant::now();
         }
         Ok(())
@@ -285,6 +291,7 @@ impl Control {
         counters.extend(self.of_all_reigns());
         counters.extend(self.ingest.counters());
         counters.push(("link_incoming_queued".to_owned(), self.server.incoming().len() as u64));
+        counters.push(("plan_copies_failed".to_owned(), self.copies.failed()));
         let status = self.brain.status();
         counters.extend(status.counters);
         Status { counters, ..status }
@@ -318,7 +325,9 @@ impl Control {
     fn flush(&mut self) -> Result<(), CoordinatorError> {
         self.store.merge(&mut self.profiles)?;
         self.keep()?;
-        self.write_report()?;
+        if self.copies.is_behind() {
+            self.copies.catch_up(self.store.recovered()?.plans.values());
+        }
         Ok(())
     }
 
@@ -342,6 +351,7 @@ impl Control {
     fn end(mut self) -> Result<Ended, CoordinatorError> {
         self.hear_last_words()?;
         self.flush()?;
+        self.write_report()?;
         if let Some(pages) = self.pages.take() {
             pages.stop();
         }

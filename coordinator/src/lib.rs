@@ -14,6 +14,7 @@
 //! Left out on purpose: starting and watching other processes, and every picture.
 
 mod control;
+mod copies;
 mod error;
 mod http;
 mod ingest;

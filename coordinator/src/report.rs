@@ -165,13 +165,16 @@ pub(crate) fn write_plan(dir: &Path, plan: &PlanRecord) -> Result<(), Coordinato
     replace(&folder.join(plan_file(plan.epoch)), plan.text.as_bytes())
 }
 
-/// Writes the plans of the ledger that the folder lacks: a reign may have ended between the two.
+/// Writes the plans of the ledger that the folder lacks: a reign may have ended between the two, or the disk was full.
 ///
 /// # Errors
-/// The folder can't be written.
-pub(crate) fn write_missing_plans(dir: &Path, recovered: &Recovered) -> Result<(), CoordinatorError> {
+/// The first one that can't be written.
+pub(crate) fn write_missing_plans<'a>(
+    dir: &Path,
+    plans: impl Iterator<Item = &'a PlanRecord>,
+) -> Result<(), CoordinatorError> {
     let is_missing = |plan: &&PlanRecord| !dir.join(PLANS).join(plan_file(plan.epoch)).exists();
-    recovered.plans.values().filter(is_missing).try_for_each(|plan| write_plan(dir, plan))
+    plans.filter(is_missing).try_for_each(|plan| write_plan(dir, plan))
 }
 
 /// Reads a list of faults.
@@ -192,13 +195,20 @@ fn plan_file(epoch: Epoch) -> String {
 
 /// Replaces a file: whoever reads it finds the old text or the new one, also after a crash.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), CoordinatorError> {
-    let failed = |source| CoordinatorError::File { path: path.to_owned(), source };
     let temporary = path.with_extension("json.new");
-    let mut file = std::fs::File::create(&temporary).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-    std::fs::rename(&temporary, path).map_err(failed)?;
-    let folder = path.parent().map(std::fs::File::open).transpose().map_err(failed)?;
-    folder.map_or(Ok(()), |folder| folder.sync_all()).map_err(failed)
+    let replaced = put(&temporary, path, bytes);
+    if replaced.is_err() {
+        // What is half written is of no use to anyone, and takes the space that was missing.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    replaced.map_err(|source| CoordinatorError::File { path: path.to_owned(), source })
+}
+
+fn put(temporary: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(temporary)?;
+    file.write_all(bytes).and_then(|()| file.sync_all())?;
+    std::fs::rename(temporary, path)?;
+    path.parent().map(std::fs::File::open).transpose()?.map_or(Ok(()), |folder| folder.sync_all())
 }
 
 fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
