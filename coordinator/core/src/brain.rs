@@ -55,6 +55,8 @@ const LOOK_EVERY_NS: u64 = 1_000_000_000;
 const GAP_MAX_NS: u64 = 2_000_000_000;
 /// A process that is silent for longer loses its place to another one, before the first generation.
 const SEAT_NS: u64 = 10_000_000_000;
+/// Devices whose last refusal is remembered. More: all are forgotten, and said once more.
+const REFUSALS_MAX: usize = 1_024;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -188,8 +190,10 @@ pub struct Brain {
     absorbed_ns: u64,
     finished: Option<Finished>,
     failure: Option<RunFailure>,
-    /// The last rank that was turned away and why: said once, though the rank asks again and again.
-    announced_refusal: Option<(String, Rejection)>,
+    /// Why each rank was turned away last: said once, though it asks again and again. At most [`REFUSALS_MAX`].
+    announced_refusals: BTreeMap<String, Rejection>,
+    /// Hellos that were turned away under this reign.
+    hellos_refused: u64,
     /// By how much each device's work overran its pace (emulated devices only).
     late_ns: BTreeMap<DeviceIndex, u64>,
     /// What a rank told of another one's failure, and until when that one may speak for itself.
@@ -222,7 +226,8 @@ impl Brain {
             absorbed_ns: 0,
             finished: None,
             failure: None,
-            announced_refusal: None,
+            announced_refusals: BTreeMap::new(),
+            hellos_refused: 0,
             late_ns: BTreeMap::new(),
             consequence: None,
             listened_ns: None,

@@ -1,6 +1,7 @@
 //! Who the ranks are: from the first Hello to a full roster, and who has fallen silent since.
 //!
-//! 1. The first rank to say Hello declares the job; whoever declares another one is turned away.
+//! 1. The first rank to say Hello declares the job; whoever declares another one is turned away. Before the first
+//!    generation the job is let go once all who declared it have been silent for as long as a heartbeat may take.
 //! 2. A device has one process. Another may take its place only before the first generation, and only once the first
 //!    one has been silent for as long as a heartbeat may take.
 //! 3. A member of a generation is known by its incarnation; where it is reached follows from its latest message.
@@ -128,6 +129,9 @@ impl Roster {
     /// # Errors
     /// Why the rank can't take part.
     pub fn hello(&mut self, now_ns: u64, silence_ns: u64, peer: Peer, hello: Hello) -> Result<DeviceIndex, Rejection> {
+        if self.is_deserted(now_ns, silence_ns) && self.job.as_ref() != Some(&hello.job) {
+            *self = Roster::default();
+        }
         let index = self.seat(now_ns, silence_ns, &hello)?;
         let Hello { incarnation, card, job, endpoint, place, .. } = hello;
         if self.job.is_none() {
@@ -137,6 +141,11 @@ impl Roster {
         self.ranks[index] =
             Some(Rank { incarnation, card, endpoint, peer: Some(peer), heard_ns: now_ns, place, is_introduced: true });
         Ok(index.into())
+    }
+
+    /// Nobody is there any more of a job that has not begun.
+    fn is_deserted(&self, now_ns: u64, silence_ns: u64) -> bool {
+        !self.is_formed && self.ranks().all(|(_, rank)| now_ns.saturating_sub(rank.heard_ns) >= silence_ns)
     }
 
     fn seat(&self, now_ns: u64, silence_ns: u64, hello: &Hello) -> Result<usize, Rejection> {
@@ -291,6 +300,22 @@ mod tests {
         }
         let seat = roster.hello(SILENCE_NS, SILENCE_NS, Peer(3), hello(&ours, "a", 3));
         assert_eq!(seat, Ok(DeviceIndex(0)), "a silent process may be replaced before the first generation");
+    }
+
+    #[test]
+    fn a_job_whose_ranks_are_all_silent_is_let_go_until_it_begins() {
+        let (first, second) = (job("first", &["a", "b"]), job("second", &["a"]));
+        let mut roster = Roster::default();
+        roster.hello(0, SILENCE_NS, Peer(1), hello(&first, "a", 1)).expect("welcome");
+        roster.hello(500, SILENCE_NS, Peer(2), hello(&first, "b", 2)).expect("welcome");
+        let other = Err(Rejection::OtherJob { running: RunId("first".into()) });
+        assert_eq!(roster.hello(SILENCE_NS + 499, SILENCE_NS, Peer(3), hello(&second, "a", 3)), other);
+        let seat = roster.hello(SILENCE_NS + 500, SILENCE_NS, Peer(3), hello(&second, "a", 3));
+        assert_eq!(seat, Ok(DeviceIndex(0)));
+        assert_eq!((roster.job(), roster.len()), (Some(&second), 1));
+        roster.form();
+        let other = Err(Rejection::OtherJob { running: RunId("second".into()) });
+        assert_eq!(roster.hello(100 * SILENCE_NS, SILENCE_NS, Peer(1), hello(&first, "a", 1)), other);
     }
 
     #[test]

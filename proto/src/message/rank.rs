@@ -272,7 +272,10 @@ pub enum Rejection {
     #[error("the job has no device `{0}`")]
     UnknownDevice(String),
     /// The device is taken by a live process.
-    #[error("device `{0}` is taken by a live process; end that one first")]
+    #[error(
+        "device `{0}` is another process's that was there a moment ago: end it if it still runs; before training begins \
+         its place is free once it has been silent for a while"
+    )]
     DeviceTaken(String),
     /// The start plan is not valid; why.
     #[error("the start plan is not valid: {}", .0.join("; "))]
@@ -282,6 +285,17 @@ pub enum Rejection {
     RunOver {
         /// How it ended.
         reason: String,
+    },
+    /// The rank runs what is not in the ledger.
+    #[error(
+        "this rank runs generation {generation}, plan {epoch}, which the ledger of this coordinator does not hold: start \
+         the coordinator with the folder (--dir) that it had when training began"
+    )]
+    UnknownPlace {
+        /// Membership that it says it belongs to.
+        generation: Generation,
+        /// Plan that it says it runs.
+        epoch: Epoch,
     },
 }
 

@@ -1,6 +1,6 @@
 //! What ranks say: who they are, where they stand, how they end.
 
-use super::{Announcement, Brain, Closing, Effect, SEAT_NS, Stage};
+use super::{Announcement, Brain, Closing, Effect, REFUSALS_MAX, SEAT_NS, Stage};
 use crate::ledger::{Durable, Finished, Reason, RunFailure};
 use crate::membership::{Hello, Peer};
 use crate::round::Answer;
@@ -20,11 +20,33 @@ impl Brain {
             }
             other => return self.on_member(now_ns, peer, other),
         };
-        if self.stage == Stage::Ended {
+        if let Some(place) = hello.place.filter(|place| !self.holds(place)) {
+            // Another folder's job, or an older copy of this one: to reign over it would overwrite its numbers.
+            let reason = Rejection::UnknownPlace { generation: place.generation, epoch: place.epoch };
+            self.turn_away(peer, hello.card.name, reason);
+        } else if self.stage == Stage::Ended {
             self.on_late_hello(peer, &hello);
         } else {
             self.on_hello(now_ns, peer, hello);
         }
+    }
+
+    /// Whether the ledger holds what a rank says that it runs.
+    fn holds(&self, place: &Place) -> bool {
+        place.generation == self.head.generation
+            && self.plans.get(&place.epoch).is_some_and(|plan| plan.generation == place.generation)
+    }
+
+    fn turn_away(&mut self, peer: Peer, device: String, reason: Rejection) {
+        self.hellos_refused += 1;
+        if self.announced_refusals.get(&device) != Some(&reason) {
+            self.announce(Announcement::TurnedAway { device: device.clone(), why: reason.to_string() });
+            if self.announced_refusals.len() >= REFUSALS_MAX {
+                self.announced_refusals.clear();
+            }
+            self.announced_refusals.insert(device, reason.clone());
+        }
+        self.outbox.push(Effect::Send { to: peer, order: RankOrder::Rejected { term: self.head.term, reason } });
     }
 
     /// Tells a rank that comes after the end. A member that has trained is dismissed when it says how it ended.
@@ -46,13 +68,7 @@ impl Brain {
         let known = self.roster.device_of(hello.incarnation).and_then(|known| self.roster.rank(known));
         let (is_new, was_introduced) = (known.is_none(), known.is_some_and(|rank| rank.is_introduced));
         match self.roster.hello(now_ns, self.config.deadlines.heartbeat_ns.min(SEAT_NS), peer, hello) {
-            Err(reason) => {
-                if self.announced_refusal.as_ref() != Some(&(device.clone(), reason.clone())) {
-                    self.announce(Announcement::TurnedAway { device: device.clone(), why: reason.to_string() });
-                    self.announced_refusal = Some((device, reason.clone()));
-                }
-                self.outbox.push(Effect::Send { to: peer, order: RankOrder::Rejected { term, reason } });
-            }
+            Err(reason) => self.turn_away(peer, device, reason),
             Ok(index) => {
                 if is_new {
                     let present = self.roster.ranks().count();

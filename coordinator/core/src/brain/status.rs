@@ -38,6 +38,7 @@ impl Brain {
                 .late_ns
                 .iter()
                 .map(|(&device, &late_ns)| (format!("{}.late_ns", self.name_of(device)), late_ns))
+                .chain([("hellos_refused".to_owned(), self.hellos_refused)])
                 .collect(),
         }
     }

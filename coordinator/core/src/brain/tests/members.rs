@@ -191,3 +191,33 @@ fn a_rank_that_comes_after_the_end_is_told() {
     };
     assert!(effects.iter().any(is_told), "{effects:?}");
 }
+
+#[test]
+fn a_job_that_the_ledger_does_not_hold_is_not_taken_over() {
+    let mut running = World::new(2, 1_000, 1, Faults::default());
+    running.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    let mut fresh = World::new(2, 1_000, 1, Faults::default());
+    let say = |fresh: &mut World, rank: usize, event| {
+        let peer = Peer(rank as u64);
+        fresh.brain.on_event(fresh.now_ns, Event::RankSaid { peer, event: Box::new(event) })
+    };
+    for _ in 0..3 {
+        for rank in 0..2 {
+            let effects = say(&mut fresh, rank, running.ranks[rank].hello());
+            let Some(Effect::Send { to, order: RankOrder::Rejected { reason, .. } }) = effects.last() else {
+                panic!("{effects:?}");
+            };
+            assert_eq!((*to, reason.to_string().contains("--dir")), (Peer(rank as u64), true), "{reason}");
+            assert_eq!(effects.len(), if fresh.brain.hellos_refused <= 2 { 2 } else { 1 }, "said once: {effects:?}");
+        }
+    }
+    assert_eq!((fresh.brain.status().state, fresh.brain.generation()), (State::Waiting, None));
+    assert!(fresh.brain.status().counters.contains(&("hellos_refused".to_owned(), 6)));
+    // Likewise an older copy of the ledger, which lacks the plan in force.
+    let mut behind = running.ranks[0].clone();
+    behind.place.epoch = Epoch(9);
+    let effects =
+        running.brain.on_event(running.now_ns, Event::RankSaid { peer: Peer(0), event: Box::new(behind.hello()) });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Send { order: RankOrder::Rejected { .. }, .. })));
+    assert_eq!(running.brain.failure(), None);
+}
