@@ -16,11 +16,13 @@ pub(crate) struct Source {
     reader: Option<Reader>,
     /// Drops already told.
     dropped: u64,
+    /// The open ring's writer was found to be gone.
+    is_deserted: bool,
 }
 
 impl Source {
     pub(crate) fn new(path: &Path, device: &str) -> Self {
-        Self { path: path.to_owned(), device: device.to_owned(), reader: None, dropped: 0 }
+        Self { path: path.to_owned(), device: device.to_owned(), reader: None, dropped: 0, is_deserted: false }
     }
 
     /// Opens a ring if none is open.
@@ -50,7 +52,7 @@ impl Source {
         let ring = reader.incarnation();
         tracing::info!(device = %self.device, ring = ring.0, committed = reader.committed(), "draining a ring");
         let (committed, capacity_records) = (reader.committed(), reader.capacity_records());
-        self.dropped = 0;
+        (self.dropped, self.is_deserted) = (0, false);
         self.reader = Some(reader);
         Ok(Event::RingOpened { ring, committed, capacity_records })
     }
@@ -69,9 +71,12 @@ impl Source {
     }
 
     /// All is read up to a number, and nothing more will come.
-    pub(crate) fn is_exhausted(&self, next: u64) -> bool {
-        // Closed first: the head is final only if it is read afterwards.
-        self.reader.as_ref().is_some_and(|reader| reader.closed() && next >= reader.head())
+    pub(crate) fn is_exhausted(&mut self, next: u64) -> bool {
+        let Some(reader) = &self.reader else { return false };
+        // Once is enough: the look at the lock is in the way of a new writer.
+        self.is_deserted = self.is_deserted || (!reader.closed() && reader.is_deserted());
+        // Closed or deserted first: the head is final only if it is read afterwards.
+        (reader.closed() || self.is_deserted) && next >= reader.head()
     }
 
     /// Another ring lies at the path, and all of the open one is read: its end, and the beginning of the next.

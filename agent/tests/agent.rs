@@ -162,6 +162,22 @@ fn the_last_word_of_an_agent_is_what_it_sums_up() {
 }
 
 #[test]
+fn an_agent_leaves_when_training_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start();
+    let mut options = options(folder.path(), coordinator.address());
+    options.until_closed = true;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut living = recorder(elsewhere.path(), 1, 1024);
+    record(&mut living, 700);
+    // As a killed process leaves it: neither closed nor locked.
+    std::fs::copy(elsewhere.path().join("gpu0.ring"), folder.path().join("gpu0.ring")).unwrap();
+    let summary = Running::start(options).join();
+    assert_eq!((summary.counter("stored"), summary.counter("queued")), (Some(700), Some(0)));
+    assert_eq!(coordinator.stored(1), 700);
+}
+
+#[test]
 fn nothing_is_lost_or_doubled_while_the_coordinator_is_away() {
     let folder = tempfile::tempdir().unwrap();
     let mut coordinator = Coordinator::start();

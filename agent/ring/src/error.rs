@@ -56,6 +56,12 @@ pub enum RingError {
         /// Its length in bytes.
         length: usize,
     },
+    /// There is no folder for it.
+    #[error("{}: the folder of this ring is not there; make it, or name another path", path.display())]
+    Folder {
+        /// Of the ring.
+        path: PathBuf,
+    },
     /// The file system is full.
     #[error("{}: no room for a ring of {needed_bytes} bytes: enlarge /dev/shm or take fewer records", path.display())]
     NoSpace {

@@ -9,7 +9,7 @@ use crate::mapping::Mapping;
 use crate::protocol;
 use adaptis_proto::sample::Record;
 use adaptis_proto::{Incarnation, Step};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -22,8 +22,10 @@ pub struct Reader {
     device: String,
     incarnation: Incarnation,
     capacity: u64,
+    /// Which the writer locks.
+    file: File,
     /// Device and inode of the file.
-    file: (u64, u64),
+    identity: (u64, u64),
 }
 
 impl Reader {
@@ -64,8 +66,8 @@ impl Reader {
         }
         let device = read_device(mapping.words()).ok_or_else(foreign)?;
         let incarnation = Incarnation(word(AT_INCARNATION));
-        let file = (metadata.dev(), metadata.ino());
-        Ok(Reader { mapping, device, incarnation, capacity: capacity as u64, file })
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Reader { mapping, device, incarnation, capacity: capacity as u64, file, identity })
     }
 
     /// Of the recording process.
@@ -98,6 +100,14 @@ impl Reader {
         self.word(AT_CLOSED).load(Acquire) != 0
     }
 
+    /// The writer's process is gone, however it ended: nothing more will come, as with [`Reader::closed`].
+    ///
+    /// While this looks, a moment, a new writer finds the place taken.
+    pub fn is_deserted(&self) -> bool {
+        // A writer holds the lock for as long as it lives, so whoever gets it knows; a failure to ask says nothing.
+        self.file.try_lock_shared().is_ok_and(|()| self.file.unlock().is_ok())
+    }
+
     /// Number of the next record that the writer will write.
     pub fn head(&self) -> u64 {
         self.word(AT_HEAD).load(Acquire)
@@ -127,7 +137,7 @@ impl Reader {
 
     /// Another file lies at `path` by now, or none: a new process has put its own ring there.
     pub fn replaced_at(&self, path: &Path) -> bool {
-        std::fs::metadata(path).map_or(true, |metadata| (metadata.dev(), metadata.ino()) != self.file)
+        std::fs::metadata(path).map_or(true, |metadata| (metadata.dev(), metadata.ino()) != self.identity)
     }
 
     fn word(&self, at: usize) -> &AtomicU64 {

@@ -26,12 +26,17 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Whether a ring could be put at `path` now. Changes nothing.
+    /// Whether [`Recorder::create`] would do now. Leaves nothing behind.
     ///
     /// # Errors
-    /// [`RingError::Foreign`] if something else lies there, [`RingError::InUse`] if another process writes there.
-    pub fn check(path: &Path) -> Result<(), RingError> {
-        Seat::take(path).map(drop)
+    /// As for `create`.
+    pub fn check(
+        path: &Path,
+        device: &str,
+        incarnation: Incarnation,
+        capacity_records: usize,
+    ) -> Result<(), RingError> {
+        prepare(path, device, incarnation, capacity_records).map(drop)
     }
 
     /// Makes a ring and puts it at `path`, where it replaces one of a process that is gone. Nobody ever sees it half made.
@@ -47,15 +52,7 @@ impl Recorder {
         incarnation: Incarnation,
         capacity_records: usize,
     ) -> Result<Recorder, RingError> {
-        if !capacity_records.is_power_of_two() || capacity_records > CAPACITY_RECORDS_MAX {
-            return Err(RingError::Capacity { requested: capacity_records });
-        }
-        if device.len() > DEVICE_BYTES_MAX {
-            return Err(RingError::DeviceName { length: device.len() });
-        }
-        let mut seat = Seat::take(path)?;
-        let mut unfinished = Unfinished::create(path, incarnation)?;
-        let mapping = unfinished.reserve(ring_bytes(capacity_records))?;
+        let (mut seat, mut unfinished, mapping) = prepare(path, device, incarnation, capacity_records)?;
         write_header(&mapping, device, incarnation, capacity_records);
         while !seat.fill(&unfinished.path, path)? {
             seat = Seat::take(path)?;
@@ -100,6 +97,25 @@ impl Drop for Recorder {
     }
 }
 
+/// All that a ring needs before it is put in its place, which is held.
+fn prepare(
+    path: &Path,
+    device: &str,
+    incarnation: Incarnation,
+    capacity_records: usize,
+) -> Result<(Seat, Unfinished, Mapping), RingError> {
+    if !capacity_records.is_power_of_two() || capacity_records > CAPACITY_RECORDS_MAX {
+        return Err(RingError::Capacity { requested: capacity_records });
+    }
+    if device.len() > DEVICE_BYTES_MAX {
+        return Err(RingError::DeviceName { length: device.len() });
+    }
+    let seat = Seat::take(path)?;
+    let unfinished = Unfinished::create(path, incarnation)?;
+    let mapping = unfinished.reserve(ring_bytes(capacity_records))?;
+    Ok((seat, unfinished, mapping))
+}
+
 fn write_header(mapping: &Mapping, device: &str, incarnation: Incarnation, capacity_records: usize) {
     let words = mapping.words();
     words[AT_MAGIC].store(MAGIC, Relaxed);
@@ -130,16 +146,17 @@ impl Unfinished {
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{:x}.{:x}", std::process::id(), incarnation.0));
-        let path = path.with_file_name(hidden);
+        let ring = path;
+        let path = ring.with_file_name(hidden);
         // What a killed process of the same name left behind is nobody's.
         let _ = std::fs::remove_file(&path);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| RingError::Io { path: path.clone(), source })?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(|source| {
+                match source.kind() {
+                    io::ErrorKind::NotFound => RingError::Folder { path: ring.to_owned() },
+                    _ => RingError::Io { path: ring.to_owned(), source },
+                }
+            })?;
         let unfinished = Self { file, path, placed: false };
         seat::lock(&unfinished.file, &unfinished.path)?;
         Ok(unfinished)

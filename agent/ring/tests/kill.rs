@@ -88,6 +88,7 @@ fn killed_writers_leave_neither_torn_records_nor_gaps() {
         let mut writer = Writer::start(&path);
         let mut reader = open(&path, last);
         last = reader.incarnation();
+        assert!(!reader.is_deserted(), "the writer lives");
         let end = Instant::now() + Duration::from_micros(2_000 + mix(round) % 8_000);
         let (mut next, mut killed) = (0, false);
         loop {
@@ -113,6 +114,7 @@ fn killed_writers_leave_neither_torn_records_nor_gaps() {
             }
         }
         assert!(!reader.closed(), "a killed writer closes nothing");
+        assert!(reader.is_deserted(), "its lock went with it");
         total += next;
     }
     assert!(total > KILLS * 1_000, "the writers wrote: {total}");

@@ -6,7 +6,7 @@ use adaptis_proto::sample::{Mark, Phase, Place, Record, Sample};
 use adaptis_proto::{Incarnation, LayerIndex, Microbatch, Step};
 use adaptis_ring::{CAPACITY_RECORDS_MAX, Reader, Recorder, RingError, ring_bytes};
 use proptest::prelude::*;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 struct Folder(tempfile::TempDir);
 
@@ -164,13 +164,17 @@ fn what_is_no_ring_is_refused_by_name() {
     assert!(matches!(open(), Err(RingError::Foreign { .. })), "a capacity that is no power of two");
 }
 
+fn check(path: &Path) -> Result<(), RingError> {
+    Recorder::check(path, "gpu0", Incarnation(3), 8)
+}
+
 #[test]
 fn a_living_writers_ring_stays_where_it_is() {
     let folder = Folder::new();
     let mut first = Recorder::create(&folder.ring(), "gpu0", Incarnation(1), 8).unwrap();
     let reader = Reader::open(&folder.ring()).unwrap();
     for _ in 0..2 {
-        assert!(matches!(Recorder::check(&folder.ring()), Err(RingError::InUse { .. })));
+        assert!(matches!(check(&folder.ring()), Err(RingError::InUse { .. })));
         let second = Recorder::create(&folder.ring(), "gpu0", Incarnation(2), 8).map(|_| ());
         assert!(matches!(second, Err(RingError::InUse { .. })), "{second:?}");
     }
@@ -178,7 +182,7 @@ fn a_living_writers_ring_stays_where_it_is() {
     assert!(!reader.replaced_at(&folder.ring()));
     assert_eq!(read_all(&reader, 0), records(0..1));
     drop(first);
-    Recorder::check(&folder.ring()).unwrap();
+    check(&folder.ring()).unwrap();
     assert_eq!(Reader::open(&folder.ring()).unwrap().incarnation(), Incarnation(1), "a check changes nothing");
     assert_eq!(std::fs::read_dir(folder.0.path()).unwrap().count(), 1, "no temporary file is left");
 }
@@ -189,7 +193,7 @@ fn a_file_that_is_no_ring_is_never_replaced() {
     let create = || Recorder::create(&folder.ring(), "gpu0", Incarnation(1), 8).map(|_| ());
     for text in ["", "{}", "{ \"format\": \"adaptis.problem/1\" }"] {
         std::fs::write(folder.ring(), text).unwrap();
-        assert!(matches!(Recorder::check(&folder.ring()), Err(RingError::Foreign { .. })), "{text:?}");
+        assert!(matches!(check(&folder.ring()), Err(RingError::Foreign { .. })), "{text:?}");
         assert!(matches!(create(), Err(RingError::Foreign { .. })), "{text:?}");
         assert_eq!(std::fs::read_to_string(folder.ring()).unwrap(), text);
     }
@@ -223,14 +227,20 @@ fn of_many_that_put_a_ring_in_one_place_one_succeeds() {
 #[test]
 fn what_cannot_be_made_is_refused_by_name() {
     let folder = Folder::new();
+    let create = |path: &Path, device: &str, capacity| {
+        let made = Recorder::create(path, device, Incarnation(1), capacity).map(|_| ());
+        let checked = Recorder::check(path, device, Incarnation(1), capacity);
+        assert_eq!(format!("{made:?}"), format!("{checked:?}"), "a check says what a ring's making would");
+        made
+    };
     for capacity in [0, 3, CAPACITY_RECORDS_MAX * 2] {
-        let made = Recorder::create(&folder.ring(), "gpu0", Incarnation(1), capacity).map(|_| ());
+        let made = create(&folder.ring(), "gpu0", capacity);
         assert!(matches!(made, Err(RingError::Capacity { requested }) if requested == capacity));
     }
-    let made = Recorder::create(&folder.ring(), &"x".repeat(129), Incarnation(1), 8).map(|_| ());
+    let made = create(&folder.ring(), &"x".repeat(129), 8);
     assert!(matches!(made, Err(RingError::DeviceName { length: 129 })));
     let nowhere = folder.0.path().join("missing").join("gpu0.ring");
-    assert!(matches!(Recorder::create(&nowhere, "gpu0", Incarnation(1), 8).map(|_| ()), Err(RingError::Io { .. })));
+    assert!(matches!(create(&nowhere, "gpu0", 8), Err(RingError::Folder { path }) if path == nowhere));
     assert_eq!(std::fs::read_dir(folder.0.path()).unwrap().count(), 0, "nothing is left behind");
 }
 
