@@ -3,6 +3,7 @@
 use crate::signals::Stop;
 use crate::{failure, files, keys};
 use adaptis_executor::{Ended, ExecutorError, Options};
+use adaptis_ring::RingError;
 use anyhow::Result;
 use clap::builder::NonEmptyStringValueParser;
 use std::path::PathBuf;
@@ -67,8 +68,9 @@ fn end(error: ExecutorError) -> anyhow::Error {
         | E::UnknownDevice { .. }
         | E::Rejected(_)
         | E::Link(Link::BadAddress { .. } | Link::Unprotected { .. })
+        | E::Ring(RingError::DeviceName { .. })
         | E::PeerKey { .. } => failure::usage(error),
         E::Failed(_) => failure::negative(error),
-        E::Link(_) | E::Wire(_) | E::Ring(_) | E::Thread(_) | E::Unconfirmed { .. } => failure::environment(error),
+        E::Link(_) | E::Wire(_) | E::Ring(_) | E::Thread(_) | E::Unconfirmed => failure::environment(error),
     }
 }

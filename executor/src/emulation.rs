@@ -110,6 +110,15 @@ impl Fault {
 
 const TOKENS: usize = 256;
 const SEQUENCE_MAX: usize = 1024;
+const WIDTH_MAX: usize = 4096;
+const HEADS_MAX: usize = 64;
+const HIDDEN_MAX: usize = 16_384;
+const EXPERTS_MAX: usize = 256;
+const STATE_MAX: usize = 4096;
+/// Width times inner width times experts, at most: a quarter of a gibibyte in each of a layer's matrices.
+const MATRIX_MAX: usize = 1 << 26;
+const _: () = assert!(WIDTH_MAX * WIDTH_MAX <= MATRIX_MAX && WIDTH_MAX * STATE_MAX <= MATRIX_MAX);
+const _: () = assert!(WIDTH_MAX.checked_mul(HIDDEN_MAX * EXPERTS_MAX).is_some());
 
 impl Emulation {
     /// Reads and checks an emulation.
@@ -125,9 +134,9 @@ impl Emulation {
     /// As JSON, indented.
     ///
     /// # Panics
-    /// On a number that is not finite, which no checked emulation holds.
+    /// On a number that is not finite or a path that is not UTF-8, which no checked emulation holds.
     pub fn write(&self) -> String {
-        serde_json::to_string_pretty(self).expect("an emulation has string keys and finite numbers")
+        serde_json::to_string_pretty(self).expect("an emulation has string keys, finite numbers and UTF-8 paths")
     }
 
     /// Checks what the types can't.
@@ -154,14 +163,25 @@ impl Emulation {
         if [width, heads, hidden, experts, state, sequence].contains(&0) {
             return Err(wrong("shape", "every size is at least 1"));
         }
+        let limits = [
+            ("width", width, WIDTH_MAX),
+            ("heads", heads, HEADS_MAX),
+            ("hidden", hidden, HIDDEN_MAX),
+            ("experts", experts, EXPERTS_MAX),
+            ("state", state, STATE_MAX),
+            ("sequence", sequence, SEQUENCE_MAX),
+        ];
+        if let Some((name, found, most)) = limits.into_iter().find(|(_, found, most)| found > most) {
+            return Err(wrong(&format!("shape.{name}"), &format!("at most {most}, not {found}")));
+        }
+        if width * hidden * experts > MATRIX_MAX {
+            return Err(wrong("shape", &format!("width x hidden x experts is at most {MATRIX_MAX}")));
+        }
         if !width.is_multiple_of(heads) {
             return Err(wrong("shape.heads", "heads divide the width"));
         }
         if vocabulary != TOKENS {
             return Err(wrong("shape.vocabulary", "tokens are bytes: 256"));
-        }
-        if sequence > SEQUENCE_MAX {
-            return Err(wrong("shape.sequence", "at most 1024"));
         }
         if !(0.0..=1.0).contains(&self.noise) {
             return Err(wrong("noise", "from 0 to 1"));
@@ -296,6 +316,9 @@ mod tests {
             ("\"noise\": 0.1", "\"noise\": 2.0", "noise"),
             ("\"noise\": 0.1", "\"nose\": 0.1", "nose"),
             ("\"heads\": 2", "\"heads\": 3", "shape.heads"),
+            ("\"hidden\": 8", "\"hidden\": 1000000000000000", "shape.hidden"),
+            ("\"experts\": 2", "\"experts\": 18446744073709551615", "shape.experts"),
+            ("\"width\": 8, \"heads\": 2, \"hidden\": 8", "\"width\": 4096, \"heads\": 2, \"hidden\": 16384", "shape"),
             ("\"vocabulary\": 256", "\"vocabulary\": 300", "shape.vocabulary"),
             ("[\"embedding\", \"head\"]", "[\"head\", \"head\"]", "layer_types[0]"),
             ("[\"embedding\", \"head\"]", "[\"embedding\", \"haed\"]", "layer_types[1]"),

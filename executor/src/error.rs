@@ -71,12 +71,9 @@ pub enum ExecutorError {
     /// Training failed.
     #[error("training failed: {0}")]
     Failed(Failure),
-    /// Training is done, but the coordinator did not confirm that it recorded the end.
-    #[error("training is done, but the coordinator did not confirm it within {waited_s} s")]
-    Unconfirmed {
-        /// How long it was waited for.
-        waited_s: u64,
-    },
+    /// Training is done, but the link was lost before the coordinator confirmed that it recorded the end.
+    #[error("training is done, but the link to the coordinator failed before it was recorded")]
+    Unconfirmed,
 }
 
 /// Why the training loop is left before its end.

@@ -42,7 +42,8 @@ pub struct Options {
     pub listen: String,
     /// A peer is waited for the larger one of this and of 5 predicted iterations, and as long as its work may take.
     pub patience: Duration,
-    /// How long a rank that has finished waits to be dismissed.
+    /// A rank that has finished stays until it is dismissed, since the digests of its layers would be lost with it; every
+    /// so often it says that it waits.
     pub dismissal: Duration,
     /// How long a rank that has failed goes on telling so.
     pub farewell: Duration,
@@ -101,7 +102,7 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
     let (truth, index) = (Arc::new(emulation.truth.clone()), DeviceIndex::from(index));
     let incarnation = Incarnation(RandomState::new().hash_one(std::process::id()));
     // Made only once this rank is let in: until then the place may be another's.
-    Recorder::check(&options.ring)?;
+    Recorder::check(&options.ring, &options.device, incarnation, CAPACITY_RECORDS_DEFAULT)?;
     let listener = tcp::Listener::bind(&options.listen, &options.security)?;
 
     let room = EmulatedRoom { truth: Arc::clone(&truth), device: index };
@@ -215,11 +216,20 @@ impl Rank {
     }
 
     fn await_dismissal(&self, outcome: &Outcome, late: Late, dropped: u64) -> Result<Ended, ExecutorError> {
-        match self.wait_for_news(Some(self.options.dismissal)) {
-            Some(News::Dismissed) => Ok(Ended::Finished { place: outcome.place, late, dropped }),
-            _ if self.stop.load(Ordering::Relaxed) => Ok(Ended::Stopped),
-            _ => Err(ExecutorError::Unconfirmed { waited_s: self.options.dismissal.as_secs() }),
+        let (begun, mut told) = (Instant::now(), Instant::now());
+        while !self.stop.load(Ordering::Relaxed) {
+            match self.news.recv_timeout(SLICE) {
+                Ok(News::Dismissed) => return Ok(Ended::Finished { place: outcome.place, late, dropped }),
+                Ok(News::Begin(..) | News::Rejected(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(ExecutorError::Unconfirmed),
+            }
+            if told.elapsed() >= self.options.dismissal {
+                told = Instant::now();
+                let (at, waited_s) = (&self.options.coordinator, begun.elapsed().as_secs());
+                tracing::warn!("training is done; waiting for {at} to record it, for {waited_s} s so far");
+            }
         }
+        Ok(Ended::Stopped)
     }
 
     /// The next news; none at the deadline or the stop flag.

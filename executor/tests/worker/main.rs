@@ -340,12 +340,29 @@ fn a_plan_without_room_is_refused_in_numbers_and_training_goes_on() {
 }
 
 #[test]
-fn a_rank_that_is_turned_away_or_not_dismissed_says_so() {
-    let mut stage = Theatre::open(2, |_| {}, |options| options.dismissal = Duration::from_millis(400));
+fn a_rank_that_has_finished_stays_until_its_end_is_recorded() {
+    let mut stage = Theatre::open(2, |_| {}, |options| options.dismissal = Duration::from_millis(50));
     stage.start(&plan(1, 2));
+    let mut finished = BTreeMap::new();
+    stage.expect("Finished", |name, event| {
+        let count: &mut u32 = finished.entry(name.to_owned()).or_default();
+        *count += u32::from(matches!(event, RankEvent::Finished { .. }));
+        // Several times as long as it waits between two words of it.
+        (finished.len() == 2 && finished.values().all(|count| *count >= 4)).then_some(())
+    });
+    stage.finish();
     for rank in 0..2 {
-        assert!(matches!(stage.end_of(rank), Err(ExecutorError::Unconfirmed { .. })));
+        assert!(matches!(stage.end_of(rank), Ok(Ended::Finished { .. })));
     }
+    let mut stage = Theatre::open(2, |_| {}, |_| {});
+    stage.start(&plan(1, 2));
+    stage.expect("Finished", |_, event| matches!(event, RankEvent::Finished { .. }).then_some(()));
+    stage.stop.store(true, Ordering::Relaxed);
+    assert!(matches!(stage.end_of(0), Ok(Ended::Stopped)), "unless it is told to stop");
+}
+
+#[test]
+fn a_rank_that_is_turned_away_says_so() {
     let mut stage = Theatre::open(2, |_| {}, |_| {});
     stage.expect("Hello", |name, _| (name == "gpu1").then_some(()));
     stage.order("gpu1", RankOrder::Rejected { term: TERM, reason: Rejection::JobsDiffer });
@@ -365,6 +382,17 @@ fn a_rank_puts_its_ring_over_no_file_of_somebody_else() {
         let text = std::fs::read_to_string(stage.folder.path().join(format!("gpu{rank}.ring"))).unwrap();
         assert_eq!(text, "a problem of mine");
     }
+}
+
+#[test]
+fn a_rank_whose_ring_has_no_folder_does_not_join() {
+    let nowhere = |options: &mut Options| options.ring = options.ring.with_file_name("missing").join("ring");
+    let mut stage = Theatre::open(2, |_| {}, nowhere);
+    for rank in 0..2 {
+        let end = stage.end_of(rank);
+        assert!(matches!(end, Err(ExecutorError::Ring(RingError::Folder { .. }))), "{end:?}");
+    }
+    assert!(stage.server.try_receive().unwrap().is_none(), "nobody heard of it");
 }
 
 #[test]
