@@ -194,6 +194,11 @@ fn unused_folder(arguments: &Arguments) -> Result<PathBuf> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Path::new("runs").join(format!("{}-{}-{}", arguments.model, now.as_secs(), std::process::id()))
     });
+    // It stands in files that hold nothing else.
+    if std::path::absolute(&dir).is_ok_and(|full| full.to_str().is_none()) {
+        let dir = dir.display();
+        return Err(failure::usage(format!("--out {dir}: the full path is not UTF-8; name another folder")));
+    }
     match std::fs::read_dir(&dir).map(|mut entries| entries.next()) {
         Ok(None) => Ok(dir),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(dir),
@@ -209,7 +214,9 @@ fn unused_folder(arguments: &Arguments) -> Result<PathBuf> {
 fn lay_out(dir: &Path, text: &[u8]) -> Result<PathBuf> {
     let fail = |error: std::io::Error| failure::environment(format!("--out {}: {error}", dir.display()));
     std::fs::create_dir_all(dir).map_err(fail)?;
-    let dir = dir.canonicalize().map_err(fail)?;
+    // A link that was followed may lead to a path that no file of ours can hold.
+    let full = dir.canonicalize().map_err(fail)?;
+    let dir = if full.to_str().is_some() { full } else { std::path::absolute(dir).map_err(fail)? };
     // The lock of two demos on one folder: whoever makes `logs` has it.
     std::fs::create_dir(dir.join("logs")).map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => {
