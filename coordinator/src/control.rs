@@ -4,7 +4,7 @@
 //! batches in one commit and acknowledge them; hand everything to the brain; carry out its effects in order.
 
 use crate::copies::Copies;
-use crate::http::Pages;
+use crate::http::{Door, Pages};
 use crate::ingest::{Ingest, Turn};
 use crate::report::{self, Fault};
 use crate::searching::{Found, Searches};
@@ -63,11 +63,12 @@ impl Control {
     /// Opens everything: address, folder, store, pages. Nothing is told to anyone yet.
     pub(crate) fn open(options: Options) -> Result<Self, CoordinatorError> {
         let faults = options.faults.as_deref().map(report::read_faults).transpose()?.unwrap_or_default();
-        // The address first: a wrong one leaves no folder behind.
+        // The addresses first: a wrong one leaves no folder behind.
         let server = Server::bind(&options.listen, &options.security, Limits::default())?;
+        let door = options.http.as_deref().map(Door::open).transpose()?;
         let store = Store::open(&options.dir, options.records_bytes_max)?;
         let board = Board::new();
-        let pages = options.http.as_deref().map(|address| Pages::serve(address, board.clone())).transpose()?;
+        let pages = door.map(|door| Pages::serve(door, board.clone())).transpose()?;
         let now = Instant::now();
         tracing::info!(link = server.endpoint(), pages = ?options.http, dir = %options.dir.display(), "listening");
         Ok(Self {
@@ -183,7 +184,7 @@ impl Control {
         let stored = self.store.store(&batches, |batch| brain.is_of_member(&batch.device, batch.ring))?;
         for ((peer, batch), stored) in peers.iter().zip(batches).zip(stored) {
             let is_of_member = self.brain.is_of_member(&batch.device, batch.ring);
-            self.ingest.count(&batch, &stored);
+            self.ingest.count(peer, &batch, &stored);
             self.tell(peer, FromCoordinator::Agent(AgentOrder::Stored { ring: batch.ring, next: stored.next }));
             if is_of_member && !stored.records.is_empty() {
                 self.profile(&batch.device, &stored.records);
@@ -378,7 +379,7 @@ impl Control {
             }
             self.take_batches(std::mem::take(&mut turn.batches))?;
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || (!is_full && self.ingest.is_balanced(self.store.counts().records_stored)) {
+            if left.is_zero() || (!is_full && self.ingest.is_balanced()) {
                 break;
             }
             if let Some(message) = self.server.receive(left.min(LOOK_EVERY))? {

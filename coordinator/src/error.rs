@@ -6,9 +6,17 @@ use std::path::PathBuf;
 /// A fault of a coordinator.
 #[derive(Debug, thiserror::Error)]
 pub enum CoordinatorError {
-    /// The store can't be used.
+    /// The store can't be used; the error names the file.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What is in the store can't be used.
+    #[error("{path}: {source}")]
+    Broken {
+        /// The store.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
     /// The link can't be used.
     #[error(transparent)]
     Link(#[from] adaptis_link::Error),
@@ -42,4 +50,20 @@ pub enum CoordinatorError {
         /// Why.
         source: serde_json::Error,
     },
+}
+
+impl CoordinatorError {
+    /// Names the store where the error alone does not.
+    pub(crate) fn of(self, path: PathBuf) -> Self {
+        match self {
+            CoordinatorError::Store(
+                source @ (StoreError::Damaged { .. }
+                | StoreError::Contradictory(_)
+                | StoreError::Conflict { .. }
+                | StoreError::Deposed { .. }
+                | StoreError::Database(_)),
+            ) => CoordinatorError::Broken { path, source },
+            other => other,
+        }
+    }
 }

@@ -4,7 +4,10 @@
 //! answers. `/readyz`: the loop turned a moment ago and the run has not failed. `/status`, `/status.json`:
 //! `adaptis_proto::message::Status` as JSON. `/metrics`: Prometheus text.
 
+mod door;
 mod page;
+
+pub(crate) use door::Door;
 
 use crate::CoordinatorError;
 use crate::snapshot::{Board, Snapshot};
@@ -20,7 +23,6 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -37,23 +39,16 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// Serves at `address`, `HOST:PORT`.
-    pub(crate) fn serve(address: &str, board: Board) -> Result<Pages, CoordinatorError> {
-        let failed = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::AddrInUse => CoordinatorError::AddressInUse { address: address.to_owned() },
-            _ => CoordinatorError::Pages { address: address.to_owned(), source },
-        };
-        let listener = TcpListener::bind(address).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
+    /// Serves whoever comes to the door.
+    pub(crate) fn serve(door: Door, board: Board) -> Result<Pages, CoordinatorError> {
+        let address = door.address().to_owned();
+        let failed = |source| CoordinatorError::Pages { address: address.clone(), source };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(failed)?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let serve = move || {
             runtime.block_on(async {
-                let served = async {
-                    let listener = tokio::net::TcpListener::from_std(listener)?;
-                    axum::serve(listener, router(board)).await
-                };
+                let served = async { axum::serve(door.listen()?, router(board)).await };
                 tokio::select! {
                     result = served => if let Err(error) = result {
                         tracing::error!(%error, "pages are no longer served");

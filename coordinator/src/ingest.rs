@@ -29,8 +29,20 @@ pub(crate) struct Ingest {
     malformed: u64,
     dropped: BTreeMap<String, u64>,
     health: BTreeMap<String, Health>,
+    /// By device: what came from its agent's present process under this reign.
+    heard: BTreeMap<String, Heard>,
     /// An agent said something since [`Ingest::take_news`].
     has_news: bool,
+}
+
+/// What came from an agent's process.
+#[derive(Debug)]
+struct Heard {
+    process: PeerId,
+    /// Records that were new here.
+    stored: u64,
+    /// Batches came after the last word on them.
+    is_untold: bool,
 }
 
 impl Ingest {
@@ -40,7 +52,10 @@ impl Ingest {
         let Incoming { peer, payload } = message;
         match wire::decode::<ToCoordinator>(&payload) {
             Ok(ToCoordinator::Rank(event)) => turn.ranks.push((peer, event)),
-            Ok(ToCoordinator::Agent(AgentEvent::Batch(batch))) => turn.batches.push((peer, batch)),
+            Ok(ToCoordinator::Agent(AgentEvent::Batch(batch))) => {
+                self.hear(&peer, &batch.device);
+                turn.batches.push((peer, batch));
+            }
             Ok(ToCoordinator::Agent(AgentEvent::Ping { sent_ns, .. })) => turn.pings.push((peer, sent_ns)),
             Ok(ToCoordinator::Agent(AgentEvent::Health(health))) => self.take_health(health),
             Ok(ToCoordinator::Ask(ask)) => turn.asks.push((peer, ask)),
@@ -58,8 +73,19 @@ impl Ingest {
         self.has_news = false;
     }
 
-    /// Counts what a batch said of its ring.
-    pub(crate) fn count(&mut self, batch: &Batch, stored: &Stored) {
+    fn hear(&mut self, process: &PeerId, device: &str) {
+        if let Some(heard) = self.heard.get_mut(device).filter(|heard| heard.process == *process) {
+            heard.is_untold = true;
+        } else if self.heard.contains_key(device) || self.heard.len() < DEVICES_MAX {
+            self.heard.insert(device.to_owned(), Heard { process: process.clone(), stored: 0, is_untold: true });
+        }
+    }
+
+    /// Counts what a batch of a process said of its ring.
+    pub(crate) fn count(&mut self, process: &PeerId, batch: &Batch, stored: &Stored) {
+        if let Some(heard) = self.heard.get_mut(&batch.device).filter(|heard| heard.process == *process) {
+            heard.stored += stored.records.len() as u64;
+        }
         self.drop_records(&batch.device, stored.dropped);
         self.has_news |= !stored.records.is_empty() || stored.lost > 0 || stored.dropped > 0;
     }
@@ -75,16 +101,23 @@ impl Ingest {
         std::mem::take(&mut self.has_news)
     }
 
-    /// Whether every agent that spoke has told the end of it: nothing is queued there, and as many records are stored
-    /// here as they were told.
-    pub(crate) fn is_balanced(&self, records_stored: u64) -> bool {
+    /// Whether every agent that spoke has told the end of it: nothing is queued there, its last word came after its last
+    /// batch, and it knows of all that its present process has had stored. It may know of more: what it sent again for a
+    /// process before it was stored already.
+    pub(crate) fn is_balanced(&self) -> bool {
         let of =
             |health: &Health, name: &str| health.counters.iter().find(|(own, _)| own == name).map_or(0, |own| own.1);
-        let sum = |name: &str| self.health.values().fold(0u64, |sum, health| sum.saturating_add(of(health, name)));
-        sum("queued") == 0 && sum("stored") == records_stored
+        let is_told = |(device, heard): (&String, &Heard)| {
+            let told = self.health.get(device).map_or(0, |health| of(health, "stored"));
+            !heard.is_untold && told >= heard.stored
+        };
+        self.health.values().all(|health| of(health, "queued") == 0) && self.heard.iter().all(is_told)
     }
 
     fn take_health(&mut self, health: Health) {
+        if let Some(heard) = self.heard.get_mut(&health.device) {
+            heard.is_untold = false;
+        }
         if self.health.contains_key(&health.device) || self.health.len() < DEVICES_MAX {
             self.has_news |= self.health.get(&health.device) != Some(&health);
             self.health.insert(health.device.clone(), health);
@@ -112,5 +145,50 @@ impl Ingest {
     /// Messages of this reign, by name.
     pub(crate) fn messages(&self) -> [(&'static str, u64); 2] {
         [("messages_received", self.messages), ("messages_malformed", self.malformed)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_proto::Incarnation;
+
+    fn message(event: AgentEvent, process: &str) -> Incoming {
+        Incoming { peer: PeerId::from(process), payload: wire::encode(&ToCoordinator::Agent(event)) }
+    }
+
+    fn batch() -> Batch {
+        Batch { device: "gpu0".into(), ring: Incarnation(1), first: 0, records: Vec::new(), dropped: 0, clock: None }
+    }
+
+    #[test]
+    fn an_agent_that_was_started_again_can_tell_the_end_of_it() {
+        let mut ingest = Ingest::default();
+        let mut turn = Turn::default();
+        let mut send = |ingest: &mut Ingest, process: &str, records: usize| {
+            ingest.sort(&mut turn, message(AgentEvent::Batch(batch()), process));
+            let stored = Stored { records: vec![Default::default(); records], ..Stored::default() };
+            ingest.count(&PeerId::from(process), &batch(), &stored);
+        };
+        let tell = |ingest: &mut Ingest, stored: u64, queued: u64| {
+            let counters = vec![("stored".to_owned(), stored), ("queued".to_owned(), queued)];
+            let health = Health { device: "gpu0".into(), incarnation: Incarnation(9), readings: Vec::new(), counters };
+            ingest.sort(&mut Turn::default(), message(AgentEvent::Health(health), "any"));
+        };
+        assert!(ingest.is_balanced(), "nobody spoke");
+        send(&mut ingest, "first", 5);
+        assert!(!ingest.is_balanced(), "it has told nothing of it");
+        tell(&mut ingest, 3, 0);
+        assert!(!ingest.is_balanced(), "it does not know of all");
+        tell(&mut ingest, 5, 1);
+        assert!(!ingest.is_balanced(), "there is more to come");
+        tell(&mut ingest, 5, 0);
+        assert!(ingest.is_balanced());
+        // Its successor sends again what was not acknowledged, and counts from 0.
+        send(&mut ingest, "second", 0);
+        send(&mut ingest, "second", 2);
+        assert!(!ingest.is_balanced(), "a batch came after the last word");
+        tell(&mut ingest, 4, 0);
+        assert!(ingest.is_balanced());
     }
 }

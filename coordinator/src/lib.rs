@@ -123,5 +123,6 @@ pub enum Ended {
 /// # Errors
 /// An address, the folder or the store can't be used; another coordinator took over; the disk fails.
 pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, CoordinatorError> {
-    control::Control::open(options)?.run(&stop)
+    let path = options.dir.join(STORE_FILE);
+    control::Control::open(options).and_then(|control| control.run(&stop)).map_err(|error| error.of(path))
 }

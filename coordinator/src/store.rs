@@ -21,6 +21,7 @@ pub use samples::{RECORDS_BYTES_MAX, Stored};
 pub use work::work_of;
 
 use adaptis_coordinator_core::Head;
+use adaptis_coordinator_core::ledger::Contradiction;
 use adaptis_proto::{Epoch, Term};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
@@ -84,7 +85,10 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The store is of a version that this build does not know.
-    #[error("{path} is a store of version {found}, and this build knows version {VERSION}")]
+    #[error(
+        "{path} is a store of version {found}, and this build knows version {VERSION}: use the release that wrote it, or \
+         choose another folder"
+    )]
     Version {
         /// Which.
         path: PathBuf,
@@ -92,11 +96,14 @@ pub enum StoreError {
         found: i32,
     },
     /// An entry can't be read back.
-    #[error("the store is damaged: {what} can't be read")]
+    #[error("the store is damaged: {what} can't be read; take a copy of the folder that is whole, or another folder")]
     Damaged {
         /// Which entry.
         what: String,
     },
+    /// Entries that can't all be true.
+    #[error("the store contradicts itself: {0}; take a copy of the folder that is whole, or another folder")]
+    Contradictory(Contradiction),
     /// Another coordinator reigns.
     #[error("this coordinator of term {ours} was deposed: the ledger is at term {term}, generation {generation}, plan {epoch}",
         term = .found.term, generation = .found.generation, epoch = .found.epoch)]
@@ -113,8 +120,19 @@ pub enum StoreError {
         what: String,
     },
     /// SQLite failed.
-    #[error("the store failed: {0}")]
-    Database(#[from] rusqlite::Error),
+    #[error("the store failed: {0}; see to the disk, then start again: what was committed is there")]
+    Database(#[source] rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                StoreError::Damaged { what: "a page of the file".to_owned() }
+            }
+            _ => StoreError::Database(error),
+        }
+    }
 }
 
 /// The store of a run, open for writing.
@@ -164,11 +182,10 @@ impl Store {
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     let foreign = |error: rusqlite::Error| match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
-        Some(rusqlite::ErrorCode::DatabaseCorrupt) => StoreError::Damaged { what: path.display().to_string() },
         Some(
             rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied | rusqlite::ErrorCode::ReadOnly,
         ) => StoreError::Environment { path: path.to_owned(), source: std::io::Error::other(error) },
-        _ => StoreError::Database(error),
+        _ => error.into(),
     };
     let mut connection = Connection::open_with_flags(path, flags).map_err(foreign)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;

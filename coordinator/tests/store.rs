@@ -1,12 +1,12 @@
 //! The store on a real disk: reigns, conflicts, batches in any order, damage.
 
 use adaptis_coordinator::{Profiles, RECORDS_BYTES_MAX, STORE_FILE, Store, StoreError, work_of};
-use adaptis_coordinator_core::ledger::{PhaseRecord, PlanRecord};
+use adaptis_coordinator_core::ledger::{Contradiction, GenerationRecord, PhaseRecord, PlanRecord};
 use adaptis_coordinator_core::{Durable, Head};
 use adaptis_plan::{Plan, Stage};
-use adaptis_proto::message::{Batch, ClockOffset};
+use adaptis_proto::message::{Batch, ClockOffset, Job};
 use adaptis_proto::sample::{Mark, Phase, Place, Record, Sample};
-use adaptis_proto::{Epoch, Generation, Incarnation, LayerIndex, Microbatch, Step, Term};
+use adaptis_proto::{Epoch, Generation, Incarnation, LayerIndex, Microbatch, RunId, Step, Term};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -33,6 +33,19 @@ fn plan(epoch: u64) -> PlanRecord {
     PlanRecord { epoch: Epoch(epoch), parent: Epoch(0), generation: Generation(1), text, digest, term: Term(1) }
 }
 
+fn generation(number: u64) -> GenerationRecord {
+    let job = Job {
+        run: RunId("test".into()),
+        devices: Vec::new(),
+        layers: Vec::new(),
+        microbatches: 1,
+        iterations: 1,
+        start_plan: None,
+    };
+    let (members, cards, generation) = (Vec::new(), Vec::new(), Generation(number));
+    GenerationRecord { generation, epoch: Epoch(1), members, cards, job, term: Term(1) }
+}
+
 fn work(step: u64, duration_ns: u64) -> Record {
     let place = Place { step: Step(step), epoch: Epoch(1), generation: Generation(1) };
     let (layer, microbatch, phase, mark) = (LayerIndex(0), Microbatch(0), Phase::Forward, Mark::Warm);
@@ -51,12 +64,24 @@ fn terms_grow_and_the_ledger_outlives_the_process() {
     let was = Head { term: Term(1), generation: Generation(0), epoch: Epoch(0) };
     let now = Head { generation: Generation(1), epoch: Epoch(1), ..was };
     let phase = PhaseRecord { from: Step(0), epoch: Epoch(1), predicted_ns: None, change: None };
-    store.commit(Term(1), &[Durable::Plan(plan(1)), Durable::Phase(phase), Durable::Head { was, now }]).unwrap();
+    let entries = [Durable::Generation(generation(1)), Durable::Plan(plan(1)), Durable::Phase(phase)];
+    store.commit(Term(1), &[&entries[..], &[Durable::Head { was, now }]].concat()).unwrap();
     store.commit(Term(1), &[Durable::Aborted(Epoch(2)), Durable::Aborted(Epoch(2))]).unwrap();
     drop(store);
     let recovered = open(dir.path()).reign().unwrap();
     assert_eq!(recovered.head, Head { term: Term(2), ..now });
     assert_eq!((recovered.plans.len(), recovered.aborted, recovered.phases), (1, vec![Epoch(2)], vec![phase]));
+
+    // What is gone of it is missed, and nobody reigns over the rest.
+    let gone =
+        |table: &str| rusqlite::Connection::open(dir.path().join(STORE_FILE)).unwrap().execute(table, []).unwrap();
+    gone("DELETE FROM generations");
+    let missed = open(dir.path()).reign();
+    let expected = Contradiction::HeadGeneration { head: Generation(1), newest: Generation(0) };
+    assert!(matches!(&missed, Err(StoreError::Contradictory(found)) if *found == expected), "{missed:?}");
+    gone("DELETE FROM plans");
+    let missed = open(dir.path()).reign();
+    assert!(matches!(missed, Err(StoreError::Contradictory(Contradiction::HeadPlan(Epoch(1))))), "{missed:?}");
 }
 
 #[test]
@@ -135,7 +160,10 @@ fn a_damaged_plan_is_named() {
     connection.execute("UPDATE plans SET text = replace(text, 'gpu0', 'gpu1')", []).unwrap();
     drop(connection);
     let error = open(dir.path()).reign().unwrap_err();
-    assert_eq!(error.to_string(), "the store is damaged: plan 4 can't be read");
+    assert_eq!(
+        error.to_string(),
+        "the store is damaged: plan 4 can't be read; take a copy of the folder that is whole, or another folder"
+    );
 }
 
 #[test]

@@ -8,6 +8,10 @@
 //!    rank was told).
 //! 4. A prediction is written when it is made and never replaced.
 
+mod contradiction;
+
+pub use contradiction::Contradiction;
+
 use crate::admission;
 use crate::drift::Change;
 use adaptis_proto::message::{DeviceCard, Failure, Job, Member};

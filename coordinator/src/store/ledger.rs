@@ -120,7 +120,7 @@ fn once<T: Serialize>(transaction: &Transaction<'_>, table: &str, key: i64, valu
 fn taken(error: rusqlite::Error, what: impl FnOnce() -> String) -> StoreError {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::ConstraintViolation) => StoreError::Conflict { what: what() },
-        _ => StoreError::Database(error),
+        _ => error.into(),
     }
 }
 
@@ -151,7 +151,7 @@ fn write_head(connection: &Connection, head: Head) -> Result<(), StoreError> {
 
 fn read(connection: &Connection) -> Result<Recovered, StoreError> {
     let head = read_head(connection)?;
-    let generation = bodies(connection, "generations ORDER BY generation DESC LIMIT 1")?.pop();
+    let generation = bodies(connection, "a generation", "generations ORDER BY generation DESC LIMIT 1")?.pop();
     let mut iterations = iterations(connection, &format!("ORDER BY step DESC, generation DESC LIMIT {HISTORY_MAX}"))?;
     iterations.reverse();
     iterations.dedup_by(|newer, older| {
@@ -161,24 +161,29 @@ fn read(connection: &Connection) -> Result<Recovered, StoreError> {
         }
         is_same
     });
-    Ok(Recovered {
+    let recovered = Recovered {
         head,
         plans: plans(connection)?.into_iter().map(|plan| (plan.epoch, plan)).collect(),
         aborted: aborted(connection)?,
         generation,
-        decisions: bodies(connection, "decisions ORDER BY number")?,
-        switches: bodies(connection, "switches ORDER BY epoch")?,
-        phases: bodies(connection, "phases ORDER BY first, epoch")?,
+        decisions: bodies(connection, "a decision", "decisions ORDER BY number")?,
+        switches: bodies(connection, "a switch", "switches ORDER BY epoch")?,
+        phases: bodies(connection, "a phase", "phases ORDER BY first, epoch")?,
         iterations,
-        finished: bodies(connection, "endings WHERE kind = 'finished'")?.pop(),
-        failed: bodies(connection, "endings WHERE kind = 'failed'")?.pop(),
-    })
+        finished: bodies(connection, "the end of the run", "endings WHERE kind = 'finished'")?.pop(),
+        failed: bodies(connection, "the failure of the run", "endings WHERE kind = 'failed'")?.pop(),
+    };
+    match recovered.contradiction() {
+        Some(found) => Err(StoreError::Contradictory(found)),
+        None => Ok(recovered),
+    }
 }
 
-fn bodies<T: DeserializeOwned>(connection: &Connection, from: &str) -> Result<Vec<T>, StoreError> {
+/// `what` one of them is called, for people.
+fn bodies<T: DeserializeOwned>(connection: &Connection, what: &str, from: &str) -> Result<Vec<T>, StoreError> {
     let mut statement = connection.prepare(&format!("SELECT body FROM {from}"))?;
     let texts: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    texts.iter().map(|text| parse(text, from)).collect()
+    texts.iter().map(|text| parse(text, what)).collect()
 }
 
 fn aborted(connection: &Connection) -> Result<Vec<Epoch>, StoreError> {

@@ -303,7 +303,7 @@ impl Admission {
     }
 
     /// A device or link changed: what the last switch promised no longer holds, and what was broken may hold now.
-    pub fn changed(&mut self, _step: Step) {
+    pub fn changed(&mut self) {
         self.promise = None;
         self.refinable = None;
         self.refined = false;

@@ -183,7 +183,7 @@ fn promises_are_kept_or_broken() {
     assert_eq!(again.verdict, Verdict::Keep(expected));
     let later = admission.decide(&Input { step: Step(600), ..input(&estimated, &running, &candidates) });
     assert!(matches!(later.verdict, Verdict::Switch { .. }), "{later:?}");
-    admission.changed(Step(61));
+    admission.changed();
     let changed = admission.decide(&Input { step: Step(61), ..input(&estimated, &running, &candidates) });
     assert!(matches!(changed.verdict, Verdict::Switch { .. }), "{changed:?}");
     // The broken promise makes the next prediction more careful.
@@ -226,7 +226,7 @@ fn one_refinement_and_no_way_back() {
     switched(&mut admission, 66, &decision, &running, &candidates[0].plan);
     let off = measured(1.06 * decision.predicted_after_ns as f64, 4);
     assert!(matches!(admission.judge(Step(72), off), Judgement::Kept { .. } | Judgement::Broken { .. }));
-    admission.changed(Step(0));
+    admission.changed();
     let mut twice = judged(1.06, &left);
     twice.refined = true;
     assert!(!refines(&quiet(&twice, &small, &candidates)), "once is enough");

@@ -213,7 +213,7 @@ impl Brain {
         self.announce(Announcement::Changed { who, change });
         let Some(adapt) = &mut self.adapt else { return };
         adapt.estimator.restart_window(change.who, change.onset);
-        adapt.admission.changed(change.detected);
+        adapt.admission.changed();
         let from = Step(change.onset.0 + CHANGE_ITERATIONS - 1);
         adapt.wanted = Some(Wanted { trigger: Trigger::Drift, change: Some(change), from });
         if self.phases.last().is_some_and(|phase| phase.from < change.onset && phase.epoch == self.head.epoch) {
@@ -403,7 +403,7 @@ impl Brain {
     }
 
     /// Another plan is in force: a search from the one before is stale.
-    pub(super) fn on_new_plan(&mut self, _now_ns: u64) {
+    pub(super) fn on_new_plan(&mut self) {
         let stale = self.adapt.as_ref().and_then(|adapt| adapt.searching.as_ref()).map(|search| search.wanted.clone());
         self.cancel_search();
         let Some(adapt) = &mut self.adapt else { return };

@@ -107,7 +107,7 @@ impl Brain {
     }
 
     /// A rank runs the plan: the vote was unanimous.
-    pub(super) fn took_effect(&mut self, now_ns: u64, epoch: Epoch, step: Step) {
+    pub(super) fn took_effect(&mut self, epoch: Epoch, step: Step) {
         let now = Head { epoch, ..self.head };
         self.persist(
             vec![Durable::Head { was: self.head, now }],
@@ -118,7 +118,7 @@ impl Brain {
             self.round = None;
         }
         self.running = self.plan_of(epoch);
-        self.on_new_plan(now_ns);
+        self.on_new_plan();
     }
 
     /// Number of the next decision.

@@ -135,10 +135,11 @@ impl Brain {
             self.go_to(now_ns, decision, None, running, Candidate { plan: before, transfer_ns }, Trigger::Routine);
         } else {
             self.decide(decision);
+            self.find_a_way_on(step);
         }
     }
 
-    /// A promise is broken, and there is no way back: a search may find a way on.
+    /// A promise is broken, and there is no plan to go back to.
     fn stay_broken(&mut self, reason: Reason, loss_ns: i64, step: Step) {
         self.decide(Decision {
             number: self.number(),
@@ -153,6 +154,11 @@ impl Brain {
             gain_low_ns: loss_ns,
             cost_ns: 0,
         });
+        self.find_a_way_on(step);
+    }
+
+    /// There is no way back: a search may find a way on.
+    fn find_a_way_on(&mut self, step: Step) {
         if let Some(adapt) = &mut self.adapt
             && adapt.wanted.is_none()
             && adapt.searching.is_none()

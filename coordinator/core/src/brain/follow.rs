@@ -78,7 +78,7 @@ impl Brain {
                     self.send(index, RankOrder::Introduce { term });
                 }
                 if let Some(place) = place {
-                    self.on_place(now_ns, index, place);
+                    self.on_place(index, place);
                 }
                 self.form_when_full(now_ns);
             }
@@ -110,22 +110,22 @@ impl Brain {
             }
             _ if self.stage != Stage::Following => {}
             RankEvent::Beat { place, armed, .. } => {
-                self.on_place(now_ns, device, place);
+                self.on_place(device, place);
                 if let Some(epoch) = armed
                     && self.aborted.contains(&epoch)
                 {
                     self.send(device, RankOrder::Abort { term, epoch });
                 }
             }
-            RankEvent::Active { place, .. } => self.on_place(now_ns, device, place),
+            RankEvent::Active { place, .. } => self.on_place(device, place),
             RankEvent::Prepared { generation, epoch, .. } if generation == self.head.generation => {
                 self.on_prepared(device, epoch);
             }
             RankEvent::Refused { generation, epoch, reason, .. } if generation == self.head.generation => {
-                self.on_refused(now_ns, device, epoch, &reason);
+                self.on_refused(device, epoch, &reason);
             }
             RankEvent::Finished { place, layers, .. } => {
-                self.on_place(now_ns, device, place);
+                self.on_place(device, place);
                 self.on_finished(now_ns, device, place, layers);
             }
             RankEvent::Hello { .. } | RankEvent::Prepared { .. } | RankEvent::Refused { .. } => {}
@@ -133,7 +133,7 @@ impl Brain {
     }
 
     /// A rank stands somewhere: proof that it runs, and under which plan.
-    fn on_place(&mut self, now_ns: u64, device: DeviceIndex, place: Place) {
+    fn on_place(&mut self, device: DeviceIndex, place: Place) {
         if self.stage != Stage::Following || place.generation != self.head.generation {
             return;
         }
@@ -145,7 +145,7 @@ impl Brain {
         }
         let is_ours = self.plans.get(&place.epoch).is_some_and(|plan| plan.generation == place.generation);
         if is_ours {
-            self.took_effect(now_ns, place.epoch, place.step);
+            self.took_effect(place.epoch, place.step);
         } else {
             let device = self.name_of(device);
             self.fail(RunFailure::UnknownPlan { device, epoch: place.epoch });
@@ -159,12 +159,12 @@ impl Brain {
         }
     }
 
-    fn on_refused(&mut self, now_ns: u64, device: DeviceIndex, epoch: Epoch, reason: &Refusal) {
+    fn on_refused(&mut self, device: DeviceIndex, epoch: Epoch, reason: &Refusal) {
         let answer = self.round.as_ref().map_or(Answer::Nothing, |round| round.on_refused(epoch, reason));
         match answer {
             Answer::Active => {
                 let step = self.roster.rank(device).and_then(|rank| rank.place).map_or(Step(0), |place| place.step);
-                self.took_effect(now_ns, epoch, step);
+                self.took_effect(epoch, step);
             }
             Answer::Refused => {
                 if matches!(reason, Refusal::Memory { .. } | Refusal::Invalid(_)) {

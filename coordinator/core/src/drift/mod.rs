@@ -183,14 +183,6 @@ impl Drift {
     pub fn reference_changed(&mut self) {
         self.watches.values_mut().for_each(Watch::restart);
     }
-
-    /// Forgets a device and its links: another one took its place.
-    pub fn forget(&mut self, device: DeviceIndex) {
-        self.watches.retain(|who, _| match *who {
-            Who::Device(known) => known != device,
-            Who::Link(from, to) => from != device && to != device,
-        });
-    }
 }
 
 /// What all devices share in an iteration: their median, or, where the two in the middle are far apart, the lower one:

@@ -346,17 +346,6 @@ fn a_link_is_watched_like_a_device() {
     let [change] = changes[..] else { panic!("{changes:?}") };
     assert_eq!((change.who, change.onset, change.detected), (link, Step(20), Step(21)));
     assert!((change.factor - 4.0).abs() < 1e-9);
-    drift.forget(DeviceIndex(1));
-    let of = vec![Reading {
-        who: link,
-        ln_ratio: 0.0,
-        works: 16,
-        spread: 0.05,
-        reference_ln_sd: 0.01,
-        is_guess: false,
-        cold: false,
-    }];
-    assert_eq!(drift.observe(&Readings { step: Step(30), of }), []);
 }
 
 proptest! {

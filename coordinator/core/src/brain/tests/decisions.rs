@@ -249,3 +249,18 @@ fn a_broken_promise_without_a_way_back_is_said() {
     world.run_until("a decision", |world| world.ledger.held.decisions.iter().any(said));
     assert!(of(&world, Verdict::Revert).is_empty());
 }
+
+#[test]
+fn where_the_plan_before_is_no_longer_valid_a_search_finds_a_way_on() {
+    let mut world = world_with(Mode::Adapt, false, 60, |truth| truth.burden = Some((Epoch(2), 1.6)));
+    world.run_until("the first switch", |world| {
+        world.brain.adapt.as_ref().is_some_and(|adapt| adapt.before.is_some()) && world.head().epoch == Epoch(2)
+    });
+    if let Some(before) = world.brain.adapt.as_mut().and_then(|adapt| adapt.before.as_mut()) {
+        before.programs[0].clear();
+    }
+    let said = |decision: &Decision| matches!(decision.reason, Reason::Invalid { .. });
+    world.run_until("a decision", |world| world.ledger.held.decisions.iter().any(said));
+    let is_under_way = |adapt: &crate::brain::adapt::Adapt| adapt.wanted.is_some() || adapt.searching.is_some();
+    assert!(world.brain.adapt.as_ref().is_some_and(is_under_way));
+}
