@@ -34,9 +34,9 @@ macro_rules! indices {
 macro_rules! counters {
     ($($name:ident)*) => {$(
         impl $name {
-            /// The number after this one.
+            /// The number after this one. The last number has none and stays: who reads numbers from outside refuses it.
             #[must_use]
-            pub fn next(self) -> Self { Self(self.0 + 1) }
+            pub fn next(self) -> Self { Self(self.0.saturating_add(1)) }
         }
     )*};
 }

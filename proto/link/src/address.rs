@@ -3,7 +3,7 @@
 //! The form is checked here rather than left to libzmq, whose answers do not say what is wrong. Whether the place is
 //! free is for `probe`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{AddressFault, Error};
 
@@ -43,7 +43,8 @@ impl Address {
             let host = match host {
                 "" => return Err(bad(text, AddressFault::NoHost)),
                 "localhost" => "127.0.0.1",
-                host => host,
+                host if is_host(host) => host,
+                _ => return Err(bad(text, AddressFault::Host)),
             };
             Ok(Self::Tcp { host: host.to_owned(), port })
         } else if let Some(path) = text.strip_prefix("ipc://") {
@@ -97,6 +98,16 @@ pub(crate) fn bad(address: &str, fault: AddressFault) -> Error {
     Error::BadAddress { address: address.to_owned(), fault }
 }
 
+/// Whether a text can be a host: `*`, a name, an interface, an IPv4 address, or an IPv6 address in brackets.
+fn is_host(host: &str) -> bool {
+    match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        // The zone of a link-local address, as in `fe80::1%eth0`, is the system's to know.
+        Some(Some(inner)) => inner.split('%').next().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        Some(None) => false,
+        None => host == "*" || host.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)),
+    }
+}
+
 fn ip(host: &str) -> Option<IpAddr> {
     if host == "*" {
         return Some(Ipv4Addr::UNSPECIFIED.into());
@@ -140,6 +151,11 @@ mod tests {
             ("tcp://127.0.0.1:0", AddressFault::Port),
             ("tcp://127.0.0.1:65536", AddressFault::Port),
             ("tcp://:29611", AddressFault::NoHost),
+            ("tcp://a b:29611", AddressFault::Host),
+            ("tcp://[::1:29611", AddressFault::Host),
+            ("tcp://::1:29611", AddressFault::Host),
+            ("tcp://[gpu0]:29611", AddressFault::Host),
+            ("tcp://tcp://127.0.0.1:29611", AddressFault::Host),
             ("ipc://", AddressFault::NoPath),
             ("ipc://@abstract", AddressFault::NoPath),
             (&long, AddressFault::PathLength { bytes: 201, bytes_max: 107 }),

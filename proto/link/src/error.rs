@@ -90,6 +90,9 @@ pub enum AddressFault {
     /// A tcp address without a host.
     #[error("it names no host")]
     NoHost,
+    /// What stands where the host is to be can be none.
+    #[error("its host is neither a name nor an IP address (IPv6 in brackets, as in tcp://[::1]:29611)")]
+    Host,
     /// A tcp address without a port, or with one that is not a number from 1 to 65535.
     #[error("it ends in no port from 1 to 65535")]
     Port,

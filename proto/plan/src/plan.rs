@@ -132,13 +132,19 @@ impl Plan {
     /// Reads a plan. Its rules are checked by [`crate::audit()`], against a problem.
     ///
     /// # Errors
-    /// Names the path of the first field that is missing, unknown or of a wrong type, and a model beyond
-    /// [`LAYERS_MAX`].
+    /// Names the path of the first field that is missing, unknown or of a wrong type, a model beyond [`LAYERS_MAX`], and
+    /// an epoch that no other one could follow.
     pub fn read(text: &str) -> Result<Plan, FormatError> {
         let plan: Plan = json::read(text, FORMAT)?;
         if plan.layers as usize > LAYERS_MAX {
             let problem = format!("{} layers, at most {LAYERS_MAX} are possible", plan.layers);
             return Err(FormatError::value("layers", problem));
+        }
+        if plan.epoch == plan.epoch.next() {
+            return Err(FormatError::value(
+                "epoch",
+                format!("{} is the last number there is: take a smaller one", plan.epoch),
+            ));
         }
         Ok(plan)
     }

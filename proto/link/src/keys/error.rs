@@ -70,20 +70,6 @@ pub enum KeyError {
         /// Its permissions.
         mode: u32,
     },
-    /// The folder holds no secret, so this process has no key of its own.
-    #[error("{} holds no secret key: neither server.key nor one clients/NAME.key", path.display())]
-    NoOwnKey {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The folder holds several secrets and none is the coordinator's, so it must be said which one is meant.
-    #[error("{} holds {found} secret keys: say whose is to be used", path.display())]
-    ManyOwnKeys {
-        /// The folder.
-        path: PathBuf,
-        /// How many.
-        found: usize,
-    },
     /// No key of that name is on the ring.
     #[error("no key of `{name}` is on the ring")]
     UnknownName {

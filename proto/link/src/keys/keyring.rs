@@ -58,22 +58,6 @@ impl Keyring {
         Self::load_as(dir, SERVER)
     }
 
-    /// Loads the folder with the pair that is there: `server.key`, else the one `clients/NAME.key`.
-    ///
-    /// # Errors
-    /// A file is missing, malformed or readable by others; or the folder holds no pair, or several.
-    pub fn load(dir: &Path) -> Result<Self, KeyError> {
-        if dir.join("server.key").exists() {
-            return Self::load_as(dir, SERVER);
-        }
-        let mut owners = names_with(&dir.join("clients"), "key")?;
-        match (owners.pop(), owners.len()) {
-            (None, _) => Err(KeyError::NoOwnKey { path: dir.to_owned() }),
-            (Some(name), 0) => Self::load_as(dir, &name),
-            (Some(_), more) => Err(KeyError::ManyOwnKeys { path: dir.to_owned(), found: more + 1 }),
-        }
-    }
-
     /// Loads the folder with the pair of `name`; `server` is the coordinator.
     ///
     /// # Errors
