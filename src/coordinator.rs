@@ -2,7 +2,7 @@
 
 use crate::signals::Stop;
 use crate::{failure, files, keys, values};
-use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options};
+use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, StoreError};
 use anyhow::Result;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -111,6 +111,8 @@ fn end(error: CoordinatorError) -> anyhow::Error {
     use adaptis_link::Error as Link;
     match &error {
         CoordinatorError::Link(Link::BadAddress { .. } | Link::Unprotected { .. })
+        | CoordinatorError::Store(StoreError::Foreign { .. } | StoreError::Version { .. })
+        | CoordinatorError::Broken { source: StoreError::Damaged { .. } | StoreError::Contradictory(_), .. }
         | CoordinatorError::Faults { .. } => failure::usage(error),
         _ => failure::environment(error),
     }

@@ -2,7 +2,8 @@
 
 use crate::signals::Stop;
 use crate::{duration, explain, failure, files, simulate, values};
-use adaptis_plan::{CannotMap, Plan, Problem};
+use adaptis_plan::problem::{MICROBATCHES_MAX, TOTAL_MAX};
+use adaptis_plan::{CannotMap, Cost, Device, Links, Plan, Problem, audit};
 use adaptis_planner::export::milliseconds;
 use adaptis_planner::moves::{Moves, moves};
 use adaptis_planner::schedule::{self, Name};
@@ -125,11 +126,17 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A running plan of the problem's layers; what is gone of its devices is told.
+/// A running plan of the problem's layers, which some ranks could run; what is gone of its devices is told.
 fn running(path: &str, plan: Plan, problem: &Problem) -> Result<Plan> {
     if plan.layers as usize != problem.layers.len() {
         let (has, wants) = (plan.layers, problem.layers.len());
         return Err(failure::usage(format!("--from {path}: a plan of {has} layers, and the problem has {wants}")));
+    }
+    // Memory and constraints are the problem's, which may have changed since: to leave them behind is what one replans for.
+    if let [first, more @ ..] = &audit(&as_it_ran(problem, &plan), &plan)[..] {
+        let others = if more.is_empty() { String::new() } else { format!(" (and {} more)", more.len()) };
+        let rule = first.rule();
+        return Err(failure::usage(format!("--from {path}: no plan that can run: {rule}: {first}{others}")));
     }
     let names: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
     match plan.map_to(&names) {
@@ -140,6 +147,25 @@ fn running(path: &str, plan: Plan, problem: &Problem) -> Result<Plan> {
         }
         Err(error) => Err(failure::usage(format!("--from {path}: {error}"))),
     }
+}
+
+/// What a plan may have been made for: the problem's layers on the plan's own devices, with memory for all.
+fn as_it_ran(problem: &Problem, plan: &Plan) -> Problem {
+    const KIND: &str = "any";
+    let device = |name: &String| Device {
+        name: name.clone(),
+        kind: KIND.to_owned(),
+        memory_bytes: TOTAL_MAX,
+        slowdown: 1.0,
+        reserved_bytes: 0,
+        note: None,
+    };
+    let microbatches =
+        plan.programs.iter().flatten().map(|instruction| instruction.microbatch.0.saturating_add(1)).max();
+    let layers = problem.layers.clone();
+    let costs = [(KIND.to_owned(), vec![Cost::default(); layers.len()])].into();
+    let microbatches = microbatches.unwrap_or(problem.microbatches).min(MICROBATCHES_MAX);
+    Problem::new(microbatches, layers, plan.devices.iter().map(device).collect(), costs, Links::all(0, 1e9))
 }
 
 /// Threads that are worth having.

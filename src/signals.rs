@@ -1,4 +1,7 @@
 //! INT, TERM and HUP as a flag that long work looks at.
+//!
+//! Who starts this process may have INT or HUP ignored, as `nohup` does and shells for what runs in the background: those
+//! stay ignored.
 
 use anyhow::Result;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -17,7 +20,9 @@ impl Stop {
     pub fn listen() -> Result<Stop> {
         let flag = Arc::default();
         // Before the flag is registered, so that the first INT finds it unset.
-        signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&flag))?;
+        if !is_ignored(SIGINT) {
+            signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&flag))?;
+        }
         Stop::on(flag)
     }
 
@@ -28,7 +33,8 @@ impl Stop {
 
     fn on(flag: Arc<AtomicBool>) -> Result<Stop> {
         let stop = Stop { flag, signal: Arc::default() };
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let others = [SIGINT, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
+        for signal in others.chain([SIGTERM]) {
             signal_hook::flag::register_usize(signal, stop.signal.clone(), signal as usize)?;
             signal_hook::flag::register(signal, stop.flag.clone())?;
         }
@@ -46,5 +52,14 @@ impl Stop {
             true => Some(self.signal.load(Ordering::Relaxed) as u8),
             false => None,
         }
+    }
+}
+
+/// Whether a signal was ignored when this process was started. One that we listen to is not.
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a null new action changes nothing, and the old one is written into a value that is ours.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
     }
 }

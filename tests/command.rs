@@ -3,7 +3,7 @@
 mod support;
 
 use std::process::Command;
-use support::{Folder, adaptis, data, fails, json, text};
+use support::{Folder, adaptis, data, fails, json, signal, text, with_signals};
 
 fn problem_text() -> String {
     std::fs::read_to_string(data("uniform_p4_m8.json")).expect("the data is there")
@@ -283,6 +283,82 @@ fn faults_and_devices_that_cannot_be_say_what_could() {
     let toml = folder.write("two.toml", devices);
     let fault = ["--fault", "4:slowlink:left-a-gpu9:100"];
     fails(&adaptis(&["demo", "--devices", &toml, fault[0], fault[1]]), 2, &["there is no device `left`"]);
+}
+
+#[test]
+fn devices_that_nobody_could_have_are_told_by_their_field() {
+    let folder = Folder::new();
+    let card = "[[kind]]\nname = \"c\"\nmemory_gib = 80\ntflops = 100.0\nmemory_gb_per_second = 1000.0\n";
+    let (two, plain) = ("[[device]]\nkind = \"c\"\n".repeat(2), card.to_owned());
+    for (text, words) in [
+        (two.clone() + &plain + &plain, ["name of `c`", "unique"]),
+        (two.clone() + &plain.replace("100.0", "1e-300"), ["tflops of `c` is 1e-300", "from 0.1"]),
+        (two.clone() + &plain.replace("1000.0", "1e-9"), ["memory_gb_per_second of `c`", "from 1 to"]),
+        (two.clone() + "slowdown = 1e200\n" + &plain, ["slowdown of `gpu1` is 1e200", "0.01 to 1000"]),
+        (two.clone() + "name = \"..\"\n" + &plain, ["name of `..`", "not beginning with `.`"]),
+        (two.clone() + "name = \".a\"\n" + &plain, ["name of `.a`", "not beginning with `.`"]),
+        (two + &plain + "[links]\nbetween_nodes_gb_per_second = 1e-9\n", ["between_nodes_gb_per_second", "1e-9"]),
+    ] {
+        let toml = folder.write("devices.toml", &text);
+        fails(&adaptis(&["demo", "--devices", &toml, "--out", &folder.text("run")]), 2, &words);
+    }
+    assert!(!folder.path("run").exists());
+}
+
+#[test]
+fn what_a_demo_cannot_take_is_told_before_anything_is_made() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = Folder::new();
+    let large = std::fs::File::create(folder.path("large")).expect("a file");
+    large.set_len(3 << 30).expect("a sparse file");
+    let output = adaptis(&["demo", "--text", &folder.text("large"), "--out", &folder.text("run")]);
+    fails(&output, 2, &["--text", "more than 67108864 bytes"]);
+    let out = folder.path("run").join(std::ffi::OsStr::from_bytes(b"\xff"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    fails(&command.args(["demo", "--out"]).arg(out).output().expect("it starts"), 2, &["--out", "UTF-8"]);
+    assert!(!folder.path("run").exists());
+}
+
+#[test]
+fn a_demo_that_is_interrupted_while_it_plans_leaves_nothing() {
+    use std::io::Read;
+    let folder = Folder::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    command.args(["demo", "--devices", "8xh100-80g", "--out", &folder.text("run")]);
+    let command = with_signals(&mut command, false).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    let mut said = [0; 8];
+    let stderr = child.stderr.as_mut().expect("it is piped");
+    stderr.read_exact(&mut said).expect("it says what it does");
+    assert_eq!(&said, b"planning");
+    signal(&child, libc::SIGINT);
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert!(!folder.path("run").exists());
+}
+
+#[test]
+fn a_plan_that_cannot_run_is_not_taken_for_a_running_one() {
+    let folder = Folder::new();
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
+    let good: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&plan).expect("the plan is there")).expect("JSON");
+    let from = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut plan = good.clone();
+        change(&mut plan);
+        let plan = folder.write("changed.json", &plan.to_string());
+        adaptis(&["plan", &problem, "--from", &plan, "--evaluations", "50"])
+    };
+    fails(&from(&|plan| plan["epoch"] = u64::MAX.into()), 2, &["epoch", "last number"]);
+    fails(&from(&|plan| plan["programs"][0] = serde_json::json!([])), 2, &["--from", "program:"]);
+    fails(&from(&|plan| plan["stages"][0]["layers"] = serde_json::json!([0, 1])), 2, &["--from", "layers:"]);
+    // A running plan that the problem's memory no longer holds, or of another number of microbatches, is one.
+    assert!(from(&|plan| plan["epoch"] = 7.into()).status.success());
+    let fewer = problem_text().replacen("\"microbatches\":8", "\"microbatches\":4", 1);
+    assert_ne!(fewer, problem_text());
+    let fewer = folder.write("fewer.json", &fewer);
+    let output = adaptis(&["plan", &fewer, "--from", &plan, "--evaluations", "50"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! Two runs at a time would disturb each other on a small machine, so all stories are told one after another.
 
+mod support;
+
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -140,15 +142,15 @@ fn a_killed_launcher_leaves_nothing_running() {
     for signal in [libc::SIGKILL, libc::SIGINT] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let dir = folder.path().join("run");
-        let mut child =
-            command(&dir, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the demo starts");
+        let mut command = command(&dir, &[]);
+        let command = support::with_signals(&mut command, false).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the demo starts");
         let end = Instant::now() + Duration::from_secs(60);
         while processes_of(&dir).len() < 10 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(100));
         }
         std::thread::sleep(Duration::from_secs(2));
-        // SAFETY: the child was not waited for, so its number still names it.
-        unsafe { libc::kill(child.id() as i32, signal) };
+        support::signal(&child, signal);
         let status = child.wait().expect("the child ends");
         if signal == libc::SIGINT {
             assert_eq!(status.code(), Some(130));

@@ -3,7 +3,7 @@
 mod support;
 
 use std::process::Command;
-use support::{Folder, adaptis, fails, json, text};
+use support::{Folder, adaptis, fails, json, signal, text, until, with_signals};
 
 #[test]
 fn keys_are_made_once_and_kept() {
@@ -65,6 +65,58 @@ fn wrong_arguments_of_services_are_wrong_usage() {
     let (ring, spool) = (folder.text("ring"), folder.text("spool"));
     let agent = ["agent", "--device", "a", "--ring", &ring, "--spool", &spool, "--coordinator", "nowhere"];
     fails(&adaptis(&agent), 2, &["nowhere"]);
+    let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = bound.local_addr().expect("its address").to_string();
+    fails(&coordinator("--http", &taken), 3, &[&taken, "in use"]);
+    for left in ["run", "spool", "ring"] {
+        assert!(!folder.path(left).exists(), "{left} was made for a service that never ran");
+    }
+}
+
+#[test]
+fn a_store_that_is_none_of_ours_or_damaged_is_told_with_its_file() {
+    let folder = Folder::new();
+    let start = |dir: &str| adaptis(&["coordinator", "--dir", dir, "--listen", "tcp://127.0.0.1:*", "--http", "none"]);
+    std::fs::create_dir(folder.path("foreign")).expect("a folder");
+    folder.write("foreign/store.db", &"no database at all, but long enough to be looked at. ".repeat(100));
+    fails(&start(&folder.text("foreign")), 2, &["foreign/store.db", "not a store", "another folder"]);
+    std::fs::create_dir(folder.path("damaged")).expect("a folder");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_adaptis"))
+        .args(["coordinator", "--dir", &folder.text("damaged"), "--listen", "tcp://127.0.0.1:*", "--http", "none"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let store = folder.path("damaged/store.db");
+    until("the store is made", || store.metadata().is_ok_and(|found| found.len() > 0));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    signal(&child, libc::SIGTERM);
+    assert!(child.wait().expect("it ends").success());
+    let mut bytes = std::fs::read(&store).expect("the store");
+    bytes[4096..].fill(0x5a);
+    std::fs::write(&store, bytes).expect("the store");
+    fails(&start(&folder.text("damaged")), 2, &["damaged/store.db", "damaged", "another folder"]);
+}
+
+#[test]
+fn signals_that_were_ignored_at_the_start_stay_so() {
+    let folder = Folder::new();
+    for are_ignored in [true, false] {
+        let dir = folder.text(if are_ignored { "ignored" } else { "heard" });
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+        command.args(["coordinator", "--dir", &dir, "--listen", "tcp://127.0.0.1:*", "--http", "none"]);
+        let command = with_signals(&mut command, are_ignored).stderr(std::process::Stdio::null());
+        let mut child = command.spawn().expect("it starts");
+        let lock = std::path::Path::new(&dir).join("store.lock");
+        until("it runs", || lock.exists());
+        signal(&child, libc::SIGHUP);
+        signal(&child, libc::SIGINT);
+        if are_ignored {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            assert_eq!(child.try_wait().expect("a child"), None, "it goes on");
+            signal(&child, libc::SIGTERM);
+        }
+        assert!(child.wait().expect("it ends").success(), "TERM, and what is not ignored, end it in order");
+    }
 }
 
 #[test]

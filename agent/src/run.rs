@@ -60,12 +60,13 @@ struct Shell {
 
 impl Shell {
     fn start(options: Options) -> Result<Self, AgentError> {
-        let spool = Spool::open(&options.spool, options.spool_bytes_max)?;
         // Random per process: std keys its hashers so.
         let incarnation = Incarnation(RandomState::new().build_hasher().finish());
         let name = format!("agent/{}/{:016x}", options.device, incarnation.0);
         let limits = adaptis_link::Limits::default();
+        // The address first: a wrong one leaves no folder behind.
         let client = Client::connect(&options.coordinator, &name, &options.security, limits)?;
+        let spool = Spool::open(&options.spool, options.spool_bytes_max)?;
         let mut shell = Self {
             incarnation,
             agent: Agent::new(&options.device, options.limits.clone(), now_ns()),

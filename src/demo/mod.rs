@@ -101,7 +101,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let text = prepare::text(arguments.text.as_deref())?;
     let dir = unused_folder(&arguments)?;
     files::say(&format!("planning the start: {} layers on {}", arguments.model, arguments.devices));
-    let stage = prepare::stage(preset, &cluster, arguments.seed)?;
+    let stage = prepare::stage(preset, &cluster, arguments.seed, &stop)?;
     // Only now: what cannot be run leaves no folder behind.
     let dir = lay_out(&dir, &text)?;
     let rings = Rings::make(&dir.join("rings"))?;

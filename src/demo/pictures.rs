@@ -2,8 +2,8 @@
 
 use adaptis_plan::{Action, Plan};
 use adaptis_planner::export::{Bar, Kind, Lane, Panel, layers_text, milliseconds};
-use adaptis_proto::sample::{Phase, Sample};
-use std::collections::HashMap;
+use adaptis_proto::sample::{Mark, Phase, Sample};
+use std::collections::HashSet;
 
 /// Gaps up to this long inside one instruction are the clock's, not idle time.
 const JOIN_NS: u64 = 1_000_000;
@@ -59,7 +59,7 @@ pub fn panel(wanted: &Wanted<'_>, kinds: &[String], samples: &[(String, Sample)]
 /// Which stage a layer belongs to, and which of its backwards are fused.
 struct Stages {
     of_layer: Vec<usize>,
-    fused: HashMap<(usize, usize), ()>,
+    fused: HashSet<(usize, usize)>,
 }
 
 impl Stages {
@@ -69,7 +69,7 @@ impl Stages {
             of_layer[stage.range()].fill(index);
         }
         let fused = plan.programs.iter().flatten().filter(|instruction| instruction.action == Action::Backward);
-        Stages { of_layer, fused: fused.map(|i| ((i.stage.index(), i.microbatch.index()), ())).collect() }
+        Stages { of_layer, fused: fused.map(|i| (i.stage.index(), i.microbatch.index())).collect() }
     }
 
     fn kind(&self, phase: Phase, stage: usize, microbatch: usize) -> Kind {
@@ -77,20 +77,23 @@ impl Stages {
             Phase::Forward => Kind::Forward,
             Phase::Recompute => Kind::Recompute,
             Phase::Optimizer => Kind::Optimizer,
-            _ if self.fused.contains_key(&(stage, microbatch)) => Kind::Backward,
+            _ if self.fused.contains(&(stage, microbatch)) => Kind::Backward,
             Phase::InputGradient => Kind::InputGradient,
             Phase::WeightGradient => Kind::WeightGradient,
         }
     }
 }
 
-/// The bars of a device: the works of its layers, joined where they belong to one instruction.
+/// The bars of a device: the works of its layers, joined where they belong to one instruction. Calibration comes before
+/// the first iteration and bears its number.
 fn bars(step: u64, device: &str, origin_ns: u64, stages: &Stages, samples: &[(String, Sample)]) -> Vec<Bar> {
     let mut works: Vec<Bar> = samples
         .iter()
         .filter(|(name, _)| name == device)
         .filter_map(|(_, sample)| match *sample {
-            Sample::Work { place, layer, microbatch, phase, start_ns, duration_ns, .. } if place.step.0 == step => {
+            Sample::Work { place, layer, microbatch, phase, mark, start_ns, duration_ns }
+                if place.step.0 == step && mark != Mark::Calibration =>
+            {
                 let stage = *stages.of_layer.get(layer.index())?;
                 let start_ns = start_ns.saturating_sub(origin_ns);
                 Some(Bar {
@@ -118,4 +121,28 @@ fn bars(step: u64, device: &str, origin_ns: u64, stages: &Stages, samples: &[(St
         }
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_proto::sample::Place;
+    use adaptis_proto::{Epoch, Generation, LayerIndex, Microbatch, Step};
+
+    #[test]
+    fn calibration_is_no_part_of_the_first_iteration() {
+        let work = |mark, start_ns| Sample::Work {
+            place: Place { step: Step(0), epoch: Epoch(1), generation: Generation(1) },
+            layer: LayerIndex(0),
+            microbatch: Microbatch(0),
+            phase: Phase::Forward,
+            mark,
+            start_ns,
+            duration_ns: 10,
+        };
+        let samples = [work(Mark::Calibration, 500), work(Mark::Cold, 2_000)].map(|sample| ("gpu0".to_owned(), sample));
+        let stages = Stages { of_layer: vec![0], fused: HashSet::new() };
+        let bars = bars(0, "gpu0", 1_000, &stages, &samples);
+        assert_eq!(bars.iter().map(|bar| (bar.start_ns, bar.end_ns)).collect::<Vec<_>>(), [(1_000, 1_010)]);
+    }
 }

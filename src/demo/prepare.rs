@@ -1,7 +1,9 @@
 //! What a demo is made of: the cluster, the truth about its costs, and the plan to start on.
 
 use super::Arguments;
+use crate::signals::Stop;
 use crate::{failure, files};
+use adaptis_executor::backend::cpu::Text;
 use adaptis_executor::emulation::{self, Emulation, Sizes};
 use adaptis_executor::launcher::{Fault, What};
 use adaptis_executor::preset::cluster::{Cluster, ClusterError};
@@ -9,16 +11,19 @@ use adaptis_executor::preset::{self, model, model::Preset};
 use adaptis_plan::{Pair, Plan, Problem};
 use adaptis_planner::export::milliseconds;
 use adaptis_planner::schedule::{self, Name};
-use adaptis_planner::search::{Control, Options, search};
+use adaptis_planner::search::{Control, Options, Progress, search};
 use adaptis_planner::simulate::simulate;
 use adaptis_proto::RunId;
 use anyhow::Result;
+use std::io::Read;
 use std::path::Path;
 
 /// What a good plan's iteration takes once time is scaled.
 const TARGET_NS: f64 = 500e6;
 /// Microbatches of an iteration.
 pub const MICROBATCHES: u32 = 16;
+/// A longer text is not taken: every rank holds all of it.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
 /// Candidate plans looked at to know what a good plan takes.
 const SCALING_EVALUATIONS: u64 = 3_000;
 
@@ -71,22 +76,37 @@ pub fn text(given: Option<&Path>) -> Result<Vec<u8>> {
         None => Ok(OWN_TEXT.concat().into_bytes()),
         Some(path) => {
             let fail = |error: std::io::Error| failure::usage(format!("--text {}: {error}", path.display()));
-            let bytes = std::fs::read(path).map_err(fail)?;
-            adaptis_executor::backend::cpu::Text::from_bytes(bytes.clone())
-                .map_err(|error| failure::usage(format!("--text {}: {error}", path.display())))?;
+            let file = std::fs::File::open(path).map_err(fail)?;
+            let mut bytes = Vec::new();
+            file.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(fail)?;
+            if bytes.len() as u64 > TEXT_BYTES_MAX {
+                let path = path.display();
+                return Err(failure::usage(format!(
+                    "--text {path}: more than {TEXT_BYTES_MAX} bytes; take a part of it"
+                )));
+            }
+            Text::check(&bytes).map_err(|error| failure::usage(format!("--text {}: {error}", path.display())))?;
             Ok(bytes)
         }
     }
 }
 
 /// Puts a preset on a cluster and scales time so that a good plan takes half a second.
-pub fn stage(preset: Preset, cluster: &Cluster, seed: u64) -> Result<Stage> {
+///
+/// # Errors
+/// The model does not fit, or it was asked to stop.
+pub fn stage(preset: Preset, cluster: &Cluster, seed: u64, stop: &Stop) -> Result<Stage> {
     let layers = model::layers(preset);
     let problem = preset::problem(&layers, cluster, MICROBATCHES);
     problem.check().map_err(failure::usage)?;
     let options = Options { seed, evaluations: Some(SCALING_EVALUATIONS), ..Options::default() };
-    let good = search(&problem, None, &options, &mut |_| Control::Go)
-        .map_err(|infeasible| failure::negative(format!("the model does not fit these devices: {infeasible}")))?;
+    let mut look = |_: &Progress| if stop.asked().is_some() { Control::Stop } else { Control::Go };
+    let found = search(&problem, None, &options, &mut look);
+    if let Some(signal) = stop.asked() {
+        return Err(failure::Failure::Interrupted(signal).into());
+    }
+    let good =
+        found.map_err(|infeasible| failure::negative(format!("the model does not fit these devices: {infeasible}")))?;
     let good_ns = simulate(&problem, &good.plan).map_err(failure::negative)?.iteration_ns;
     let time_scale = TARGET_NS / good_ns.max(1) as f64;
     let truth = preset::scale_time(&problem, time_scale);

@@ -31,6 +31,35 @@ pub fn fails(output: &Output, code: i32, words: &[&str]) {
     assert!(!error.contains("panicked"), "{error}");
 }
 
+/// Starts the child with INT and HUP as a terminal would, however this test was started, or with them ignored, as `nohup`
+/// and shells in the background do.
+pub fn with_signals(command: &mut Command, are_ignored: bool) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    let handler = if are_ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: between fork and exec only async-signal-safe calls are made.
+    unsafe {
+        command.pre_exec(move || {
+            libc::signal(libc::SIGINT, handler);
+            libc::signal(libc::SIGHUP, handler);
+            Ok(())
+        })
+    }
+}
+
+pub fn signal(child: &std::process::Child, signal: i32) {
+    // SAFETY: the child was not waited for, so its number still names it.
+    unsafe { libc::kill(child.id() as i32, signal) };
+}
+
+/// Looks again and again until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !is_so() {
+        assert!(std::time::Instant::now() < patience, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 pub struct Folder(tempfile::TempDir);
 
 impl Folder {

@@ -22,9 +22,10 @@
 use super::card::Card;
 use adaptis_plan::{Link, Links, Pair};
 use serde::Deserialize;
+use std::ops::RangeInclusive;
 
 /// Fewest and most devices of an emulated cluster: all of them share this machine's cores.
-pub const DEVICES: std::ops::RangeInclusive<usize> = 2..=8;
+pub const DEVICES: RangeInclusive<usize> = 2..=8;
 /// Within a node, one direction of NVLink as NCCL's point-to-point test reaches it on an A100 board.
 const WITHIN_NODE_GB_PER_SECOND: f64 = 200.0;
 /// Between nodes, one 200 Gb/s InfiniBand port.
@@ -140,11 +141,32 @@ struct FileLinks {
     between_nodes_gb_per_second: Option<f64>,
 }
 
-fn positive(field: &'static str, name: &str, value: f64) -> Result<f64, ClusterError> {
-    if value.is_finite() && value > 0.0 {
-        return Ok(value);
+/// A number that may stand in a file: wider than any hardware, narrow enough that all that follows from it is a time.
+struct Measure {
+    field: &'static str,
+    range: RangeInclusive<f64>,
+    right: &'static str,
+}
+
+const SLOWDOWN: Measure = Measure { field: "slowdown", range: 0.01..=1000.0, right: "a number from 0.01 to 1000" };
+const TFLOPS: Measure = Measure { field: "tflops", range: 0.1..=1e6, right: "a number from 0.1 to 1000000" };
+const MEMORY: Measure =
+    Measure { field: "memory_gb_per_second", range: 1.0..=1e6, right: "a number from 1 to 1000000" };
+const WITHIN: Measure =
+    Measure { field: "within_node_gb_per_second", range: 0.01..=1e6, right: "a number from 0.01 to 1000000" };
+const BETWEEN: Measure =
+    Measure { field: "between_nodes_gb_per_second", range: 0.01..=1e6, right: "a number from 0.01 to 1000000" };
+
+impl Measure {
+    fn check(&self, name: &str, value: f64) -> Result<f64, ClusterError> {
+        match self.range.contains(&value) {
+            true => Ok(value),
+            false => {
+                let (name, value) = (name.to_owned(), format!("{value:?}"));
+                Err(ClusterError::Value { field: self.field, name, value, right: self.right })
+            }
+        }
     }
-    Err(ClusterError::Value { field, name: name.to_owned(), value: value.to_string(), right: "a positive number" })
 }
 
 fn card(kind: &str, own: &[Card]) -> Result<Card, ClusterError> {
@@ -188,7 +210,12 @@ impl Cluster {
         let own = file
             .kind
             .iter()
-            .map(|kind| {
+            .enumerate()
+            .map(|(index, kind)| {
+                if file.kind[..index].iter().any(|other| other.name == kind.name) {
+                    let (name, value) = (kind.name.clone(), format!("given to two [[kind]]: `{}`", kind.name));
+                    return Err(ClusterError::Value { field: "name", name, value, right: "unique" });
+                }
                 if kind.memory_gib == 0 || kind.memory_gib > 4096 {
                     let value = kind.memory_gib.to_string();
                     let (field, right) = ("memory_gib", "1 to 4096");
@@ -197,9 +224,8 @@ impl Cluster {
                 Ok(Card {
                     kind: kind.name.clone(),
                     memory_bytes: kind.memory_gib << 30,
-                    flops_per_second: positive("tflops", &kind.name, kind.tflops)? * 1e12,
-                    memory_bytes_per_second: positive("memory_gb_per_second", &kind.name, kind.memory_gb_per_second)?
-                        * 1e9,
+                    flops_per_second: TFLOPS.check(&kind.name, kind.tflops)? * 1e12,
+                    memory_bytes_per_second: MEMORY.check(&kind.name, kind.memory_gb_per_second)? * 1e9,
                     matrix_share: 0.5,
                     attention_share: 0.4,
                 })
@@ -209,12 +235,12 @@ impl Cluster {
         for (index, device) in file.device.into_iter().enumerate() {
             let name = device.name.unwrap_or_else(|| format!("gpu{index}"));
             let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || name.len() > 32 || !name.chars().all(fits) || machines.iter().any(|m| m.name == name)
-            {
-                let right = "unique, of 1 to 32 letters, digits, `-`, `_` or `.`";
+            let is_name = (1..=32).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.');
+            if !is_name || machines.iter().any(|m| m.name == name) {
+                let right = "unique, of 1 to 32 letters, digits, `-`, `_` or `.`, not beginning with `.`";
                 return Err(ClusterError::Value { field: "name", value: format!("`{name}`"), name, right });
             }
-            let slowdown = positive("slowdown", &name, device.slowdown.unwrap_or(1.0))?;
+            let slowdown = SLOWDOWN.check(&name, device.slowdown.unwrap_or(1.0))?;
             let card = card(&device.kind, &own)?;
             machines.push(Machine { node: device.node.unwrap_or(device.kind), name, card, slowdown });
         }
@@ -225,21 +251,21 @@ impl Cluster {
         if !DEVICES.contains(&machines.len()) {
             return Err(ClusterError::Count { found: machines.len() });
         }
-        let link = |latency_ns, field, given: Option<f64>, default: f64| {
-            let rate = positive(field, "links", given.unwrap_or(default))?;
+        let link = |latency_ns, measure: Measure, given: Option<f64>, default: f64| {
+            let rate = measure.check("links", given.unwrap_or(default))?;
             Ok(Link { latency_ns, bytes_per_second: rate * 1e9, note: () })
         };
         Ok(Cluster {
             machines,
             within_node: link(
                 WITHIN_NODE_LATENCY_NS,
-                "within_node_gb_per_second",
+                WITHIN,
                 links.within_node_gb_per_second,
                 WITHIN_NODE_GB_PER_SECOND,
             )?,
             between_nodes: link(
                 BETWEEN_NODES_LATENCY_NS,
-                "between_nodes_gb_per_second",
+                BETWEEN,
                 links.between_nodes_gb_per_second,
                 BETWEEN_NODES_GB_PER_SECOND,
             )?,

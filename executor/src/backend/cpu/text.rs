@@ -20,10 +20,19 @@ impl Text {
     /// # Errors
     /// Fewer than 1025 of them.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Text, TextError> {
-        if bytes.len() < MINIMUM_BYTES {
-            return Err(TextError::TooShort { length_bytes: bytes.len(), minimum_bytes: MINIMUM_BYTES });
-        }
+        Text::check(&bytes)?;
         Ok(Text { bytes: bytes.into() })
+    }
+
+    /// Whether [`Text::from_bytes`] takes some bytes.
+    ///
+    /// # Errors
+    /// As for it.
+    pub fn check(bytes: &[u8]) -> Result<(), TextError> {
+        match bytes.len() < MINIMUM_BYTES {
+            true => Err(TextError::TooShort { length_bytes: bytes.len(), minimum_bytes: MINIMUM_BYTES }),
+            false => Ok(()),
+        }
     }
 
     /// Length in bytes.
