@@ -31,6 +31,12 @@ impl Stop {
         Stop::on(Arc::default())
     }
 
+    /// Nobody asks.
+    #[cfg(test)]
+    pub fn never() -> Stop {
+        Stop { flag: Arc::default(), signal: Arc::default() }
+    }
+
     fn on(flag: Arc<AtomicBool>) -> Result<Stop> {
         let stop = Stop { flag, signal: Arc::default() };
         let others = [SIGINT, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));

@@ -112,8 +112,13 @@ pub fn stage(preset: Preset, cluster: &Cluster, seed: u64, stop: &Stop) -> Resul
     let truth = preset::scale_time(&problem, time_scale);
     let fits = |plan: &Plan| simulate(&truth, plan).is_ok_and(|timeline| timeline.fits);
     let even = schedule::even(&truth);
-    let (start, start_text) = if fits(&even) {
+    let is_eased = even.stages.iter().any(|stage| !stage.recompute.is_empty());
+    let (start, start_text) = if fits(&even) && !is_eased {
         (None, "1F1B, layers split evenly by count")
+    } else if fits(&even) {
+        // The coordinator knows no activations before it has measured some, so it can't find this one by itself.
+        let plan = Plan { predicted: None, ..even };
+        (Some(plan), "1F1B, layers split evenly by count, all recomputed since they do not fit otherwise")
     } else if let Some(plan) = schedule::named(&truth, Name::OneFOneB).ok().filter(&fits) {
         (Some(plan), "1F1B on a partition by time, since the even split needs more memory than there is")
     } else {
@@ -205,7 +210,20 @@ impl Stage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use adaptis_plan::audit;
+    use adaptis_plan::{Cost, audit};
+
+    #[test]
+    fn the_plan_that_ranks_start_on_fits() {
+        for devices in [crate::demo::DEVICES, "2xa100-40g", "4xa100-40g"] {
+            let cluster = Cluster::parse(devices).expect("devices");
+            let stage = stage(Preset::Llama, &cluster, 1, &Stop::never()).expect("it fits");
+            // What the coordinator makes of the even split: it knows no costs.
+            let nothing = stage.truth.costs.iter().map(|(kind, of)| (kind.clone(), vec![Cost::default(); of.len()]));
+            let blind = Problem { costs: nothing.collect(), ..stage.truth.clone() };
+            let start = stage.start.clone().unwrap_or_else(|| schedule::even(&blind));
+            assert!(audit(&stage.truth, &start).is_empty(), "{devices}: {}", stage.start_text);
+        }
+    }
 
     #[test]
     fn every_model_still_fits_when_any_one_device_is_lost() {

@@ -140,9 +140,12 @@ impl Session {
         if self.status.state == adaptis_proto::message::State::Finished {
             return Ok(Look::Finished);
         }
-        if let Some(lost) = self.lost_rank() {
+        if let Some((how, log)) = self.lost_rank() {
             return Err(failure::negative(format!(
-                "{lost} in iteration {step}, and the demo with it: going on without a lost rank is not part of this version"
+                "{how} in iteration {step}, and the demo with it: going on without a lost rank is not part of this version. \
+                 Its last words: {} (log: {})",
+                last_line(&log),
+                log.display()
             )));
         }
         if let Some(reason) = &self.status.failure {
@@ -151,9 +154,9 @@ impl Session {
         Ok(Look::Running)
     }
 
-    /// Which rank left before the end, and how. Of several the one that was ended from outside: the others fail for the
-    /// want of it, some later.
-    fn lost_rank(&mut self) -> Option<String> {
+    /// Which rank left before the end and how, and its log. Of several the one that was ended from outside: the others
+    /// fail for the want of it.
+    fn lost_rank(&mut self) -> Option<(String, PathBuf)> {
         let iterations = self.setup.iterations;
         let is_early = |ring: &Option<Reader>| ring.as_ref().map_or(0, |ring| ring.step().0) + 1 < iterations;
         let (ranks, rings) = (&mut self.ranks, &self.rings);
@@ -164,11 +167,11 @@ impl Session {
         });
         let (name, status) = ended.min_by_key(|(_, status)| status.code() == Some(failure::NEGATIVE.into()))?;
         let log = Workshop { program: &self.program, dir: &self.setup.dir }.log(name);
-        let words = last_line(&log);
-        Some(match status.success() {
-            true => format!("{name} was told to stop ({words}; log: {})", log.display()),
-            false => format!("{name} ended with {} (last words: {words}; log: {})", exit_text(status), log.display()),
-        })
+        let how = match status.success() {
+            true => format!("{name} left, told to stop,"),
+            false => format!("{name} ended with {}", exit_text(status)),
+        };
+        Some((how, log))
     }
 
     fn listen(&mut self) -> Result<()> {
