@@ -179,6 +179,12 @@ impl Control {
         if batches.is_empty() {
             return Ok(());
         }
+        if self.brain.generation().is_none() {
+            // Nobody trains for this ledger: they are of a job that another coordinator's folder holds, which is to have
+            // them, or of an earlier one, and then they come again.
+            self.ingest.defer(batches.len());
+            return Ok(());
+        }
         let (peers, batches): (Vec<PeerId>, Vec<Batch>) = batches.into_iter().unzip();
         let brain = &self.brain;
         let stored = self.store.store(&batches, |batch| brain.is_of_member(&batch.device, batch.ring))?;

@@ -27,6 +27,7 @@ pub(crate) struct Turn {
 pub(crate) struct Ingest {
     messages: u64,
     malformed: u64,
+    deferred: u64,
     dropped: BTreeMap<String, u64>,
     health: BTreeMap<String, Health>,
     /// By device: what came from its agent's present process under this reign.
@@ -90,6 +91,11 @@ impl Ingest {
         self.has_news |= !stored.records.is_empty() || stored.lost > 0 || stored.dropped > 0;
     }
 
+    /// Batches that were not taken, and not acknowledged: they stay with their agents.
+    pub(crate) fn defer(&mut self, batches: usize) {
+        self.deferred += batches as u64;
+    }
+
     fn drop_records(&mut self, device: &str, count: u64) {
         let is_known = self.dropped.contains_key(device) || self.dropped.len() < DEVICES_MAX;
         let dropped = self.dropped.entry(if is_known { device } else { OTHERS }.to_owned()).or_default();
@@ -143,8 +149,9 @@ impl Ingest {
     }
 
     /// Messages of this reign, by name.
-    pub(crate) fn messages(&self) -> [(&'static str, u64); 2] {
-        [("messages_received", self.messages), ("messages_malformed", self.malformed)]
+    pub(crate) fn messages(&self) -> [(&'static str, u64); 3] {
+        let [received, malformed] = [self.messages, self.malformed];
+        [("messages_received", received), ("messages_malformed", malformed), ("batches_deferred", self.deferred)]
     }
 }
 

@@ -280,6 +280,25 @@ fn check_report(text: &str) {
 }
 
 #[test]
+fn samples_of_a_job_that_the_ledger_does_not_hold_stay_with_their_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path(), |_| {});
+    let (agent, person) = (service.client("agent"), service.client("person"));
+    say(&agent, batch(0, &iterations()));
+    let begun = Instant::now();
+    while counter(&status(&person), "batches_deferred") == 0 {
+        assert!(begun.elapsed() < PATIENCE, "the batch arrives");
+        say(&agent, batch(0, &iterations()));
+    }
+    while let Some(bytes) = agent.receive(Duration::from_millis(100)).unwrap() {
+        assert_eq!(stored(wire::decode(&bytes).unwrap()), None, "nobody said that it is safe");
+    }
+    ask(&service.client("rank"), &hello(), is_started);
+    assert_eq!(ask(&agent, &batch(0, &iterations()), stored), 3, "now there is a job");
+    assert_eq!(service.end(), Ended::Stopped);
+}
+
+#[test]
 fn a_restarted_coordinator_goes_on_where_the_ledger_stands() {
     let dir = tempfile::tempdir().unwrap();
     let first = Service::start(dir.path(), |_| {});
