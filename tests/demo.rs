@@ -111,6 +111,31 @@ fn a_lost_rank_ends_the_demo_with_its_name() {
 }
 
 #[test]
+fn a_rank_that_is_told_to_stop_is_the_one_that_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let dir = folder.path().join("run");
+    let demo = command(&dir, &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the demo starts");
+    let log = dir.join("logs/coordinator.log");
+    support::until("training starts", || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("training starts"))
+    });
+    let is_it = |line: &str| line.contains("rank\0--device\0gpu2\0--ring\0") && line.contains(&*dir.to_string_lossy());
+    let ids = std::fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter(|entry| std::fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| is_it(&line)));
+    let ids: Vec<i32> = ids.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).collect();
+    assert_eq!(ids.len(), 1, "one rank has that device");
+    // SAFETY: the process is a child of the demo, which waits for it only once it has ended.
+    unsafe { libc::kill(ids[0], libc::SIGTERM) };
+    let output = demo.wait_with_output().expect("the demo ends");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("rank gpu2 left, told to stop,"), "{error}");
+    assert!(is_gone(folder.path()), "left running: {:?}", processes_of(folder.path()));
+}
+
+#[test]
 fn a_rank_that_nobody_answers_says_so() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dir = folder.path().join("run");

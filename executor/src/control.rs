@@ -9,7 +9,7 @@ use crate::compiled::Compiled;
 use crate::station::{Errand, Station};
 use adaptis_executor_core::Begin;
 use adaptis_link::{Client, Silence};
-use adaptis_proto::message::{DeviceCard, FromCoordinator, Job, RankEvent, Rejection, ToCoordinator};
+use adaptis_proto::message::{DeviceCard, FromCoordinator, Job, RankEvent, RankOrder, Rejection, ToCoordinator};
 use adaptis_proto::{Incarnation, wire};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,13 +66,15 @@ struct Due {
     beat: Instant,
     /// None once the coordinator has said anything: from then on it speaks only when there is something to say.
     complaint: Option<Silence>,
+    /// Why a coordinator would not have this rank while it trains: said once, though it is told again and again.
+    rejection: Option<Rejection>,
 }
 
 impl Control {
     /// Runs until the rank leaves.
     pub fn run(self) {
         let begun = Instant::now();
-        let mut due = Due { hello: Some(begun), beat: begun, complaint: Some(Silence::new(begun)) };
+        let mut due = Due { hello: Some(begun), beat: begun, complaint: Some(Silence::new(begun)), rejection: None };
         let mut end: Option<(RankEvent, Instant)> = None;
         while !self.leave.load(Ordering::Relaxed) {
             let now = Instant::now();
@@ -119,10 +121,11 @@ impl Control {
             }
             match wire::decode::<FromCoordinator>(&bytes) {
                 Ok(FromCoordinator::Rank(order)) => {
+                    self.note(&order, due);
                     for errand in self.station.order(order) {
                         if matches!(errand, Errand::Begin(..) | Errand::GiveUp(_)) {
                             // The first beat tells the coordinator that START has arrived.
-                            *due = Due { hello: None, beat: Instant::now(), complaint: None };
+                            *due = Due { hello: None, beat: Instant::now(), complaint: None, rejection: None };
                         }
                         self.run_errand(errand);
                     }
@@ -134,6 +137,17 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Says why a coordinator turns away a rank that trains: it trains on, and the coordinator is likely the wrong one.
+    fn note(&self, order: &RankOrder, due: &mut Due) {
+        if let RankOrder::Rejected { reason, .. } = order
+            && self.station.place().is_some()
+            && due.rejection.as_ref() != Some(reason)
+        {
+            tracing::warn!("the coordinator at {} turns this rank away, which trains on: {reason}", self.coordinator);
+            due.rejection = Some(reason.clone());
+        }
     }
 
     fn run_errand(&self, errand: Errand) {
