@@ -70,7 +70,7 @@ impl Display {
             Some(block) => block.show(status, step, away, self.last_decision.as_ref()),
             None if step >= self.last_line.map_or(0, |last| last + LINE_EVERY) && step > 0 => {
                 self.last_line = Some(step);
-                files::say(&format!("iteration {step:>4}  {}", head_text(status, away)));
+                files::say(&format!("iteration {step:>4}  {}", head_text(status, step, away)));
             }
             None => {}
         }
@@ -87,7 +87,7 @@ impl Display {
 impl Block {
     fn show(&self, status: &Status, step: u64, away: bool, decision: Option<&(Option<Step>, String)>) {
         self.head.set_position(step);
-        self.head.set_message(head_text(status, away));
+        self.head.set_message(head_text(status, step, away));
         for (bar, device) in self.devices.iter().zip(&status.devices) {
             let stages: Vec<String> =
                 device.stages.iter().map(|&(from, to)| format!("{from}-{}", to.saturating_sub(1))).collect();
@@ -111,7 +111,10 @@ impl Block {
     }
 }
 
-fn head_text(status: &Status, away: bool) -> String {
+fn head_text(status: &Status, step: u64, away: bool) -> String {
+    if away && status.iterations > 0 && step + 1 >= status.iterations {
+        return "the coordinator is away; its return is awaited to record the end".to_owned();
+    }
     if away {
         return "the coordinator is away; training goes on".to_owned();
     }
