@@ -119,7 +119,10 @@ impl Service {
             Some(pause) => {
                 let when = match pause.is_zero() {
                     true => String::new(),
-                    false => format!(" in {} s, since it does not stay up; training goes on", pause.as_secs_f64()),
+                    false => format!(
+                        " in {} s, since it does not stay up; training does not wait for it",
+                        pause.as_secs_f64()
+                    ),
                 };
                 Ok(Some(format!("the {name} ended ({end}) and is started again{when}. Its last words: {words}")))
             }
