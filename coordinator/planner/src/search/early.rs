@@ -1,5 +1,5 @@
-//! Stages in two passes over the devices: a short first one, so that all devices start early, and a second that evens
-//! out what they have to do.
+//! Stages in passes over the devices: short ones first, so that all devices start early, and a last one that evens out
+//! what they have to do.
 //!
 //! ```text
 //!   device 0   layers 0-1                       8-15        A device starts when the first microbatch has come down
@@ -7,7 +7,7 @@
 //!   device 2                   4-5             23-27        ones wait for most of the model.
 //! ```
 //!
-//! With the first pass given, starts are known, and a dynamic program over the boundaries of the second minimises the
+//! With the short passes given, starts are known, and a dynamic program over the boundaries of the last minimises the
 //! latest of `start + microbatches x load` over the devices, then the sum of squares. Memory is left to the listing.
 
 use crate::costs::Costs;
@@ -27,11 +27,17 @@ struct Cell {
 
 const NONE: Cell = Cell { latest: f64::INFINITY, squares: f64::INFINITY, from: 0 };
 
-/// The best second pass over an order of devices, whose first gives each `first` layers; in the same direction, or
+/// The best last pass over an order of devices, after `passes` that give each `first` layers; in the same direction, or
 /// `turned` back. None where layers are too few or something is pinned.
-pub(crate) fn split(costs: &Costs, rules: &Rules, order: &[u32], first: usize, turned: bool) -> Option<Shape> {
+pub(crate) fn split(
+    costs: &Costs,
+    rules: &Rules,
+    order: &[u32],
+    (first, passes): (usize, usize),
+    turned: bool,
+) -> Option<Shape> {
     let (layers, count) = (costs.layers, order.len());
-    let begun = count * first;
+    let begun = count * first * passes;
     if !rules.free || begun + count > layers {
         return None;
     }
@@ -51,6 +57,16 @@ pub(crate) fn split(costs: &Costs, rules: &Rules, order: &[u32], first: usize, t
             start_ns += (transfer_ns + latency_ns) as f64;
         }
         stages.push(slot);
+    }
+    for pass in 1..passes {
+        for (place, &device) in order.iter().enumerate() {
+            let start = ((pass * count + place) * first) as u32;
+            let slot = Slot { start, end: start + first as u32, device };
+            begins[place].1 += costs.stage(device as usize, slot.range(), &recompute).ns[..3].iter().sum::<u64>()
+                as f64
+                * costs.microbatches as f64;
+            stages.push(slot);
+        }
     }
     if turned {
         begins.reverse();
@@ -85,7 +101,7 @@ pub(crate) fn split(costs: &Costs, rules: &Rules, order: &[u32], first: usize, t
     for (place, &(device, _)) in begins.iter().enumerate().rev() {
         let start = rows[place + 1][end as usize].from;
         if start < end {
-            stages.insert(count, Slot { start, end, device });
+            stages.insert(count * passes, Slot { start, end, device });
         }
         end = start;
     }
@@ -142,7 +158,7 @@ mod tests {
         let problem = problem(4, 35);
         let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
         for (turned, order) in [(false, [0, 1, 2, 3]), (true, [3, 2, 1, 0])] {
-            let shape = split(&costs, &rules, &[0, 1, 2, 3], 1, turned).expect("layers suffice");
+            let shape = split(&costs, &rules, &[0, 1, 2, 3], (1, 1), turned).expect("layers suffice");
             let of = shape.device_of_layers();
             assert_eq!(of.len(), 35);
             assert_eq!(of[..4], [0, 1, 2, 3]);
@@ -159,11 +175,11 @@ mod tests {
     fn too_few_layers_and_pins_are_left_to_others() {
         let mut problem = problem(4, 8);
         let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
-        assert!(split(&costs, &rules, &[0, 1, 2, 3], 1, false).is_some());
-        assert_eq!(split(&costs, &rules, &[0, 1, 2, 3], 2, false), None);
+        assert!(split(&costs, &rules, &[0, 1, 2, 3], (1, 1), false).is_some());
+        assert_eq!(split(&costs, &rules, &[0, 1, 2, 3], (2, 1), false), None);
         let pinned = vec![Pin { layer: 0, device: "gpu1".to_owned(), note: None }];
         problem.constraints = Constraints { pinned, ..Constraints::default() };
         let rules = Rules::new(&problem).expect("a pin contradicts nothing");
-        assert_eq!(split(&costs, &rules, &[0, 1, 2, 3], 1, false), None);
+        assert_eq!(split(&costs, &rules, &[0, 1, 2, 3], (1, 1), false), None);
     }
 }

@@ -1,11 +1,16 @@
 //! Where the search goes on from, and when it has been there long enough.
 //!
 //! ```text
-//!   starts --> island 0 --nothing gained for long--> starts --> island 1 --> everything found --> island 2 --> starts ...
+//!                             .--- near the best ---> all that was found, alone ---.
+//!   starts, alone ---spent----+                                                    v
+//!         ^                   '--- else ---> race of fresh islands ---.       spent, again
+//!         '---------------------- the best of them -------------------'
 //! ```
 //!
-//! Where memory binds, one descent ends up to 5% from the next. So an island that gains nothing is left for another one
-//! from the same starts, and when that one comes near the best, for one on all that was found, which profits from both.
+//! Where memory binds, one descent ends up to 5% from the next, and which basin it ends in is decided early. So an island
+//! that gains nothing is left. When it came near the best, the search goes on from all that was found, which profits from
+//! both; else several fresh islands race, from starts of different numbers of stages: after each leg the worse half is
+//! dropped, and the legs grow.
 
 use super::judge::Candidate;
 use super::portfolio::Pool;
@@ -20,6 +25,9 @@ const PATIENCE_EVALUATIONS: u64 = 8_000;
 const PATIENCE_TASKS: u64 = 4;
 /// An island this near to the best has something to add to it.
 const RIVAL: f64 = 0.01;
+/// Islands that race, and evaluations of each in the first leg; they double from leg to leg.
+const RACERS: usize = 4;
+const LEG_EVALUATIONS: u64 = 5_000;
 /// Steps grow by so many percent from round to round, for so many rounds.
 const GROWTH_PERCENT: usize = 120;
 const GROWING_ROUNDS: u64 = 20;
@@ -29,10 +37,10 @@ pub(super) struct Island {
     pub(super) pool: Pool,
     /// Counted from 0.
     pub(super) number: u32,
-    /// It began from the starts, not from all that was found.
+    /// It began from starts, not from all that was found.
     is_fresh: bool,
     /// Tasks cut.
-    pub(super) cut: u64,
+    cut: u64,
     pub(super) structure_steps: usize,
     pub(super) order_steps: usize,
     spent: u64,
@@ -43,9 +51,8 @@ pub(super) struct Island {
 }
 
 impl Island {
-    /// The first; there is at least one start.
-    pub(super) fn first(starts: &[Candidate]) -> Self {
-        Self::new(0, true, starts, (STRUCTURE_STEPS, ORDER_STEPS))
+    fn fresh(number: u32, starts: &[Candidate]) -> Self {
+        Self::new(number, true, starts, (STRUCTURE_STEPS, ORDER_STEPS))
     }
 
     fn new(number: u32, is_fresh: bool, members: &[Candidate], (structure_steps, order_steps): (usize, usize)) -> Self {
@@ -70,24 +77,90 @@ impl Island {
     /// A task that began here ended, its finds are in the pool.
     pub(super) fn spend(&mut self, evaluations: u64) {
         self.spent += evaluations;
-        let value = self.pool.members[0].value;
+        let value = self.best();
         if value < self.value * (1.0 - GAIN) {
             (self.value, self.gained_spent, self.gained_cut) = (value, self.spent, self.cut);
         }
     }
 
+    fn best(&self) -> f64 {
+        self.pool.members[0].value
+    }
+
     /// It has gained nothing for long.
-    pub(super) fn is_spent(&self) -> bool {
+    fn is_spent(&self) -> bool {
         let patience = ((self.gained_spent as f64 * PATIENCE) as u64).max(PATIENCE_EVALUATIONS);
         self.spent > self.gained_spent + patience && self.cut > self.gained_cut + PATIENCE_TASKS
     }
+}
 
-    /// The one after it, where `all` is the best of everything found.
-    pub(super) fn next(&self, starts: &[Candidate], all: &[Candidate]) -> Self {
-        let is_rival = self.number > 0 && self.pool.members[0].value < all[0].value * (1.0 + RIVAL);
-        match self.is_fresh && is_rival {
-            true => Self::new(self.number + 1, false, all, (self.structure_steps, self.order_steps)),
-            false => Self::new(self.number + 1, true, starts, (STRUCTURE_STEPS, ORDER_STEPS)),
+/// The island that is worked on, those that race against it, and what comes after them.
+pub(super) struct Islands {
+    starts: Vec<Candidate>,
+    devices: usize,
+    /// One, or those that race.
+    field: Vec<Island>,
+    at: usize,
+    leg: u32,
+    /// Of the next island.
+    number: u32,
+}
+
+impl Islands {
+    /// There is at least one start.
+    pub(super) fn new(starts: &[Candidate], devices: usize) -> Self {
+        let (first, starts) = (Island::fresh(0, starts), starts.to_vec());
+        Self { starts, devices, field: vec![first], at: 0, leg: 0, number: 1 }
+    }
+
+    /// The island that is worked on.
+    pub(super) fn here(&mut self) -> &mut Island {
+        &mut self.field[self.at]
+    }
+
+    /// The island of a number, if it was not left for good.
+    pub(super) fn get(&mut self, number: u32) -> Option<&mut Island> {
+        self.field.iter_mut().find(|island| island.number == number)
+    }
+
+    /// Goes on to another island if it is time to; `all` is the best of everything found.
+    pub(super) fn move_on(&mut self, all: &[Candidate]) {
+        let here = &self.field[self.at];
+        if self.field.len() > 1 {
+            if here.spent < LEG_EVALUATIONS << self.leg && !here.is_spent() {
+                return;
+            }
+            self.at += 1;
+            if self.at == self.field.len() {
+                self.field.sort_by(|a, b| a.best().total_cmp(&b.best()));
+                self.field.truncate(self.field.len().div_ceil(2));
+                (self.at, self.leg) = (0, self.leg + 1);
+            }
+        } else if here.is_spent() {
+            let is_rival = here.number > 0 && here.best() < all[0].value * (1.0 + RIVAL);
+            self.field = match here.is_fresh && is_rival {
+                true => vec![Island::new(self.number, false, all, (here.structure_steps, here.order_steps))],
+                false => self.racers(),
+            };
+            (self.at, self.leg) = (0, 0);
+            self.number += self.field.len() as u32;
         }
+    }
+
+    /// One from all starts, the others from those of one number of stages a device each.
+    fn racers(&self) -> Vec<Island> {
+        let rounds = |start: &Candidate| (2 * start.shape.stages.len() + self.devices) / (2 * self.devices);
+        let mut kinds: Vec<usize> = Vec::new();
+        for start in &self.starts {
+            if !kinds.contains(&rounds(start)) {
+                kinds.push(rounds(start));
+            }
+        }
+        let racer = |place: usize| {
+            let kind = kinds[place % kinds.len()];
+            let own = self.starts.iter().filter(|start| place == 0 || rounds(start) == kind).cloned();
+            Island::fresh(self.number + place as u32, &own.collect::<Vec<_>>())
+        };
+        (0..RACERS).map(racer).collect()
     }
 }

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Short restarts that intensify the best few beat one long anneal. A task is such a restart: structure, then order. Its
-//! steps grow from round to round, so that the search needs no knowledge of its budget; [`Island`] says what it starts from.
+//! steps grow from round to round, so that the search needs no knowledge of its budget; [`Islands`] say what it starts from.
 //!
 //! 1. A task is a value: where it starts, its steps and evaluations, its random numbers. What it finds depends on nothing
 //!    else.
@@ -13,7 +13,7 @@
 //!    not depend on how many threads there are, nor on how long each takes.
 //! 3. What was spent and what tasks at work may still spend is never more than the budget.
 
-use super::island::Island;
+use super::island::Islands;
 use super::judge::{Candidate, Judge};
 use super::portfolio::Pool;
 use super::running::Running;
@@ -119,8 +119,7 @@ impl Task {
 struct Desk<'p> {
     /// The best of everything.
     pool: &'p mut Pool,
-    starts: Vec<Candidate>,
-    island: Island,
+    islands: Islands,
     seed: u64,
     cut: u64,
     trust: Trust,
@@ -139,10 +138,8 @@ impl Desk<'_> {
         if left == 0 {
             return None;
         }
-        if self.island.is_spent() {
-            self.island = self.island.next(&self.starts, &self.pool.members);
-        }
-        let island = &mut self.island;
+        self.islands.move_on(&self.pool.members);
+        let island = self.islands.here();
         let (round, turn) = island.cut(WORKED_ON);
         let mut random = Random::new(mixed(self.seed.wrapping_add(self.cut)));
         self.cut += 1;
@@ -178,19 +175,19 @@ impl Desk<'_> {
     fn take_in(&mut self, judge: &mut Judge, found: Found) {
         let from = self.out.pop_front().map(|(number, _)| number);
         self.spent += found.evaluations;
-        let is_here = from == Some(self.island.number);
+        let mut island = from.and_then(|number| self.islands.get(number));
         if let Some(lesson) = found.learnt {
             self.trust.learn(lesson);
         }
         for candidate in found.offers {
             self.best_ns = self.best_ns.min(candidate.iteration_ns);
-            if is_here {
-                self.island.pool.offer(judge, candidate.clone());
+            if let Some(island) = &mut island {
+                island.pool.offer(judge, candidate.clone());
             }
             self.pool.offer(judge, candidate);
         }
-        if is_here {
-            self.island.spend(found.evaluations);
+        if let Some(island) = island {
+            island.spend(found.evaluations);
         }
     }
 }
@@ -303,8 +300,7 @@ pub(super) fn rounds(
         None => threads * AHEAD_PER_THREAD,
     };
     let mut desk = Desk {
-        starts: pool.members.clone(),
-        island: Island::first(&pool.members),
+        islands: Islands::new(&pool.members, judge.rules.usable.len()),
         pool,
         seed: random.bits(),
         cut: 0,
