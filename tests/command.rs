@@ -352,7 +352,7 @@ fn a_plan_that_cannot_run_is_not_taken_for_a_running_one() {
     fails(&from(&|plan| plan["epoch"] = u64::MAX.into()), 2, &["epoch", "last number"]);
     fails(&from(&|plan| plan["programs"][0] = serde_json::json!([])), 2, &["--from", "program:"]);
     fails(&from(&|plan| plan["stages"][0]["layers"] = serde_json::json!([0, 1])), 2, &["--from", "layers:"]);
-    // A running plan that the problem's memory no longer holds, or of another number of microbatches, is one.
+    // A running plan of another number of microbatches is one.
     assert!(from(&|plan| plan["epoch"] = 7.into()).status.success());
     let fewer = problem_text().replacen("\"microbatches\":8", "\"microbatches\":4", 1);
     assert_ne!(fewer, problem_text());

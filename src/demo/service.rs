@@ -30,11 +30,11 @@ struct Record {
 
 impl Record {
     /// It ended after having been up for so long: the pause before its next start; none if it is given up.
-    fn ended(&mut self, up: Duration, has_training_begun: bool) -> Option<Duration> {
+    fn ended(&mut self, up: Duration, is_training: bool) -> Option<Duration> {
         self.early_ends = if up > SETTLED { 1 } else { self.early_ends.saturating_add(1) };
         let doublings = self.early_ends.checked_sub(2);
         let pause = doublings.map_or(Duration::ZERO, |times| PAUSE.saturating_mul(1 << times.min(16)).min(PAUSE_MAX));
-        (has_training_begun || self.early_ends <= EARLY_ENDS_MAX).then_some(pause)
+        (is_training || self.early_ends <= EARLY_ENDS_MAX).then_some(pause)
     }
 }
 
@@ -93,8 +93,8 @@ impl Service {
     /// Starts it again if it has ended; answers what there is to say of an end that nobody ordered.
     ///
     /// # Errors
-    /// Training has not begun, and it does not stay up or was started wrongly.
-    pub(super) fn tend(&mut self, workshop: &Workshop<'_>, has_training_begun: bool) -> Result<Option<String>> {
+    /// Nobody trains, and it does not stay up or was started wrongly.
+    pub(super) fn tend(&mut self, workshop: &Workshop<'_>, is_training: bool) -> Result<Option<String>> {
         let Some(status) = self.process.poll() else { return Ok(None) };
         let name = self.process.name.clone();
         let is_due = self.again.is_some_and(|at| Instant::now() >= at);
@@ -105,7 +105,7 @@ impl Service {
                     (self.process, self.again) = (process, None);
                     Ok(None)
                 }
-                Err(error) => self.postpone(has_training_begun).map_or(Err(error), |_| Ok(None)),
+                Err(error) => self.postpone(is_training).map_or(Err(error), |_| Ok(None)),
             };
         }
         if self.again.is_some() {
@@ -114,15 +114,15 @@ impl Service {
         let log = workshop.log(&name);
         let (end, words) = (exit_text(status), last_line(&log));
         // Wrong arguments are as wrong the next time.
-        let is_hopeless = status.code() == Some(i32::from(failure::USAGE)) && !has_training_begun;
-        match self.postpone(has_training_begun).filter(|_| !is_hopeless) {
+        let is_hopeless = status.code() == Some(i32::from(failure::USAGE)) && !is_training;
+        match self.postpone(is_training).filter(|_| !is_hopeless) {
             Some(pause) => {
                 let when = match pause.is_zero() {
                     true => String::new(),
-                    false => format!(
-                        " in {} s, since it does not stay up; training does not wait for it",
-                        pause.as_secs_f64()
-                    ),
+                    false => {
+                        let training = if is_training { "; training does not wait for it" } else { "" };
+                        format!(" in {} s, since it does not stay up{training}", pause.as_secs_f64())
+                    }
                 };
                 Ok(Some(format!("the {name} ended ({end}) and is started again{when}. Its last words: {words}")))
             }
@@ -133,8 +133,8 @@ impl Service {
         }
     }
 
-    fn postpone(&mut self, has_training_begun: bool) -> Option<Duration> {
-        let pause = self.record.ended(self.started.elapsed(), has_training_begun)?;
+    fn postpone(&mut self, is_training: bool) -> Option<Duration> {
+        let pause = self.record.ended(self.started.elapsed(), is_training)?;
         self.again = Some(Instant::now() + pause);
         Some(pause)
     }

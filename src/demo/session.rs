@@ -225,10 +225,12 @@ impl Session {
     fn restart(&mut self) -> Result<()> {
         let workshop = Workshop { program: &self.program, dir: &self.setup.dir };
         // A rank makes its ring when it is told to begin.
-        let has_training_begun = self.rings.iter().any(Option::is_some);
+        let last = self.setup.iterations.saturating_sub(1);
+        let is_training = |ring: &Option<Reader>| ring.as_ref().is_some_and(|ring| ring.step().0 < last);
+        let is_training = self.rings.iter().any(is_training);
         let services = std::iter::once(&mut self.coordinator).chain(&mut self.agents);
         for service in services {
-            self.notices.extend(service.tend(&workshop, has_training_begun)?);
+            self.notices.extend(service.tend(&workshop, is_training)?);
         }
         Ok(())
     }

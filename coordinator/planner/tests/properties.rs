@@ -178,7 +178,13 @@ fn a_device_that_reserves_more_than_it_has_is_said_to() {
 
 #[test]
 fn a_caller_who_stops_at_once_gets_a_plan_of_what_is_easy_and_waits_not_long_for_what_is_not() {
-    let stopped = |problem: &Problem| search(problem, None, &Options::default(), &mut |_| Control::Stop);
+    let asked = std::cell::Cell::new(0);
+    let stopped = |problem: &Problem| {
+        search(problem, None, &Options::default(), &mut |_| {
+            asked.set(asked.get() + 1);
+            Control::Stop
+        })
+    };
     let easy = support::uniform(4, 16, 8, support::cost(5, 5, 5), 1);
     assert!(audit(&easy, &stopped(&easy).unwrap().plan).is_empty());
     // Sums leave room for 2,048 layers of uneven size that do not go up in 64 unlike devices.
@@ -191,7 +197,10 @@ fn a_caller_who_stops_at_once_gets_a_plan_of_what_is_easy_and_waits_not_long_for
         device.slowdown = 1.0 + index as f64 / 100.0;
         device.memory_bytes = all / 64 + 2_000 * 8;
     }
+    asked.set(0);
     assert_eq!(stopped(&hard).unwrap_err(), Infeasible::NoneYet);
+    // It asks after every millisecond or so of work.
+    assert!(asked.get() < 1_000, "asked {} times", asked.get());
 }
 
 #[test]

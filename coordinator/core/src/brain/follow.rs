@@ -99,7 +99,8 @@ impl Brain {
             }
         }
         match event {
-            RankEvent::Finished { .. } if self.finished.is_some() => {
+            // Its own training is done, also where that of others failed.
+            RankEvent::Finished { .. } if self.finished.is_some() || self.failure.is_some() => {
                 self.send(device, RankOrder::Dismissed { term });
             }
             RankEvent::Failed { place, reason, .. } => {

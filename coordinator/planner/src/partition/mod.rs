@@ -34,7 +34,7 @@ const CELLS_MAX: usize = 1 << 21;
 /// Cells of a sequence up to which runs of any load are looked at, where those of a fair load leave no split.
 const ANY_LOAD_CELLS_MAX: usize = 1 << 22;
 /// Runs of a device are looked at up to so many times the load that all devices together would give each, and one
-/// layer more; all runs are, where that leaves no split.
+/// layer more; all runs are, where that leaves no split and they are not too many.
 const LOAD_MAX: f64 = 3.0;
 /// Microbatches in flight up to which each number counts; larger ones are rounded up by an eighth at most.
 const IN_FLIGHT_EXACT: usize = 8;

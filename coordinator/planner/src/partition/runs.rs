@@ -137,7 +137,8 @@ pub(super) fn table(
                 order.insert(order.partition_point(|&other| relief[other] >= relief[layer]), layer);
             }
             let range = grid.range(start, end);
-            steps += STEPS_PER_RUN;
+            // A run by memory is walked over.
+            steps += STEPS_PER_RUN + if weigh == Weigh::Memory { range.len() as u64 } else { 0 };
             let run = match weigh {
                 Weigh::Count => Some(Run { load: range.len() as f64 * share as f64, again: 0 }),
                 Weigh::Memory => Some(by_memory(costs, device, range, room, (&order, &mut mask))),

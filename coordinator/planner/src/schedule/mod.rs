@@ -240,7 +240,7 @@ pub fn named(problem: &Problem, name: Name) -> Result<Plan, Infeasible> {
     named_while(problem, name, &mut || true)
 }
 
-/// As [`named`], for as long as `goes_on`, which is asked every few milliseconds: the best so far then.
+/// As [`named`], for as long as `goes_on`, which is asked after each try: the best so far then.
 ///
 /// # Errors
 /// As [`named`]; or none was found so far.
@@ -250,10 +250,10 @@ pub fn named_while(problem: &Problem, name: Name, goes_on: &mut dyn FnMut() -> b
     let rules = Rules::new(problem)?;
     let mut bench = Bench { costs: &costs, rules: &rules, splitter: Splitter::default(), replay: Replay::default() };
     let (mut left, mut is_stopped) = (TRIED_INSTRUCTIONS_MAX, false);
-    let best = bench.best(name, &mut |instructions| {
+    let best = bench.best(name, &mut |is_found, instructions| {
         left = left.saturating_sub(instructions);
         is_stopped |= !goes_on();
-        left > 0 && !is_stopped
+        (left > 0 || !is_found) && !is_stopped
     });
     match best {
         Some((_, shape, programs)) => Ok(finish(problem, &costs, &shape, &programs, Epoch(1))),
@@ -278,9 +278,13 @@ pub(crate) struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// The best shape and programs of a name that fit, with their time. `goes_on` is told, now and then, of as many
-    /// instructions as were replayed, or split for, since the last time; when it says no, that is all.
-    pub(crate) fn best(&mut self, name: Name, goes_on: &mut dyn FnMut(u64) -> bool) -> Option<(u64, Shape, Programs)> {
+    /// The best shape and programs of a name that fit, with their time. `goes_on` is told, now and then, whether there is
+    /// one and of as many instructions as were replayed, or split for, since the last time; when it says no, that is all.
+    pub(crate) fn best(
+        &mut self,
+        name: Name,
+        goes_on: &mut dyn FnMut(bool, u64) -> bool,
+    ) -> Option<(u64, Shape, Programs)> {
         let mut best: Option<(u64, Shape, Programs)> = None;
         let tries = [name.in_flight(), name.in_flight() / 2, 0];
         for order in device_orders(self.costs, self.rules, ORDERS_MAX) {
@@ -288,7 +292,7 @@ impl Bench<'_> {
                 for in_flight in tries {
                     let weigh = Weigh::Time { in_flight };
                     let split = self.splitter.split(self.costs, self.rules, &pattern, weigh);
-                    if !goes_on(self.splitter.take_steps() / STEPS_PER_INSTRUCTION) {
+                    if !goes_on(best.is_some(), self.splitter.take_steps() / STEPS_PER_INSTRUCTION) {
                         return best;
                     }
                     let Some(shape) = split else { continue };
@@ -297,13 +301,13 @@ impl Bench<'_> {
                     }
                     for shape in eased(shape) {
                         let mut instructions = 0;
-                        let timed = self.time(name, &shape, &mut instructions);
-                        if !goes_on(instructions) {
-                            return best;
-                        }
-                        let Some((time, programs)) = timed else { continue };
-                        if best.as_ref().is_none_or(|(held, ..)| time < *held) {
+                        if let Some((time, programs)) = self.time(name, &shape, &mut instructions)
+                            && best.as_ref().is_none_or(|(held, ..)| time < *held)
+                        {
                             best = Some((time, shape, programs));
+                        }
+                        if !goes_on(best.is_some(), instructions) {
+                            return best;
                         }
                     }
                 }

@@ -10,7 +10,7 @@
 //! Where memory binds, one descent ends up to 5% from the next, and which basin it ends in is decided early. So an island
 //! that gains nothing is left. When it came near the best, the search goes on from all that was found, which profits from
 //! both; else several fresh islands race, from starts of different numbers of stages: after each leg the worse half is
-//! dropped, and the legs grow.
+//! dropped.
 
 use super::judge::Candidate;
 use super::portfolio::Pool;
@@ -25,7 +25,7 @@ const PATIENCE_EVALUATIONS: u64 = 8_000;
 const PATIENCE_TASKS: u64 = 4;
 /// An island this near to the best has something to add to it.
 const RIVAL: f64 = 0.01;
-/// Islands that race, and evaluations of each in the first leg; they double from leg to leg.
+/// Islands that race, and evaluations of each in the first leg; what one has spent in all doubles from leg to leg.
 const RACERS: usize = 4;
 const LEG_EVALUATIONS: u64 = 5_000;
 /// Steps grow by so many percent from round to round, for so many rounds.

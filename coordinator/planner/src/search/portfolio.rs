@@ -29,6 +29,8 @@ const GROUPS_MAX: usize = 3;
 
 /// Instructions that the best partition for one name may take.
 const NAMED_INSTRUCTIONS_MAX: u64 = 600_000;
+/// The same while none of its partitions has fitted.
+const NAMED_UNFOUND_INSTRUCTIONS_MAX: u64 = 3_000_000;
 /// Instructions after which no further order is looked at, and after which starting ends: where one listing takes long,
 /// few have to do.
 const ORDERS_INSTRUCTIONS_MAX: u64 = 8_000_000;
@@ -228,11 +230,12 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     // What a user can get by name is the least that a search gives; a running plan is worth keeping more.
     let is_new = pool.members.is_empty();
     for name in Name::ALL.into_iter().filter(|_| is_new) {
-        let mut left = NAMED_INSTRUCTIONS_MAX;
-        let mut goes_on = |instructions: u64| {
+        let mut spent = 0;
+        let mut goes_on = |is_found: bool, instructions: u64| {
             judge.work(instructions);
-            left = left.saturating_sub(instructions);
-            left > 0 && !judge.is_overdue()
+            spent += instructions;
+            let most = if is_found { NAMED_INSTRUCTIONS_MAX } else { NAMED_UNFOUND_INSTRUCTIONS_MAX };
+            spent < most && !judge.is_overdue()
         };
         if let Some((_, shape, programs)) = bench.best(name, &mut goes_on)
             && let Some(candidate) = judge.given(&shape, programs, Genes::STANDARD[0])
@@ -254,7 +257,12 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
         let mut value = f64::INFINITY;
         let mut tried: Vec<Shape> = Vec::new();
         for in_flight in IN_FLIGHT_ORDERS {
-            let Some(shape) = judge.split(&order, Weigh::Time { in_flight }) else { continue };
+            let Some(shape) = judge.split(&order, Weigh::Time { in_flight }) else {
+                if judge.done() {
+                    return;
+                }
+                continue;
+            };
             let shape = rules.repaired(&shape);
             // Where memory is ample they are all alike.
             if tried.len() == ORDER_SHAPES || tried.contains(&shape) {

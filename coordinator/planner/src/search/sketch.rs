@@ -99,7 +99,7 @@ pub(crate) struct Lesson {
     pub(crate) likely: f64,
     /// None where it did not fit.
     pub(crate) listed: Option<f64>,
-    /// What came of it was near the best plan.
+    /// It was worth its time: what came of it was near the best plan or, where that is not known yet, near the sketch.
     pub(crate) is_near: bool,
 }
 

@@ -93,6 +93,24 @@ fn the_cause_of_a_failure_replaces_its_consequences() {
 }
 
 #[test]
+fn a_rank_that_has_finished_may_leave_a_run_that_failed() {
+    let mut world = World::new(2, 1_000, 1, Faults::default());
+    world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    let place = world.ranks[0].place;
+    let reason = Failure::NotFinite;
+    let failed = RankEvent::Failed { incarnation: Incarnation(101), place, reason };
+    world.feed(Event::RankSaid { peer: Peer(1), event: Box::new(failed) });
+    world.now_ns += 1_000_000_000;
+    world.feed(Event::TimePassed);
+    assert!(world.brain.status().failure.is_some());
+    let finished = RankEvent::Finished { incarnation: Incarnation(100), place, layers: world.ranks[0].layers() };
+    let event = Event::RankSaid { peer: Peer(0), event: Box::new(finished) };
+    let effects = world.brain.on_event(world.now_ns, event);
+    let leaves = |effect: &Effect| matches!(effect, Effect::Send { to: Peer(0), order: RankOrder::Dismissed { .. } });
+    assert!(effects.iter().any(leaves), "{effects:?}");
+}
+
+#[test]
 fn a_failure_of_another_generation_is_no_failure() {
     let mut world = World::new(2, 1_000, 1, Faults::default());
     world.run_until("training", |world| world.ranks[0].place.step > Step(2));
