@@ -79,7 +79,9 @@ impl Recovered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use adaptis_proto::{Digest, Term};
+    use crate::ledger::GenerationRecord;
+    use adaptis_proto::message::Job;
+    use adaptis_proto::{Digest, RunId, Term};
 
     #[test]
     fn a_ledger_that_contradicts_itself_says_where() {
@@ -108,5 +110,32 @@ mod tests {
         ] {
             assert_eq!(recovered.contradiction(), expected);
         }
+    }
+
+    #[test]
+    fn a_generation_without_the_plan_that_it_starts_on_contradicts_the_ledger() {
+        let generation = Generation(1);
+        let job = Job {
+            run: RunId(String::new()),
+            devices: Vec::new(),
+            layers: Vec::new(),
+            microbatches: 1,
+            iterations: 1,
+            start_plan: None,
+        };
+        let record = GenerationRecord {
+            generation,
+            epoch: Epoch(1),
+            members: Vec::new(),
+            cards: Vec::new(),
+            job,
+            term: Term(1),
+        };
+        let recovered = Recovered {
+            head: Head { term: Term(1), generation, epoch: Epoch(0) },
+            generation: Some(record),
+            ..Recovered::default()
+        };
+        assert_eq!(recovered.contradiction(), Some(Contradiction::FirstPlan { generation, epoch: Epoch(1) }));
     }
 }
