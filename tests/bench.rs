@@ -49,7 +49,7 @@ fn a_folder_is_measured_and_the_results_are_kept() {
     let output = adaptis(&[&arguments[..], &[&kept.to_string_lossy()]].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
     let table = text(&output.stdout);
-    for word in ["uniform_p4_m8", "33.0", "25.5", "0.0%", "no plan: device", "0 findings"] {
+    for word in ["uniform_p4_m8", "33.0", "25.5", "0.0%", "device gpu3 needs 1048576 bytes", "0 findings"] {
         assert!(table.contains(word), "`{word}` is not in:\n{table}");
     }
     assert_eq!(std::fs::read_to_string(kept.join("planner.txt")).expect("the table is kept"), table);
