@@ -336,13 +336,18 @@ fn a_demo_that_is_interrupted_while_it_plans_leaves_nothing() {
     assert!(!folder.path("run").exists());
 }
 
+/// A problem, a plan for it as a file and as JSON to be changed.
+fn planned(folder: &Folder) -> (String, String, serde_json::Value) {
+    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
+    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
+    let text = std::fs::read_to_string(&plan).expect("the plan is there");
+    (problem, plan, serde_json::from_str(&text).expect("JSON"))
+}
+
 #[test]
 fn a_plan_that_cannot_run_is_not_taken_for_a_running_one() {
     let folder = Folder::new();
-    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
-    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
-    let good: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&plan).expect("the plan is there")).expect("JSON");
+    let (problem, plan, good) = planned(&folder);
     let from = |change: &dyn Fn(&mut serde_json::Value)| {
         let mut plan = good.clone();
         change(&mut plan);
@@ -372,10 +377,7 @@ fn what_fits_nowhere_leaves_no_folder() {
 #[test]
 fn a_plan_that_no_executor_runs_has_no_time() {
     let folder = Folder::new();
-    let (problem, plan) = (data("uniform_p4_m8.json"), folder.text("plan.json"));
-    assert!(adaptis(&["plan", &problem, "--schedule", "1f1b", "--out", &plan]).status.success());
-    let good: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&plan).expect("the plan is there")).expect("JSON");
+    let (problem, _, good) = planned(&folder);
     let changed = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
         let mut plan = good.clone();
         change(&mut plan);
