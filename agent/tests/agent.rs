@@ -34,6 +34,11 @@ fn options(folder: &Path, address: &str) -> Options {
     options
 }
 
+/// The agent leaves once training has ended.
+fn until_closed(folder: &Path, address: &str) -> Options {
+    Options { until_closed: true, ..options(folder, address) }
+}
+
 fn recorder(folder: &Path, ring: u64, capacity: usize) -> Recorder {
     Recorder::create(&folder.join("gpu0.ring"), "gpu0", Incarnation(ring), capacity).unwrap()
 }
@@ -115,8 +120,7 @@ fn agent_process() {
 fn a_closed_ring_is_delivered_and_summed_up() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::start();
-    let mut options = options(folder.path(), coordinator.address());
-    options.until_closed = true;
+    let options = until_closed(folder.path(), coordinator.address());
     let agent = Running::start(options);
     let mut recorder = recorder(folder.path(), 1, 1024);
     for _ in 0..10 {
@@ -144,8 +148,7 @@ fn a_closed_ring_is_delivered_and_summed_up() {
 fn the_last_word_of_an_agent_is_what_it_sums_up() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::start();
-    let mut options = options(folder.path(), coordinator.address());
-    options.until_closed = true;
+    let mut options = until_closed(folder.path(), coordinator.address());
     // No report is due while it runs.
     options.limits.report_ns = 3_600_000_000_000;
     let mut recorder = recorder(folder.path(), 1, 1024);
@@ -165,8 +168,7 @@ fn the_last_word_of_an_agent_is_what_it_sums_up() {
 fn an_agent_leaves_when_training_was_killed() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::start();
-    let mut options = options(folder.path(), coordinator.address());
-    options.until_closed = true;
+    let options = until_closed(folder.path(), coordinator.address());
     let elsewhere = tempfile::tempdir().unwrap();
     let mut living = recorder(elsewhere.path(), 1, 1024);
     record(&mut living, 700);
@@ -225,8 +227,7 @@ fn nothing_is_lost_or_doubled_by_killed_agents() {
     let recorded = recorder.recorded();
     assert!(recorded > 1_000);
     drop(recorder);
-    let mut options = options(folder.path(), coordinator.address());
-    options.until_closed = true;
+    let options = until_closed(folder.path(), coordinator.address());
     let summary = Running::start(options).join();
     assert_eq!(coordinator.stored(1), recorded);
     assert_eq!(coordinator.doubled(), 0);
