@@ -173,7 +173,7 @@ impl Near<'_, '_> {
                 self.judge.sketch.trust.heed(Lesson {
                     likely,
                     listed,
-                    is_near: listed.is_some_and(|listed| listed < likely * 1.1),
+                    is_near: listed.is_some_and(|listed| listed <= likely * sketch::FAR),
                 });
             }
         }

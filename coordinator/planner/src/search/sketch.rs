@@ -42,7 +42,7 @@ const HELD: f64 = 1.5;
 const HELD_MIN: f64 = 1.0;
 const HELD_MAX: f64 = 5.0;
 /// A listing this much above its sketch tells that memory was taken too lightly; one this near, that it was not.
-const FAR: f64 = 1.10;
+pub(super) const FAR: f64 = 1.10;
 const NEAR: f64 = 1.05;
 /// Steps of the first anneal, growth from one to the next in percent, and the most.
 const STEPS: usize = 20_000;
