@@ -1,7 +1,7 @@
 //! The live display of a demo: a calm block on a terminal, one line now and then elsewhere.
 
 use crate::files;
-use adaptis_planner::export::milliseconds;
+use adaptis_planner::export::{milliseconds, ranges_text};
 use adaptis_proto::Step;
 use adaptis_proto::message::{State, Status};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -89,15 +89,13 @@ impl Block {
         self.head.set_position(step);
         self.head.set_message(head_text(status, step, away));
         for (bar, device) in self.devices.iter().zip(&status.devices) {
-            let stages: Vec<String> =
-                device.stages.iter().map(|&(from, to)| format!("{from}-{}", to.saturating_sub(1))).collect();
             bar.set_message(format!(
-                "{:<8} {:<12} layers {:<18} idle {:>4}   {}",
+                "{:<8} {:<12} idle {:>4}  takes {:>5} its kind's time  layers {}",
                 device.name,
                 device.kind,
-                stages.join(","),
                 device.bubble.map_or("-".into(), |share| format!("{:.0}%", share * 100.0)),
-                device.slowdown.map_or(String::new(), |factor| format!("takes {factor:.2}x its kind's time")),
+                device.slowdown.map_or("-".into(), |factor| format!("{factor:.2}x")),
+                ranges_text(device.stages.iter().copied()),
             ));
         }
         let decision = match decision {

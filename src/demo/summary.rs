@@ -11,6 +11,9 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::Path;
 
+/// From this share of late time on, the summary says what it does to the figures.
+const LATE_SHARE_NOTED: f64 = 0.01;
+
 /// What this reads of an `adaptis.report/1`.
 #[derive(Deserialize)]
 struct Report {
@@ -253,12 +256,19 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
         .filter(|(name, _)| name.ends_with(".late_ns"))
         .filter_map(|(_, value)| value.as_u64())
         .sum();
+    let late_share = late_ns as f64 / (total_ns.max(1) * report.devices.len().max(1) as u64) as f64;
     let _ = writeln!(
         out,
         "work too slow for its pace: {} over all devices ({:.2}% of their time)",
         milliseconds(late_ns),
-        late_ns as f64 / (total_ns.max(1) * report.devices.len().max(1) as u64) as f64 * 100.0
+        late_share * 100.0
     );
+    if late_share > LATE_SHARE_NOTED {
+        out.push_str(
+            "  this machine was too busy to keep the pace of the emulated devices: the times above are partly its own; \
+             run again when it is quiet, or with fewer devices\n",
+        );
+    }
     let shown = std::env::current_dir().ok().and_then(|here| dir.strip_prefix(here).ok().map(Path::to_path_buf));
     let shown = shown.unwrap_or_else(|| dir.to_path_buf());
     let _ = writeln!(

@@ -1,6 +1,6 @@
 //! Where a run stands, as a page for people. It loads nothing, runs no script, and asks for itself again.
 
-use adaptis_planner::export::milliseconds;
+use adaptis_planner::export::{milliseconds, ranges_text};
 use adaptis_proto::message::{DeviceStatus, State, Status};
 use std::fmt::Write;
 
@@ -128,15 +128,10 @@ fn devices(out: &mut String, devices: &[DeviceStatus]) {
     out.push_str("</table></div>\n");
 }
 
-/// `0-13, 40`.
 fn layers(stages: &[(u32, u32)]) -> String {
-    let range = |&(from, to): &(u32, u32)| match to.saturating_sub(from) {
-        0 | 1 => from.to_string(),
-        _ => format!("{from}-{}", to - 1),
-    };
     match stages {
         [] => "none".to_owned(),
-        stages => stages.iter().map(range).collect::<Vec<_>>().join(", "),
+        stages => ranges_text(stages.iter().copied()),
     }
 }
 

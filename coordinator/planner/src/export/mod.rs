@@ -149,19 +149,22 @@ impl Panel {
 
 /// The layers of a device in words: `layers 0-13, 40-44`.
 pub fn layers_text(plan: &Plan, device: usize) -> String {
-    let ranges: Vec<String> = plan
-        .stages
-        .iter()
-        .filter(|stage| stage.device as usize == device)
-        .map(|stage| match stage.layers {
-            [from, to] if to == from + 1 => from.to_string(),
-            [from, to] => format!("{from}-{}", to.saturating_sub(1)),
+    let stages = plan.stages.iter().filter(|stage| stage.device as usize == device);
+    match ranges_text(stages.map(|stage| (stage.layers[0], stage.layers[1]))) {
+        ranges if ranges.is_empty() => "no layers".to_owned(),
+        ranges => format!("layers {ranges}"),
+    }
+}
+
+/// Ranges of layers, each with its end excluded, as people read them: `0-13, 40`.
+pub fn ranges_text(ranges: impl Iterator<Item = (u32, u32)>) -> String {
+    let texts: Vec<String> = ranges
+        .map(|(from, to)| match to.saturating_sub(from) {
+            0 | 1 => from.to_string(),
+            _ => format!("{from}-{}", to - 1),
         })
         .collect();
-    match ranges.len() {
-        0 => "no layers".to_owned(),
-        _ => format!("layers {}", ranges.join(", ")),
-    }
+    texts.join(", ")
 }
 
 /// A time as people read it.
