@@ -143,7 +143,7 @@ pub enum Mark {
     Cold = 1,
     /// A measurement made on purpose, outside training.
     Calibration = 2,
-    /// The host was catching up with the device: the time shows its haste and not the device's cost.
+    /// The host was held up, or catching up with the device: the time shows the host and not the device's cost.
     Hasty = 3,
 }
 

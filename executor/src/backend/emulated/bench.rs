@@ -3,8 +3,9 @@
 //! The wait for a layer's deadline is put off until the next layer begins or the instruction is completed, so that the
 //! last layer's result can leave first.
 //!
-//! Samples are read off the host's clock. While the host catches up with the device, they show the host's haste and not
-//! the device's cost: such samples are marked hasty, so that no estimate is made of them.
+//! Samples are read off the host's clock. While the host is behind the device they show the host and not the device: the
+//! work that was held up is too long, those that catch up are too short. Both are marked hasty, so that no estimate is
+//! made of them: with one of the two left out, the other would pass for jitter of the device.
 
 use super::noise::Noise;
 use super::pace::{Late, Pace};
@@ -12,6 +13,11 @@ use crate::clock::Clock;
 use crate::tape::Tape;
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{LayerIndex, Microbatch};
+
+/// The host is behind where it begins or ends a piece of work later than the device by more than this part of what the
+/// work takes, and by more than what a wake-up takes anyway.
+const BEHIND_PART: u64 = 8;
+const BEHIND_MIN_NS: u64 = 50_000;
 
 /// What a piece of work is.
 #[derive(Clone, Copy, Debug)]
@@ -43,14 +49,19 @@ struct Open {
     /// On the host's clock.
     start_ns: u64,
     deadline_ns: u64,
+    /// By which the device's clock was moved.
+    overrun_ns: u64,
 }
 
-impl Open {
-    /// The host began so late that its clock does not show what the work takes on the device.
-    fn is_hasty(&self) -> bool {
-        let cost_ns = self.deadline_ns.saturating_sub(self.begin_ns);
-        self.start_ns.saturating_sub(self.begin_ns) > cost_ns / 2
-    }
+/// A completed piece of work.
+pub(super) struct Done {
+    pub sample: Sample,
+    /// How late the host began or ended it, whichever is more; what it moved the device's clock by included.
+    pub behind_ns: u64,
+    /// The host's clock does not show how long the work took on the device.
+    pub is_hasty: bool,
+    /// Nor did the host move the device's clock.
+    pub is_on_time: bool,
 }
 
 impl<C: Clock> Bench<C> {
@@ -69,33 +80,46 @@ impl<C: Clock> Bench<C> {
     pub fn work<R>(&mut self, task: Task, real: impl FnOnce() -> R) -> R {
         self.close();
         let (begin_ns, start_ns) = (self.pace.deadline_ns(), self.pace.clock().now_ns());
+        let late_ns = self.pace.late().ns;
         let result = real();
         let deadline_ns = self.pace.add(self.cost_ns(task));
-        self.open = Some(Open { task, begin_ns, start_ns, deadline_ns });
+        let overrun_ns = self.pace.late().ns - late_ns;
+        self.open = Some(Open { task, begin_ns, start_ns, deadline_ns, overrun_ns });
         result
     }
 
     /// Waits for the deadline of the last piece and records it; not one that the stop flag has cut short.
     pub fn close(&mut self) {
-        let Some(open) = self.open.take() else { return };
-        let hasty = open.is_hasty() && self.mark != Mark::Calibration;
-        let mark = if hasty { Mark::Hasty } else { self.mark };
-        let Open { task, start_ns, deadline_ns, .. } = open;
+        let Some(Done { mut sample, is_hasty, .. }) = self.complete() else { return };
+        if let (Sample::Work { mark, .. }, true) = (&mut sample, is_hasty) {
+            *mark = Mark::Hasty;
+            self.hasty += 1;
+        }
+        self.tape.record(sample);
+    }
+
+    /// The same, but leaves it to the caller to record it.
+    pub fn complete(&mut self) -> Option<Done> {
+        let Open { task, begin_ns, start_ns, deadline_ns, overrun_ns } = self.open.take()?;
         self.pace.wait_until(deadline_ns);
         if self.pace.check().is_err() {
-            return;
+            return None;
         }
-        self.hasty += u64::from(hasty);
-        let duration_ns = self.pace.clock().now_ns().saturating_sub(start_ns);
-        self.tape.record(Sample::Work {
+        let end_ns = self.pace.clock().now_ns();
+        let behind_ns = start_ns.saturating_sub(begin_ns).max(end_ns.saturating_sub(deadline_ns));
+        let tolerated_ns = (deadline_ns.saturating_sub(begin_ns) / BEHIND_PART).max(BEHIND_MIN_NS);
+        let sample = Sample::Work {
             place: self.place,
             layer: LayerIndex::from(task.layer),
             microbatch: task.microbatch,
             phase: task.phase,
-            mark,
+            mark: self.mark,
             start_ns,
-            duration_ns,
-        });
+            duration_ns: end_ns.saturating_sub(start_ns),
+        };
+        let is_hasty = behind_ns > tolerated_ns;
+        let is_on_time = !is_hasty && overrun_ns == 0;
+        Some(Done { sample, behind_ns: behind_ns.saturating_add(overrun_ns), is_hasty, is_on_time })
     }
 
     /// What a task costs this time, before the slowdown.
@@ -110,5 +134,53 @@ impl<C: Clock> Bench<C> {
 
     pub fn tape(&self) -> &Tape {
         &self.tape
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::emulated::busy::Busy;
+    use crate::backend::emulated::pace::SLACK_NS;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    const COST_NS: u64 = 1_000_000;
+
+    /// Marks of works of 1 ms after one another, by what the host does of other things during each.
+    fn marks(held_ns: &[u64]) -> (Vec<Mark>, u64) {
+        let (clock, samples) = (Busy::default(), Rc::new(RefCell::new(Vec::new())));
+        let pace = Pace::new(clock.clone(), 1.0, Arc::default());
+        let mut bench = Bench::new(pace, Noise::new(1, 0, 0.0), Tape::new(samples.clone()));
+        bench.mark = Mark::Warm;
+        bench.pace.begin(0);
+        for &held_ns in held_ns {
+            let task = Task { layer: 0, microbatch: Microbatch(0), phase: Phase::Forward, cost_ns: COST_NS };
+            bench.work(task, || clock.pass(held_ns));
+        }
+        bench.pace.end(0);
+        bench.close();
+        let of =
+            |sample: &Sample| if let Sample::Work { mark, .. } = sample { *mark } else { unreachable!("works only") };
+        let marks = samples.borrow().iter().map(of).collect();
+        (marks, bench.late().hasty)
+    }
+
+    #[test]
+    fn a_work_that_the_host_was_held_up_in_is_set_apart_like_those_that_catch_up() {
+        let (own, tolerated) = (COST_NS / 2, COST_NS + COST_NS / BEHIND_PART);
+        assert_eq!(marks(&[own, tolerated, own, own]), (vec![Mark::Warm; 4], 0));
+        let (of, hasty) = marks(&[own, 3 * COST_NS, own, own, own, own, own]);
+        // 2 ms behind at the end of the second, half a millisecond less after each that follows.
+        assert_eq!(of[..2], [Mark::Warm, Mark::Hasty]);
+        assert_eq!(of[2..], [Mark::Hasty, Mark::Hasty, Mark::Hasty, Mark::Hasty, Mark::Warm]);
+        assert_eq!(hasty, 5);
+    }
+
+    #[test]
+    fn what_the_device_itself_is_late_by_is_measured() {
+        // More than it catches up: the device's clock moved, so this is what the work took.
+        assert_eq!(marks(&[2 * SLACK_NS, COST_NS / 2]), (vec![Mark::Warm; 2], 0));
     }
 }

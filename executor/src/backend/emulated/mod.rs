@@ -14,6 +14,8 @@
 //! Left out on purpose: the transports, the boundary's vote, when to switch.
 
 mod bench;
+#[cfg(test)]
+mod busy;
 mod calibrate;
 mod device;
 pub mod links;
