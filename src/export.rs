@@ -82,13 +82,13 @@ pub fn run(arguments: Arguments) -> Result<()> {
     for warning in &export.warnings {
         files::say(&format!("note: {warning}"));
     }
-    let mut paths = Vec::new();
-    if let Some(out) = &arguments.out {
-        for file in &export.files {
-            let path = out.with_file_name(&file.name);
-            files::write(&path, file.text.as_bytes())?;
-            paths.push(path);
-        }
+    let paths = arguments
+        .out
+        .as_deref()
+        .map_or_else(Vec::new, |out| export.files.iter().map(|file| out.with_file_name(&file.name)).collect());
+    check(&arguments, &paths)?;
+    for (path, file) in paths.iter().zip(&export.files) {
+        files::write(path, file.text.as_bytes())?;
     }
     match (arguments.json, &arguments.out) {
         (true, _) => files::print(&format!("{:#}\n", answer(&plan, &export, &paths))),
@@ -101,6 +101,15 @@ pub fn run(arguments: Arguments) -> Result<()> {
             files::print(&export.files[0].text)
         }
     }
+}
+
+/// Whether all files can be written, what stands beside `--out` included, before one is.
+fn check(arguments: &Arguments, paths: &[PathBuf]) -> Result<()> {
+    let mut named = vec![("PROBLEM", Some(arguments.problem.as_path())), ("PLAN", Some(arguments.plan.as_path()))];
+    let names = std::iter::once("--out").chain(std::iter::repeat("the file beside --out,"));
+    named.extend(names.zip(paths.iter().map(|path| Some(path.as_path()))));
+    files::distinct(&named)?;
+    paths.iter().try_for_each(|path| files::check_writable(path))
 }
 
 fn exported(problem: &Problem, plan: &Plan, to: Target, name: &str) -> Result<Export, Box<dyn std::error::Error>> {
