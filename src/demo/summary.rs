@@ -42,6 +42,13 @@ struct Fault {
     text: String,
 }
 
+impl Fault {
+    /// A device or link is slower from here on: this is what iterations show.
+    fn is_slow(&self) -> bool {
+        self.text.starts_with("throttle") || self.text.starts_with("slowlink")
+    }
+}
+
 #[derive(Deserialize)]
 struct Decision {
     iteration: u64,
@@ -91,7 +98,8 @@ pub fn finish(dir: &Path, stage: &Stage, json: bool) -> Result<()> {
 /// The iterations worth a picture, with what they show.
 fn worth_showing(report: &Report) -> Vec<(u64, String)> {
     let last = report.iterations.last().map_or(0, |row| row.index);
-    let fault = report.faults.iter().find(|fault| fault.iteration <= last && fault.iteration > 0);
+    let happened = || report.faults.iter().filter(|fault| fault.iteration <= last && fault.iteration > 0);
+    let fault = happened().find(|fault| fault.is_slow()).or_else(|| happened().next());
     let mut shown = Vec::new();
     match fault {
         Some(fault) => {
@@ -207,8 +215,7 @@ fn folded(line: &str) -> String {
 /// What a phase was, in words.
 fn title(report: &Report, index: usize) -> String {
     let phase = &report.phases[index];
-    let is_slow = |fault: &&Fault| fault.text.starts_with("throttle") || fault.text.starts_with("slowlink");
-    let fault = report.faults.iter().filter(is_slow).rfind(|fault| fault.iteration <= phase.from + 1);
+    let fault = report.faults.iter().rfind(|fault| fault.is_slow() && fault.iteration <= phase.from + 1);
     let plan = match (phase.epoch, report.phases[..index].iter().any(|before| before.epoch == phase.epoch)) {
         (1, false) => "start plan",
         (_, false) => "new plan",
@@ -287,6 +294,26 @@ mod tests {
         for (share, text) in [(0.0004, "0.0%"), (-0.0004, "0.0%"), (-0.012, "-1.2%"), (0.03, "+3.0%")] {
             assert_eq!(signed_percent(share), text);
         }
+    }
+
+    #[test]
+    fn the_picture_is_of_the_fault_that_slows_something() {
+        let report: Report = serde_json::from_value(serde_json::json!({
+            "devices": [{}],
+            "iterations": [{ "index": 45, "epoch": 3, "duration_ns": 5, "loss": 1.5 }],
+            "final_state_digest": null,
+            "faults": [{ "iteration": 10, "text": "kill:coordinator" }, { "iteration": 24, "text": "throttle:gpu1:1.8" }],
+            "decisions": [],
+            "switches": [
+                { "iteration": 8, "from": 1, "to": 2, "layers_moved": 1, "bytes_moved": 0, "pause_ns": 7 },
+                { "iteration": 28, "from": 2, "to": 3, "layers_moved": 1, "bytes_moved": 0, "pause_ns": 7 }
+            ],
+            "phases": []
+        }))
+        .expect("a report");
+        let shown = worth_showing(&report);
+        assert_eq!(shown.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [23, 27, 31]);
+        assert!(shown[1].1.contains("throttle:gpu1:1.8"), "{}", shown[1].1);
     }
 
     #[test]
