@@ -1,7 +1,8 @@
 //! The door of the pages: who may come in, how many at once, and how long one may stand in it without a word.
 //!
 //! Connections are descriptors, and those of the link come out of the same purse. So only [`CONNECTIONS_MAX`] are open at a
-//! time, more wait outside (in the system's queue), and one that says nothing for [`IDLE_MAX`] is shown out.
+//! time, more wait outside (in the system's queue), and one that says nothing for [`IDLE_MAX`], or takes longer than
+//! [`REQUEST_MAX`] to say what it wants, is shown out.
 
 use crate::CoordinatorError;
 use std::future::Future;
@@ -20,6 +21,8 @@ use tokio::time::{Instant, Sleep, sleep};
 const CONNECTIONS_MAX: usize = 64;
 /// Longest wait for the next byte of a request, or for room for the next one of an answer.
 const IDLE_MAX: Duration = Duration::from_secs(10);
+/// Longest time from the first wait for a request, or the end of the answer before it, to the whole of it.
+const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// Pause after the system refused a connection: it is short of descriptors, say.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -71,7 +74,7 @@ impl axum::serve::Listener for Entrance {
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
-                    return (Guest { stream, patience: Box::pin(sleep(IDLE_MAX)), _place: place }, address);
+                    return (Guest::new(stream, place), address);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a connection to the pages was not accepted");
@@ -90,14 +93,21 @@ impl axum::serve::Listener for Entrance {
 pub(super) struct Guest {
     stream: TcpStream,
     patience: Pin<Box<Sleep>>,
+    /// When the request that is awaited must be there; none while it is answered.
+    request_until: Option<Instant>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Guest {
+    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Guest {
+        Guest { stream, patience: Box::pin(sleep(IDLE_MAX)), request_until: None, _place: place }
+    }
+
     /// What the stream says; an error once it has said nothing for too long.
     fn heard<T>(&mut self, context: &mut Context<'_>, said: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if said.is_ready() {
-            self.patience.as_mut().reset(Instant::now() + IDLE_MAX);
+            let idle_until = Instant::now() + IDLE_MAX;
+            self.patience.as_mut().reset(self.request_until.map_or(idle_until, |until| until.min(idle_until)));
             return said;
         }
         ready!(self.patience.as_mut().poll(context));
@@ -108,6 +118,10 @@ impl Guest {
 impl AsyncRead for Guest {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let guest = self.get_mut();
+        let now = Instant::now();
+        if *guest.request_until.get_or_insert(now + REQUEST_MAX) <= now {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let said = Pin::new(&mut guest.stream).poll_read(context, buffer);
         guest.heard(context, said)
     }
@@ -116,6 +130,8 @@ impl AsyncRead for Guest {
 impl AsyncWrite for Guest {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let guest = self.get_mut();
+        // There is an answer, so the request was whole.
+        guest.request_until = None;
         let said = Pin::new(&mut guest.stream).poll_write(context, bytes);
         guest.heard(context, said)
     }
@@ -133,6 +149,38 @@ impl AsyncWrite for Guest {
 mod tests {
     use super::*;
     use axum::serve::Listener;
+
+    /// The next byte that a guest says.
+    async fn next(guest: &mut Guest) -> io::Result<u8> {
+        let mut byte = [0];
+        let mut stream = Pin::new(guest);
+        std::future::poll_fn(|context| stream.as_mut().poll_read(context, &mut ReadBuf::new(&mut byte))).await?;
+        Ok(byte[0])
+    }
+
+    #[test]
+    fn a_request_that_never_gets_whole_is_shown_out_however_often_it_says_something() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut entrance = Door::open("127.0.0.1:0").expect("a free port").listen().expect("it opens");
+            let address = entrance.local_addr().expect("an address");
+            let visitor = TcpStream::connect(address).await.expect("there is room");
+            let mut guest = entrance.accept().await.0;
+            visitor.writable().await.expect("there is room");
+            assert_eq!(visitor.try_write(b"GET").expect("it says something"), 3);
+            assert_eq!(next(&mut guest).await.expect("in time"), b'G');
+            let until = guest.request_until.expect("a request is awaited");
+            assert_eq!(next(&mut guest).await.expect("in time"), b'E');
+            assert_eq!(guest.request_until, Some(until), "another byte gives no more time");
+            guest.request_until = Some(Instant::now());
+            let error = next(&mut guest).await.expect_err("its time is over, though there is a byte");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            // Had it been answered, the next one would have had time of its own.
+            let answer = std::future::poll_fn(|context| Pin::new(&mut guest).poll_write(context, b"answer"));
+            answer.await.expect("there is room");
+            assert_eq!(next(&mut guest).await.expect("in time"), b'T');
+        });
+    }
 
     #[test]
     fn who_says_nothing_makes_room_for_the_next() {
@@ -152,9 +200,7 @@ mod tests {
             assert!(waited.is_err(), "no more than so many are let in");
             let mut silent = guests.pop().expect("a guest");
             silent.patience = Box::pin(sleep(Duration::from_millis(50)));
-            let (mut byte, mut stream) = ([0], Pin::new(&mut silent));
-            let read = std::future::poll_fn(|context| stream.as_mut().poll_read(context, &mut ReadBuf::new(&mut byte)));
-            let error = read.await.expect_err("nobody spoke");
+            let error = next(&mut silent).await.expect_err("nobody spoke");
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             drop(silent);
             let waited = tokio::time::timeout(Duration::from_secs(20), entrance.accept()).await;
