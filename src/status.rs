@@ -56,10 +56,18 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 fn table(status: &Status) -> String {
     let mut out = String::new();
+    if status.iterations == 0 && status.devices.is_empty() && status.failure.is_none() {
+        return "no run yet: waiting for ranks\n".to_owned();
+    }
+    let done = status.iterations_done();
+    let of = match status.iterations {
+        0 => String::new(),
+        all => format!(" of {all}"),
+    };
     let _ = writeln!(
         out,
-        "run {}: {:?}, iteration {} of {}, plan {}, {} switches",
-        status.run, status.state, status.place.step, status.iterations, status.place.epoch, status.switches
+        "run {}: {:?}, {done}{of} iterations done, plan {}, {} switches",
+        status.run, status.state, status.place.epoch, status.switches
     );
     if let (Some(duration_ns), Some(predicted_ns)) = (status.duration_ns, status.predicted_ns) {
         let _ = writeln!(out, "{} an iteration, predicted {}", milliseconds(duration_ns), milliseconds(predicted_ns));
@@ -77,4 +85,20 @@ fn table(status: &Status) -> String {
         let _ = writeln!(out, "failed: {failure}");
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_proto::message::State;
+    use adaptis_proto::{RunId, Step};
+
+    #[test]
+    fn a_finished_run_has_done_all_its_iterations() {
+        let mut status = Status { run: RunId("one".into()), iterations: 40, ..Status::default() };
+        assert!(table(&status).contains("0 of 40 iterations done"), "{}", table(&status));
+        (status.state, status.place.step, status.duration_ns) = (State::Finished, Step(39), Some(1));
+        assert!(table(&status).starts_with("run one: Finished, 40 of 40 iterations done"), "{}", table(&status));
+        assert_eq!(table(&Status::default()), "no run yet: waiting for ranks\n");
+    }
 }

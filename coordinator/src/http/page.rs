@@ -77,14 +77,14 @@ fn in_words(state: State) -> &'static str {
 }
 
 fn figures(out: &mut String, status: &Status) {
-    let step = status.place.step;
-    let iteration = match status.iterations {
-        0 => step.to_string(),
-        all => format!("{step} of {all}"),
+    let done = status.iterations_done();
+    let iterations = match status.iterations {
+        0 => done.to_string(),
+        all => format!("{done} of {all}"),
     };
     let time = |ns: Option<u64>| ns.map_or("-".to_owned(), milliseconds);
     let figures = [
-        ("iteration", iteration),
+        ("iterations", iterations),
         ("loss", status.loss.map_or("-".to_owned(), |loss| format!("{loss:.3}"))),
         ("the last one took", time(status.duration_ns)),
         ("predicted", time(status.predicted_ns)),
@@ -97,7 +97,7 @@ fn figures(out: &mut String, status: &Status) {
     }
     out.push_str("</div>\n");
     if status.iterations > 0 {
-        let _ = writeln!(out, "<progress max=\"{}\" value=\"{step}\"></progress>", status.iterations);
+        let _ = writeln!(out, "<progress max=\"{}\" value=\"{done}\"></progress>", status.iterations);
     }
 }
 
@@ -183,7 +183,18 @@ mod tests {
         (status.place.step, status.place.epoch, status.state) = (Step(41), Epoch(2), State::Searching);
         (status.duration_ns, status.predicted_ns) = (Some(882_000_000), Some(883_000_000));
         let page = write(&status, false);
-        for text in ["41 of 120", "4.100", "882.0 ms", "883.0 ms", "gpu1", "0-4, 9", "13%", "1.80", "3.0 of 80.0 GiB"] {
+        for text in [
+            "42 of 120",
+            "value=\"42\"",
+            "4.100",
+            "882.0 ms",
+            "883.0 ms",
+            "gpu1",
+            "0-4, 9",
+            "13%",
+            "1.80",
+            "3.0 of 80.0 GiB",
+        ] {
             assert!(page.contains(text), "`{text}` is not in {page}");
         }
         assert!(page.contains("searching") && page.contains("http-equiv=\"refresh\""), "{page}");

@@ -65,6 +65,13 @@ pub struct Status {
     pub counters: Vec<(String, u64)>,
 }
 
+impl Status {
+    /// Iterations recorded so far: a count, where `place` holds the index of the last one.
+    pub fn iterations_done(&self) -> u64 {
+        self.duration_ns.map_or(0, |_| self.place.step.0.saturating_add(1))
+    }
+}
+
 /// A device in a [`Status`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeviceStatus {
