@@ -3,6 +3,7 @@
 use crate::signals::Stop;
 use crate::{failure, files, keys, values};
 use adaptis_agent::{AgentError, Options};
+use adaptis_ring::RingError;
 use anyhow::Result;
 use clap::builder::NonEmptyStringValueParser;
 use std::path::PathBuf;
@@ -61,7 +62,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
 fn end(error: AgentError) -> anyhow::Error {
     use adaptis_link::Error as Link;
     match &error {
-        AgentError::Link(Link::BadAddress { .. } | Link::BadIdentity { .. }) => failure::usage(error),
+        AgentError::Link(Link::BadAddress { .. } | Link::BadIdentity { .. })
+        | AgentError::Ring(RingError::Foreign { .. } | RingError::Version { .. } | RingError::Truncated { .. }) => {
+            failure::usage(error)
+        }
         _ => failure::environment(error),
     }
 }

@@ -6,7 +6,7 @@ use adaptis_executor::{Ended, ExecutorError, Options};
 use adaptis_ring::RingError;
 use anyhow::Result;
 use clap::builder::NonEmptyStringValueParser;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Runs one rank of an emulated job.
 ///
@@ -42,7 +42,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mut options = Options::new(arguments.coordinator, arguments.device, arguments.emulation, arguments.ring);
     options.security = security;
     options.listen = arguments.listen;
-    match adaptis_executor::run(options, stop.flag()).map_err(end)? {
+    let emulation = options.emulation.clone();
+    match adaptis_executor::run(options, stop.flag()).map_err(|error| end(error, &emulation))? {
         Ended::Finished { place, late, dropped } => {
             files::say(&format!(
                 "finished after {} iterations on plan {}; {} instructions were too slow for their pace, by {:.1} ms in \
@@ -58,19 +59,27 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-fn end(error: ExecutorError) -> anyhow::Error {
+fn end(error: ExecutorError, emulation: &Path) -> anyhow::Error {
     use ExecutorError as E;
     use adaptis_link::Error as Link;
     match error {
+        E::File { ref path, .. } | E::Emulation { ref path, .. } if path == emulation => {
+            failure::usage(format!("--emulation {error}"))
+        }
         E::File { .. }
         | E::Emulation { .. }
         | E::Text { .. }
         | E::UnknownDevice { .. }
         | E::Rejected(_)
         | E::Link(Link::BadAddress { .. } | Link::Unprotected { .. })
-        | E::Ring(RingError::DeviceName { .. })
+        | E::Ring(
+            RingError::DeviceName { .. }
+            | RingError::Foreign { .. }
+            | RingError::Version { .. }
+            | RingError::Truncated { .. },
+        )
         | E::PeerKey { .. } => failure::usage(error),
-        E::Failed(_) => failure::negative(error),
+        E::Failed { .. } => failure::negative(error),
         E::Link(_) | E::Wire(_) | E::Ring(_) | E::Thread(_) | E::Unconfirmed => failure::environment(error),
     }
 }

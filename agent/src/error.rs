@@ -30,7 +30,7 @@ pub enum AgentError {
         folder: PathBuf,
     },
     /// The spool's folder cannot be made or read.
-    #[error("{}: {source}", folder.display())]
+    #[error("the spool {}: {source}", folder.display())]
     Spool {
         /// Where.
         folder: PathBuf,

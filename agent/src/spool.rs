@@ -54,7 +54,11 @@ impl Spool {
     /// Opens a folder, makes it if need be, and reads what is there.
     pub(crate) fn open(folder: &Path, bytes_max: u64) -> Result<Self, AgentError> {
         let fault = |source| AgentError::Spool { folder: folder.to_owned(), source };
-        std::fs::create_dir_all(folder).map_err(fault)?;
+        std::fs::create_dir_all(folder).map_err(|source| match source.kind() {
+            // The system says that a file exists, where it is a folder that does not.
+            io::ErrorKind::AlreadyExists => fault(io::ErrorKind::NotADirectory.into()),
+            _ => fault(source),
+        })?;
         let lock = File::create(folder.join("lock")).map_err(fault)?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => AgentError::SpoolInUse { folder: folder.to_owned() },

@@ -69,8 +69,13 @@ pub enum ExecutorError {
     #[error("the coordinator turned this rank away: {0}")]
     Rejected(Rejection),
     /// Training failed.
-    #[error("training failed: {0}")]
-    Failed(Failure),
+    #[error("training failed: {}", failure.told(devices))]
+    Failed {
+        /// How.
+        failure: Failure,
+        /// Names of the devices, by index.
+        devices: Vec<String>,
+    },
     /// Training is done, but the link was lost before the coordinator confirmed that it recorded the end.
     #[error("training is done, but the link to the coordinator failed before it was recorded")]
     Unconfirmed,

@@ -198,7 +198,8 @@ impl Rank {
             Err(Halt::Asked) => Ok(Ended::Stopped),
             Err(Halt::Failed(failure)) => {
                 self.wait_for_news(Some(self.options.farewell));
-                Err(ExecutorError::Failed(failure))
+                let devices = self.truth.devices.iter().map(|device| device.name.clone()).collect();
+                Err(ExecutorError::Failed { failure, devices })
             }
         }
     }
@@ -266,12 +267,23 @@ impl Room for EmulatedRoom {
     }
 }
 
+/// The bytes of a regular file: another would be waited for with the signals unheard that ask for an end.
+fn read(path: &Path) -> Result<Vec<u8>, ExecutorError> {
+    let fail = |source| ExecutorError::File { path: path.to_owned(), source };
+    if std::fs::metadata(path).map_err(fail)?.is_file() {
+        return std::fs::read(path).map_err(fail);
+    }
+    Err(fail(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")))
+}
+
 fn read_emulation(path: &Path) -> Result<Emulation, ExecutorError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ExecutorError::File { path: path.to_owned(), source })?;
+    let not_text = |_| std::io::Error::new(std::io::ErrorKind::InvalidData, "not a UTF-8 text");
+    let text = String::from_utf8(read(path)?).map_err(not_text);
+    let text = text.map_err(|source| ExecutorError::File { path: path.to_owned(), source })?;
     Emulation::read(&text).map_err(|source| ExecutorError::Emulation { path: path.to_owned(), source })
 }
 
 fn read_text(path: &Path) -> Result<Text, ExecutorError> {
-    let bytes = std::fs::read(path).map_err(|source| ExecutorError::File { path: path.to_owned(), source })?;
+    let bytes = read(path)?;
     Text::from_bytes(bytes).map_err(|source| ExecutorError::Text { path: path.to_owned(), source })
 }

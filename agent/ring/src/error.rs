@@ -63,7 +63,7 @@ pub enum RingError {
         path: PathBuf,
     },
     /// The file system is full.
-    #[error("{}: no room for a ring of {needed_bytes} bytes: enlarge /dev/shm or take fewer records", path.display())]
+    #[error("{}: no room for a ring of {needed_bytes} bytes: make room there, or name another path", path.display())]
     NoSpace {
         /// Where.
         path: PathBuf,

@@ -37,6 +37,7 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Reader, RingError> {
         let fault = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => RingError::Missing { path: path.to_owned() },
+            io::ErrorKind::IsADirectory => RingError::Foreign { path: path.to_owned() },
             _ => RingError::Io { path: path.to_owned(), source },
         };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(fault)?;

@@ -112,7 +112,7 @@ fn prepare(
     }
     let seat = Seat::take(path)?;
     let unfinished = Unfinished::create(path, incarnation)?;
-    let mapping = unfinished.reserve(ring_bytes(capacity_records))?;
+    let mapping = unfinished.reserve(path, ring_bytes(capacity_records))?;
     Ok((seat, unfinished, mapping))
 }
 
@@ -163,13 +163,14 @@ impl Unfinished {
     }
 
     /// Reserves real pages: a sparse file on a full /dev/shm would kill the training process at some later store.
-    fn reserve(&self, bytes: u64) -> Result<Mapping, RingError> {
+    /// `ring` is what the place is called in errors.
+    fn reserve(&self, ring: &Path, bytes: u64) -> Result<Mapping, RingError> {
         let length = libc::off_t::try_from(bytes).expect("a ring's size fits in a file offset");
         // SAFETY: the descriptor is open for writing for the duration of the call.
         match unsafe { libc::posix_fallocate(self.file.as_raw_fd(), 0, length) } {
             0 => Mapping::new(&self.file, bytes, &self.path),
-            libc::ENOSPC => Err(RingError::NoSpace { path: self.path.clone(), needed_bytes: bytes }),
-            code => Err(RingError::Io { path: self.path.clone(), source: io::Error::from_raw_os_error(code) }),
+            libc::ENOSPC => Err(RingError::NoSpace { path: ring.to_owned(), needed_bytes: bytes }),
+            code => Err(RingError::Io { path: ring.to_owned(), source: io::Error::from_raw_os_error(code) }),
         }
     }
 }

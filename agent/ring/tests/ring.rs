@@ -141,6 +141,7 @@ fn what_is_no_ring_is_refused_by_name() {
     let folder = Folder::new();
     let open = || Reader::open(&folder.ring()).map(|_| ());
     assert!(matches!(open(), Err(RingError::Missing { .. })));
+    assert!(matches!(Reader::open(folder.0.path()).map(|_| ()), Err(RingError::Foreign { .. })), "a folder");
     std::fs::write(folder.ring(), "short").unwrap();
     assert!(matches!(open(), Err(RingError::Foreign { .. })));
     std::fs::write(folder.ring(), vec![7; 4096]).unwrap();

@@ -23,6 +23,13 @@ fn append(spool: &mut Spool, batch: &Batch) -> Vec<SpooledRange> {
 }
 
 #[test]
+fn a_file_in_the_place_of_the_folder_is_told_as_one() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = Spool::open(file.path(), 1 << 20).err().expect("no folder").to_string();
+    assert!(error.contains("the spool") && error.contains("not a directory"), "{error}");
+}
+
+#[test]
 fn batches_outlive_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();

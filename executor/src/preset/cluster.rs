@@ -216,6 +216,15 @@ impl Cluster {
                     let (name, value) = (kind.name.clone(), format!("given to two [[kind]]: `{}`", kind.name));
                     return Err(ClusterError::Value { field: "name", name, value, right: "unique" });
                 }
+                if kind.name.trim().is_empty() {
+                    let (name, value) = (format!("[[kind]] number {}", index + 1), format!("`{}`", kind.name));
+                    return Err(ClusterError::Value {
+                        field: "name",
+                        name,
+                        value,
+                        right: "a name, to be given as `kind`",
+                    });
+                }
                 if kind.memory_gib == 0 || kind.memory_gib > 4096 {
                     let value = kind.memory_gib.to_string();
                     let (field, right) = ("memory_gib", "1 to 4096");
@@ -235,9 +244,9 @@ impl Cluster {
         for (index, device) in file.device.into_iter().enumerate() {
             let name = device.name.unwrap_or_else(|| format!("gpu{index}"));
             let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            let is_name = (1..=32).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.');
+            let is_name = (1..=32).contains(&name.len()) && name.chars().all(fits) && !name.starts_with(['.', '-']);
             if !is_name || machines.iter().any(|m| m.name == name) {
-                let right = "unique, of 1 to 32 letters, digits, `-`, `_` or `.`, not beginning with `.`";
+                let right = "unique, of 1 to 32 letters, digits, `-`, `_` or `.`, not beginning with `.` or `-`";
                 return Err(ClusterError::Value { field: "name", value: format!("`{name}`"), name, right });
             }
             let slowdown = SLOWDOWN.check(&name, device.slowdown.unwrap_or(1.0))?;

@@ -404,7 +404,7 @@ fn a_rank_that_is_asked_to_stop_ends_within_a_bounded_wait() {
     for rank in 0..2 {
         match stage.end_of(rank) {
             // Whoever sees the flag a moment later may hear of it from its peer first.
-            Ok(Ended::Stopped) | Err(ExecutorError::Failed(Failure::PeerFailed { .. })) => {}
+            Ok(Ended::Stopped) | Err(ExecutorError::Failed { failure: Failure::PeerFailed { .. }, .. }) => {}
             other => panic!("{other:?}"),
         }
     }

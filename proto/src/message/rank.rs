@@ -254,6 +254,23 @@ impl Failure {
             | Failure::Environment(_) => &[],
         }
     }
+
+    /// In words, with the devices by their names (`devices`, by index) where there are such.
+    pub fn told(&self, devices: &[String]) -> String {
+        let name =
+            |device: &DeviceIndex| devices.get(device.index()).cloned().unwrap_or_else(|| format!("device {device}"));
+        match self {
+            Failure::PeerSilent { peer, waited_ns } => {
+                format!("{} did not answer within {:.1} s", name(peer), *waited_ns as f64 / 1e9)
+            }
+            Failure::PeerFailed { peer } => format!("{} failed first; its log says why", name(peer)),
+            Failure::VoteUnequal { dissenters } => {
+                let names: Vec<String> = dissenters.iter().map(name).collect();
+                format!("the ranks' votes differ in place or layers; those that dissent: {}", names.join(", "))
+            }
+            own => own.to_string(),
+        }
+    }
 }
 
 /// Why the coordinator turns a rank away.
@@ -312,8 +329,12 @@ mod tests {
     fn reasons_are_told_in_words_and_numbers() {
         let silent = Failure::PeerSilent { peer: DeviceIndex(2), waited_ns: 30_040_000_000 };
         assert_eq!(silent.to_string(), "device 2 did not answer within 30.0 s");
+        let devices = ["left", "middle", "right"].map(str::to_owned);
+        assert_eq!(silent.told(&devices), "right did not answer within 30.0 s");
+        assert_eq!(silent.told(&devices[..2]), silent.to_string());
         let unequal = Failure::VoteUnequal { dissenters: vec![DeviceIndex(1), DeviceIndex(3)] };
         assert!(unequal.to_string().ends_with("device 1, 3"), "{unequal}");
+        assert!(unequal.told(&devices).ends_with("dissent: middle, device 3"), "{}", unequal.told(&devices));
         let invalid = Refusal::Invalid(vec!["one".to_owned(), "two".to_owned()]);
         assert_eq!(invalid.to_string(), "the plan breaks rules: one; two");
         let over = Rejection::RunOver { reason: "all iterations are done".to_owned() };
