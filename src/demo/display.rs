@@ -19,6 +19,8 @@ pub struct Display {
     block: Option<Block>,
     last_line: Option<u64>,
     last_decision: Option<(Option<Step>, String)>,
+    /// Off a terminal: it was said that the coordinator is away.
+    is_away: bool,
 }
 
 struct Block {
@@ -44,7 +46,7 @@ impl Display {
             let devices = (0..devices).map(|_| line()).collect();
             Block { decision: std::array::from_fn(|_| line()), devices, head, progress }
         });
-        Display { block, last_line: None, last_decision: None }
+        Display { block, last_line: None, last_decision: None, is_away: false }
     }
 
     /// Says a thing once, above the block.
@@ -68,6 +70,11 @@ impl Display {
         }
         match &self.block {
             Some(block) => block.show(status, step, away, self.last_decision.as_ref()),
+            None if away != self.is_away && step > 0 => {
+                self.is_away = away;
+                let text = if away { head_text(status, step, away) } else { "the coordinator is back".to_owned() };
+                files::say(&format!("iteration {step:>4}  {text}"));
+            }
             None if step >= self.last_line.map_or(0, |last| last + LINE_EVERY) && step > 0 => {
                 self.last_line = Some(step);
                 files::say(&format!("iteration {step:>4}  {}", head_text(status, step, away)));
@@ -86,7 +93,7 @@ impl Display {
 
 impl Block {
     fn show(&self, status: &Status, step: u64, away: bool, decision: Option<&(Option<Step>, String)>) {
-        self.head.set_position(step);
+        self.head.set_position(step.max(status.iterations_done()));
         self.head.set_message(head_text(status, step, away));
         for (bar, device) in self.devices.iter().zip(&status.devices) {
             bar.set_message(format!(

@@ -2,7 +2,8 @@
 //!
 //! 1. While ranks train, no end of a service ends the demo: training does not need it. One that does not stay up is
 //!    started again more and more rarely; one that was up for a while begins with a fresh count.
-//! 2. Before training has begun, one that does not stay up ends the demo: nothing would ever begin.
+//! 2. Before training has begun and after it, one that does not stay up ends the demo: nothing would ever begin, or be
+//!    recorded. Ends while ranks trained do not count against it, and what they put off is not waited for.
 
 use crate::failure;
 use adaptis_executor::launcher::{OnOrphaned, Process, exit_text};
@@ -26,12 +27,16 @@ const LAST_WORDS_BYTES_MAX: u64 = 4096;
 #[derive(Debug, Default)]
 struct Record {
     early_ends: u32,
+    /// Ranks trained at the last end.
+    has_trained: bool,
 }
 
 impl Record {
     /// It ended after having been up for so long: the pause before its next start; none if it is given up.
     fn ended(&mut self, up: Duration, is_training: bool) -> Option<Duration> {
-        self.early_ends = if up > SETTLED { 1 } else { self.early_ends.saturating_add(1) };
+        let begins_anew = up > SETTLED || self.has_trained != is_training;
+        self.early_ends = if begins_anew { 1 } else { self.early_ends.saturating_add(1) };
+        self.has_trained = is_training;
         let doublings = self.early_ends.checked_sub(2);
         let pause = doublings.map_or(Duration::ZERO, |times| PAUSE.saturating_mul(1 << times.min(16)).min(PAUSE_MAX));
         (is_training || self.early_ends <= EARLY_ENDS_MAX).then_some(pause)
@@ -97,7 +102,8 @@ impl Service {
     pub(super) fn tend(&mut self, workshop: &Workshop<'_>, is_training: bool) -> Result<Option<String>> {
         let Some(status) = self.process.poll() else { return Ok(None) };
         let name = self.process.name.clone();
-        let is_due = self.again.is_some_and(|at| Instant::now() >= at);
+        let is_over = self.record.has_trained && !is_training;
+        let is_due = self.again.is_some_and(|at| is_over || Instant::now() >= at);
         if std::mem::take(&mut self.killed) || is_due {
             self.started = Instant::now();
             return match workshop.start(&name, &self.arguments) {
@@ -179,6 +185,34 @@ mod tests {
         let mut record = Record::default();
         let starts = (0..100).take_while(|_| record.ended(AT_ONCE, false).is_some()).count();
         assert_eq!(starts, EARLY_ENDS_MAX as usize);
+    }
+
+    #[test]
+    fn what_ended_during_training_is_not_held_against_it_afterwards() {
+        let mut record = Record::default();
+        (0..10).for_each(|_| assert!(record.ended(AT_ONCE, true).is_some()));
+        assert_eq!(record.ended(AT_ONCE, false), Some(Duration::ZERO));
+        let starts = (0..100).take_while(|_| record.ended(AT_ONCE, false).is_some()).count();
+        assert_eq!(starts, EARLY_ENDS_MAX as usize - 1);
+    }
+
+    #[test]
+    fn what_training_put_off_is_due_when_it_is_over() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(folder.path().join("logs")).expect("a folder");
+        let workshop = Workshop { program: Path::new("/bin/sh"), dir: folder.path() };
+        let arguments = ["-c".to_owned(), "exec sleep 60".to_owned()];
+        let mut service = Service::start(&workshop, "part", arguments.to_vec()).expect("it starts");
+        service.record.early_ends = u32::MAX - 1;
+        service.record.has_trained = true;
+        service.process.signal(libc::SIGKILL);
+        service.process.wait(Duration::from_secs(30));
+        let said = service.tend(&workshop, true).expect("training goes on").expect("it ended");
+        assert!(said.contains("in 30 s"), "{said}");
+        assert!(service.process.poll().is_some());
+        assert_eq!(service.tend(&workshop, false).expect("it starts"), None);
+        assert!(service.process.poll().is_none(), "it runs again");
+        service.process.signal(libc::SIGKILL);
     }
 
     #[test]

@@ -14,6 +14,12 @@ use std::time::{Duration, Instant};
 
 /// What a part gets to end in order.
 const GRACE: Duration = Duration::from_secs(8);
+/// Silence of a coordinator that runs, before training or after it, that it is started again for.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How often it is started again for it.
+const SILENCES_MAX: u32 = 3;
+/// What the coordinator gets to say why a rank failed, before it is told without its word.
+const REASON_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the coordinator gets to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -49,6 +55,12 @@ pub struct Session {
     pub status: Status,
     /// When it said so.
     heard: Instant,
+    /// Since when a rank is lost.
+    lost_since: Option<Instant>,
+    /// Since when nobody trains: until then nobody needs it.
+    idle_since: Instant,
+    /// How often it was started again for its silence.
+    silences: u32,
     /// Page of the coordinator.
     pub page: String,
 }
@@ -59,6 +71,15 @@ pub enum Look {
     Running,
     /// All iterations are done and recorded.
     Finished,
+}
+
+/// A rank that left before the end.
+struct Lost {
+    /// Its name, and how it ended.
+    how: String,
+    log: PathBuf,
+    /// Ended from outside, or told to stop: its own failure did not end it, and nobody else knows of it.
+    by_force: bool,
 }
 
 fn free_port() -> Result<u16> {
@@ -105,6 +126,9 @@ impl Session {
             notices: Vec::new(),
             status: Status::default(),
             heard: Instant::now(),
+            lost_since: None,
+            idle_since: Instant::now(),
+            silences: 0,
             page: format!("http://{http}"),
         })
     }
@@ -140,23 +164,31 @@ impl Session {
         if self.status.state == adaptis_proto::message::State::Finished {
             return Ok(Look::Finished);
         }
-        if let Some((how, log)) = self.lost_rank() {
-            return Err(failure::negative(format!(
-                "{how} in iteration {step}, and the demo with it: going on without a lost rank is not part of this version. \
-                 Its last words: {} (log: {})",
-                last_line(&log),
-                log.display()
-            )));
-        }
-        if let Some(reason) = &self.status.failure {
+        let lost = self.lost_rank();
+        let now = Instant::now();
+        self.lost_since = lost.as_ref().and(self.lost_since.or(Some(now)));
+        // The coordinator hears of a failure from all ranks, and knows whose it is.
+        if let Some(reason) = self.status.failure.as_ref().filter(|_| !lost.as_ref().is_some_and(|lost| lost.by_force))
+        {
             return Err(failure::negative(format!("the run failed: {reason}")));
         }
-        Ok(Look::Running)
+        match lost {
+            Some(lost) if lost.by_force || self.lost_since.is_some_and(|since| since + REASON_TIMEOUT <= now) => {
+                Err(failure::negative(format!(
+                    "{} in iteration {step}, and the demo with it: going on without a lost rank is not part of this \
+                     version. Its last words: {} (log: {})",
+                    lost.how,
+                    last_line(&lost.log),
+                    lost.log.display()
+                )))
+            }
+            _ => Ok(Look::Running),
+        }
     }
 
-    /// Which rank left before the end and how, and its log. Of several the one that was ended from outside: the others
-    /// fail for the want of it.
-    fn lost_rank(&mut self) -> Option<(String, PathBuf)> {
+    /// Which rank left before the end. Of several the one that was ended from outside: the others fail for the want of
+    /// it.
+    fn lost_rank(&mut self) -> Option<Lost> {
         let iterations = self.setup.iterations;
         let is_early = |ring: &Option<Reader>| ring.as_ref().map_or(0, |ring| ring.step().0) + 1 < iterations;
         let (ranks, rings) = (&mut self.ranks, &self.rings);
@@ -171,7 +203,7 @@ impl Session {
             true => format!("{name} left, told to stop,"),
             false => format!("{name} ended with {}", exit_text(status)),
         };
-        Some((how, log))
+        Some(Lost { how, log, by_force: status.code() != Some(failure::NEGATIVE.into()) })
     }
 
     fn listen(&mut self) -> Result<()> {
@@ -223,15 +255,42 @@ impl Session {
     }
 
     fn restart(&mut self) -> Result<()> {
-        let workshop = Workshop { program: &self.program, dir: &self.setup.dir };
         // A rank makes its ring when it is told to begin.
         let last = self.setup.iterations.saturating_sub(1);
         let is_training = |ring: &Option<Reader>| ring.as_ref().is_some_and(|ring| ring.step().0 < last);
         let is_training = self.rings.iter().any(is_training);
+        self.judge_silence(is_training)?;
+        let workshop = Workshop { program: &self.program, dir: &self.setup.dir };
         let services = std::iter::once(&mut self.coordinator).chain(&mut self.agents);
         for service in services {
             self.notices.extend(service.tend(&workshop, is_training)?);
         }
+        Ok(())
+    }
+
+    /// A coordinator that runs and says nothing holds nobody up while ranks train. Before and after, nothing goes on
+    /// without it: it is taken for dead.
+    fn judge_silence(&mut self, is_training: bool) -> Result<()> {
+        let now = Instant::now();
+        if is_training {
+            (self.idle_since, self.silences) = (now, 0);
+        }
+        let silent = now.saturating_duration_since(self.heard.max(self.idle_since));
+        if silent < SILENCE_MAX || self.coordinator.process.poll().is_some() {
+            return Ok(());
+        }
+        let silence = format!("the coordinator runs but has not answered for {} s", SILENCE_MAX.as_secs());
+        if self.silences == SILENCES_MAX {
+            let log = Workshop { program: &self.program, dir: &self.setup.dir }.log("coordinator");
+            return Err(failure::environment(format!(
+                "{silence}, after {SILENCES_MAX} starts because of that (log: {})",
+                log.display()
+            )));
+        }
+        self.silences += 1;
+        self.idle_since = now;
+        self.notices.push(format!("{silence}: it is ended and started again"));
+        self.coordinator.kill();
         Ok(())
     }
 
