@@ -60,6 +60,15 @@ enum ModeName {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
+    if let Some(path) = &arguments.faults {
+        // Whether it can be read is wrong usage or not; what it says is the coordinator's to check. Before anyone listens
+        // to signals: a FIFO to which nobody writes is left by them.
+        files::text(path).map_err(|error| failure::usage(format!("--faults {error}")))?;
+        if !std::fs::metadata(path).is_ok_and(|found| found.is_file()) {
+            let path = path.display();
+            return Err(failure::usage(format!("--faults {path}: it is read more than once; name a regular file")));
+        }
+    }
     let stop = Stop::listen_as_service()?;
     let mut options = Options::new(arguments.dir);
     options.security = keys::security(arguments.keys.as_deref(), "server")?;
@@ -74,10 +83,6 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.seed = arguments.seed;
     options.search_budget = arguments.search_time;
     options.horizon_iterations = arguments.horizon;
-    if let Some(path) = &arguments.faults {
-        // Whether it can be read is wrong usage or not; what it says is the coordinator's to check.
-        files::text(path).map_err(|error| failure::usage(format!("--faults {error}")))?;
-    }
     options.faults = arguments.faults;
     match adaptis_coordinator::run(options, stop.flag()).map_err(end)? {
         Ended::Finished => files::say("the run is finished and recorded"),

@@ -203,6 +203,12 @@ fn one_file_is_not_two_results_and_not_what_was_read() {
     let output = adaptis(&["simulate", &problem, &plan, "--svg", &one, "--trace", &same]);
     fails(&output, 2, &["--trace", "--svg", "same"]);
     fails(&adaptis(&["export", &problem, &plan, "--to", "svg", "--out", &plan]), 2, &["--out", "PLAN", "same"]);
+    // What stands beside --out is a result, too.
+    let beside = folder.text("plan.csv");
+    std::fs::copy(&plan, &beside).expect("a copy of the plan");
+    let output = adaptis(&["export", &problem, &beside, "--to", "torchtitan", "--out", &folder.text("plan.py")]);
+    fails(&output, 2, &["plan.csv", "beside --out", "PLAN", "same"]);
+    assert!(!folder.path("plan.py").exists() && std::fs::read(&beside).ok() == std::fs::read(&plan).ok());
     assert_eq!(std::fs::read_to_string(&problem).expect("the problem"), problem_text());
 }
 
@@ -258,6 +264,8 @@ fn numbers_below_zero_are_told_their_range() {
         (["demo", "--seed", "-1"].as_slice(), ["--seed", "not negative"]),
         (&["demo", "--iterations", "-1"], ["--iterations", "from 1 to 1000000"]),
         (&["demo", "--noise", "-0.1"], ["--noise", "from 0 to 1"]),
+        (&["demo", "--fault", "-1:kill:gpu0"], ["-1:kill:gpu0", "iteration"]),
+        (&["demo", "--devices", "-2xh100-80g"], ["--devices -2xh100-80g", "unknown"]),
         (&["plan", "x.json", "--time", "-1s"], ["--time", "10s"]),
         (&["plan", "x.json", "--evaluations", "-1"], ["--evaluations", "not negative"]),
         (&["plan", "x.json", "--horizon", "0"], ["--horizon", "from 1 on"]),
@@ -297,6 +305,8 @@ fn devices_that_nobody_could_have_are_told_by_their_field() {
         (two.clone() + "slowdown = 1e200\n" + &plain, ["slowdown of `gpu1` is 1e200", "0.01 to 1000"]),
         (two.clone() + "name = \"..\"\n" + &plain, ["name of `..`", "not beginning with `.`"]),
         (two.clone() + "name = \".a\"\n" + &plain, ["name of `.a`", "not beginning with `.`"]),
+        (two.clone() + "name = \"-a\"\n" + &plain, ["name of `-a`", "not beginning with `.` or `-`"]),
+        (two.clone() + &plain + &plain.replace("\"c\"", "\"\""), ["name of `[[kind]] number 2`", "a name"]),
         (two + &plain + "[links]\nbetween_nodes_gb_per_second = 1e-9\n", ["between_nodes_gb_per_second", "1e-9"]),
     ] {
         let toml = folder.write("devices.toml", &text);

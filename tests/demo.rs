@@ -181,13 +181,16 @@ fn a_killed_launcher_leaves_nothing_running() {
             assert_eq!(status.code(), Some(130));
         }
         assert!(is_gone(folder.path()), "left running: {:?}", processes_of(folder.path()));
-        let halves: Vec<_> = std::fs::read_dir(&dir)
-            .expect("the run folder")
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with('.'))
-            .collect();
+        let names = [dir.clone(), dir.join("plans")].into_iter().flat_map(|folder| names_in(&folder));
+        // As the command and the coordinator name what is not in its place yet.
+        let halves: Vec<String> = names.filter(|name| name.starts_with('.') || name.ends_with(".new")).collect();
         assert!(halves.is_empty(), "{halves:?}");
     }
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("a folder of the run").flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 #[test]

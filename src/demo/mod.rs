@@ -53,7 +53,7 @@ Faults, given as ITERATION:WHAT (given ones replace the default one, `none` runs
   30:kill:gpu2              a rank dies; this version stops there")]
 pub struct Arguments {
     /// Devices as COUNTxKIND,... or a TOML file; 2 to 8
-    #[arg(long, default_value = DEVICES)]
+    #[arg(long, default_value = DEVICES, allow_hyphen_values = true)]
     devices: String,
     /// Whose layers are emulated: gemma, deepseek, nemotron or llama
     #[arg(long, default_value = "nemotron")]
@@ -68,7 +68,7 @@ pub struct Arguments {
     #[arg(long = "static")]
     keep: bool,
     /// What goes wrong, and when; may be given several times, see below
-    #[arg(long, value_name = "AT:WHAT|none")]
+    #[arg(long, value_name = "AT:WHAT|none", allow_hyphen_values = true)]
     fault: Vec<String>,
     /// Independent noise of every operation, as a share of its time (heavy tails)
     #[arg(long, default_value = "0", value_name = "SHARE", value_parser = values::share, allow_hyphen_values = true)]
@@ -90,7 +90,6 @@ const DEFAULT_FAULT: &str = "40:throttle:gpu1:1.8";
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub fn run(arguments: Arguments) -> Result<()> {
-    let stop = Stop::listen()?;
     let preset = Preset::named(&arguments.model).ok_or_else(|| {
         let known = Preset::NAMES.map(|(name, _)| name).join(", ");
         failure::usage(format!("--model `{}` is unknown; there are {known}", arguments.model))
@@ -99,12 +98,14 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let devices: Vec<String> = cluster.machines.iter().map(|machine| machine.name.clone()).collect();
     let faults = faults(&arguments, &devices)?;
     let text = prepare::text(arguments.text.as_deref())?;
+    // Only now: a file that never ends, a FIFO say, is left by the signals that nobody listens to yet.
+    let stop = Stop::listen()?;
     let dir = unused_folder(&arguments)?;
     files::say(&format!("planning the start: {} layers on {}", arguments.model, arguments.devices));
     let stage = prepare::stage(preset, &cluster, arguments.seed, &stop)?;
     // Only now: what cannot be run leaves no folder behind.
     let dir = lay_out(&dir, &text)?;
-    let rings = Rings::make(&dir.join("rings"))?;
+    let rings = Rings::make(&dir.join("rings"), devices.len())?;
     let emulation = stage.emulation(&arguments, &dir, &faults);
     files::write(&dir.join("emulation.json"), emulation.write().as_bytes())?;
     files::write(&dir.join("faults.json"), faults_json(&faults).as_bytes())?;
@@ -201,7 +202,10 @@ fn unused_folder(arguments: &Arguments) -> Result<PathBuf> {
     }
     match std::fs::read_dir(&dir).map(|mut entries| entries.next()) {
         Ok(None) => Ok(dir),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(dir),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match dir.is_symlink() {
+            true => Err(failure::usage(format!("--out {}: a link that leads nowhere", dir.display()))),
+            false => Ok(dir),
+        },
         Ok(Some(_)) => Err(failure::usage(format!(
             "--out {}: the folder is not empty and may hold another run; name an empty or a new one",
             dir.display()

@@ -66,7 +66,10 @@ pub fn cluster(devices: &str) -> Result<Cluster> {
                 other => failure::usage(format!("--devices {devices}: {other}")),
             })
         }
-        false => Cluster::parse(devices).map_err(|error| failure::usage(format!("--devices {devices}: {error}"))),
+        false => Cluster::parse(devices).map_err(|error| {
+            let hint = if path.is_file() { "; a file of devices is taken for one by its ending, .toml" } else { "" };
+            failure::usage(format!("--devices {devices}: {error}{hint}"))
+        }),
     }
 }
 

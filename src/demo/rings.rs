@@ -8,13 +8,18 @@
 //! share the memory files may have processes of one number.
 
 use crate::failure;
+use adaptis_ring::{CAPACITY_RECORDS_DEFAULT, ring_bytes};
 use anyhow::Result;
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const MEMORY: &str = "/dev/shm";
 const PREFIX: &str = "adaptis-demo-";
+/// What files in memory are rounded up to.
+const PAGE_BYTES: u64 = 4096;
 /// Of a folder that is not locked yet.
 const UNBORN: &str = ".adaptis-demo-";
 
@@ -26,12 +31,18 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Makes a folder, and removes those of demos that were killed. `otherwise` is where it stands on a system without
-    /// memory files.
-    pub fn make(otherwise: &Path) -> Result<Rings> {
+    /// Makes a folder for some rings, and removes those of demos that were killed. `otherwise` is where it stands on a
+    /// system without memory files.
+    ///
+    /// # Errors
+    /// The place cannot be written, or lacks the room for the rings.
+    pub fn make(otherwise: &Path, rings: usize) -> Result<Rings> {
         let memory = Path::new(MEMORY);
         let place = if memory.is_dir() { memory } else { otherwise };
-        Self::make_in(place).map_err(|error| failure::environment(format!("{}: {error}", place.display())))
+        let fail = |error: io::Error| failure::environment(format!("{}: {error}", place.display()));
+        let made = Self::make_in(place).map_err(fail)?;
+        check_room(place, room_bytes(place).map_err(fail)?, rings)?;
+        Ok(made)
     }
 
     fn make_in(place: &Path) -> io::Result<Rings> {
@@ -60,6 +71,33 @@ impl Drop for Rings {
     }
 }
 
+/// What may still be written into a place.
+fn room_bytes(place: &Path) -> io::Result<u64> {
+    let path = CString::new(place.as_os_str().as_bytes())?;
+    // SAFETY: all zeros are a valid statvfs, and the call writes only into it; the path ends with a zero byte.
+    unsafe {
+        let mut found: libc::statvfs = std::mem::zeroed();
+        match libc::statvfs(path.as_ptr(), &mut found) {
+            0 => Ok(found.f_bavail.saturating_mul(found.f_frsize)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Before anything is started: a rank that finds no room for its ring ends the demo.
+fn check_room(place: &Path, room_bytes: u64, rings: usize) -> Result<()> {
+    let needed_bytes = ring_bytes(CAPACITY_RECORDS_DEFAULT).next_multiple_of(PAGE_BYTES).saturating_mul(rings as u64);
+    if room_bytes >= needed_bytes {
+        return Ok(());
+    }
+    Err(failure::environment(format!(
+        "{}: {} KiB are free and the rings of {rings} devices need {} KiB: make room there",
+        place.display(),
+        room_bytes >> 10,
+        needed_bytes.div_ceil(1 << 10)
+    )))
+}
+
 fn sweep(place: &Path) {
     for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
@@ -75,6 +113,16 @@ fn sweep(place: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_without_room_is_told_with_what_is_needed() {
+        let place = Path::new("/place");
+        assert!(check_room(place, 4 << 20, 4).is_ok(), "no ring is larger than a MiB");
+        let error = check_room(place, 1 << 20, 4).expect_err("it holds one at most");
+        assert_eq!(failure::code(&error), failure::ENVIRONMENT);
+        assert!(error.to_string().contains("/place: 1024 KiB are free and the rings of 4 devices need"), "{error}");
+        assert!(room_bytes(&std::env::temp_dir()).is_ok_and(|room_bytes| room_bytes > 0));
+    }
 
     #[test]
     fn a_folder_lives_as_long_as_its_demo_and_no_longer() {
