@@ -103,9 +103,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let dir = unused_folder(&arguments)?;
     files::say(&format!("planning the start: {} layers on {}", arguments.model, arguments.devices));
     let stage = prepare::stage(preset, &cluster, arguments.seed, &stop)?;
+    Rings::check(devices.len())?;
     // Only now: what cannot be run leaves no folder behind.
     let dir = lay_out(&dir, &text)?;
-    let rings = Rings::make(&dir.join("rings"), devices.len())?;
+    let rings = Rings::make(&dir.join("rings"))?;
     let emulation = stage.emulation(&arguments, &dir, &faults);
     files::write(&dir.join("emulation.json"), emulation.write().as_bytes())?;
     files::write(&dir.join("faults.json"), faults_json(&faults).as_bytes())?;

@@ -31,18 +31,26 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Makes a folder for some rings, and removes those of demos that were killed. `otherwise` is where it stands on a
-    /// system without memory files.
-    ///
-    /// # Errors
-    /// The place cannot be written, or lacks the room for the rings.
-    pub fn make(otherwise: &Path, rings: usize) -> Result<Rings> {
+    /// Makes a folder, and removes those of demos that were killed. `otherwise` is where it stands on a system without
+    /// memory files.
+    pub fn make(otherwise: &Path) -> Result<Rings> {
         let memory = Path::new(MEMORY);
         let place = if memory.is_dir() { memory } else { otherwise };
-        let fail = |error: io::Error| failure::environment(format!("{}: {error}", place.display()));
-        let made = Self::make_in(place).map_err(fail)?;
-        check_room(place, room_bytes(place).map_err(fail)?, rings)?;
-        Ok(made)
+        Self::make_in(place).map_err(|error| failure::environment(format!("{}: {error}", place.display())))
+    }
+
+    /// Whether there is room for the rings of so many devices, to be asked before anything is made.
+    ///
+    /// # Errors
+    /// How much is needed, and where.
+    pub fn check(devices: usize) -> Result<()> {
+        let memory = Path::new(MEMORY);
+        if !memory.is_dir() {
+            return Ok(());
+        }
+        sweep(memory);
+        let room_bytes = room_bytes(memory).map_err(|error| failure::environment(format!("{MEMORY}: {error}")))?;
+        check_room(memory, room_bytes, devices)
     }
 
     fn make_in(place: &Path) -> io::Result<Rings> {
@@ -84,14 +92,13 @@ fn room_bytes(place: &Path) -> io::Result<u64> {
     }
 }
 
-/// Before anything is started: a rank that finds no room for its ring ends the demo.
-fn check_room(place: &Path, room_bytes: u64, rings: usize) -> Result<()> {
-    let needed_bytes = ring_bytes(CAPACITY_RECORDS_DEFAULT).next_multiple_of(PAGE_BYTES).saturating_mul(rings as u64);
+fn check_room(place: &Path, room_bytes: u64, devices: usize) -> Result<()> {
+    let needed_bytes = ring_bytes(CAPACITY_RECORDS_DEFAULT).next_multiple_of(PAGE_BYTES).saturating_mul(devices as u64);
     if room_bytes >= needed_bytes {
         return Ok(());
     }
     Err(failure::environment(format!(
-        "{}: {} KiB are free and the rings of {rings} devices need {} KiB: make room there",
+        "{}: {} KiB are free and the rings of {devices} devices need {} KiB: make room there",
         place.display(),
         room_bytes >> 10,
         needed_bytes.div_ceil(1 << 10)
