@@ -188,7 +188,11 @@ impl Brain {
         if is_cause(&failure) || self.stage == Stage::Ended {
             self.fail(failure);
         } else {
-            self.consequence.get_or_insert((failure, now_ns.saturating_add(CAUSE_NS)));
+            let (told, _) = self.consequence.get_or_insert_with(|| (failure.clone(), now_ns.saturating_add(CAUSE_NS)));
+            // Who waited in vain knows more than who saw that one stop: the silent rank says nothing itself.
+            if is_hearsay(told) {
+                *told = failure;
+            }
         }
     }
 
@@ -288,6 +292,11 @@ fn incarnation_of(event: &RankEvent) -> Incarnation {
         | RankEvent::Failed { incarnation, .. }
         | RankEvent::Finished { incarnation, .. } => *incarnation,
     }
+}
+
+/// Whether all that a rank tells is that another one stopped.
+fn is_hearsay(failure: &RunFailure) -> bool {
+    matches!(failure, RunFailure::Stopped { reason: Failure::PeerFailed { .. }, .. })
 }
 
 /// Whether a failure is a cause, as against a neighbour's view of one.

@@ -166,6 +166,24 @@ fn the_rank_that_failed_first_is_named_and_has_the_first_word() {
 }
 
 #[test]
+fn a_rank_that_went_silent_is_named_though_others_saw_its_neighbour_stop() {
+    let mut world = World::new(3, 1_000, 1, Faults::default());
+    world.run_until("training", |world| world.ranks[0].place.step > Step(2));
+    let place = world.ranks[0].place;
+    let silent = Failure::PeerSilent { peer: adaptis_proto::DeviceIndex(2), waited_ns: 30_000_000_000 };
+    let saw = Failure::PeerFailed { peer: adaptis_proto::DeviceIndex(1) };
+    for (rank, reason) in [(0, saw.clone()), (1, silent.clone()), (0, saw)] {
+        let event = RankEvent::Failed { incarnation: Incarnation(100 + rank), place, reason };
+        world.feed(Event::RankSaid { peer: Peer(rank), event: Box::new(event) });
+    }
+    world.now_ns += 1_000_000_000;
+    world.feed(Event::TimePassed);
+    let step = place.step;
+    let expected = RunFailure::Stopped { device: "gpu1".into(), step, reason: silent, blamed: vec!["gpu2".into()] };
+    assert_eq!(world.ledger.held.failed, Some(expected));
+}
+
+#[test]
 fn silence_is_judged_only_when_everything_was_read() {
     let mut world = World::new(2, 1_000, 1, Faults::default());
     world.run_until("training", |world| world.ranks[0].place.step > Step(2));
