@@ -131,10 +131,13 @@ impl Genes {
     }
 
     /// To try on any shape, the most promising first.
-    pub(crate) const STANDARD: [Genes; 20] = [
+    pub(crate) const STANDARD: [Genes; 22] = [
         Genes::time(100, 100, 1000).busy(100),
         Genes::backward_first(100),
         Genes::time(200, 200, 1000).busy(100),
+        // For several passes where memory binds: few microbatches begun early, I long waited for.
+        Genes::time(100, 450, 200).busy(60),
+        Genes::time(40, 450, 60).busy(60),
         Genes::time(100, 100, 1000),
         Genes::backward_first(150).busy(100),
         Genes::time(150, 150, 1000).busy(50),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                             .--- near the best ---> all that was found, alone ---.
-//!   starts, alone ---spent----+                                                    v
+//!   race of the starts -spent-+                                                    v
 //!         ^                   '--- else ---> race of fresh islands ---.       spent, again
 //!         '---------------------- the best of them -------------------'
 //! ```
@@ -10,7 +10,8 @@
 //! Where memory binds, one descent ends up to 5% from the next, and which basin it ends in is decided early. So an island
 //! that gains nothing is left. When it came near the best, the search goes on from all that was found, which profits from
 //! both; else several fresh islands race, from starts of different numbers of stages: after each leg the worse half is
-//! dropped.
+//! dropped. So the search begins, too, where the best starts are of three such kinds or more: which of them leads to the
+//! best plan does not show in the starts.
 
 use super::judge::Candidate;
 use super::portfolio::Pool;
@@ -28,6 +29,11 @@ const RIVAL: f64 = 0.01;
 /// Islands that race, and evaluations of each in the first leg; what one has spent in all doubles from leg to leg.
 const RACERS: usize = 4;
 const LEG_EVALUATIONS: u64 = 5_000;
+/// Kinds of start this much worse than the best do not race.
+const WORTH: f64 = 1.12;
+/// The first race is one of so many kinds or more, and its first leg takes so many evaluations.
+const FIRST_KINDS: usize = 3;
+const FIRST_LEG_EVALUATIONS: u64 = 1_500;
 /// Steps grow by so many percent from round to round, for so many rounds.
 const GROWTH_PERCENT: usize = 120;
 const GROWING_ROUNDS: u64 = 20;
@@ -44,6 +50,8 @@ pub(super) struct Island {
     pub(super) structure_steps: usize,
     pub(super) order_steps: usize,
     spent: u64,
+    /// Evaluations that the tasks that are out may take.
+    out: u64,
     /// Best value, evaluations and tasks when it last gained.
     value: f64,
     gained_spent: u64,
@@ -59,8 +67,8 @@ impl Island {
         let mut pool = Pool::new(None);
         pool.members = members.to_vec();
         let value = pool.members[0].value;
-        let (cut, spent, gained_spent, gained_cut) = (0, 0, 0, 0);
-        Self { pool, number, is_fresh, cut, structure_steps, order_steps, spent, value, gained_spent, gained_cut }
+        let (cut, spent, out, gained_spent, gained_cut) = (0, 0, 0, 0, 0);
+        Self { pool, number, is_fresh, cut, structure_steps, order_steps, spent, out, value, gained_spent, gained_cut }
     }
 
     /// The round of the next task, of so many each, and its number there; counts it.
@@ -74,9 +82,15 @@ impl Island {
         (round, turn)
     }
 
-    /// A task that began here ended, its finds are in the pool.
-    pub(super) fn spend(&mut self, evaluations: u64) {
+    /// A task that was cut here goes out; it may take so many evaluations.
+    pub(super) fn send(&mut self, evaluations_max: u64) {
+        self.out += evaluations_max;
+    }
+
+    /// It ended after so many, its finds are in the pool.
+    pub(super) fn spend(&mut self, evaluations: u64, evaluations_max: u64) {
         self.spent += evaluations;
+        self.out -= evaluations_max;
         let value = self.best();
         if value < self.value * (1.0 - GAIN) {
             (self.value, self.gained_spent, self.gained_cut) = (value, self.spent, self.cut);
@@ -102,15 +116,21 @@ pub(super) struct Islands {
     field: Vec<Island>,
     at: usize,
     leg: u32,
+    leg_evaluations: u64,
     /// Of the next island.
     number: u32,
 }
 
 impl Islands {
-    /// There is at least one start.
-    pub(super) fn new(starts: &[Candidate], devices: usize) -> Self {
-        let (first, starts) = (Island::fresh(0, starts), starts.to_vec());
-        Self { starts, devices, field: vec![first], at: 0, leg: 0, number: 1 }
+    /// There is at least one start. The first island is one from all of them, but where several may race and should.
+    pub(super) fn new(starts: &[Candidate], devices: usize, may_race: bool) -> Self {
+        let starts = starts.to_vec();
+        let (at, leg, leg_evaluations, number) = (0, 0, FIRST_LEG_EVALUATIONS, 0);
+        let mut islands = Self { starts, devices, field: Vec::new(), at, leg, leg_evaluations, number };
+        let kinds = islands.kinds().len();
+        islands.field = islands.racers(if may_race && kinds >= FIRST_KINDS { kinds } else { 1 });
+        islands.number = islands.field.len() as u32;
+        islands
     }
 
     /// The island that is worked on.
@@ -127,11 +147,9 @@ impl Islands {
     pub(super) fn move_on(&mut self, all: &[Candidate]) {
         let here = &self.field[self.at];
         if self.field.len() > 1 {
-            if here.spent < LEG_EVALUATIONS << self.leg && !here.is_spent() {
-                return;
-            }
-            self.at += 1;
-            if self.at == self.field.len() {
+            let taken = |&at: &usize| self.field[at].spent + self.field[at].out;
+            self.at = (0..self.field.len()).min_by_key(taken).expect("several race");
+            if self.field.iter().all(|island| island.spent >= self.leg_evaluations << self.leg) {
                 self.field.sort_by(|a, b| a.best().total_cmp(&b.best()));
                 self.field.truncate(self.field.len().div_ceil(2));
                 (self.at, self.leg) = (0, self.leg + 1);
@@ -140,27 +158,38 @@ impl Islands {
             let is_rival = here.number > 0 && here.best() < all[0].value * (1.0 + RIVAL);
             self.field = match here.is_fresh && is_rival {
                 true => vec![Island::new(self.number, false, all, (here.structure_steps, here.order_steps))],
-                false => self.racers(),
+                false => self.racers(RACERS),
             };
-            (self.at, self.leg) = (0, 0);
+            (self.at, self.leg, self.leg_evaluations) = (0, 0, LEG_EVALUATIONS);
             self.number += self.field.len() as u32;
         }
     }
 
-    /// One from all starts, the others from those of one number of stages a device each.
-    fn racers(&self) -> Vec<Island> {
-        let rounds = |start: &Candidate| (2 * start.shape.stages.len() + self.devices) / (2 * self.devices);
+    /// Stages a device, on average.
+    fn rounds(&self, start: &Candidate) -> usize {
+        (2 * start.shape.stages.len() + self.devices) / (2 * self.devices)
+    }
+
+    /// Numbers of stages a device of the starts, but of those that are much worse than the best; those of better ones first.
+    fn kinds(&self) -> Vec<usize> {
+        let most = self.starts[0].value * WORTH;
         let mut kinds: Vec<usize> = Vec::new();
-        for start in &self.starts {
-            if !kinds.contains(&rounds(start)) {
-                kinds.push(rounds(start));
+        for start in self.starts.iter().filter(|start| start.value <= most) {
+            if !kinds.contains(&self.rounds(start)) {
+                kinds.push(self.rounds(start));
             }
         }
+        kinds
+    }
+
+    /// One from all starts, the others from those of one number of stages a device each.
+    fn racers(&self, count: usize) -> Vec<Island> {
+        let kinds = self.kinds();
         let racer = |place: usize| {
             let kind = kinds[place % kinds.len()];
-            let own = self.starts.iter().filter(|start| place == 0 || rounds(start) == kind).cloned();
+            let own = self.starts.iter().filter(|start| place == 0 || self.rounds(start) == kind).cloned();
             Island::fresh(self.number + place as u32, &own.collect::<Vec<_>>())
         };
-        (0..RACERS).map(racer).collect()
+        (0..count).map(racer).collect()
     }
 }

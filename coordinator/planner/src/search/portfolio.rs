@@ -315,7 +315,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
 fn offer_early(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
     let (costs, rules) = (judge.costs, judge.rules);
     let is_large = rules.usable.len() * costs.microbatches >= EARLY_MIN;
-    let (orders, passes, genes) = if is_large { (orders, 1, 3) } else { (&orders[..1], EARLY_PASSES, 4) };
+    let (orders, passes, genes) = if is_large { (orders, 1, 3) } else { (&orders[..1], EARLY_PASSES, 5) };
     let places = (1..=passes).flat_map(|passes| EARLY.map(|(first, turned)| (first, passes, turned)));
     for ((first, passes, turned), order) in places.flat_map(|place| orders.iter().map(move |order| (place, order))) {
         judge.worth = worth(judge, pool);

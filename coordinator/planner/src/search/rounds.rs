@@ -156,10 +156,12 @@ impl Desk<'_> {
         let steps = (structure_steps + order_steps) as u64;
         // A step's look at the floor counts as a part of an evaluation.
         let evaluations_max = (steps + steps / 8 + sketched + EVALUATIONS_BESIDE).min(left);
+        let best_value = members[0].value;
+        island.send(evaluations_max);
         self.out.push_back((island.number, evaluations_max));
         Some(Task {
             start,
-            best_value: members[0].value,
+            best_value,
             best_ns: self.best_ns,
             tunes_near: turn > 0 || round % 2 == 1,
             is_sketched,
@@ -173,9 +175,9 @@ impl Desk<'_> {
 
     /// Takes in what the oldest task found.
     fn take_in(&mut self, judge: &mut Judge, found: Found) {
-        let from = self.out.pop_front().map(|(number, _)| number);
+        let (from, evaluations_max) = self.out.pop_front().expect("what was found was out");
         self.spent += found.evaluations;
-        let mut island = from.and_then(|number| self.islands.get(number));
+        let mut island = self.islands.get(from);
         if let Some(lesson) = found.learnt {
             self.trust.learn(lesson);
         }
@@ -187,7 +189,7 @@ impl Desk<'_> {
             self.pool.offer(judge, candidate);
         }
         if let Some(island) = island {
-            island.spend(found.evaluations);
+            island.spend(found.evaluations, evaluations_max);
         }
     }
 }
@@ -300,7 +302,7 @@ pub(super) fn rounds(
         None => threads * AHEAD_PER_THREAD,
     };
     let mut desk = Desk {
-        islands: Islands::new(&pool.members, judge.rules.usable.len()),
+        islands: Islands::new(&pool.members, judge.rules.usable.len(), running.is_none()),
         pool,
         seed: random.bits(),
         cut: 0,
