@@ -9,6 +9,8 @@ use std::cell::Cell;
 pub trait Clock {
     /// Nanoseconds.
     fn now_ns(&self) -> u64;
+    /// How long the calling thread has worked, waits and what others did meanwhile left out, in nanoseconds.
+    fn busy_ns(&self) -> u64;
     /// Returns at `instant_ns` or a little later; at once if it is past.
     fn wait_until(&self, instant_ns: u64);
 }
@@ -40,6 +42,14 @@ impl Clock for Monotonic {
         adaptis_ring::now_ns()
     }
 
+    fn busy_ns(&self) -> u64 {
+        let mut busy = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call writes only into `busy`; this clock is there since Linux 2.6.12, and without it nothing was
+        // worked.
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut busy) };
+        (busy.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(busy.tv_nsec as u64)
+    }
+
     fn wait_until(&self, instant_ns: u64) {
         let until = libc::timespec {
             tv_sec: (instant_ns / 1_000_000_000) as libc::time_t,
@@ -67,6 +77,10 @@ pub struct Unpaced {
 impl Clock for Unpaced {
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
+    }
+
+    fn busy_ns(&self) -> u64 {
+        0
     }
 
     fn wait_until(&self, instant_ns: u64) {

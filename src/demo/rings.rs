@@ -49,8 +49,10 @@ impl Rings {
             return Ok(());
         }
         sweep(memory);
-        let room_bytes = room_bytes(memory).map_err(|error| failure::environment(format!("{MEMORY}: {error}")))?;
-        check_room(memory, room_bytes, devices)
+        match room_bytes(memory).map_err(|error| failure::environment(format!("{MEMORY}: {error}")))? {
+            Some(room_bytes) => check_room(memory, room_bytes, devices),
+            None => Ok(()),
+        }
     }
 
     fn make_in(place: &Path) -> io::Result<Rings> {
@@ -79,14 +81,16 @@ impl Drop for Rings {
     }
 }
 
-/// What may still be written into a place.
-fn room_bytes(place: &Path) -> io::Result<u64> {
+/// What may still be written into a place; none where it has no limit of its own.
+fn room_bytes(place: &Path) -> io::Result<Option<u64>> {
     let path = CString::new(place.as_os_str().as_bytes())?;
     // SAFETY: all zeros are a valid statvfs, and the call writes only into it; the path ends with a zero byte.
     unsafe {
         let mut found: libc::statvfs = std::mem::zeroed();
         match libc::statvfs(path.as_ptr(), &mut found) {
-            0 => Ok(found.f_bavail.saturating_mul(found.f_frsize)),
+            // Files in memory without a limit have no blocks.
+            0 if found.f_blocks == 0 => Ok(None),
+            0 => Ok(Some(found.f_bavail.saturating_mul(found.f_frsize))),
             _ => Err(io::Error::last_os_error()),
         }
     }
@@ -128,7 +132,7 @@ mod tests {
         let error = check_room(place, 1 << 20, 4).expect_err("it holds one at most");
         assert_eq!(failure::code(&error), failure::ENVIRONMENT);
         assert!(error.to_string().contains("/place: 1024 KiB are free and the rings of 4 devices need"), "{error}");
-        assert!(room_bytes(&std::env::temp_dir()).is_ok_and(|room_bytes| room_bytes > 0));
+        assert!(room_bytes(&std::env::temp_dir()).is_ok_and(|room_bytes| room_bytes != Some(0)));
     }
 
     #[test]

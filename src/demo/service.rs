@@ -89,6 +89,11 @@ impl Service {
         Ok(Service { process, arguments, record, started, again: None, killed: false })
     }
 
+    /// When it was last started, or should have been.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Ends it on purpose.
     pub(super) fn kill(&mut self) {
         self.killed = true;

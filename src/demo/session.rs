@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 const GRACE: Duration = Duration::from_secs(8);
 /// Silence of a coordinator that runs, before training or after it, that it is started again for.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How often it is started again for it.
+/// A launcher that did not look for so long stood still itself, and heard nobody.
+const ASLEEP: Duration = Duration::from_secs(2);
+/// How often it is started again for it, each time with twice the patience: it reads what is recorded first.
 const SILENCES_MAX: u32 = 3;
 /// What the coordinator gets to say why a rank failed, before it is told without its word.
 const REASON_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,6 +61,7 @@ pub struct Session {
     lost_since: Option<Instant>,
     /// Since when nobody trains: until then nobody needs it.
     idle_since: Instant,
+    looked: Instant,
     /// How often it was started again for its silence.
     silences: u32,
     /// Page of the coordinator.
@@ -78,8 +81,8 @@ struct Lost {
     /// Its name, and how it ended.
     how: String,
     log: PathBuf,
-    /// Ended from outside, or told to stop: its own failure did not end it, and nobody else knows of it.
-    by_force: bool,
+    /// It did not end because training failed, which it would have told the coordinator: killed, told to stop, say.
+    is_untold: bool,
 }
 
 fn free_port() -> Result<u16> {
@@ -128,6 +131,7 @@ impl Session {
             heard: Instant::now(),
             lost_since: None,
             idle_since: Instant::now(),
+            looked: Instant::now(),
             silences: 0,
             page: format!("http://{http}"),
         })
@@ -168,12 +172,13 @@ impl Session {
         let now = Instant::now();
         self.lost_since = lost.as_ref().and(self.lost_since.or(Some(now)));
         // The coordinator hears of a failure from all ranks, and knows whose it is.
-        if let Some(reason) = self.status.failure.as_ref().filter(|_| !lost.as_ref().is_some_and(|lost| lost.by_force))
+        if let Some(reason) = self.status.failure.as_ref().filter(|_| !lost.as_ref().is_some_and(|lost| lost.is_untold))
         {
-            return Err(failure::negative(format!("the run failed: {reason}")));
+            let logs = self.setup.dir.join("logs");
+            return Err(failure::negative(format!("the run failed: {reason} (logs: {})", logs.display())));
         }
         match lost {
-            Some(lost) if lost.by_force || self.lost_since.is_some_and(|since| since + REASON_TIMEOUT <= now) => {
+            Some(lost) if lost.is_untold || self.lost_since.is_some_and(|since| since + REASON_TIMEOUT <= now) => {
                 Err(failure::negative(format!(
                     "{} in iteration {step}, and the demo with it: going on without a lost rank is not part of this \
                      version. Its last words: {} (log: {})",
@@ -203,7 +208,7 @@ impl Session {
             true => format!("{name} left, told to stop,"),
             false => format!("{name} ended with {}", exit_text(status)),
         };
-        Some(Lost { how, log, by_force: status.code() != Some(failure::NEGATIVE.into()) })
+        Some(Lost { how, log, is_untold: status.code() != Some(failure::NEGATIVE.into()) })
     }
 
     fn listen(&mut self) -> Result<()> {
@@ -273,13 +278,18 @@ impl Session {
     fn judge_silence(&mut self, is_training: bool) -> Result<()> {
         let now = Instant::now();
         if is_training {
-            (self.idle_since, self.silences) = (now, 0);
+            self.silences = 0;
         }
-        let silent = now.saturating_duration_since(self.heard.max(self.idle_since));
-        if silent < SILENCE_MAX || self.coordinator.process.poll().is_some() {
+        if is_training || now.saturating_duration_since(self.looked) > ASLEEP {
+            self.idle_since = now;
+        }
+        self.looked = now;
+        let since = self.heard.max(self.idle_since).max(self.coordinator.started());
+        let patience = SILENCE_MAX * (1 << self.silences);
+        if now.saturating_duration_since(since) < patience || self.coordinator.process.poll().is_some() {
             return Ok(());
         }
-        let silence = format!("the coordinator runs but has not answered for {} s", SILENCE_MAX.as_secs());
+        let silence = format!("the coordinator runs but has not answered for {} s", patience.as_secs());
         if self.silences == SILENCES_MAX {
             let log = Workshop { program: &self.program, dir: &self.setup.dir }.log("coordinator");
             return Err(failure::environment(format!(

@@ -190,7 +190,7 @@ impl Brain {
         } else {
             let (told, _) = self.consequence.get_or_insert_with(|| (failure.clone(), now_ns.saturating_add(CAUSE_NS)));
             // Who waited in vain knows more than who saw that one stop: the silent rank says nothing itself.
-            if is_hearsay(told) {
+            if is_hearsay(told) && !is_hearsay(&failure) {
                 *told = failure;
             }
         }

@@ -15,7 +15,7 @@
 
 use super::judge::Candidate;
 use super::portfolio::Pool;
-use super::rounds::{ORDER_STEPS, STRUCTURE_STEPS};
+use super::rounds::{LARGE, ORDER_STEPS, STRUCTURE_STEPS};
 
 /// A gain of a smaller share is none.
 const GAIN: f64 = 0.0003;
@@ -117,18 +117,21 @@ pub(super) struct Islands {
     at: usize,
     leg: u32,
     leg_evaluations: u64,
-    /// Of the next island.
+    /// Of the next island: so many there have been.
     number: u32,
 }
 
 impl Islands {
-    /// There is at least one start. The first island is one from all of them, but where several may race and should.
+    /// There is at least one start. The first island is one from all of them, but where those of several kinds may race, and do unless
+    /// a leg would take long.
     pub(super) fn new(starts: &[Candidate], devices: usize, may_race: bool) -> Self {
         let starts = starts.to_vec();
         let (at, leg, leg_evaluations, number) = (0, 0, FIRST_LEG_EVALUATIONS, 0);
         let mut islands = Self { starts, devices, field: Vec::new(), at, leg, leg_evaluations, number };
         let kinds = islands.kinds().len();
-        islands.field = islands.racers(if may_race && kinds >= FIRST_KINDS { kinds } else { 1 });
+        let is_large = islands.starts[0].programs.iter().map(Vec::len).sum::<usize>() > LARGE;
+        let races = may_race && kinds >= FIRST_KINDS && !is_large;
+        islands.field = islands.racers(if races { kinds } else { 1 });
         islands.number = islands.field.len() as u32;
         islands
     }
@@ -155,7 +158,7 @@ impl Islands {
                 (self.at, self.leg) = (0, self.leg + 1);
             }
         } else if here.is_spent() {
-            let is_rival = here.number > 0 && here.best() < all[0].value * (1.0 + RIVAL);
+            let is_rival = self.number > 1 && here.best() < all[0].value * (1.0 + RIVAL);
             self.field = match here.is_fresh && is_rival {
                 true => vec![Island::new(self.number, false, all, (here.structure_steps, here.order_steps))],
                 false => self.racers(RACERS),

@@ -1,4 +1,4 @@
-//! A clock for tests that somebody else's work moves on, too.
+//! A clock for tests that work moves on, one's own and that of others.
 
 use crate::clock::Clock;
 use std::cell::Cell;
@@ -6,21 +6,34 @@ use std::rc::Rc;
 
 /// All clones show the same time.
 #[derive(Clone, Default)]
-pub(super) struct Busy(Rc<Cell<u64>>);
+pub(super) struct Busy {
+    now_ns: Rc<Cell<u64>>,
+    busy_ns: Rc<Cell<u64>>,
+}
 
 impl Busy {
-    /// The host does something for so long.
+    /// The host does something else for so long.
     pub fn pass(&self, ns: u64) {
-        self.0.set(self.0.get() + ns);
+        self.now_ns.set(self.now_ns.get() + ns);
+    }
+
+    /// The thread works for so long.
+    pub fn work(&self, ns: u64) {
+        self.pass(ns);
+        self.busy_ns.set(self.busy_ns.get() + ns);
     }
 }
 
 impl Clock for Busy {
     fn now_ns(&self) -> u64 {
-        self.0.get()
+        self.now_ns.get()
+    }
+
+    fn busy_ns(&self) -> u64 {
+        self.busy_ns.get()
     }
 
     fn wait_until(&self, instant_ns: u64) {
-        self.0.set(self.0.get().max(instant_ns));
+        self.now_ns.set(self.now_ns.get().max(instant_ns));
     }
 }

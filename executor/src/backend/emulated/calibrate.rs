@@ -37,9 +37,9 @@ impl Trials {
         self.of.iter().all(|of| of.iter().filter(|done| done.is_on_time).count() >= REPEATS)
     }
 
-    /// The works of each phase by which the host was least behind: on a host that is always behind, what it can do.
+    /// The works of each phase that are least off: on a host that is always held up, what it can do.
     fn best(mut self) -> impl Iterator<Item = Sample> {
-        self.of.iter_mut().for_each(|of| of.sort_by_key(|done| (!done.is_on_time).then_some(done.behind_ns)));
+        self.of.iter_mut().for_each(|of| of.sort_by_key(|done| (!done.is_on_time).then_some(done.off_ns)));
         self.of.into_iter().flat_map(|of| of.into_iter().take(REPEATS).map(|done| done.sample))
     }
 }
@@ -156,7 +156,7 @@ mod tests {
         let (late, overrun) = (4 * COST_NS, 2 * SLACK_NS);
         assert_eq!(run(&[0; 12]), (REPEATS, vec![COST_NS; 9]));
         assert_eq!(run(&[late, overrun, 0, late, 0, 0, 0]), (6, vec![COST_NS; 9]));
-        // Never on time: where it was least behind.
+        // Never on time: those that are least off.
         assert_eq!(run(&[overrun, late + 2, late, late + 1]), (4, [late, late + 1, late + 2].repeat(3)));
     }
 }

@@ -172,7 +172,8 @@ fn a_rank_that_went_silent_is_named_though_others_saw_its_neighbour_stop() {
     let place = world.ranks[0].place;
     let silent = Failure::PeerSilent { peer: adaptis_proto::DeviceIndex(2), waited_ns: 30_000_000_000 };
     let saw = Failure::PeerFailed { peer: adaptis_proto::DeviceIndex(1) };
-    for (rank, reason) in [(0, saw.clone()), (1, silent.clone()), (0, saw)] {
+    let later = Failure::PeerFailed { peer: adaptis_proto::DeviceIndex(0) };
+    for (rank, reason) in [(0, saw.clone()), (1, later.clone()), (1, silent.clone()), (0, saw), (1, later)] {
         let event = RankEvent::Failed { incarnation: Incarnation(100 + rank), place, reason };
         world.feed(Event::RankSaid { peer: Peer(rank), event: Box::new(event) });
     }
