@@ -209,7 +209,7 @@ pub enum Failure {
         limit_bytes: u64,
     },
     /// A peer did not answer in time.
-    #[error("device {peer} did not answer within {:.1} s", *waited_ns as f64 / 1e9)]
+    #[error("{}", silent(&by_index(peer), *waited_ns))]
     PeerSilent {
         /// Which one.
         peer: DeviceIndex,
@@ -217,7 +217,7 @@ pub enum Failure {
         waited_ns: u64,
     },
     /// The vote found two ranks at different places.
-    #[error("the ranks' votes differ in place or layers; those that dissent: device {}", listed(dissenters))]
+    #[error("{}", unequal(&format!("device {}", listed(dissenters))))]
     VoteUnequal {
         /// Who dissents.
         dissenters: Vec<DeviceIndex>,
@@ -232,7 +232,7 @@ pub enum Failure {
     #[error("a gradient or a loss is not a finite number")]
     NotFinite,
     /// A peer reported a failure first.
-    #[error("device {peer} failed first; its log says why")]
+    #[error("{}", failed_first(&by_index(peer)))]
     PeerFailed {
         /// Which one.
         peer: DeviceIndex,
@@ -257,20 +257,30 @@ impl Failure {
 
     /// In words, with the devices by their names (`devices`, by index) where there are such.
     pub fn told(&self, devices: &[String]) -> String {
-        let name =
-            |device: &DeviceIndex| devices.get(device.index()).cloned().unwrap_or_else(|| format!("device {device}"));
+        let name = |device: &DeviceIndex| devices.get(device.index()).cloned().unwrap_or_else(|| by_index(device));
         match self {
-            Failure::PeerSilent { peer, waited_ns } => {
-                format!("{} did not answer within {:.1} s", name(peer), *waited_ns as f64 / 1e9)
-            }
-            Failure::PeerFailed { peer } => format!("{} failed first; its log says why", name(peer)),
-            Failure::VoteUnequal { dissenters } => {
-                let names: Vec<String> = dissenters.iter().map(name).collect();
-                format!("the ranks' votes differ in place or layers; those that dissent: {}", names.join(", "))
-            }
+            Failure::PeerSilent { peer, waited_ns } => silent(&name(peer), *waited_ns),
+            Failure::PeerFailed { peer } => failed_first(&name(peer)),
+            Failure::VoteUnequal { dissenters } => unequal(&dissenters.iter().map(name).collect::<Vec<_>>().join(", ")),
             own => own.to_string(),
         }
     }
+}
+
+fn by_index(device: &DeviceIndex) -> String {
+    format!("device {device}")
+}
+
+fn silent(peer: &str, waited_ns: u64) -> String {
+    format!("{peer} did not answer within {:.1} s", waited_ns as f64 / 1e9)
+}
+
+fn failed_first(peer: &str) -> String {
+    format!("{peer} failed first; its log says why")
+}
+
+fn unequal(dissenters: &str) -> String {
+    format!("the ranks' votes differ in place or layers; those that dissent: {dissenters}")
 }
 
 /// Why the coordinator turns a rank away.
