@@ -15,6 +15,7 @@ mod prepare;
 mod rings;
 mod service;
 mod session;
+mod silence;
 mod summary;
 
 use crate::signals::Stop;

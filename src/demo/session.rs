@@ -2,6 +2,7 @@
 
 use super::rings::Rings;
 use super::service::{Service, Workshop, last_line};
+use super::silence::{Silence, Verdict};
 use crate::failure;
 use adaptis_executor::launcher::{Fault, Process, What, end_all, exit_text};
 use adaptis_link::{Client, Limits, Security};
@@ -14,12 +15,6 @@ use std::time::{Duration, Instant};
 
 /// What a part gets to end in order.
 const GRACE: Duration = Duration::from_secs(8);
-/// Silence of a coordinator that runs, before training or after it, that it is started again for.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// A launcher that did not look for so long stood still itself, and heard nobody.
-const ASLEEP: Duration = Duration::from_secs(2);
-/// How often it is started again for it, each time with twice the patience: it reads what is recorded first.
-const SILENCES_MAX: u32 = 3;
 /// What the coordinator gets to say why a rank failed, before it is told without its word.
 const REASON_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the coordinator gets to answer.
@@ -59,11 +54,7 @@ pub struct Session {
     heard: Instant,
     /// Since when a rank is lost.
     lost_since: Option<Instant>,
-    /// Since when nobody trains: until then nobody needs it.
-    idle_since: Instant,
-    looked: Instant,
-    /// How often it was started again for its silence.
-    silences: u32,
+    silence: Silence,
     /// Page of the coordinator.
     pub page: String,
 }
@@ -130,9 +121,7 @@ impl Session {
             status: Status::default(),
             heard: Instant::now(),
             lost_since: None,
-            idle_since: Instant::now(),
-            looked: Instant::now(),
-            silences: 0,
+            silence: Silence::begin(Instant::now()),
             page: format!("http://{http}"),
         })
     }
@@ -273,34 +262,25 @@ impl Session {
         Ok(())
     }
 
-    /// A coordinator that runs and says nothing holds nobody up while ranks train. Before and after, nothing goes on
-    /// without it: it is taken for dead.
     fn judge_silence(&mut self, is_training: bool) -> Result<()> {
-        let now = Instant::now();
-        if is_training {
-            self.silences = 0;
-        }
-        if is_training || now.saturating_duration_since(self.looked) > ASLEEP {
-            self.idle_since = now;
-        }
-        self.looked = now;
-        let since = self.heard.max(self.idle_since).max(self.coordinator.started());
-        let patience = SILENCE_MAX * (1 << self.silences);
-        if now.saturating_duration_since(since) < patience || self.coordinator.process.poll().is_some() {
+        let heard = self.heard.max(self.coordinator.started());
+        let silent =
+            |patience: Duration| format!("the coordinator runs but has not answered for {} s", patience.as_secs());
+        if self.coordinator.process.poll().is_some() {
             return Ok(());
         }
-        let silence = format!("the coordinator runs but has not answered for {} s", patience.as_secs());
-        if self.silences == SILENCES_MAX {
-            let log = Workshop { program: &self.program, dir: &self.setup.dir }.log("coordinator");
-            return Err(failure::environment(format!(
-                "{silence}, after {SILENCES_MAX} starts because of that (log: {})",
-                log.display()
-            )));
+        match self.silence.look(Instant::now(), heard, is_training) {
+            None => {}
+            Some(Verdict::Restart(patience)) => {
+                self.notices.push(format!("{}: it is ended and started again", silent(patience)));
+                self.coordinator.kill();
+            }
+            Some(Verdict::GiveUp(patience)) => {
+                let log = Workshop { program: &self.program, dir: &self.setup.dir }.log("coordinator");
+                let silent = silent(patience);
+                return Err(failure::environment(format!("{silent}, again and again (log: {})", log.display())));
+            }
         }
-        self.silences += 1;
-        self.idle_since = now;
-        self.notices.push(format!("{silence}: it is ended and started again"));
-        self.coordinator.kill();
         Ok(())
     }
 
