@@ -173,6 +173,17 @@ mod tests {
 
     const AT_ONCE: Duration = Duration::from_millis(10);
 
+    /// The folder and the workshop of a shell's parts, for a test to work in.
+    fn in_a_workshop(test: impl FnOnce(&Workshop<'_>)) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(folder.path().join("logs")).expect("a folder");
+        test(&Workshop { program: Path::new("/bin/sh"), dir: folder.path() });
+    }
+
+    fn part(workshop: &Workshop<'_>, script: &str) -> Service {
+        Service::start(workshop, "part", vec!["-c".to_owned(), script.to_owned()]).expect("it starts")
+    }
+
     #[test]
     fn while_ranks_train_nothing_is_given_up() {
         let mut record = Record::default();
@@ -203,42 +214,38 @@ mod tests {
 
     #[test]
     fn what_training_put_off_is_due_when_it_is_over() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir(folder.path().join("logs")).expect("a folder");
-        let workshop = Workshop { program: Path::new("/bin/sh"), dir: folder.path() };
-        let arguments = ["-c".to_owned(), "exec sleep 60".to_owned()];
-        let mut service = Service::start(&workshop, "part", arguments.to_vec()).expect("it starts");
-        service.record.early_ends = u32::MAX - 1;
-        service.record.has_trained = true;
-        service.process.signal(libc::SIGKILL);
-        service.process.wait(Duration::from_secs(30));
-        let said = service.tend(&workshop, true).expect("training goes on").expect("it ended");
-        assert!(said.contains("in 30 s"), "{said}");
-        assert!(service.process.poll().is_some());
-        assert_eq!(service.tend(&workshop, false).expect("it starts"), None);
-        assert!(service.process.poll().is_none(), "it runs again");
-        service.process.signal(libc::SIGKILL);
+        in_a_workshop(|workshop| {
+            let mut service = part(workshop, "exec sleep 60");
+            service.record.early_ends = u32::MAX - 1;
+            service.record.has_trained = true;
+            service.process.signal(libc::SIGKILL);
+            service.process.wait(Duration::from_secs(30));
+            let said = service.tend(workshop, true).expect("training goes on").expect("it ended");
+            assert!(said.contains("in 30 s"), "{said}");
+            assert!(service.process.poll().is_some());
+            assert_eq!(service.tend(workshop, false).expect("it starts"), None);
+            assert!(service.process.poll().is_none(), "it runs again");
+            service.process.signal(libc::SIGKILL);
+        });
     }
 
     #[test]
     fn a_part_is_started_again_after_its_pause_and_said_once() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir(folder.path().join("logs")).expect("a folder");
-        let workshop = Workshop { program: Path::new("/bin/sh"), dir: folder.path() };
-        let arguments = ["-c".to_owned(), "echo broken; exit 2".to_owned()];
-        let mut service = Service::start(&workshop, "part", arguments.to_vec()).expect("it starts");
-        let mut said = Vec::new();
-        let patience = Instant::now() + Duration::from_secs(30);
-        while said.len() < 3 && Instant::now() < patience {
-            said.extend(service.tend(&workshop, true).expect("training goes on"));
-            std::thread::sleep(AT_ONCE);
-        }
-        assert_eq!(said[0], "the part ended (exit code 2) and is started again. Its last words: broken");
-        assert!(said[1].contains("in 0.5 s, since it does not stay up"), "{}", said[1]);
-        assert!(said[2].contains("in 1 s"), "{}", said[2]);
-        let mut service = Service::start(&workshop, "part", arguments.to_vec()).expect("it starts");
-        service.process.wait(Duration::from_secs(30));
-        let error = service.tend(&workshop, false).expect_err("wrong usage, before training").to_string();
-        assert!(error.contains("does not stay up (exit code 2)"), "{error}");
+        in_a_workshop(|workshop| {
+            let mut service = part(workshop, "echo broken; exit 2");
+            let mut said = Vec::new();
+            let patience = Instant::now() + Duration::from_secs(30);
+            while said.len() < 3 && Instant::now() < patience {
+                said.extend(service.tend(workshop, true).expect("training goes on"));
+                std::thread::sleep(AT_ONCE);
+            }
+            assert_eq!(said[0], "the part ended (exit code 2) and is started again. Its last words: broken");
+            assert!(said[1].contains("in 0.5 s, since it does not stay up"), "{}", said[1]);
+            assert!(said[2].contains("in 1 s"), "{}", said[2]);
+            let mut service = part(workshop, "echo broken; exit 2");
+            service.process.wait(Duration::from_secs(30));
+            let error = service.tend(workshop, false).expect_err("wrong usage, before training").to_string();
+            assert!(error.contains("does not stay up (exit code 2)"), "{error}");
+        });
     }
 }

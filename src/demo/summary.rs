@@ -296,41 +296,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_picture_is_of_the_fault_that_slows_something() {
-        let report: Report = serde_json::from_value(serde_json::json!({
+    /// A report of switches at some iterations, with an iteration at the end.
+    fn report(last: u64, faults: serde_json::Value, decisions: serde_json::Value, switches: &[u64]) -> Report {
+        let switch = |(at, iteration): (usize, &u64)| {
+            let (from, to) = (at + 1, at + 2);
+            serde_json::json!({
+                "iteration": iteration, "from": from, "to": to, "layers_moved": 1, "bytes_moved": 0, "pause_ns": 7
+            })
+        };
+        serde_json::from_value(serde_json::json!({
             "devices": [{}],
-            "iterations": [{ "index": 45, "epoch": 3, "duration_ns": 5, "loss": 1.5 }],
+            "iterations": [{ "index": last, "epoch": 2, "duration_ns": 5, "loss": 1.5 }],
             "final_state_digest": null,
-            "faults": [{ "iteration": 10, "text": "kill:coordinator" }, { "iteration": 24, "text": "throttle:gpu1:1.8" }],
-            "decisions": [],
-            "switches": [
-                { "iteration": 8, "from": 1, "to": 2, "layers_moved": 1, "bytes_moved": 0, "pause_ns": 7 },
-                { "iteration": 28, "from": 2, "to": 3, "layers_moved": 1, "bytes_moved": 0, "pause_ns": 7 }
-            ],
+            "faults": faults,
+            "decisions": decisions,
+            "switches": switches.iter().enumerate().map(switch).collect::<Vec<_>>(),
             "phases": []
         }))
-        .expect("a report");
-        let shown = worth_showing(&report);
+        .expect("a report")
+    }
+
+    #[test]
+    fn the_picture_is_of_the_fault_that_slows_something() {
+        let faults = serde_json::json!([
+            { "iteration": 10, "text": "kill:coordinator" },
+            { "iteration": 24, "text": "throttle:gpu1:1.8" }
+        ]);
+        let shown = worth_showing(&report(45, faults, serde_json::json!([]), &[8, 28]));
         assert_eq!(shown.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [23, 27, 31]);
         assert!(shown[1].1.contains("throttle:gpu1:1.8"), "{}", shown[1].1);
     }
 
     #[test]
     fn a_fault_that_no_phase_shows_stands_among_the_events() {
-        let report: Report = serde_json::from_value(serde_json::json!({
-            "devices": [{}],
-            "iterations": [{ "index": 9, "epoch": 2, "duration_ns": 5, "loss": 1.5 }],
-            "final_state_digest": null,
-            "faults": [{ "iteration": 4, "text": "throttle:gpu1:1.8" }, { "iteration": 20, "text": "kill:gpu0" }],
-            "decisions": [{ "iteration": 3, "text": "switch" }, { "iteration": 8, "text": "keep" }],
-            "switches": [
-                { "iteration": 5, "from": 1, "to": 2, "layers_moved": 1, "bytes_moved": 0, "pause_ns": 7 }
-            ],
-            "phases": []
-        }))
-        .expect("a report");
-        let events = events(&report);
+        let faults = serde_json::json!([
+            { "iteration": 4, "text": "throttle:gpu1:1.8" },
+            { "iteration": 20, "text": "kill:gpu0" }
+        ]);
+        let decisions = serde_json::json!([{ "iteration": 3, "text": "switch" }, { "iteration": 8, "text": "keep" }]);
+        let events = events(&report(9, faults, decisions, &[5]));
         let iterations: Vec<u64> = events.iter().map(|&(iteration, _)| iteration).collect();
         assert_eq!(iterations, [3, 4, 5, 8], "in order, without what never happened");
         assert!(events[1].1.contains("throttle:gpu1:1.8"), "{}", events[1].1);
