@@ -45,6 +45,9 @@ const PROMISE_ITERATIONS: u64 = 4;
 /// this often.
 const ABORT_PAUSE_ITERATIONS: u64 = 4;
 const ABORT_DOUBLINGS_MAX: u32 = 7;
+/// Iterations from the last one that a decision rests on to the first one on its plan: one that is at work, one at whose
+/// boundary all have prepared.
+const LEAD_ITERATIONS: u64 = 3;
 /// Least time for a search, however short an iteration is.
 const SEARCH_MIN_NS: u64 = 300_000_000;
 
@@ -384,11 +387,11 @@ impl Brain {
         self.outbox.push(Effect::StartSearch(Box::new(order)));
     }
 
-    /// Iterations that a gain can last.
+    /// Iterations that a gain can last, as it looks after `step`: none once a plan would come into force after the last.
     pub(super) fn horizon(&self, step: Step) -> u64 {
         let iterations = self.generation.as_ref().map_or(0, |record| record.job.iterations);
-        let left = if iterations == 0 { u64::MAX } else { iterations.saturating_sub(step.0) };
-        self.config.horizon_iterations.min(left).max(1)
+        let left = if iterations == 0 { u64::MAX } else { iterations.saturating_sub(step.0 + LEAD_ITERATIONS) };
+        self.config.horizon_iterations.min(left)
     }
 
     pub(super) fn may_decide(&self) -> bool {

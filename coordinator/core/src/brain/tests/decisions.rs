@@ -98,6 +98,20 @@ fn an_undisturbed_run_is_planned_once_and_refined_at_most_once() {
 }
 
 #[test]
+fn no_plan_is_switched_to_that_nothing_would_be_trained_on() {
+    let mut switches = 0;
+    for iterations in 6..=12 {
+        let world = run(Mode::Adapt, false, iterations, None);
+        for decision in of(&world, Verdict::Switch) {
+            let epoch = decision.epoch.expect("a switch has a plan");
+            assert!(first_on(&world, epoch).is_some(), "of {iterations} iterations none is on {epoch}: {decision:#?}");
+            switches += 1;
+        }
+    }
+    assert!(switches > 0, "where iterations are left, it switches");
+}
+
+#[test]
 fn a_throttled_device_is_answered_within_eight_iterations() {
     // Enough to make it the slowest, whatever it holds.
     let world = run(Mode::Adapt, false, 90, Some((FAULT, 1, 2.5)));
