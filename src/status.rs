@@ -97,7 +97,9 @@ mod tests {
     fn a_finished_run_has_done_all_its_iterations() {
         let mut status = Status { run: RunId("one".into()), iterations: 40, ..Status::default() };
         assert!(table(&status).contains("0 of 40 iterations done"), "{}", table(&status));
-        (status.state, status.place.step, status.duration_ns) = (State::Finished, Step(39), Some(1));
+        (status.state, status.place.step, status.duration_ns) = (State::Training, Step(38), Some(1));
+        assert!(table(&status).contains("39 of 40 iterations done"), "{}", table(&status));
+        (status.state, status.duration_ns) = (State::Finished, None);
         assert!(table(&status).starts_with("run one: Finished, 40 of 40 iterations done"), "{}", table(&status));
         assert_eq!(table(&Status::default()), "no run yet: waiting for ranks\n");
     }

@@ -14,7 +14,8 @@ use crate::snapshot::{Board, Snapshot};
 use adaptis_proto::message::State as RunState;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
@@ -82,7 +83,14 @@ fn router(board: Board) -> Router {
         .route("/status", get(status))
         .route("/status.json", get(status_json))
         .route("/metrics", get(metrics))
+        .layer(map_response(closing))
         .with_state(board)
+}
+
+/// One request a connection: those who come back leave room for others in between.
+async fn closing(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 async fn ready(State(board): State<Board>) -> Response {

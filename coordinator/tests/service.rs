@@ -55,8 +55,7 @@ impl Service {
         let begun = Instant::now();
         loop {
             if let Ok(mut stream) = TcpStream::connect(&self.http) {
-                write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
-                    .unwrap();
+                write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nAccept: {accept}\r\n\r\n").unwrap();
                 let mut text = String::new();
                 stream.read_to_string(&mut text).unwrap();
                 return text;
@@ -214,7 +213,8 @@ fn a_run_from_hello_to_report() {
     assert_eq!(counter(&status, "messages_malformed"), 1);
     assert_eq!(counter(&status, "gpu0.records_dropped_ring_full"), 2);
 
-    assert!(service.get("/livez").starts_with("HTTP/1.1 200"));
+    let alive = service.get("/livez");
+    assert!(alive.starts_with("HTTP/1.1 200") && alive.contains("connection: close"), "{alive}");
     assert!(service.get("/healthz").starts_with("HTTP/1.1 200"));
     assert!(service.get("/readyz").starts_with("HTTP/1.1 200"));
     let metrics = service.get("/metrics");

@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep};
 const CONNECTIONS_MAX: usize = 64;
 /// Longest wait for the next byte of a request, or for room for the next one of an answer.
 const IDLE_MAX: Duration = Duration::from_secs(10);
-/// Longest time from the first wait for a request, or the end of the answer before it, to the whole of it.
+/// Longest time from the first wait for a request to the whole of it; there is one a connection.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// Pause after the system refused a connection: it is short of descriptors, say.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);

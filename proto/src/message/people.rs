@@ -66,9 +66,13 @@ pub struct Status {
 }
 
 impl Status {
-    /// Iterations recorded so far: a count, where `place` holds the index of the last one.
+    /// Iterations done so far: a count, where `place` holds the index of the last one that was recorded.
     pub fn iterations_done(&self) -> u64 {
-        self.duration_ns.map_or(0, |_| self.place.step.0.saturating_add(1))
+        match self.state {
+            // Without agents nothing was recorded of them.
+            State::Finished => self.iterations,
+            _ => self.duration_ns.map_or(0, |_| self.place.step.0.saturating_add(1)),
+        }
     }
 }
 
