@@ -17,13 +17,17 @@
 //! 4. `taken = stored + dropped + queued`, after every event; dropped is split by cause.
 //! 5. Nothing an outsider sends can make records count as stored that were not taken.
 //!
-//! Left out on purpose: choosing what to sample (the governor's matter).
+//! Beside it, each pure as well: [`Governor`] chooses which works are timed, [`Rota`] which questions a driver is asked
+//! when, [`Meter`] makes rates of counters.
 
 mod agent;
 mod clock;
 mod counters;
 mod event;
+mod governor;
 mod limits;
+mod meter;
+mod rota;
 mod sketch;
 mod stream;
 
@@ -31,5 +35,8 @@ pub use agent::Agent;
 pub use clock::ClockEstimate;
 pub use counters::Counters;
 pub use event::{Effect, Event, SpooledRange};
+pub use governor::{Governor, GovernorLimits, Spent};
 pub use limits::Limits;
+pub use meter::Meter;
+pub use rota::Rota;
 pub use sketch::{LayerSummary, Sketches};
