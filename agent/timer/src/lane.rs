@@ -1,0 +1,135 @@
+//! A fixed pool of events, and the intervals between them. Compute and communication have a lane each, so that neither
+//! takes the other's events.
+//!
+//! 1. A slot is free, or used by one or two intervals: the end of one work may be the beginning of the next.
+//! 2. Whoever began can end: for each open interval one event is kept back.
+//! 3. An event that may be pending is never recorded again; it is destroyed, and another one takes its slot.
+
+use crate::account::What;
+use crate::driver::Driver;
+use crate::error::TimerError;
+use adaptis_proto::sample::{Mark, Place};
+use std::collections::VecDeque;
+
+/// Most events of a lane.
+pub(crate) const EVENTS_MAX: usize = 1 << 16;
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    event: usize,
+    uses: u8,
+    /// It may be pending when nobody uses it any more.
+    is_stale: bool,
+}
+
+/// A place in the pool.
+pub(crate) type SlotIndex = u32;
+
+/// A work that has begun and not ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Open {
+    pub serial: u64,
+    pub start: SlotIndex,
+    pub what: What,
+    pub stream: usize,
+    pub place: Place,
+    pub mark: Mark,
+    /// Boundaries passed when it began.
+    pub boundary: u64,
+}
+
+/// A work that has ended, as far as the host is concerned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    pub open: Open,
+    pub end: SlotIndex,
+    /// When its end was put into the stream, on the host's clock.
+    pub end_call_ns: u64,
+}
+
+/// One pool with its intervals.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    slots: Vec<Slot>,
+    free: Vec<SlotIndex>,
+    pub open: Vec<Open>,
+    pub pending: VecDeque<Pending>,
+    /// Slots whose event could not be made anew.
+    pub slots_lost: u64,
+}
+
+impl Lane {
+    pub fn new(driver: &Driver, events: usize) -> Result<Self, TimerError> {
+        if !(2..=EVENTS_MAX).contains(&events) {
+            return Err(TimerError::Pool { requested: events });
+        }
+        let mut lane = Self {
+            slots: Vec::with_capacity(events),
+            free: Vec::with_capacity(events),
+            open: Vec::with_capacity(events),
+            pending: VecDeque::with_capacity(events),
+            slots_lost: 0,
+        };
+        for at in 0..events {
+            match driver.new_event() {
+                Ok(event) => lane.slots.push(Slot { event, uses: 0, is_stale: false }),
+                Err(error) => {
+                    lane.destroy(driver);
+                    return Err(error);
+                }
+            }
+            lane.free.push(at as SlotIndex);
+        }
+        Ok(lane)
+    }
+
+    pub fn event(&self, slot: SlotIndex) -> usize {
+        self.slots[slot as usize].event
+    }
+
+    /// A work may begin, and will be able to end. `closing` others end with the same event.
+    pub fn has_room(&self, closing: usize) -> bool {
+        self.free.len() >= self.open.len() - closing + 2
+    }
+
+    /// Takes a free slot, for so many intervals. It is there: see the invariants.
+    pub fn take(&mut self, uses: u8) -> SlotIndex {
+        let slot = self.free.pop().expect("an event was kept back");
+        self.slots[slot as usize].uses = uses;
+        slot
+    }
+
+    /// Finds and removes an open interval.
+    pub fn close(&mut self, serial: u64) -> Option<Open> {
+        let at = self.open.iter().position(|open| open.serial == serial)?;
+        Some(self.open.swap_remove(at))
+    }
+
+    /// One interval needs a slot no more; `is_stale` if its event may be pending.
+    pub fn release(&mut self, driver: &Driver, slot: SlotIndex, is_stale: bool) {
+        let place = &mut self.slots[slot as usize];
+        place.uses -= 1;
+        place.is_stale |= is_stale;
+        if place.uses > 0 {
+            return;
+        }
+        if std::mem::take(&mut place.is_stale) {
+            driver.destroy_event(place.event);
+            match driver.new_event() {
+                Ok(event) => place.event = event,
+                Err(_) => {
+                    place.event = 0;
+                    self.slots_lost += 1;
+                    return;
+                }
+            }
+        }
+        self.free.push(slot);
+    }
+
+    pub fn destroy(&mut self, driver: &Driver) {
+        for slot in self.slots.drain(..).filter(|slot| slot.event != 0) {
+            driver.destroy_event(slot.event);
+        }
+    }
+}
