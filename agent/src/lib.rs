@@ -28,5 +28,6 @@ pub use adaptis_agent_core::{LayerSummary, Limits};
 pub use error::AgentError;
 pub use options::Options;
 pub use probes::cuda::Card;
+pub use probes::nvml::{CallCost, call_costs};
 pub use run::run;
 pub use summary::Summary;

@@ -215,6 +215,7 @@ impl Shell {
         let mut counters = self.spool.named();
         counters.push(("send_refusals".to_owned(), self.send_refusals));
         counters.push(("unreadable_messages".to_owned(), self.unreadable_messages));
+        counters.extend(self.probes.counters());
         counters
     }
 

@@ -8,6 +8,7 @@ use adaptis_agent::{AgentError, Limits, Options, Summary, run};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{Incarnation, LayerIndex, Microbatch, Step};
 use adaptis_ring::{Recorder, RingError};
+use adaptis_standin::{Library, Stage};
 use coordinator::Coordinator;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -142,6 +143,31 @@ fn a_closed_ring_is_delivered_and_summed_up() {
     assert!(health.readings.iter().any(|(name, _)| name == "agent_cpu_share"), "{health:?}");
     assert!(health.readings.iter().any(|(name, value)| name == "forward_ns_p50" && *value > 0.0), "{health:?}");
     assert!(health.counters.iter().any(|(name, _)| name == "taken"));
+}
+
+#[test]
+fn the_state_of_a_gpu_reaches_the_coordinator() {
+    let script = "nvml.0.sm_clock_mhz 1980\nnvml.0.throttle_bits 4\n";
+    let stage = Stage::with(&[Library::Cuda, Library::Nvml]).script(script);
+    if stage.alone("the_state_of_a_gpu_reaches_the_coordinator").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start();
+    let mut options = options(folder.path(), coordinator.address());
+    options.gpu_uuid_or_index = Some("0".into());
+    let agent = Running::start(options);
+    let reading = |name: &str| {
+        let health = coordinator.health()?;
+        health.readings.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+    };
+    wait_for("a clock", || reading("sm_clock_mhz").is_some());
+    assert_eq!((reading("sm_clock_mhz"), reading("throttled_by_power_cap")), (Some(1980.0), Some(1.0)));
+    assert_eq!(reading("power_w"), None, "what the card does not say is not there");
+    assert!(reading("gpu_probe_core_share").is_some_and(|share| share < 0.1));
+    let summary = agent.stop();
+    assert!(summary.counter("nvml_calls") >= Some(15), "{summary:?}");
+    assert_eq!(summary.card.map(|card| card.uuid), Some("GPU-00000000-0000-0000-0000-000000000000".into()));
 }
 
 #[test]

@@ -45,14 +45,15 @@ mod tests {
 
     #[test]
     fn readings_become_rates_where_they_can() {
-        let wide = u64::MAX;
-        let narrow = u64::from(u32::MAX);
+        const WIDE: u64 = u64::MAX;
+        const NARROW: u64 = u32::MAX as u64;
+        type Row = (u32, f64, &'static [(u64, u64)], Option<f64>);
         // Bits, most per second, then (seconds, count) and the rate expected.
-        let rows: [(u32, f64, &[(u64, u64)], Option<f64>); 8] = [
+        let rows: [Row; 8] = [
             (64, 1e9, &[(1, 500)], None),
             (64, 1e9, &[(1, 500), (3, 900)], Some(200.0)),
-            (64, 1e9, &[(1, wide - 99), (2, 100)], Some(200.0)),
-            (32, 1e9, &[(1, narrow - 99), (2, 100)], Some(200.0)),
+            (64, 1e9, &[(1, WIDE - 99), (2, 100)], Some(200.0)),
+            (32, 1e9, &[(1, NARROW - 99), (2, 100)], Some(200.0)),
             // Started anew: the way round would have been too long.
             (64, 1e9, &[(1, 5_000), (2, 100)], None),
             (32, 1e9, &[(1, 5_000), (2, 100)], None),

@@ -86,6 +86,7 @@ impl Stage {
         let (passed, said) = self.run(&mut command);
         let ran = said.contains("1 passed");
         assert!(passed && ran, "{test}, alone on a stage (is that the test's full name?):\n{said}");
+        print!("{said}");
         None
     }
 
