@@ -49,6 +49,7 @@ fn check(card: &Card) {
     println!("{}", card.name());
     driver_calls(card);
     timer(card);
+    asking(card);
     calibration();
     readings(card);
 }
@@ -120,6 +121,30 @@ fn timer(card: &Card) {
     show("boundaries without an anchor", figures.anchor_misses as f64, "");
     show("a layer's copy, in the median", durations, "ns");
     assert_eq!((figures.clock_breaks, figures.broken), (0, None));
+}
+
+/// What a work costs that is not chosen.
+fn asking(card: &Card) {
+    const WORKS: u64 = 100_000;
+    let folder = tempfile::tempdir().unwrap();
+    let mut recorder = Recorder::create(&folder.path().join("gpu0.ring"), "gpu0", Incarnation(1), 1 << 14).unwrap();
+    let governor = GovernorLimits { budget_share: 1e-6, ..GovernorLimits::default() };
+    let mut timer = Timer::start(&Options { governor, ..Options::default() }, next(0)).unwrap();
+    let what = |layer| What::Work { layer: LayerIndex(layer), microbatch: Microbatch(3), phase: Phase::WeightGradient };
+    let first = timer.begin(card.stream(), what(0)).expect("everything is timed until the cost is known");
+    timer.end(card.stream(), first);
+    timer.boundary(next(1), &mut recorder);
+    assert_eq!(timer.figures().period, u64::from(MICROBATCHES * governor.iterations_max));
+    let (from_ns, mut timed) = (now_ns(), 0);
+    for number in 0..WORKS {
+        if let Some(ticket) = timer.begin(card.stream(), what(number as u32)) {
+            timed += 1;
+            timer.end(card.stream(), ticket);
+        }
+    }
+    let ns = (now_ns() - from_ns) as f64 / WORKS as f64;
+    assert!((50..1_000).contains(&timed), "one in 512 layers: {timed}");
+    show("a work that is not chosen, with one in 512 that is", ns, "ns");
 }
 
 /// Every work lies within the iteration that it was enqueued and waited for in, and they follow one another.

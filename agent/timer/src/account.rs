@@ -114,7 +114,7 @@ pub struct Figures {
     pub cost_share: f64,
     /// What an event costs the device; none where it could not be measured.
     pub event_device_ns: Option<f64>,
-    /// How far off an instant may be; none before there is an anchor.
+    /// How far off the instants of the works resolved last may be; before any, those of the anchors; none without these.
     pub alignment_error_ns: Option<f64>,
     /// Boundaries at which no anchor could be had.
     pub anchor_misses: u64,

@@ -1,7 +1,9 @@
 //! Anchors of the device's clock: events whose instants on the host's clock are known.
 //!
 //! An anchor is recorded on a stream of its own that holds nothing else, so it happens at once, and asked for a few
-//! microseconds at most. One that takes longer is no good as an anchor, and is tried again at the next boundary.
+//! microseconds at most. One that takes longer is no good as an anchor, and is tried again at the next boundary. Where
+//! all streams share one queue of the hardware (`CUDA_DEVICE_MAX_CONNECTIONS=1`) an anchor is to be had only at boundaries
+//! at which the device has come to rest; between them the error grows, and says so.
 
 use crate::alignment::{Line, Placed};
 use crate::driver::{Driver, NOT_READY, SUCCESS};

@@ -5,13 +5,12 @@
 //! and a card would seem faster than it is.
 //!
 //! Left out on purpose: anything that depends on the model. These are the device's rates, with which costs known of other
-//! kinds are scaled until its own are measured.
+//! kinds can be scaled until its own are measured. They are readings and no samples: a sample marked as calibration is
+//! the cost of a layer.
 
 use crate::driver::{Blas, Driver, NOT_READY, SUCCESS, checked};
 use crate::error::TimerError;
-use adaptis_proto::sample::{Mark, Phase, Place, Sample};
-use adaptis_proto::{LayerIndex, Microbatch};
-use adaptis_ring::{Recorder, now_ns};
+use adaptis_ring::now_ns;
 use std::ffi::c_int;
 
 /// Sides of the square matrices that are multiplied.
@@ -48,23 +47,11 @@ impl Measured {
         let median_ns = *durations.get(durations.len() / 2)?;
         (median_ns > 0).then(|| self.work / median_ns as f64 * 1e9)
     }
-}
 
-/// Writes measurements as work of the layers 0, 1, ... in their order, the microbatch being the repetition, marked
-/// [`Mark::Calibration`].
-pub fn record(measured: &[Measured], recorder: &mut Recorder) {
-    for (kernel, measured) in measured.iter().enumerate() {
-        for (repetition, duration_ns) in measured.durations_ns.iter().enumerate() {
-            recorder.record(Sample::Work {
-                place: Place::default(),
-                layer: LayerIndex::from(kernel),
-                microbatch: Microbatch::from(repetition),
-                phase: Phase::Forward,
-                mark: Mark::Calibration,
-                start_ns: now_ns(),
-                duration_ns: *duration_ns,
-            });
-        }
+    /// The rate as a reading, by name with the unit last: `product_bf16_4096_operations_per_s`, `copy_32MiB_bytes_per_s`.
+    pub fn reading(&self) -> Option<(String, f64)> {
+        let unit = if self.name.starts_with("copy") { "bytes_per_s" } else { "operations_per_s" };
+        self.per_second().map(|rate| (format!("{}_{unit}", self.name), rate))
     }
 }
 

@@ -33,7 +33,7 @@ mod lane;
 mod timer;
 
 pub use account::{Counters, Figures, Next, Options, What};
-pub use calibrate::{Measured, calibrate, record};
+pub use calibrate::{Measured, calibrate};
 pub use driver::Stream;
 pub use error::TimerError;
 pub use host::calibrate_host;

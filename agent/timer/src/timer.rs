@@ -40,6 +40,8 @@ pub struct Timer {
     spent: Spent,
     events_recorded: u64,
     cost_share: f64,
+    /// The largest error among the works resolved last.
+    placed_error_ns: Option<f64>,
     counters: Counters,
     broken: Option<u32>,
 }
@@ -83,6 +85,7 @@ impl Timer {
             spent: Spent::default(),
             events_recorded: 0,
             cost_share: 0.0,
+            placed_error_ns: None,
             counters: Counters::default(),
             broken: None,
         };
@@ -144,6 +147,8 @@ impl Timer {
     pub fn boundary(&mut self, next: Next, recorder: &mut Recorder) {
         let from_ns = now_ns();
         if self.broken.is_none() {
+            let resolved = self.counters.recorded;
+            let error_before_ns = self.placed_error_ns.take();
             let driver = self.driver;
             driver.relaxed(|| {
                 for lane in 0..self.lanes.len() {
@@ -152,6 +157,9 @@ impl Timer {
                 }
                 self.anchor();
             });
+            if self.counters.recorded == resolved {
+                self.placed_error_ns = error_before_ns;
+            }
         }
         let to_ns = now_ns();
         let device_ns = self.events_recorded as f64 * self.event_device_ns.unwrap_or(0.0);
@@ -177,7 +185,7 @@ impl Timer {
             is_at_floor: self.governor.is_at_floor(),
             cost_share: self.cost_share,
             event_device_ns: self.event_device_ns,
-            alignment_error_ns: self.anchors.error_ns(),
+            alignment_error_ns: self.placed_error_ns.or_else(|| self.anchors.error_ns()),
             anchor_misses: self.anchors.misses,
             clock_breaks: self.anchors.breaks,
             slots_lost: self.lanes.iter().map(|lane| lane.slots_lost).sum(),
@@ -314,6 +322,8 @@ impl Timer {
         match found {
             Ok((duration_ns, Some(placed))) => {
                 recorder.record(sample(pending, duration_ns.max(0.0), &placed));
+                self.placed_error_ns =
+                    Some(self.placed_error_ns.map_or(placed.error_ns, |most| most.max(placed.error_ns)));
                 self.release_both(lane, pending, false);
                 self.counters.drop_one(|counters| &mut counters.recorded);
             }
