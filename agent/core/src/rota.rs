@@ -4,9 +4,10 @@
 //! shared evenly among the thirsty, each of whom comes as seldom as its share demands. So nobody who needs little ever
 //! waits for somebody who needs much, and the well is never overdrawn.
 //!
-//! 1. A question's cost is measured each time it is asked; a longer answer counts at once, a shorter one by and by.
+//! 1. A question's cost is measured each time it is asked, and is the median of the last three times: one slow answer, of
+//!    a busy host or a driver that wakes up, changes nothing.
 //! 2. Over any long time the costs of what is asked stay within the budget, at the costs measured.
-//! 3. Every question is asked at the first look, when nothing is known of it, and again and again unless it is retired.
+//! 3. Every question is asked at the first two looks, when little is known of it, and again and again unless it is retired.
 //! 4. Dear questions come one at a time where they can: who waited longest, first.
 //!
 //! Left out on purpose: the questions themselves, and their answers.
@@ -14,13 +15,34 @@
 /// One question.
 #[derive(Clone, Copy, Debug, Default)]
 struct Question {
-    /// What asking takes; none before it was asked.
-    cost_ns: Option<f64>,
+    /// What asking took the last times, the latest first.
+    took_ns: [Option<f64>; 3],
     /// Looks between two askings.
     every_looks: u64,
     /// At this look it is due.
     due: u64,
     is_retired: bool,
+}
+
+impl Question {
+    /// What asking takes; none before it was asked. Of two times the shorter, since the first is often a slow one.
+    fn cost_ns(&self) -> Option<f64> {
+        match self.took_ns {
+            [Some(a), Some(b), Some(c)] => Some(a.max(b).min(a.min(b).max(c))),
+            [Some(a), Some(b), None] => Some(a.min(b)),
+            [latest, ..] => latest,
+        }
+    }
+
+    /// It was asked twice at least.
+    fn is_known(&self) -> bool {
+        self.took_ns[1].is_some()
+    }
+
+    /// It is not asked at every look.
+    fn is_seldom(&self) -> bool {
+        self.is_known() && self.every_looks > 1
+    }
 }
 
 /// Whom to ask when.
@@ -57,8 +79,7 @@ impl Rota {
         let mut has_seldom = false;
         due.retain(|at| {
             let question = &self.questions[*at];
-            let cost_ns = question.cost_ns.unwrap_or(0.0);
-            let is_seldom = question.every_looks > 1;
+            let (cost_ns, is_seldom) = (question.cost_ns().unwrap_or(0.0), question.is_seldom());
             let is_in = !is_seldom || !has_seldom || cost_ns <= left_ns;
             left_ns -= if is_in { cost_ns } else { 0.0 };
             has_seldom |= is_seldom && is_in;
@@ -70,21 +91,20 @@ impl Rota {
     /// Frequent ones first, by cost; then the seldom ones, by how long they have been due.
     fn urgency(&self, at: usize) -> f64 {
         let question = &self.questions[at];
-        match question.every_looks {
-            1 => question.cost_ns.unwrap_or(0.0) - 1e18,
-            _ => -((self.look - question.due) as f64),
+        if question.is_seldom() {
+            -((self.look - question.due) as f64)
+        } else {
+            question.cost_ns().unwrap_or(0.0) - 1e18
         }
     }
 
     /// A question was asked in this look, and it took so long.
     pub fn took(&mut self, at: usize, ns: u64) {
-        let question = &mut self.questions[at];
-        let ns = ns as f64;
-        let cost_ns = question.cost_ns.map_or(ns, |before| ns.max(before - (before - ns) / 8.0));
-        question.cost_ns = Some(cost_ns);
+        let [latest, before, _] = self.questions[at].took_ns;
+        self.questions[at].took_ns = [Some(ns as f64), latest, before];
         self.share_out();
         let question = &mut self.questions[at];
-        question.due = self.look + question.every_looks;
+        question.due = self.look + if question.is_known() { question.every_looks } else { 1 };
     }
 
     /// Nobody need ask this again.
@@ -102,15 +122,15 @@ impl Rota {
     /// Share of the budget that the questions take in the long run, at the costs measured.
     pub fn use_share(&self) -> f64 {
         let asked = self.questions.iter().filter(|question| !question.is_retired);
-        asked.map(|question| question.cost_ns.unwrap_or(0.0) / question.every_looks as f64).sum::<f64>()
+        asked.map(|question| question.cost_ns().unwrap_or(0.0) / question.every_looks as f64).sum::<f64>()
             / self.budget_ns
     }
 
     /// Fills shares from the cheapest on; what a cheap one leaves is for the others.
     fn share_out(&mut self) {
-        let known = |at: &usize| !self.questions[*at].is_retired && self.questions[*at].cost_ns.is_some();
+        let known = |at: &usize| !self.questions[*at].is_retired && self.questions[*at].cost_ns().is_some();
         let mut order: Vec<usize> = (0..self.questions.len()).filter(known).collect();
-        let cost = |questions: &[Question], at: usize| questions[at].cost_ns.expect("only known ones are shared out");
+        let cost = |questions: &[Question], at: usize| questions[at].cost_ns().expect("only known ones are shared out");
         order.sort_by(|a, b| cost(&self.questions, *a).total_cmp(&cost(&self.questions, *b)));
         let (mut left_ns, mut waiting) = (self.budget_ns, order.len() as f64);
         for at in order {

@@ -21,13 +21,15 @@ fn looks(rota: &mut Rota, costs_ns: &[u64], count: u64) -> (Vec<u64>, Vec<u64>) 
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn the_budget_holds_and_everybody_has_a_turn(costs_ns in prop::collection::vec(0..50_000_000_u64, 1..40)) {
         let mut rota = Rota::new(costs_ns.len(), BUDGET_NS);
-        let (first, _) = looks(&mut rota, &costs_ns, 1);
-        prop_assert!(first.iter().all(|asked| *asked == 1), "nothing is known before the first look");
+        let (first, _) = looks(&mut rota, &costs_ns, 2);
+        prop_assert!(first.iter().all(|asked| *asked == 2), "little is known before the second look");
         let longest = (0..costs_ns.len()).filter_map(|at| rota.every_looks(at)).max().unwrap_or(1);
-        let count = 20 * longest;
+        let count = 8 * longest;
         let (asked, totals_ns) = looks(&mut rota, &costs_ns, count);
         // At the ends of the period one more of each may fall into it.
         let fringe_ns: u64 = costs_ns.iter().sum();
@@ -44,7 +46,7 @@ proptest! {
     fn what_is_dear_comes_one_at_a_time(dear_ns in 3_000_000..40_000_000_u64, dear in 2..12_usize) {
         let costs_ns: Vec<u64> = [vec![10_000; 8], vec![dear_ns; dear]].concat();
         let mut rota = Rota::new(costs_ns.len(), BUDGET_NS);
-        looks(&mut rota, &costs_ns, 1);
+        looks(&mut rota, &costs_ns, 2);
         let (asked, totals_ns) = looks(&mut rota, &costs_ns, 2_000);
         let most_ns = totals_ns.iter().max().copied().unwrap_or(0);
         prop_assert!(most_ns <= dear_ns + 8 * 10_000, "{most_ns}");
@@ -53,11 +55,14 @@ proptest! {
 }
 
 #[test]
-fn a_call_that_became_dear_is_asked_less_at_once_and_more_by_and_by() {
+fn a_call_that_became_dear_is_asked_less_and_one_slow_answer_changes_nothing() {
     let mut rota = Rota::new(2, BUDGET_NS);
     looks(&mut rota, &[50_000, 50_000], 3);
     assert_eq!((rota.every_looks(0), rota.every_looks(1)), (Some(1), Some(1)));
     looks(&mut rota, &[50_000, 40_000_000], 1);
+    assert_eq!(rota.every_looks(1), Some(1), "once is no news");
+    looks(&mut rota, &[50_000, 50_000], 2);
+    looks(&mut rota, &[50_000, 40_000_000], 2);
     assert!(rota.every_looks(1) >= Some(20), "{rota:?}");
     looks(&mut rota, &[50_000, 50_000], 2_000);
     assert_eq!(rota.every_looks(1), Some(1));
@@ -67,7 +72,7 @@ fn a_call_that_became_dear_is_asked_less_at_once_and_more_by_and_by() {
 fn who_is_retired_leaves_its_share() {
     let mut rota = Rota::new(2, BUDGET_NS);
     let costs_ns = [20_000_000, 20_000_000];
-    looks(&mut rota, &costs_ns, 1);
+    looks(&mut rota, &costs_ns, 2);
     let both = rota.every_looks(0).unwrap();
     rota.retire(1);
     looks(&mut rota, &costs_ns, 100);

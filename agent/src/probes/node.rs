@@ -139,6 +139,30 @@ fn parse(text: &str) -> Option<Snapshot> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_readings_come_back_and_any_text_is_read_without_harm(
+            at_ns in any::<u64>(),
+            cards in prop::collection::vec(("GPU-[0-9a-f-]{1,36}", prop::collection::vec(("[a-z_]{5,40}", -1e300..1e300), 0..20)), 0..4),
+            noise in "[a-z0-9/ .\\n-]{0,200}",
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let cards = cards.into_iter().map(|(uuid, readings)| CardReadings { uuid, readings }).collect();
+            let snapshot = Snapshot { at_ns, cards };
+            let whole = text(&snapshot);
+            prop_assert_eq!(parse(&whole), Some(snapshot));
+            let mut spoilt = whole.clone();
+            spoilt.insert_str(cut.index(whole.len()), &noise);
+            for text in [noise, spoilt] {
+                if let Some(read) = parse(&text) {
+                    let is_plain = |card: &CardReadings| card.readings.iter().all(|(_, value)| value.is_finite());
+                    prop_assert!(read.cards.iter().all(is_plain));
+                }
+            }
+        }
+    }
 
     fn snapshot() -> Snapshot {
         let readings = |power| vec![("power_w".to_owned(), power), ("sm_clock_mhz".to_owned(), 1980.0)];
@@ -183,6 +207,36 @@ mod tests {
         assert!(first.leads() && first.leads() && !second.leads());
         drop(first);
         assert!(second.leads());
+    }
+
+    const HELD: &str = "ADAPTIS_TEST_NODE";
+
+    /// A process that leads until it is killed; nothing where nobody asks for one.
+    #[test]
+    fn holder_process() {
+        let Some(folder) = std::env::var_os(HELD).map(PathBuf::from) else { return };
+        let mut node = node(&folder);
+        assert!(node.leads());
+        std::fs::write(folder.join("leads"), "").unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_killed_holder_hands_the_lead_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "probes::node::tests::holder_process"]).env(HELD, folder.path());
+        let mut holder = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while !folder.path().join("leads").exists() {
+            assert!(std::time::Instant::now() < end, "the holder never led");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let mut follower = node(folder.path());
+        assert!(!follower.leads());
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert!(follower.leads());
     }
 
     #[test]

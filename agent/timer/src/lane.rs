@@ -87,9 +87,16 @@ impl Lane {
         self.slots[slot as usize].event
     }
 
-    /// A work may begin, and will be able to end. `closing` others end with the same event.
-    pub fn has_room(&self, closing: usize) -> bool {
-        self.free.len() >= self.open.len() - closing + 2
+    /// A work may begin, and will be able to end.
+    pub fn has_room(&self) -> bool {
+        self.free.len() >= self.open.len() + 2
+    }
+
+    /// The same with the event that ends another one, which gives back the one that was kept for it, unless it was given
+    /// up in the meantime.
+    pub fn has_room_after(&self, serial: u64) -> bool {
+        let is_open = self.open.iter().any(|open| open.serial == serial);
+        self.free.len() + usize::from(is_open) >= self.open.len() + 2
     }
 
     /// Takes a free slot, for so many intervals. It is there: see the invariants.

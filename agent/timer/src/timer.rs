@@ -125,7 +125,8 @@ impl Timer {
             return begun;
         };
         let from_ns = now_ns();
-        let is_shared = is_chosen && ticket.lane == what.lane() && self.lanes[ticket.lane].has_room(1);
+        let is_shared =
+            is_chosen && ticket.lane == what.lane() && self.lanes[ticket.lane].has_room_after(ticket.serial);
         let begun = if is_shared {
             self.pass_with_one(stream.0, &ticket, what)
         } else {
@@ -206,7 +207,7 @@ impl Timer {
     }
 
     fn begin_chosen(&mut self, stream: usize, what: What) -> Option<Ticket> {
-        if !self.lanes[what.lane()].has_room(0) {
+        if !self.lanes[what.lane()].has_room() {
             self.counters.pool_empty += 1;
             return None;
         }
@@ -290,54 +291,47 @@ impl Timer {
             let Some(pending) = self.lanes[lane].pending.pop_front() else { return };
             let age = self.boundary - pending.open.boundary;
             let is_asked = age > 0 && unready_stream != Some(pending.open.stream);
-            let answer = if is_asked { self.driver.query(self.lanes[lane].event(pending.end)) } else { NOT_READY };
-            match answer {
-                SUCCESS => self.measure(lane, &pending, recorder),
-                NOT_READY => {
+            match if is_asked { self.ask(lane, &pending) } else { Err(NOT_READY) } {
+                Ok((duration_ns, Some(placed))) => {
+                    recorder.record(sample(&pending, duration_ns.max(0.0), &placed));
+                    let most_ns = self.placed_error_ns.unwrap_or(0.0);
+                    self.placed_error_ns = Some(most_ns.max(placed.error_ns));
+                    self.settle(lane, &pending, false, |counters| &mut counters.recorded);
+                }
+                Ok((_, None)) => self.settle(lane, &pending, false, |counters| &mut counters.unplaced),
+                Err(NOT_READY) => {
                     unready_stream = if is_asked { Some(pending.open.stream) } else { unready_stream };
                     if age > self.give_up_boundaries {
-                        self.release_both(lane, &pending, true);
-                        self.counters.drop_one(|counters| &mut counters.given_up);
+                        self.settle(lane, &pending, true, |counters| &mut counters.given_up);
                     } else {
                         self.lanes[lane].pending.push_back(pending);
                     }
                 }
-                CAPTURED_EVENT => {
-                    self.release_both(lane, &pending, true);
-                    self.counters.drop_one(|counters| &mut counters.abandoned);
-                }
-                code => self.break_down(code),
-            }
-            if self.broken.is_some() {
-                return;
+                Err(CAPTURED_EVENT) => self.settle(lane, &pending, true, |counters| &mut counters.abandoned),
+                Err(code) => return self.break_down(code),
             }
         }
     }
 
-    fn measure(&mut self, lane: usize, pending: &Pending, recorder: &mut Recorder) {
-        let events = &self.lanes[lane];
-        let (start, end) = (events.event(pending.open.start), events.event(pending.end));
-        let found = self.driver.elapsed_ns(start, end);
-        let found = found.and_then(|ns| Ok((ns, self.anchors.place(&self.driver, start)?)));
-        match found {
-            Ok((duration_ns, Some(placed))) => {
-                recorder.record(sample(pending, duration_ns.max(0.0), &placed));
-                self.placed_error_ns =
-                    Some(self.placed_error_ns.map_or(placed.error_ns, |most| most.max(placed.error_ns)));
-                self.release_both(lane, pending, false);
-                self.counters.drop_one(|counters| &mut counters.recorded);
-            }
-            Ok((_, None)) => {
-                self.release_both(lane, pending, false);
-                self.counters.drop_one(|counters| &mut counters.unplaced);
-            }
-            Err(code) => self.break_down(code),
+    /// How long a work took and where it began, or the driver's answer.
+    fn ask(&self, lane: usize, pending: &Pending) -> Result<(f64, Option<Placed>), u32> {
+        let (start, end) = (self.lanes[lane].event(pending.open.start), self.lanes[lane].event(pending.end));
+        match self.driver.query(end) {
+            SUCCESS => Ok((self.driver.elapsed_ns(start, end)?, self.anchors.place(&self.driver, start)?)),
+            code => Err(code),
         }
     }
 
-    fn release_both(&mut self, lane: usize, pending: &Pending, is_stale: bool) {
+    fn settle(
+        &mut self,
+        lane: usize,
+        pending: &Pending,
+        is_stale: bool,
+        cause: impl FnOnce(&mut Counters) -> &mut u64,
+    ) {
         self.lanes[lane].release(&self.driver, pending.open.start, is_stale);
         self.lanes[lane].release(&self.driver, pending.end, is_stale);
+        self.counters.drop_one(cause);
     }
 
     /// Gives up what began long ago and never ended.
