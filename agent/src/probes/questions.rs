@@ -192,7 +192,7 @@ fn counted(count: (&'static str, u64), rate: (&'static str, Option<f64>)) -> Ans
 fn memory(device: &Device<'_>) -> Result<Answer, NvmlError> {
     let (used, free, total) = match device.memory_info() {
         Ok(memory) => (memory.used, memory.free, memory.total),
-        Err(NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound) => {
+        Err(NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound | NvmlError::UnexpectedVariant(_)) => {
             let call = nvml_sym(device.nvml().lib().nvmlDeviceGetMemoryInfo.as_ref())?;
             let mut memory = sys::nvmlMemory_t { total: 0, free: 0, used: 0 };
             // SAFETY: the handle is the card's, and `memory` is writable for the duration of the call.
