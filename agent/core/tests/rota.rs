@@ -28,6 +28,7 @@ proptest! {
         let mut rota = Rota::new(costs_ns.len(), BUDGET_NS);
         let (first, _) = looks(&mut rota, &costs_ns, 2);
         prop_assert!(first.iter().all(|asked| *asked == 2), "little is known before the second look");
+        prop_assert!(rota.use_share() <= 1.0 + 1e-6, "{rota:?}");
         let longest = (0..costs_ns.len()).filter_map(|at| rota.every_looks(at)).max().unwrap_or(1);
         let count = 8 * longest;
         let (asked, totals_ns) = looks(&mut rota, &costs_ns, count);
@@ -35,7 +36,6 @@ proptest! {
         let fringe_ns: u64 = costs_ns.iter().sum();
         let total_ns: u64 = totals_ns.iter().sum();
         prop_assert!(total_ns as f64 <= BUDGET_NS * count as f64 + fringe_ns as f64, "{total_ns} in {count} looks");
-        prop_assert!(rota.use_share() <= 1.0 + 1e-6);
         for (at, asked) in asked.iter().enumerate() {
             let every = rota.every_looks(at).unwrap();
             prop_assert!(*asked >= count / every / 2, "{at} was asked {asked} times of {count} / {every}");
