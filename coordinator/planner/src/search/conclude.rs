@@ -39,7 +39,7 @@ fn without_idle_recompute(judge: &mut Judge, candidate: &Candidate) -> Candidate
 }
 
 /// A plan near the running one that is so little worse than the best is preferred to it.
-const NEAR_ENOUGH: f64 = 0.015;
+const NEAR_ENOUGH: f64 = 0.03;
 
 /// A candidate and its plan, which passed the audit.
 struct Finished {

@@ -49,7 +49,9 @@ impl Rank {
 
     pub fn layers(&self) -> Vec<(LayerIndex, Digest)> {
         let (layers, devices) = (self.job.layers.len(), self.job.devices.len());
-        (self.index * layers / devices..(self.index + 1) * layers / devices).map(|layer| (layer.into(), Digest([layer as u8; 32]))).collect()
+        (self.index * layers / devices..(self.index + 1) * layers / devices)
+            .map(|layer| (layer.into(), Digest([layer as u8; 32])))
+            .collect()
     }
 
     pub fn take(&mut self, order: RankOrder) -> Option<RankEvent> {
