@@ -8,8 +8,9 @@
 //! ```
 //!
 //! 1. Both plans are simulated on the same draws; what counts is the lower tenth of the difference.
-//! 2. What the model may be wrong by depends on why is asked: least after a change, more for one refinement of a plan
-//!    whose prediction was off, most on a quiet day. So plans do not swing to and fro on noise.
+//! 2. What the model may be wrong by depends on why is asked: least after a change, more for one refinement of a plan once
+//!    the estimate has settled, most on a quiet day, where it is learned from how past predictions came true. So plans do not
+//!    swing to and fro on noise.
 //!    For the same reason a plan that was left is returned to as on a quiet day.
 //! 3. No decision while a promise is open, unless something changed or a person asks.
 //! 4. A plan that broke its promise is not tried again until its quarantine ends or the conditions change.
@@ -34,14 +35,12 @@ use std::collections::VecDeque;
 const ERROR_CHANGED: f64 = 0.015;
 /// Model error of the one refinement.
 const ERROR_REFINING: f64 = 0.02;
-/// Model error on a quiet day.
-const ERROR_QUIET: f64 = 0.05;
-/// A prediction off by more than this makes a refinement worth a look.
-const REFINE_OFF_MIN: f64 = 0.02;
+/// Model error on a quiet day, in standard deviations of what predictions were off by so far.
+const ERROR_QUIET_DEVIATIONS: f64 = 2.0;
 /// Iterations after a switch within which it may be refined.
 const REFINE_ITERATIONS: u64 = 20;
 /// Share of the best net gain that a cheaper change must give to be preferred.
-const GOOD_ENOUGH: f64 = 0.85;
+const GOOD_ENOUGH: f64 = 0.95;
 /// The span of [`Policy::switches_per_hour`].
 const HOUR_NS: u64 = 3_600_000_000_000;
 /// Times of switches kept; the oldest goes. A limit above it counts as none.
@@ -115,7 +114,7 @@ pub struct Admission {
     past: Past,
     quarantine: Quarantine,
     promise: Option<Promise>,
-    /// The last switch may be refined: when it was, and that its prediction was off.
+    /// The last switch kept its promise and may be refined: when it was.
     refinable: Option<Step>,
     /// A refinement was made since the last start or change.
     refined: bool,
@@ -171,7 +170,7 @@ impl Admission {
         let error = match input.trigger {
             Trigger::Start | Trigger::Drift | Trigger::Operator => ERROR_CHANGED,
             Trigger::Routine if is_refining => ERROR_REFINING,
-            Trigger::Routine => ERROR_QUIET,
+            Trigger::Routine => self.quiet_error(),
         };
         self.choose(input, &weights, error, is_refining)
     }
@@ -204,6 +203,10 @@ impl Admission {
         }
     }
 
+    fn quiet_error(&self) -> f64 {
+        (ERROR_QUIET_DEVIATIONS * self.past.off_sd()).max(ERROR_REFINING)
+    }
+
     fn may_refine(&self, input: &Input<'_>) -> bool {
         let is_fresh = |at: Step| input.step.0.saturating_sub(at.0) <= REFINE_ITERATIONS;
         input.trigger == Trigger::Routine && !self.refined && self.refinable.is_some_and(is_fresh)
@@ -213,7 +216,7 @@ impl Admission {
     fn choose(&self, input: &Input<'_>, weights: &weigh::Weights, error: f64, is_refining: bool) -> Decision {
         let error_ns = |weight: &weigh::Weight| {
             let is_return = self.left.as_ref().is_some_and(|left| left.is(&input.candidates[weight.candidate].plan));
-            let error = if is_return { error.max(ERROR_QUIET) } else { error };
+            let error = if is_return { error.max(self.quiet_error()) } else { error };
             (error * weights.before_ns as f64).round() as i64
         };
         let horizon = i64::try_from(input.horizon_iterations).unwrap_or(i64::MAX);
@@ -319,7 +322,7 @@ impl Admission {
         let ratio = match judgement {
             Judgement::NothingPromised | Judgement::Waiting { .. } => return judgement,
             Judgement::Kept { ratio, .. } => {
-                self.refinable = ((ratio - 1.0).abs() > REFINE_OFF_MIN).then_some(promise.step);
+                self.refinable = Some(promise.step);
                 ratio
             }
             Judgement::Broken { ratio, .. } => {

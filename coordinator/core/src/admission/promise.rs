@@ -26,6 +26,10 @@ const TRANSFER_RATIO: f64 = 1.1;
 const TRANSFER_RATIO_RANGE: (f64, f64) = (0.5, 20.0);
 /// Past predictions that the belief in them is worth.
 const AFTER_PRIOR: f64 = 8.0;
+/// What a prediction is off by before any was held against what came (standard deviation), and the predictions that this
+/// belief is worth.
+const OFF_PRIOR: f64 = 0.025;
+const OFF_PRIOR_COUNT: f64 = 2.0;
 /// Most that past predictions take off a gain, as a share of the iteration.
 const AFTER_RATIO_MAX: f64 = 1.1;
 
@@ -69,6 +73,15 @@ impl Past {
         let count = self.ratios.len() as f64;
         let median = robust::median(&mut self.ratios.iter().copied().collect::<Vec<_>>()).unwrap_or(1.0);
         ((AFTER_PRIOR + count * median) / (AFTER_PRIOR + count)).clamp(1.0, AFTER_RATIO_MAX)
+    }
+}
+
+impl Past {
+    /// What predictions are off by, as a share of the iteration: standard deviation.
+    pub fn off_sd(&self) -> f64 {
+        let squares: f64 = self.ratios.iter().map(|ratio| ratio.ln().powi(2)).sum();
+        let count = OFF_PRIOR_COUNT + self.ratios.len() as f64;
+        ((OFF_PRIOR_COUNT * OFF_PRIOR.powi(2) + squares) / count).sqrt()
     }
 }
 

@@ -7,4 +7,5 @@ mod decisions;
 mod ledger;
 mod members;
 mod rank;
+mod regret;
 mod truth;

@@ -38,10 +38,15 @@ fn without_idle_recompute(judge: &mut Judge, candidate: &Candidate) -> Candidate
     lean
 }
 
+/// A plan near the running one that is so little worse than the best is preferred to it.
+const NEAR_ENOUGH: f64 = 0.03;
+
 /// A candidate and its plan, which passed the audit.
 struct Finished {
     plan: Plan,
     value: f64,
+    /// Without the toll.
+    free_value: f64,
 }
 
 /// The best members as plans that passed the audit.
@@ -64,7 +69,8 @@ pub(super) fn conclude(
             let timeline = simulate(problem, &plan).ok()?;
             plan.predicted = Some(predicted(&timeline, judge.bound_ns));
             let passes = timeline.fits && audit(problem, &plan).is_empty();
-            passes.then_some(Finished { plan, value: candidate.value })
+            let toll = if judge.is_free { 0.0 } else { judge.toll(&candidate.shape) };
+            passes.then(|| Finished { plan, value: candidate.value, free_value: candidate.value - toll })
         })
     };
     let best = pool.members.iter().find_map(|member| finished(member, false));
@@ -75,12 +81,14 @@ pub(super) fn conclude(
         held.extend(candidate.and_then(|candidate| finished(candidate, kind == RungKind::Order)).map(|of| (kind, of)));
     }
     // A cheaper kind's plan is one of the dearer kinds, too, and may have become the better one in being finished.
+    let worth = |kind: RungKind, of: &Finished| if kind == RungKind::Anew { of.free_value } else { of.value };
     let least = |kind: RungKind| {
         let allowed = held.iter().filter(|(other, _)| kind.allows(*other)).map(|(_, finished)| finished);
-        allowed.min_by(|a, b| a.value.total_cmp(&b.value))
+        allowed.min_by(|a, b| worth(kind, a).total_cmp(&worth(kind, b)))
     };
     let rung = |kind: RungKind, from: &Plan| {
-        let Finished { plan, value } = least(kind)?;
+        let finished = least(kind)?;
+        let (plan, value) = (&finished.plan, worth(kind, finished));
         let moved = moves::moves(problem, from, plan);
         Some(Rung {
             kind,
@@ -93,6 +101,8 @@ pub(super) fn conclude(
         })
     };
     let rungs = from.map(|from| RungKind::ALL.into_iter().filter_map(|kind| rung(kind, from)).collect());
-    let plan = least(RungKind::Full).expect("the best member is held").plan.clone();
+    let [full, anew] = [RungKind::Full, RungKind::Anew].map(|kind| least(kind).expect("the best member is held"));
+    let is_far_better = anew.free_value < full.free_value * (1.0 - NEAR_ENOUGH);
+    let plan = if is_far_better { &anew.plan } else { &full.plan }.clone();
     Outcome { plan, rungs: rungs.unwrap_or_default(), evaluations: judge.evaluations, lower_bound_ns: judge.bound_ns }
 }

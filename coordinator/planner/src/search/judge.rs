@@ -1,5 +1,6 @@
 //! What the search knows of its problem, what a plan is worth, and what was spent.
 
+use super::relabel;
 use super::running::Running;
 use super::sketch::{Sketch, Trust};
 use super::{Control, Options, Progress};
@@ -12,7 +13,7 @@ use crate::program::Programs;
 use crate::recipe::Genes;
 use crate::replay::Replay;
 use crate::rules::Rules;
-use crate::shape::{Shape, Tables};
+use crate::shape::{Shape, Slot, Tables};
 
 /// Instructions replayed between two calls of the caller's `tick`: well under two milliseconds.
 const TICK_INSTRUCTIONS: u64 = 30_000;
@@ -54,6 +55,8 @@ pub(crate) struct Judge<'a> {
     pub(crate) rules: &'a Rules,
     /// Device of each layer in the running plan.
     homes: Option<&'a [u32]>,
+    /// What moves bears its price alone, no toll: there is no plan worth staying near to.
+    pub(crate) is_free: bool,
     horizon_iterations: f64,
     /// Charge per layer that moves, for the first so many and for each one beyond.
     moved_layer_ns: f64,
@@ -99,20 +102,18 @@ impl<'a> Judge<'a> {
         let running_stages = running.map_or(0, |running| running.shape.stages.len());
         let horizon_iterations = options.horizon_iterations.max(1) as f64;
         let layer_ns = bound_ns as f64 / costs.layers.max(1) as f64;
-        // A plan that nobody planned on costs, as a job's first, may be far off all over: most of it may have to move.
-        let is_planned = running.is_some_and(|running| running.is_planned);
         // New devices are to get their share besides.
         let new = running.map_or(0, |running| running.spare(&rules.usable).len());
         let new_share = new as f64 / rules.usable.len().max(1) as f64;
-        let beyond_ns = if is_planned { layer_ns * MOVED_BEYOND_SHARE } else { 0.0 };
         Self {
             costs,
             rules,
             homes: running.map(|running| running.homes.as_slice()),
+            is_free: running.is_some_and(|running| !running.is_planned),
             horizon_iterations,
             moved_layer_ns: layer_ns * MOVED_SHARE,
             few_layers: (costs.layers as f64 * (FEW_SHARE + new_share)).floor(),
-            moved_beyond_ns: beyond_ns * (BEYOND_ITERATIONS / horizon_iterations).min(1.0),
+            moved_beyond_ns: layer_ns * MOVED_BEYOND_SHARE * (BEYOND_ITERATIONS / horizon_iterations).min(1.0),
             stage_charge_ns: bound_ns as f64 * STAGE_SHARE,
             stages_free: rules.usable.len().max(running_stages),
             bound_ns,
@@ -198,7 +199,8 @@ impl<'a> Judge<'a> {
     }
 
     /// Starts anew with a task, as if nothing else had been evaluated.
-    pub(crate) fn begin(&mut self, best_ns: u64, evaluations_max: u64, trust: Trust) {
+    pub(crate) fn begin(&mut self, best_ns: u64, evaluations_max: u64, is_free: bool, trust: Trust) {
+        self.is_free = is_free;
         (self.evaluations, self.evaluations_max) = (0, evaluations_max);
         self.best_ns = best_ns;
         self.sketched = 0;
@@ -242,37 +244,64 @@ impl<'a> Judge<'a> {
         near
     }
 
-    /// What a shape costs beside its time: a little per stage, and what moving to it takes, per iteration of the
-    /// horizon.
+    /// What a shape costs beside its time: a little per stage, what moving to it takes, per iteration of the horizon,
+    /// and the toll.
     pub(crate) fn charge(&self, shape: &Shape) -> f64 {
-        let stages = shape.stages.len().saturating_sub(self.stages_free) as f64 * self.stage_charge_ns;
-        let Some(homes) = self.homes else { return stages };
-        // A layer whose device is gone moves wherever it goes: no reason to put it here or there.
+        let toll = if self.is_free { 0.0 } else { self.toll(shape) };
+        self.stage_charge(shape) + self.price(shape) + toll
+    }
+
+    fn stage_charge(&self, shape: &Shape) -> f64 {
+        shape.stages.len().saturating_sub(self.stages_free) as f64 * self.stage_charge_ns
+    }
+
+    /// Layers that leave their device, from where and where to. One whose device is gone moves wherever it goes: no
+    /// reason to put it here or there.
+    fn moved(&self, shape: &Shape) -> impl Iterator<Item = (usize, u32, u32)> {
+        let homes = self.homes.unwrap_or_default();
+        let of = |slot: &Slot| slot.range().zip(std::iter::repeat(slot.device)).collect::<Vec<_>>();
+        let places = shape.stages.iter().flat_map(of);
+        places.filter_map(move |(layer, to)| {
+            let from = *homes.get(layer)?;
+            (from != to && from != GONE).then_some((layer, from, to))
+        })
+    }
+
+    /// What moving to a shape takes, per iteration of the horizon.
+    fn price(&self, shape: &Shape) -> f64 {
         let mut pairs: Vec<(u32, u32, u64)> = Vec::new();
-        let mut moved = 0.0;
-        for slot in &shape.stages {
-            for layer in slot.range().filter(|&layer| homes[layer] != slot.device && homes[layer] != GONE) {
-                moved += 1.0;
-                let bytes = self.costs.moved_bytes[layer];
-                match pairs.iter_mut().rfind(|pair| (pair.0, pair.1) == (homes[layer], slot.device)) {
-                    Some(pair) => pair.2 = pair.2.saturating_add(bytes),
-                    None => pairs.push((homes[layer], slot.device, bytes)),
-                }
+        for (layer, from, to) in self.moved(shape) {
+            let bytes = self.costs.moved_bytes[layer];
+            match pairs.iter_mut().rfind(|pair| (pair.0, pair.1) == (from, to)) {
+                Some(pair) => pair.2 = pair.2.saturating_add(bytes),
+                None => pairs.push((from, to, bytes)),
             }
         }
         let time_ns = |&(from, to, bytes): &(u32, u32, u64)| {
             let (transfer_ns, latency_ns) = self.costs.transfer(from as usize, to as usize, bytes);
             transfer_ns.saturating_add(latency_ns)
         };
-        let longest_ns = pairs.iter().map(time_ns).max().unwrap_or(0) as f64;
-        let beyond_ns = (moved - self.few_layers).max(0.0) * self.moved_beyond_ns;
-        let moved_ns = moved * self.moved_layer_ns + beyond_ns;
-        stages + longest_ns / self.horizon_iterations + moved_ns
+        pairs.iter().map(time_ns).max().unwrap_or(0) as f64 / self.horizon_iterations
     }
 
-    /// Device of each layer in the running plan.
+    /// Puts each part of a plan from nothing on that of several like devices which holds most of it in the running plan.
+    pub(crate) fn settle(&self, candidate: &mut Candidate) {
+        let Some(homes) = self.homes else { return };
+        let before = self.price(&candidate.shape);
+        if relabel::settle(self.costs, self.rules, homes, candidate) {
+            candidate.value += self.price(&candidate.shape) - before;
+        }
+    }
+
+    /// What keeps a plan near the running one, beside the price of moving.
+    pub(crate) fn toll(&self, shape: &Shape) -> f64 {
+        let moved = self.moved(shape).count() as f64;
+        moved * self.moved_layer_ns + (moved - self.few_layers).max(0.0) * self.moved_beyond_ns
+    }
+
+    /// Device of each layer in the running plan that is to be stayed near to.
     pub(crate) fn homes(&self) -> Option<&'a [u32]> {
-        self.homes
+        self.homes.filter(|_| !self.is_free)
     }
 
     /// What moving layers to a device adds to the charge at least: sums over the layers before each, by device.

@@ -19,6 +19,7 @@ mod island;
 mod judge;
 pub(crate) mod order;
 mod portfolio;
+mod relabel;
 mod replan;
 mod rounds;
 mod rung;

@@ -46,6 +46,10 @@ pub(super) fn climb(problem: &Problem, judge: &mut Judge, pool: &mut Pool, runni
     let mut near = Near { judge, pool, running, seen: Vec::new() };
     near.kept(problem);
     near.sequences();
+    // A plan that nobody planned on costs, as a job's first, may be far off all over: nothing near it is worth a look.
+    if near.judge.is_free {
+        return;
+    }
     for _ in 0..PASSES {
         near.sketched(QUICK_SKETCHES, QUICK_SKETCH_STEPS, random);
         near.relisted(random);

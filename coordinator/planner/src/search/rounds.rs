@@ -15,11 +15,11 @@
 
 use super::island::Islands;
 use super::judge::{Candidate, Judge};
-use super::portfolio::Pool;
+use super::portfolio::{self, Pool};
 use super::running::Running;
 use super::sketch::{self, Trust};
 use super::structure::{self, Freedom};
-use super::{Control, Options, Progress, order};
+use super::{Control, Options, Progress, RungKind, order};
 use crate::random::{Random, mixed};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,6 +63,8 @@ struct Task {
     /// A shape that comes near the best is tuned even if its listing is worse than the start.
     tunes_near: bool,
     is_sketched: bool,
+    /// Far from the running plan as well as near.
+    is_free: bool,
     structure_steps: usize,
     order_steps: usize,
     evaluations_max: u64,
@@ -80,7 +82,7 @@ struct Found {
 
 impl Task {
     fn work(mut self, judge: &mut Judge) -> Found {
-        judge.begin(self.best_ns, self.evaluations_max, self.trust);
+        judge.begin(self.best_ns, self.evaluations_max, self.is_free, self.trust);
         // What is found is offered to the true pool in the tasks' order.
         let mut aside = Pool::new(None);
         let random = &mut self.random;
@@ -119,27 +121,51 @@ impl Task {
 struct Desk<'p> {
     /// The best of everything.
     pool: &'p mut Pool,
-    islands: Islands,
+    /// Near the running plan, if there is one to stay near to.
+    near: Territory,
+    /// Beside that: as if there were none, and the best of everything by what it is worth without the toll.
+    anew: Option<(Territory, Pool)>,
+    /// There is no plan to stay near to.
+    is_free: bool,
     seed: u64,
     cut: u64,
     trust: Trust,
     best_ns: u64,
     spent: u64,
     spent_max: u64,
-    /// Island and most evaluations of each task that is out, oldest first.
-    out: VecDeque<(u32, u64)>,
+    /// The tasks that are out, oldest first.
+    out: VecDeque<Out>,
+}
+
+/// Islands, and what was spent on them or may be by tasks that are out.
+struct Territory {
+    islands: Islands,
+    spent: u64,
+}
+
+/// A task that is out.
+struct Out {
+    is_anew: bool,
+    island: u32,
+    evaluations_max: u64,
 }
 
 impl Desk<'_> {
     /// The next task; none if the tasks that are out may spend all that is left.
     fn cut(&mut self) -> Option<Task> {
-        let out = self.out.iter().map(|&(_, evaluations)| evaluations).sum();
+        let out = self.out.iter().map(|out| out.evaluations_max).sum();
         let left = self.spent_max.saturating_sub(self.spent).saturating_sub(out);
         if left == 0 {
             return None;
         }
-        self.islands.move_on(&self.pool.members);
-        let island = self.islands.here();
+        let near_spent = self.near.spent;
+        let is_anew = self.anew.as_ref().is_some_and(|(anew, _)| anew.spent < near_spent);
+        let (territory, all) = match &mut self.anew {
+            Some((anew, all)) if is_anew => (anew, &all.members),
+            _ => (&mut self.near, &self.pool.members),
+        };
+        territory.islands.move_on(all);
+        let island = territory.islands.here();
         let (round, turn) = island.cut(WORKED_ON);
         let mut random = Random::new(mixed(self.seed.wrapping_add(self.cut)));
         self.cut += 1;
@@ -158,13 +184,15 @@ impl Desk<'_> {
         let evaluations_max = (steps + steps / 8 + sketched + EVALUATIONS_BESIDE).min(left);
         let best_value = members[0].value;
         island.send(evaluations_max);
-        self.out.push_back((island.number, evaluations_max));
+        self.out.push_back(Out { is_anew, island: island.number, evaluations_max });
+        territory.spent += evaluations_max;
         Some(Task {
             start,
             best_value,
             best_ns: self.best_ns,
             tunes_near: turn > 0 || round % 2 == 1,
             is_sketched,
+            is_free: self.is_free || is_anew,
             structure_steps,
             order_steps,
             evaluations_max,
@@ -175,22 +203,45 @@ impl Desk<'_> {
 
     /// Takes in what the oldest task found.
     fn take_in(&mut self, judge: &mut Judge, found: Found) {
-        let (from, evaluations_max) = self.out.pop_front().expect("what was found was out");
+        let Out { is_anew, island, evaluations_max } = self.out.pop_front().expect("what was found was out");
         self.spent += found.evaluations;
-        let mut island = self.islands.get(from);
         if let Some(lesson) = found.learnt {
             self.trust.learn(lesson);
         }
         for candidate in found.offers {
             self.best_ns = self.best_ns.min(candidate.iteration_ns);
-            if let Some(island) = &mut island {
+            let territory = self.territory(is_anew);
+            if let Some(island) = territory.islands.get(island) {
                 island.pool.offer(judge, candidate.clone());
             }
-            self.pool.offer(judge, candidate);
+            self.offer(judge, candidate, is_anew);
         }
-        if let Some(island) = island {
+        let territory = self.territory(is_anew);
+        territory.spent = territory.spent + found.evaluations - evaluations_max;
+        if let Some(island) = territory.islands.get(island) {
             island.spend(found.evaluations, evaluations_max);
         }
+    }
+
+    fn territory(&mut self, is_anew: bool) -> &mut Territory {
+        match &mut self.anew {
+            Some((anew, _)) if is_anew => anew,
+            _ => &mut self.near,
+        }
+    }
+
+    /// To the best of everything, with the toll and without.
+    fn offer(&mut self, judge: &mut Judge, mut candidate: Candidate, is_anew: bool) {
+        if let Some((_, all)) = &mut self.anew {
+            if is_anew {
+                judge.settle(&mut candidate);
+            }
+            let toll = judge.toll(&candidate.shape);
+            let without = if is_anew { candidate.value } else { candidate.value - toll };
+            all.offer(judge, Candidate { value: without, ..candidate.clone() });
+            candidate.value = without + toll;
+        }
+        self.pool.offer(judge, candidate);
     }
 }
 
@@ -301,8 +352,14 @@ pub(super) fn rounds(
         None if threads == 1 => 1,
         None => threads * AHEAD_PER_THREAD,
     };
+    let is_free = judge.is_free;
+    let devices = judge.rules.usable.len();
+    let stays_near = running.is_some() && !is_free;
+    let anew = stays_near.then(|| anew(judge, pool, devices));
     let mut desk = Desk {
-        islands: Islands::new(&pool.members, judge.rules.usable.len(), running.is_none()),
+        near: Territory { islands: Islands::new(&pool.members, devices, !stays_near), spent: 0 },
+        anew,
+        is_free,
         pool,
         seed: random.bits(),
         cut: 0,
@@ -347,5 +404,26 @@ pub(super) fn rounds(
             });
         }
     }
-    (judge.evaluations, judge.best_ns) = (desk.spent, desk.best_ns);
+    (judge.evaluations, judge.best_ns, judge.is_free) = (desk.spent, desk.best_ns, is_free);
+    if let Some((_, all)) = desk.anew {
+        let best = all.members[0].clone();
+        let value = best.value + judge.toll(&best.shape);
+        desk.pool.rungs[RungKind::Anew as usize] = Some(Candidate { value, ..best });
+    }
+}
+
+/// Where to search as if there were no running plan: starts that bear no toll, and what was found near the running one.
+fn anew(judge: &mut Judge, pool: &Pool, devices: usize) -> (Territory, Pool) {
+    let mut all = Pool::new(None);
+    judge.is_free = true;
+    portfolio::fill(judge, &mut all, None);
+    all.members.iter_mut().for_each(|member| judge.settle(member));
+    judge.is_free = false;
+    // A stopped search may have looked at none.
+    let starts = if all.members.is_empty() { pool.members.clone() } else { all.members.clone() };
+    for member in &pool.members {
+        let value = member.value - judge.toll(&member.shape);
+        all.offer(judge, Candidate { value, ..member.clone() });
+    }
+    (Territory { islands: Islands::new(&starts, devices, true), spent: 0 }, all)
 }

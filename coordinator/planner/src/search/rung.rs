@@ -19,12 +19,14 @@ pub enum RungKind {
     Boundary,
     /// Anything.
     Full,
+    /// Anything, and as far from the running plan as one likes: what moves bears its price and no more.
+    Anew,
 }
 
 impl RungKind {
     /// From the cheapest on.
-    pub const ALL: [RungKind; 5] =
-        [RungKind::Order, RungKind::Recompute, RungKind::Relabel, RungKind::Boundary, RungKind::Full];
+    pub const ALL: [RungKind; 6] =
+        [RungKind::Order, RungKind::Recompute, RungKind::Relabel, RungKind::Boundary, RungKind::Full, RungKind::Anew];
 
     /// What a shape changes of the running one.
     pub(crate) fn of(running: &Shape, shape: &Shape) -> Self {
@@ -57,7 +59,7 @@ pub struct Rung {
     /// Its time.
     pub iteration_ns: u64,
     /// Its time and the charge for its stages and for what moves, in nanoseconds an iteration: no more than that of the
-    /// kinds that this one allows.
+    /// kinds that this one allows. A layer that moves bears a toll beside its price, but not in [`RungKind::Anew`].
     pub value_ns: u64,
     /// Layers that change device.
     pub moved_layers: u32,

@@ -94,6 +94,7 @@ impl World {
     pub fn with(job: Job, config: Config, seed: u64, faults: Faults) -> Self {
         let rank = |index: usize| Rank {
             kind: "cpu",
+            memory_bytes: 1_000_000,
             index,
             incarnation: Incarnation(100 + index as u64),
             job: job.clone(),

@@ -1,7 +1,7 @@
 //! The loop as a whole: ranks that truly cost something, real searches, real estimates.
 
 use super::cluster::{Faults, World, config, job, plan_in};
-use super::truth::Truth;
+use super::truth::{Noise, Truth};
 use crate::brain::{Config, Mode};
 use crate::ledger::{Decision, Reason, Verdict};
 use adaptis_plan::{Cost, Device, Layer, Links, Problem};
@@ -52,7 +52,7 @@ fn truth(job: &Job) -> Problem {
 }
 
 fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, f64)>) -> World {
-    run_with(mode, is_static, iterations, |truth| truth.fault = fault)
+    run_with(mode, is_static, iterations, |truth| truth.faults.extend(fault))
 }
 
 fn run_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
@@ -69,7 +69,7 @@ fn world_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(
     }
     job.microbatches = 8;
     let config = Config { mode, is_static, search_evaluations: Some(3_000), ..config() };
-    let mut truth = Truth::new(truth(&job), 0.02);
+    let mut truth = Truth::new(truth(&job), Noise::Even(0.02));
     change(&mut truth);
     let mut world = World::with(job, config, 1, Faults::default());
     world.truth = Some(truth);
@@ -135,9 +135,9 @@ fn every_phase_is_predicted_within_five_percent() {
 #[test]
 fn jitter_is_part_of_every_prediction() {
     let world = run_with(Mode::Adapt, false, 90, |truth| {
-        truth.fault = Some((FAULT, 1, 1.6));
         // A standard deviation of 20%.
-        truth.noise = 0.35;
+        *truth = Truth::new(truth.problem.clone(), Noise::Even(0.35));
+        truth.faults.push_back((FAULT, 1, 1.6));
     });
     phases_are_predicted(&world, 0.05);
     let fit = world.brain.adapt.as_ref().and_then(|adapt| adapt.fit.as_ref()).expect("it was fitted");

@@ -16,6 +16,7 @@ pub enum Doing {
 #[derive(Clone, Debug)]
 pub struct Rank {
     pub kind: &'static str,
+    pub memory_bytes: u64,
     pub index: usize,
     pub incarnation: Incarnation,
     pub job: Job,
@@ -33,7 +34,7 @@ impl Rank {
         let card = DeviceCard {
             name: self.job.devices[self.index].clone(),
             kind: self.kind.into(),
-            memory_bytes: 1_000_000,
+            memory_bytes: self.memory_bytes,
             reserved_bytes: 0,
         };
         RankEvent::Hello {
@@ -47,7 +48,10 @@ impl Rank {
     }
 
     pub fn layers(&self) -> Vec<(LayerIndex, Digest)> {
-        (2 * self.index..2 * self.index + 2).map(|layer| (layer.into(), Digest([layer as u8; 32]))).collect()
+        let (layers, devices) = (self.job.layers.len(), self.job.devices.len());
+        (self.index * layers / devices..(self.index + 1) * layers / devices)
+            .map(|layer| (layer.into(), Digest([layer as u8; 32])))
+            .collect()
     }
 
     pub fn take(&mut self, order: RankOrder) -> Option<RankEvent> {

@@ -1,56 +1,92 @@
 //! What layers truly cost, and what devices record of it.
 
+use crate::estimate::random::Random;
 use adaptis_plan::{Action, Plan, Problem};
-use adaptis_planner::noise::{Jitter, Noise, draws};
+use adaptis_planner::noise::{self, Jitter, draws};
 use adaptis_planner::simulate::{Span, Timeline, simulate};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{Epoch, Step};
+use std::collections::VecDeque;
+
+/// Values that tell a distribution.
+const VALUES: u64 = 2_000;
+
+/// Relative deviations, one independently of another.
+#[derive(Clone, Copy, Debug)]
+pub enum Noise {
+    /// Even up to this, either way.
+    Even(f64),
+    /// Student's t with 4 degrees, scaled to this standard deviation.
+    Heavy(f64),
+}
+
+impl Noise {
+    fn factor(self, random: &mut Random) -> f64 {
+        match self {
+            Noise::Even(most) => 1.0 + most * (2.0 * random.uniform() - 1.0),
+            Noise::Heavy(sd) => {
+                let squares: f64 = (0..4).map(|_| random.normal().powi(2)).sum();
+                let student = random.normal() / (squares / 4.0).sqrt();
+                (1.0 + sd * student / std::f64::consts::SQRT_2).max(0.2)
+            }
+        }
+    }
+
+    fn jitter(self) -> Jitter {
+        let mut random = Random::new(11, 0);
+        Jitter::measured((0..VALUES).map(|_| self.factor(&mut random)))
+    }
+}
 
 /// The truth.
 pub struct Truth {
     pub problem: Problem,
-    /// From that iteration on, that device takes so many times as long.
-    pub fault: Option<(u64, usize, f64)>,
+    /// From that iteration on, that device takes so many times as long; in the order of the iterations.
+    pub faults: VecDeque<(u64, usize, f64)>,
     /// Iterations on that plan take so many times as long as their works say.
     pub burden: Option<(Epoch, f64)>,
-    /// Relative deviation of a single work, even between its bounds.
-    pub noise: f64,
+    /// How single works and transfers deviate.
+    pub noise: Noise,
     pub duration_ns: u64,
-    random: u64,
+    random: Random,
+    jitter: Jitter,
     timeline: Option<(Step, Timeline)>,
     since: (Epoch, Step),
 }
 
 impl Truth {
-    pub fn new(problem: Problem, noise: f64) -> Self {
+    pub fn new(problem: Problem, noise: Noise) -> Self {
         let since = (Epoch(0), Step(0));
         Self {
             problem,
-            fault: None,
+            faults: VecDeque::new(),
             burden: None,
             noise,
             duration_ns: 0,
-            random: 88_172_645_463_325_252,
+            random: Random::new(88_172_645_463_325_252, 0),
+            jitter: noise.jitter(),
             timeline: None,
             since,
         }
     }
 
     fn noisy(&mut self, ns: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let deviation = (self.random >> 11) as f64 / (1u64 << 53) as f64 * 2.0 - 1.0;
-        (ns as f64 * (1.0 + self.noise * deviation)).round() as u64
+        (ns as f64 * self.noise.factor(&mut self.random)).round() as u64
     }
 
     /// What an iteration takes whose works deviate.
-    fn jittered_ns(&self, plan: &Plan, step: Step) -> u64 {
-        let even = |at: u32| 1.0 + self.noise * (f64::from(at) / 50.0 - 1.0);
-        let jitter = Jitter::measured((0..=100).map(even));
-        let devices = vec![[jitter.clone(), jitter.clone(), jitter]; self.problem.devices.len()];
-        let drawn = draws(&self.problem, plan, &Noise { devices, together: 0.0 }, 1, 77 + step.0);
+    pub fn jittered_ns(&self, plan: &Plan, step: Step) -> u64 {
+        let devices = vec![[(); 3].map(|()| self.jitter.clone()); self.problem.devices.len()];
+        let noise = noise::Noise { devices, together: 0.0 };
+        let drawn = draws(&self.problem, plan, &noise, 1, 77 + step.0);
         drawn.expect("a plan in force can be simulated").iteration_ns[0]
+    }
+
+    /// The faults up to an iteration are in force.
+    pub fn disturb(&mut self, step: Step) {
+        while let Some((_, device, factor)) = self.faults.pop_front_if(|fault| fault.0 <= step.0) {
+            self.problem.devices[device].slowdown = factor;
+        }
     }
 
     /// What a device records of an iteration under a plan.
@@ -59,10 +95,7 @@ impl Truth {
         if self.since.0 != place.epoch {
             self.since = (place.epoch, place.step);
         }
-        if let Some((step, device, factor)) = self.fault.filter(|fault| fault.0 <= place.step.0) {
-            self.problem.devices[device].slowdown = factor;
-            self.fault = self.fault.filter(|fault| fault.0 != step);
-        }
+        self.disturb(place.step);
         if self.timeline.as_ref().is_none_or(|(step, _)| *step != place.step) {
             let timeline = simulate(&self.problem, &plan).expect("a plan in force can be simulated");
             let burden = self.burden.filter(|(epoch, _)| *epoch == place.epoch).map_or(1.0, |(_, factor)| factor);
@@ -80,7 +113,7 @@ impl Truth {
         }
         for transfer in timeline.transfers.iter().filter(|transfer| transfer.to.index() == device) {
             let (from, microbatch, bytes) = (transfer.from, transfer.tag.microbatch, transfer.bytes);
-            let (start_ns, duration_ns) = (transfer.start_ns, transfer.arrival_ns - transfer.start_ns);
+            let (start_ns, duration_ns) = (transfer.start_ns, self.noisy(transfer.arrival_ns - transfer.start_ns));
             samples.push(Sample::Transfer { place, from, microbatch, mark, bytes, start_ns, duration_ns });
         }
         for stage in plan.stages.iter().filter(|stage| stage.device as usize == device) {
