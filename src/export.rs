@@ -109,6 +109,15 @@ fn check(arguments: &Arguments, paths: &[PathBuf]) -> Result<()> {
     let names = std::iter::once("--out").chain(std::iter::repeat("the file beside --out,"));
     named.extend(names.zip(paths.iter().map(|path| Some(path.as_path()))));
     files::distinct(&named)?;
+    if let ([out, beside, ..], true) =
+        (paths, paths.first().is_some_and(|out| out.exists() && !out.is_file() && !out.is_dir()))
+    {
+        return Err(failure::usage(format!(
+            "--out {}: {} would stand beside it, so it must be a plain file, or none yet",
+            out.display(),
+            beside.display()
+        )));
+    }
     paths.iter().try_for_each(|path| files::check_writable(path))
 }
 

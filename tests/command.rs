@@ -209,6 +209,8 @@ fn one_file_is_not_two_results_and_not_what_was_read() {
     let output = adaptis(&["export", &problem, &beside, "--to", "torchtitan", "--out", &folder.text("plan.py")]);
     fails(&output, 2, &["plan.csv", "beside --out", "PLAN", "same"]);
     assert!(!folder.path("plan.py").exists() && std::fs::read(&beside).ok() == std::fs::read(&plan).ok());
+    let output = adaptis(&["export", &problem, &plan, "--to", "torchtitan", "--out", "/dev/null"]);
+    fails(&output, 2, &["--out /dev/null", "/dev/null.csv would stand beside", "plain file"]);
     assert_eq!(std::fs::read_to_string(&problem).expect("the problem"), problem_text());
 }
 
