@@ -11,6 +11,8 @@ pub struct Truth {
     pub problem: Problem,
     /// From that iteration on, that device takes so many times as long.
     pub fault: Option<(u64, usize, f64)>,
+    /// From an iteration on, a device takes so many times as long, by iterations since.
+    pub course: Option<(usize, u64, fn(u64) -> f64)>,
     /// Iterations on that plan take so many times as long as their works say.
     pub burden: Option<(Epoch, f64)>,
     /// Relative deviation of a single work, even between its bounds.
@@ -27,6 +29,7 @@ impl Truth {
         Self {
             problem,
             fault: None,
+            course: None,
             burden: None,
             noise,
             duration_ns: 0,
@@ -62,6 +65,9 @@ impl Truth {
         if let Some((step, device, factor)) = self.fault.filter(|fault| fault.0 <= place.step.0) {
             self.problem.devices[device].slowdown = factor;
             self.fault = self.fault.filter(|fault| fault.0 != step);
+        }
+        if let Some((device, onset, factor)) = self.course.filter(|(_, onset, _)| *onset <= place.step.0) {
+            self.problem.devices[device].slowdown = factor(place.step.0 - onset);
         }
         if self.timeline.as_ref().is_none_or(|(step, _)| *step != place.step) {
             let timeline = simulate(&self.problem, &plan).expect("a plan in force can be simulated");
