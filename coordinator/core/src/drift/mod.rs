@@ -124,16 +124,21 @@ pub struct Limits {
     pub leave_ln: f64,
     /// What readings must add up to, in standard deviations of one.
     pub threshold_sd: f64,
+    /// Readings after which the baseline is frozen.
+    pub baseline_readings: f64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { enter_ln: 0.08, leave_ln: 0.05, threshold_sd: 4.0 }
+        Self { enter_ln: 0.08, leave_ln: 0.05, threshold_sd: 4.0, baseline_readings: 32.0 }
     }
 }
 
 /// Of a layer beside its device's others: there are many of them, each measured by few works.
-const LAYER_LIMITS: Limits = Limits { enter_ln: 0.16, leave_ln: 0.1, threshold_sd: 7.0 };
+const LAYER_LIMITS: Limits = Limits { enter_ln: 0.16, leave_ln: 0.1, threshold_sd: 7.0, baseline_readings: 32.0 };
+
+/// Of the baseline of what drifts little by little: it would follow.
+const GRADUAL_READINGS: f64 = 4.0;
 
 /// A device, link or layer under watch.
 #[derive(Clone, Debug)]
@@ -206,8 +211,10 @@ impl Drift {
         if !reading.cold {
             watched.trail.add(step, reading, common);
         }
-        let enter_ln = if watched.track.is_gradual() { self.limits.leave_ln } else { self.limits.enter_ln };
-        let limits = Limits { enter_ln, ..self.limits };
+        let limits = match watched.track.is_gradual() {
+            true => Limits { enter_ln: self.limits.leave_ln, baseline_readings: GRADUAL_READINGS, ..self.limits },
+            false => self.limits,
+        };
         let Some(confirmed) = watched.watch.observe(step, reading, common, &limits) else {
             let off = (!reading.cold).then(|| reading.ln_ratio - common - watched.watch.baseline());
             return watched.track.quiet(step, off);

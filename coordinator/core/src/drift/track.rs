@@ -28,6 +28,8 @@ const SPAN_ALIKE: f64 = 2.0;
 const OVERDUE: u64 = 4;
 /// Iterations without another part after which a gradual drift is over.
 const GRADUAL_MAX: u64 = 64;
+/// A larger shift is no part of a gradual drift unless it is one itself.
+const PART_MAX_LN: f64 = 0.12;
 /// A shift back to within this share of the level before is a way back.
 const BACK_SHARE: f64 = 0.5;
 
@@ -136,16 +138,24 @@ impl Track {
         vec![Shift::Changed(change)]
     }
 
-    /// Parts of one gradual drift have one beginning and one sum.
+    /// Parts of one gradual drift have one beginning and one sum; what is too short to be told from a step, and not larger
+    /// than a part is, is one more of them.
     fn add_up(&mut self, change: &mut Change, shift: f64) {
-        let Course::Gradual { from, total, .. } = &mut change.course else {
-            self.gradual = None;
-            return;
+        let before = self.gradual.take().filter(|(_, sum)| sum * shift > 0.0);
+        let own = match change.course {
+            Course::Gradual { from, .. } => Some((from, shift)),
+            Course::Step | Course::Periodic { .. } => None,
         };
-        if let Some((began, sum)) = self.gradual.filter(|(_, sum)| sum * shift > 0.0) {
-            (*from, *total) = (began, (sum + shift).exp());
-        }
-        self.gradual = Some((*from, total.ln()));
+        let (from, sum) = match (before, own) {
+            (Some((from, sum)), Some(_)) => (from, sum + shift),
+            (Some((from, sum)), None) if shift.abs() < PART_MAX_LN => (from, sum + shift),
+            (None, Some(own)) => own,
+            (_, None) => return,
+        };
+        let iterations = change.detected.0.saturating_sub(from.0).max(1);
+        let per_iteration = (sum / iterations as f64).exp();
+        change.course = Course::Gradual { from, per_iteration, total: sum.exp() };
+        self.gradual = Some((from, sum));
     }
 
     /// What was periodic stays on one level for longer than it ever did.

@@ -40,8 +40,6 @@ const NOISE_PRIOR: f64 = 12.0;
 const ITERATION_SD: f64 = 0.03;
 /// No reading is taken to be better than this.
 const NOISE_SD_MIN: f64 = 0.004;
-/// Readings after which the baseline is frozen.
-const BASELINE_READINGS: f64 = 32.0;
 /// A fresh reference is not taken to be better than this.
 const REFERENCE_SD_MIN: f64 = 0.01;
 
@@ -183,7 +181,7 @@ impl Watch {
                 return Some(confirmed);
             }
         }
-        self.learn(ln, off);
+        self.learn(ln, off, limits);
         None
     }
 
@@ -261,7 +259,7 @@ impl Watch {
         self.reference_ln_sd = self.noise_sd.max(REFERENCE_SD_MIN);
     }
 
-    fn learn(&mut self, ln: f64, off: f64) {
+    fn learn(&mut self, ln: f64, off: f64, limits: &Limits) {
         if self.is_suspect() {
             return;
         }
@@ -270,7 +268,7 @@ impl Watch {
             self.quiet.pop_front();
         }
         self.quiet.push_back(off);
-        if self.count < BASELINE_READINGS {
+        if self.count < limits.baseline_readings {
             self.sum += ln;
             self.count += 1.0;
         }

@@ -8,7 +8,6 @@ use adaptis_proto::{DeviceIndex, LayerIndex};
 /// What changes. The onset is iteration 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Case {
-    Quiet,
     /// One device takes so many times as long.
     Step(f64),
     /// One device that did so no longer does.
@@ -31,23 +30,6 @@ impl Case {
     /// The device that changes, or that a link leads to.
     const WHERE: usize = 1;
 
-    pub const ALL: [Case; 14] = [
-        Case::Step(1.2),
-        Case::Step(1.1),
-        Case::Step(1.5),
-        Case::Step(1.8),
-        Case::Leave(1.2),
-        Case::Leave(1.8),
-        Case::Two(1.2),
-        Case::Gradual,
-        Case::Transient,
-        Case::Periodic,
-        Case::Layer(1.5),
-        Case::Layer(2.0),
-        Case::Link(2.0),
-        Case::Link(4.0),
-    ];
-
     /// Iterations from the onset on.
     fn iterations(self) -> u64 {
         match self {
@@ -60,7 +42,6 @@ impl Case {
     /// Factor of the change that is awaited.
     fn factor(self) -> f64 {
         match self {
-            Case::Quiet => 1.0,
             Case::Step(factor) | Case::Two(factor) | Case::Layer(factor) | Case::Link(factor) => factor,
             Case::Leave(factor) => factor.recip(),
             Case::Gradual => 1.2,
@@ -74,7 +55,6 @@ impl Case {
         let mut condition = Condition::normal(devices);
         let (at, is_on) = (Self::WHERE, since >= 0);
         match self {
-            Case::Quiet => {}
             Case::Step(factor) if is_on => condition.devices[at] = factor,
             Case::Leave(factor) if !is_on => condition.devices[at] = factor,
             Case::Two(factor) if is_on => condition.devices[..2].fill(factor),
@@ -96,7 +76,6 @@ impl Case {
         match (self, who) {
             (Case::Layer(_), Who::Layer(of, layer)) => of == device && layer == LayerIndex::from(Self::LAYER),
             (_, Who::Layer(..)) => false,
-            (Case::Quiet, _) => false,
             (Case::Link(_), Who::Link(_, to)) => to == device,
             (Case::Link(_), _) | (_, Who::Link(..)) => false,
             (Case::Two(_), Who::Device(of)) => of == device || of == DeviceIndex(0),

@@ -48,10 +48,9 @@ fn a_transient_is_logged_and_not_acted_on() {
 fn a_step_is_acted_on_once_it_has_lasted() {
     let world = course(80, |_| 2.5);
     let switches = late(&world, Verdict::Switch);
-    assert!(
-        switches[0].iteration >= Step(ONSET + 3) && switches[0].detected_iteration <= Step(ONSET + 1),
-        "{switches:#?}"
-    );
+    // The iteration whose last sample makes four of them is recorded right after.
+    assert!(switches[0].iteration >= Step(ONSET + 2), "{switches:#?}");
+    assert!(switches[0].detected_iteration <= Step(ONSET + 1), "{switches:#?}");
     assert!(switches[0].to_string().contains("2.5"), "{}", switches[0]);
 }
 
