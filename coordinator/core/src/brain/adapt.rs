@@ -293,15 +293,23 @@ impl Brain {
         }
     }
 
-    /// Fits a problem to the samples, predicts the plan in force with it, and makes it the reference for changes.
+    /// Fits a problem to the samples and makes it the reference for changes; with the mean of what goes to and fro, it
+    /// predicts the plan in force.
     pub(super) fn refit(&mut self) -> Option<Fit> {
         let (running, epoch) = (self.running.as_ref()?, self.head.epoch);
         let adapt = self.adapt.as_mut()?;
         let estimated = adapt.estimator.problem().ok()?;
         adapt.refer_to(&estimated);
-        let estimated = estimated.averaged(adapt.periodic.iter().map(|(&who, &average)| (who, average)));
-        let median_ns = estimated.iterations(running).map_or(0, |draws| draws.median_ns());
-        let correction = adapt.estimator.prediction_correction(epoch, median_ns);
+        let present_ns = estimated.iterations(running).map_or(0, |draws| draws.median_ns());
+        let correction = adapt.estimator.prediction_correction(epoch, present_ns);
+        let (estimated, median_ns) = match adapt.periodic.is_empty() {
+            true => (estimated, present_ns),
+            false => {
+                let mean = estimated.averaged(adapt.periodic.iter().map(|(&who, &average)| (who, average)));
+                let median_ns = mean.iterations(running).map_or(0, |draws| draws.median_ns());
+                (mean, median_ns)
+            }
+        };
         let fit = Fit {
             epoch,
             predicted_ns: scaled(median_ns, correction),

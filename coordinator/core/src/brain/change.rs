@@ -40,6 +40,7 @@ impl Brain {
     pub(super) fn on_lasting(&mut self, now_ns: u64, change: Change) {
         let Some(adapt) = &mut self.adapt else { return };
         adapt.open.retain(|open| open.who != change.who);
+        adapt.unanswered.retain(|known| known.who != change.who);
         adapt.unanswered.push(change);
         adapt.admission.changed();
         adapt.displaced = None;

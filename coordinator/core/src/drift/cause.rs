@@ -16,6 +16,7 @@ const APART_SD: f64 = 3.5;
 /// Deviations that grew by this factor, and by so many standard deviations of such an estimate, tell of contention.
 const DEVIATION_MIN: f64 = 1.5;
 const DEVIATION_SD: f64 = 3.0;
+const DEVIATION_MAX: f64 = 1e6;
 /// Standard deviation of the logarithm of a median absolute deviation over n values: this over the root of n.
 const MAD_SD: f64 = 1.2;
 
@@ -97,7 +98,7 @@ impl Trail {
         let evidence = Evidence {
             works,
             layers: layers.len() as u32,
-            apart: if most >= least { (most - least).exp() } else { 1.0 },
+            apart: if most >= least { (most - least).min(super::LARGEST_LN).exp() } else { 1.0 },
             deviation: deviation.unwrap_or(0.0),
             slow_links,
         };
@@ -177,5 +178,6 @@ fn grown(before: &[&Iteration], since: &[&Iteration]) -> Option<f64> {
         let deviations = iterations.iter().map(|iteration| iteration.deviation).filter(|deviation| *deviation > 0.0);
         robust::median(&mut deviations.collect::<Vec<_>>())
     };
-    Some(of(since)? / of(before)?)
+    // Numbers that a file can hold.
+    Some((of(since)? / of(before)?).min(DEVIATION_MAX)).filter(|grown| grown.is_finite())
 }

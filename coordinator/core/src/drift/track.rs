@@ -152,6 +152,7 @@ impl Track {
             (None, Some(own)) => own,
             (_, None) => return,
         };
+        let sum = sum.clamp(-super::LARGEST_LN, super::LARGEST_LN);
         let iterations = change.detected.0.saturating_sub(from.0).max(1);
         let per_iteration = (sum / iterations as f64).exp();
         change.course = Course::Gradual { from, per_iteration, total: sum.exp() };
