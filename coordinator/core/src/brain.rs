@@ -20,6 +20,7 @@
 
 mod adapt;
 mod announce;
+mod change;
 mod commit;
 mod config;
 mod decide;

@@ -100,6 +100,13 @@ pub enum Reason {
         /// What the search says.
         why: String,
     },
+    /// What changed was back before it had lasted: nothing is to be done.
+    Transient {
+        /// Times while it lasted, over those before.
+        factor: f64,
+        /// Iterations that it took.
+        iterations: u64,
+    },
     /// The candidate breaks rules; the audit's findings.
     Invalid {
         /// As text.

@@ -314,6 +314,11 @@ impl Admission {
         self.quarantine.clear();
     }
 
+    /// A device or link went to its other level: measurements before and after it are of different conditions.
+    pub fn turned(&mut self) {
+        self.promise = None;
+    }
+
     /// Holds the last switch to its promise, once enough warm iterations of its plan were measured. A broken one goes
     /// to quarantine, and the plan before it is to be taken back.
     pub fn judge(&mut self, step: Step, measured: Option<Measured>) -> Judgement {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   first iterations --> refit --> search (Start)
-//!   confirmed change --> window restarts, two new iterations --> refit --> search (Drift)
+//!   confirmed change --> window restarts, two new iterations --> refit --> search (Drift), weighed when it lasts: `change`
 //!   settled after a decision --> refit --> one search (Routine)
 //!   a guess corrected --> two new iterations --> refit --> search (Routine)
 //!   prediction and measurement apart for long --> refit --> search (Routine), seldom
@@ -14,21 +14,22 @@
 //! 2. A prediction of a phase is written at its first refit, or was written with the decision that began it.
 //! 3. One search at a time; a change makes the running one stale.
 
-use super::{Announcement, Brain, Effect, Mode, SearchOrder, Stage};
+use super::{Brain, Effect, Mode, SearchOrder, Stage};
 use crate::admission::{self, Admission, Policy, Trigger};
 use crate::drift::{Change, Drift, Gauge, Limits, Shift, Who};
 use crate::estimate::{Estimated, Estimator, JobView, Measured};
 use crate::ledger::{Durable, GenerationRecord, PhaseRecord};
 use adaptis_plan::Plan;
 use adaptis_planner::bounds;
-use adaptis_planner::search::Options;
+use adaptis_planner::search::{Infeasible, Options, Outcome};
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Step};
+use std::collections::BTreeMap;
 
 /// Iterations before the first refit; the first three of them are cold.
 const FIRST_FIT_ITERATIONS: u64 = 6;
 /// New iterations after a change before its refit.
-const CHANGE_ITERATIONS: u64 = 2;
+pub(super) const CHANGE_ITERATIONS: u64 = 2;
 /// Iterations after a plan took effect, or was kept, before the refit that settles it: three cold ones and eight.
 const SETTLE_ITERATIONS: u64 = 11;
 /// How far prediction and measurement may be apart.
@@ -71,6 +72,8 @@ pub(super) struct Searching {
     /// Iteration that the estimate was made after.
     pub(super) fitted: Step,
     pub(super) correction: f64,
+    /// What it found, while the change that it is for may still pass.
+    pub(super) found: Option<Result<Outcome, Infeasible>>,
 }
 
 /// A plan that was ordered and has not been measured yet.
@@ -111,6 +114,14 @@ pub(super) struct Adapt {
     pub(super) fit: Option<Fit>,
     /// The plan before the one in force, to go back to.
     pub(super) before: Option<Plan>,
+    /// Changes that may still pass.
+    pub(super) open: Vec<Change>,
+    /// Changes that have lasted since a plan was last weighed.
+    pub(super) unanswered: Vec<Change>,
+    /// The search without a change that one took the place of.
+    pub(super) displaced: Option<Wanted>,
+    /// What goes to and fro: its mean over its present time.
+    pub(super) periodic: BTreeMap<Who, f64>,
     drift: Drift,
     gauge: Option<Gauge>,
     replayed_changes: Vec<Change>,
@@ -149,6 +160,10 @@ impl Adapt {
             pending: None,
             fit: None,
             before: None,
+            open: Vec::new(),
+            unanswered: Vec::new(),
+            displaced: None,
+            periodic: BTreeMap::new(),
             drift: Drift::new(Limits::default()),
             gauge: None,
             replayed_changes: changes,
@@ -194,7 +209,8 @@ impl Adapt {
             (measured.iterations >= APART_MEASURED_MIN && fit.predicted_ns > 0)
                 .then(|| measured.median_ns as f64 / fit.predicted_ns as f64)
         });
-        let is_apart = measured.is_some_and(|ratio| (ratio - 1.0).abs() > APART_MAX);
+        // What goes to and fro is predicted in its mean, and measured on one of its levels.
+        let is_apart = self.periodic.is_empty() && measured.is_some_and(|ratio| (ratio - 1.0).abs() > APART_MAX);
         self.apart = if is_apart { self.apart + 1 } else { 0 };
         if self.apart < APART_ITERATIONS || step < self.apart_from {
             return false;
@@ -206,38 +222,6 @@ impl Adapt {
 }
 
 impl Brain {
-    /// A device or link changed: what is older no longer counts, and a better plan is wanted.
-    pub(super) fn on_change(&mut self, change: Change) {
-        self.cancel_search();
-        let who = match change.who {
-            Who::Device(device) => self.name_of(device),
-            Who::Link(from, to) => format!("the link from {} to {}", self.name_of(from), self.name_of(to)),
-        };
-        self.announce(Announcement::Changed { who, change });
-        let Some(adapt) = &mut self.adapt else { return };
-        adapt.estimator.restart_window(change.who, change.onset);
-        adapt.admission.changed();
-        let from = Step(change.onset.0 + CHANGE_ITERATIONS - 1);
-        adapt.wanted = Some(Wanted { trigger: Trigger::Drift, change: Some(change), from });
-        if self.phases.last().is_some_and(|phase| phase.from < change.onset && phase.epoch == self.head.epoch) {
-            let phase =
-                PhaseRecord { from: change.onset, epoch: self.head.epoch, predicted_ns: None, change: Some(change) };
-            self.phases.push(phase);
-            self.persist(vec![Durable::Phase(phase)], Vec::new());
-        }
-    }
-
-    /// A guess was wrong: the samples since say what is right, and the next refit takes them in.
-    pub(super) fn on_correction(&mut self, change: Change) {
-        let Who::Device(device) = change.who else { return };
-        let device = self.name_of(device);
-        self.announce(Announcement::Corrected { device, factor: change.factor, step: change.onset });
-        let Some(adapt) = &mut self.adapt else { return };
-        if adapt.wanted.is_none() {
-            adapt.want(Trigger::Routine, Step(change.onset.0 + CHANGE_ITERATIONS - 1));
-        }
-    }
-
     pub(super) fn on_iteration(&mut self, now_ns: u64, step: Step) {
         let Some(epoch) = self.history.iteration(step).map(|iteration| iteration.record.epoch) else { return };
         self.begin_phase(step, epoch);
@@ -309,13 +293,23 @@ impl Brain {
         }
     }
 
-    /// Fits a problem to the samples, predicts the plan in force with it, and makes it the reference for changes.
+    /// Fits a problem to the samples and makes it the reference for changes; with the mean of what goes to and fro, it
+    /// predicts the plan in force.
     pub(super) fn refit(&mut self) -> Option<Fit> {
         let (running, epoch) = (self.running.as_ref()?, self.head.epoch);
         let adapt = self.adapt.as_mut()?;
         let estimated = adapt.estimator.problem().ok()?;
-        let median_ns = estimated.iterations(running).map_or(0, |draws| draws.median_ns());
-        let correction = adapt.estimator.prediction_correction(epoch, median_ns);
+        adapt.refer_to(&estimated);
+        let present_ns = estimated.iterations(running).map_or(0, |draws| draws.median_ns());
+        let correction = adapt.estimator.prediction_correction(epoch, present_ns);
+        let (estimated, median_ns) = match adapt.periodic.is_empty() {
+            true => (estimated, present_ns),
+            false => {
+                let mean = estimated.averaged(adapt.periodic.iter().map(|(&who, &average)| (who, average)));
+                let median_ns = mean.iterations(running).map_or(0, |draws| draws.median_ns());
+                (mean, median_ns)
+            }
+        };
         let fit = Fit {
             epoch,
             predicted_ns: scaled(median_ns, correction),
@@ -323,7 +317,6 @@ impl Brain {
             correction,
             estimated,
         };
-        adapt.refer_to(&fit.estimated);
         adapt.fit = Some(fit.clone());
         if let Some(phase) = self.phases.last_mut()
             && phase.epoch == epoch
@@ -383,6 +376,7 @@ impl Brain {
             epoch: fit.epoch,
             fitted: step,
             correction: fit.correction,
+            found: None,
         });
         self.outbox.push(Effect::StartSearch(Box::new(order)));
     }

@@ -1,7 +1,7 @@
 //! What people are told while it happens.
 
 use crate::admission::Because;
-use crate::drift::Change;
+use crate::drift::{Cause, Change, Course, Evidence, Who};
 use crate::ledger::{Decision, Reason, RunFailure, Verdict};
 use adaptis_proto::{Epoch, Generation, Step};
 use std::fmt;
@@ -38,6 +38,15 @@ pub enum Announcement {
         who: String,
         /// How much, and since when.
         change: Change,
+    },
+    /// A change was over before it had lasted.
+    Passed {
+        /// Name of what had changed.
+        who: String,
+        /// Times while it lasted, over those before.
+        factor: f64,
+        /// Iterations that it took.
+        iterations: u64,
     },
     /// A device did what its kind had never done, and the guess of it was wrong.
     Corrected {
@@ -91,9 +100,11 @@ impl fmt::Display for Announcement {
             Announcement::Formed { generation, epoch } => {
                 write!(f, "training starts: generation {generation}, plan {epoch}")
             }
-            Announcement::Changed { who, change: Change { onset, detected, factor, .. } } => {
-                write!(f, "{who} takes {factor:.2} times as long since iteration {onset}, seen in iteration {detected}")
-            }
+            Announcement::Changed { who, change } => write!(f, "{who} takes {change}"),
+            Announcement::Passed { who, factor, iterations } => write!(
+                f,
+                "{who} took {factor:.2} times as long for {iterations} iterations, and is as before: nothing to act on"
+            ),
             Announcement::Corrected { device, factor, step } => write!(
                 f,
                 "a cost never measured on a device like {device} was corrected: it takes {factor:.2} times what was guessed, \
@@ -124,7 +135,59 @@ impl fmt::Display for Decision {
             let (before, after) = (ms(self.predicted_before_ns), ms(self.predicted_after_ns));
             write!(f, " ({before:.1} ms an iteration now, {after:.1} ms with the other plan)")?;
         }
-        Ok(())
+        match (&self.reason, self.change) {
+            (Reason::Transient { .. }, _) | (_, None) => Ok(()),
+            (_, Some(change)) => write!(f, "; because {} takes {change}", Subject(change.who)),
+        }
+    }
+}
+
+/// What changed, where its name is not at hand.
+struct Subject(Who);
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Who::Device(device) => write!(f, "device {device}"),
+            Who::Link(from, to) => write!(f, "the link from device {from} to {to}"),
+            Who::Layer(device, layer) => write!(f, "layer {layer} on device {device}"),
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Change { factor, onset, detected, cause, evidence, .. } = *self;
+        match self.course {
+            Course::Step => write!(f, "{factor:.2} times as long since iteration {onset}")?,
+            Course::Gradual { from, per_iteration, total } => {
+                let percent = 100.0 * (per_iteration - 1.0);
+                write!(
+                    f,
+                    "{total:.2} times as long, little by little since iteration {from}, {percent:+.2}% an iteration"
+                )?;
+            }
+            Course::Periodic { period_iterations, slow_share, slow_factor, average } => write!(
+                f,
+                "{slow_factor:.2} times as long in {:.0}% of every {period_iterations:.0} iterations, in the mean {average:.2} \
+                 times what it takes since iteration {onset}",
+                100.0 * slow_share
+            )?,
+        }
+        write!(f, ", seen in iteration {detected}")?;
+        let Evidence { works, layers, apart, deviation, slow_links } = evidence;
+        match cause {
+            Cause::Throttle => write!(
+                f,
+                ": its {works} works of {layers} layers changed alike, by factors at most {apart:.2} apart, as with another clock"
+            ),
+            Cause::Contention => write!(
+                f,
+                ": its works deviate {deviation:.1} times as much and {slow_links} of its links are slow, as beside another load"
+            ),
+            Cause::OneLayer => write!(f, ": the device's other layers did not change"),
+            Cause::Link | Cause::Unclear => Ok(()),
+        }
     }
 }
 
@@ -146,6 +209,12 @@ impl fmt::Display for Reason {
                 "plan {epoch} takes {ratio:.3} times what was promised, {:.1} ms more an iteration than the one before",
                 *loss_ns as f64 / 1e6
             ),
+            Reason::Transient { factor, iterations } => {
+                write!(
+                    f,
+                    "it took {factor:.2} times as long for {iterations} iterations and is as before: too short to act on"
+                )
+            }
             Reason::NoCandidate { why } => write!(f, "no plan was found: {why}"),
             Reason::Invalid { findings } => write!(f, "what was found breaks rules: {}", findings.join("; ")),
             Reason::Refused { device, why } => write!(f, "{device} refused it: {why}"),

@@ -13,7 +13,15 @@ use adaptis_proto::Step;
 impl Brain {
     pub(super) fn on_search_ended(&mut self, now_ns: u64, ticket: u64, result: Result<Outcome, Infeasible>) {
         let Some(adapt) = &mut self.adapt else { return };
+        if !adapt.open.is_empty()
+            && let Some(searching) = adapt.searching.as_mut().filter(|searching| searching.ticket == ticket)
+        {
+            // What it is for may pass.
+            searching.found = Some(result);
+            return;
+        }
         let Some(searching) = adapt.searching.take_if(|searching| searching.ticket == ticket) else { return };
+        adapt.unanswered.clear();
         if !self.may_decide() || self.closing.is_some() || self.round.is_some() || self.head.epoch != searching.epoch {
             return;
         }
@@ -180,7 +188,7 @@ impl Brain {
     }
 
     /// Records a decision that changes nothing.
-    fn decide(&mut self, decision: Decision) {
+    pub(super) fn decide(&mut self, decision: Decision) {
         self.decisions.push(decision.clone());
         let then = vec![Effect::Announce(Announcement::Decided(Box::new(decision.clone())))];
         self.persist(vec![Durable::Decision(decision)], then);

@@ -44,6 +44,9 @@ impl Brain {
             for shift in adapt.absorb(index, &sample) {
                 match shift {
                     Shift::Changed(change) => self.on_change(change),
+                    Shift::Lasts(change) => self.on_lasting(now_ns, change),
+                    Shift::Passed(passed) => self.on_passed(passed),
+                    Shift::Turned(change) => self.on_turn(change),
                     Shift::Corrected(change) => self.on_correction(change),
                 }
             }

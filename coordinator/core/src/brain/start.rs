@@ -48,7 +48,9 @@ impl Brain {
 
     fn undecided_change(&self) -> Option<crate::drift::Change> {
         let change = self.phases.last()?.change?;
-        let decides = |decision: &Decision| decision.change == Some(change) && self.is_settled(decision);
+        let is_it =
+            |of: crate::drift::Change| (of.who, of.onset, of.detected) == (change.who, change.onset, change.detected);
+        let decides = |decision: &Decision| decision.change.is_some_and(is_it) && self.is_settled(decision);
         (!self.decisions.iter().any(decides)).then_some(change)
     }
 

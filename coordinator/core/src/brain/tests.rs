@@ -2,6 +2,7 @@
 //! and reorders. Names of invariants are those of that section.
 
 mod cluster;
+mod courses;
 mod crashes;
 mod decisions;
 mod ledger;

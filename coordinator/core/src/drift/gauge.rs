@@ -1,9 +1,9 @@
 //! From samples to readings: each work against what the reference expects of it, one number per iteration.
 
-use super::{Reading, Readings, Who};
+use super::{OfLayer, Reading, Readings, Who};
 use crate::estimate::{Estimated, phase_index, robust};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
-use adaptis_proto::{DeviceIndex, Generation, Step};
+use adaptis_proto::{DeviceIndex, Generation, LayerIndex, Step};
 use std::collections::BTreeMap;
 
 /// Iterations that are open at once; the oldest is given out as it is.
@@ -20,6 +20,8 @@ const TRANSFER_SPREAD: f64 = 0.05;
 /// What is expected of a work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Expected {
+    /// Layer, and index of the phase; none of a transfer.
+    of: Option<(LayerIndex, usize)>,
     ln_ns: f64,
     ln_sd: f64,
     is_guess: bool,
@@ -28,6 +30,7 @@ struct Expected {
 /// One work against its expectation.
 #[derive(Clone, Copy, Debug)]
 struct Ratio {
+    of: Option<(LayerIndex, usize)>,
     ln: f64,
     ln_sd: f64,
     is_guess: bool,
@@ -68,7 +71,7 @@ impl Gauge {
     pub fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Readings> {
         match *sample {
             Sample::Work { place, layer, phase, mark, duration_ns, .. } => {
-                let expected = self.work(device, layer.index(), phase);
+                let expected = self.work(device, layer, phase);
                 self.add(place, mark, Who::Device(device), expected, duration_ns);
             }
             Sample::Transfer { place, from, mark, bytes, duration_ns, .. } => {
@@ -81,10 +84,10 @@ impl Gauge {
         self.overflow()
     }
 
-    fn work(&self, device: DeviceIndex, layer: usize, phase: Phase) -> Option<Expected> {
+    fn work(&self, device: DeviceIndex, layer: LayerIndex, phase: Phase) -> Option<Expected> {
         let problem = &self.reference.problem;
         let card = problem.devices.get(device.index())?;
-        let cost = problem.costs.get(&card.kind)?.get(layer)?;
+        let cost = problem.costs.get(&card.kind)?.get(layer.index())?;
         let (ns, phase) = match phase {
             Phase::Forward | Phase::Recompute => (cost.forward_ns, Phase::Forward),
             Phase::InputGradient => (cost.input_gradient_ns, phase),
@@ -92,9 +95,10 @@ impl Gauge {
             // Bound by memory and once per iteration: it says little of a device's compute.
             Phase::Optimizer => return None,
         };
-        let figure = self.reference.uncertainty.figures.get(device.index())?.get(layer)?[phase_index(phase)?];
-        let (ln_sd, is_guess) = (figure.ln_sd, figure.source.is_guess());
-        (ns >= NEGLIGIBLE_NS).then(|| Expected { ln_ns: (ns as f64 * card.slowdown).ln(), ln_sd, is_guess })
+        let phase = phase_index(phase)?;
+        let figure = self.reference.uncertainty.figures.get(device.index())?.get(layer.index())?[phase];
+        let (of, ln_sd, is_guess) = (Some((layer, phase)), figure.ln_sd, figure.source.is_guess());
+        (ns >= NEGLIGIBLE_NS).then(|| Expected { of, ln_ns: (ns as f64 * card.slowdown).ln(), ln_sd, is_guess })
     }
 
     fn transfer(&self, from: DeviceIndex, to: DeviceIndex, bytes: u64) -> Option<Expected> {
@@ -107,7 +111,7 @@ impl Gauge {
         let ln_sd = known.map_or(self.reference.uncertainty.default_link_ln_sd, |link| link.figure.ln_sd);
         let link = problem.link(from, to);
         let ns = link.latency_ns as f64 + bytes as f64 * 1e9 / link.bytes_per_second;
-        (ns >= NEGLIGIBLE_NS as f64).then(|| Expected { ln_ns: ns.ln(), ln_sd, is_guess: false })
+        (ns >= NEGLIGIBLE_NS as f64).then(|| Expected { of: None, ln_ns: ns.ln(), ln_sd, is_guess: false })
     }
 
     fn add(&mut self, place: Place, mark: Mark, who: Who, expected: Option<Expected>, duration_ns: u64) {
@@ -120,7 +124,7 @@ impl Gauge {
         let ratios = iteration.of.entry(who).or_default();
         if ratios.len() < WORKS {
             let ln = (duration_ns.max(1) as f64).ln() - expected.ln_ns;
-            ratios.push(Ratio { ln, ln_sd: expected.ln_sd, is_guess: expected.is_guess });
+            ratios.push(Ratio { of: expected.of, ln, ln_sd: expected.ln_sd, is_guess: expected.is_guess });
         }
     }
 
@@ -162,7 +166,7 @@ impl Gauge {
 
     fn read(&self, step: Step, iteration: Iteration) -> Readings {
         let spread = |who: Who| match who {
-            Who::Device(_) => self.reference.uncertainty.spread,
+            Who::Device(_) | Who::Layer(..) => self.reference.uncertainty.spread,
             Who::Link(..) => TRANSFER_SPREAD.max(self.reference.uncertainty.spread),
         };
         let of = iteration.of.into_iter().filter_map(|(who, mut ratios)| {
@@ -171,17 +175,50 @@ impl Gauge {
             if ratios.iter().any(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD) {
                 ratios.retain(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD);
             }
-            let works = u32::try_from(ratios.len()).ok()?;
+            let spread = spread(who);
+            let lns = |of: &dyn Fn(&Ratio) -> bool| -> Vec<f64> {
+                ratios.iter().filter(|ratio| of(ratio)).map(|ratio| ratio.ln).collect()
+            };
+            let ln_ratio = robust::location(&mut lns(&|_| true), spread)?;
+            let phase = |phase: usize| {
+                let mut of = lns(&|ratio| ratio.of.is_some_and(|of| of.1 == phase));
+                Some((robust::location(&mut of, spread)?, count(&of)))
+            };
+            let phases = std::array::from_fn(phase);
             Some(Reading {
                 who,
-                ln_ratio: robust::median(&mut ratios.iter().map(|ratio| ratio.ln).collect::<Vec<_>>())?,
-                works,
-                spread: spread(who),
+                ln_ratio,
+                works: count(&ratios),
+                spread,
                 reference_ln_sd: robust::median(&mut ratios.iter().map(|ratio| ratio.ln_sd).collect::<Vec<_>>())?,
                 is_guess,
                 cold: iteration.cold,
+                deviation: robust::scale_around(&lns(&|_| true), ln_ratio)?,
+                layers: layers(&ratios, spread),
+                phases,
             })
         });
         Readings { step, of: of.collect() }
     }
+}
+
+fn count<T>(of: &[T]) -> u32 {
+    u32::try_from(of.len()).unwrap_or(u32::MAX)
+}
+
+/// Each layer by itself.
+fn layers(ratios: &[Ratio], spread: f64) -> Vec<OfLayer> {
+    let mut of: BTreeMap<LayerIndex, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    for ratio in ratios {
+        if let Some((layer, _)) = ratio.of {
+            let (lns, sds) = of.entry(layer).or_default();
+            lns.push(ratio.ln);
+            sds.push(ratio.ln_sd);
+        }
+    }
+    let of_layer = |(layer, (mut lns, mut sds)): (LayerIndex, (Vec<f64>, Vec<f64>))| {
+        let (ln_ratio, reference_ln_sd) = (robust::location(&mut lns, spread)?, robust::median(&mut sds)?);
+        Some(OfLayer { layer, ln_ratio, works: count(&lns), reference_ln_sd })
+    };
+    of.into_iter().filter_map(of_layer).collect()
 }

@@ -1,8 +1,8 @@
-use super::{Change, Drift, Gauge, Limits, Reading, Readings, Shift, Who};
+use super::{Change, Drift, Gauge, Limits, OfLayer, Reading, Readings, Shift, Who};
 use crate::estimate::random::Random;
 use crate::estimate::synthetic::{Cluster, Noise};
 use adaptis_proto::sample::{Mark, Sample};
-use adaptis_proto::{DeviceIndex, Step};
+use adaptis_proto::{DeviceIndex, LayerIndex, Step};
 use proptest::prelude::*;
 
 const DEVICES: usize = 4;
@@ -46,6 +46,9 @@ impl Source {
             reference_ln_sd: 0.01,
             is_guess: false,
             cold: false,
+            deviation: self.spread,
+            layers: Vec::new(),
+            phases: [None; 3],
         }
     }
 
@@ -55,13 +58,15 @@ impl Source {
     }
 }
 
-/// What is nothing but changes.
+/// The changes that are told, whether they last or not.
 fn changes(shifts: Vec<Shift>) -> Vec<Change> {
     let change = |shift| match shift {
-        Shift::Changed(change) => change,
+        Shift::Changed(change) => Some(change),
+        Shift::Passed(passed) => Some(passed.ended),
+        Shift::Lasts(_) | Shift::Turned(_) => None,
         Shift::Corrected(_) => panic!("nothing was guessed: {shift:?}"),
     };
-    shifts.into_iter().map(change).collect()
+    shifts.into_iter().filter_map(change).collect()
 }
 
 /// Feeds steps and gathers the changes.
@@ -239,7 +244,7 @@ fn a_guess_that_was_wrong_is_corrected_and_what_changes_after_it_is_a_change() {
             let mut readings = source.next(step);
             (readings.of[0].reference_ln_sd, readings.of[0].is_guess) = (0.05, true);
             readings.of.iter_mut().for_each(|reading| reading.cold = step < 43);
-            shifts.extend(drift.observe(&readings));
+            shifts.extend(drift.observe(&readings).into_iter().filter(|shift| !matches!(shift, Shift::Lasts(_))));
         }
         let [Shift::Corrected(corrected), Shift::Changed(changed)] = shifts[..] else { panic!("{factor}: {shifts:?}") };
         assert_eq!((corrected.who, changed.who, changed.onset), (device(0), device(0), Step(65)));
@@ -340,6 +345,9 @@ fn a_link_is_watched_like_a_device() {
             reference_ln_sd: 0.01,
             is_guess: false,
             cold: false,
+            deviation: 0.05,
+            layers: Vec::new(),
+            phases: [None; 3],
         }];
         changes.extend(self::changes(drift.observe(&Readings { step: Step(step), of })));
     }
@@ -358,9 +366,21 @@ proptest! {
     ) {
         let mut drift = Drift::new(Limits::default());
         for (step, (at, ln_ratio, works, spread, reference_ln_sd, is_guess, cold)) in readings.into_iter().enumerate() {
-            let one = Reading { who: device(at), ln_ratio, works, spread, reference_ln_sd, is_guess, cold };
-            let other = Reading { who: device(3), ..one };
-            let third = Reading { who: device(4), ln_ratio: -ln_ratio, ..one };
+            let layer = |layer: usize, ln_ratio| OfLayer { layer: LayerIndex::from(layer), ln_ratio, works, reference_ln_sd };
+            let one = Reading {
+                who: device(at),
+                ln_ratio,
+                works,
+                spread,
+                reference_ln_sd,
+                is_guess,
+                cold,
+                deviation: spread,
+                layers: vec![layer(0, ln_ratio), layer(1, -ln_ratio), layer(2, spread)],
+                phases: [Some((ln_ratio, works)), None, Some((spread, works))],
+            };
+            let other = Reading { who: device(3), ..one.clone() };
+            let third = Reading { who: device(4), ln_ratio: -ln_ratio, ..one.clone() };
             for shift in drift.observe(&Readings { step: Step(step as u64), of: vec![one, other, third] }) {
                 let change = shift.change();
                 prop_assert!(!change.factor.is_nan() && change.onset <= change.detected);

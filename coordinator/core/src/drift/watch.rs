@@ -6,15 +6,14 @@
 //! between false alarms of both sides is about 60,000 iterations for normal readings (Siegmund's approximation), and a
 //! step of 4 standard deviations fills it in two or three.
 
-use super::{Limits, Reading};
+use super::ramp;
+use super::{Course, Limits, Reading};
 use crate::estimate::robust;
 use adaptis_proto::Step;
 use std::collections::VecDeque;
 
 /// Allowance, in standard deviations of a reading.
 const ALLOWANCE_SD: f64 = 1.25;
-/// Threshold, in standard deviations of a reading.
-const THRESHOLD_SD: f64 = 4.0;
 /// Medians of few works have heavy tails: one work raises the threshold by this share, n works by its n-th part.
 const FEW_WORKS: f64 = 1.0;
 /// The same as shares of the least change that is told.
@@ -27,7 +26,7 @@ const SUSPECT_SHARE: f64 = 0.5;
 /// Iterations that must show a change.
 const CONFIRMING: usize = 2;
 /// Readings kept to tell the onset by; the oldest goes.
-const RECENT: usize = 32;
+const RECENT: usize = 96;
 /// Quiet deviations kept to tell the noise by; the oldest goes.
 const QUIET: usize = 64;
 /// Share of the quiet deviations that are below the one that the noise is told by.
@@ -36,10 +35,11 @@ const NOISE_QUANTILE: f64 = 0.85;
 const NORMAL_QUANTILE: f64 = 1.4395;
 /// Quiet readings that the expected noise is worth.
 const NOISE_PRIOR: f64 = 12.0;
+/// What readings may vary by beyond the noise of their works, before they have shown it: an iteration may be slow or fast as
+/// a whole.
+const ITERATION_SD: f64 = 0.03;
 /// No reading is taken to be better than this.
 const NOISE_SD_MIN: f64 = 0.004;
-/// Readings after which the baseline is frozen.
-const BASELINE_READINGS: f64 = 32.0;
 /// A fresh reference is not taken to be better than this.
 const REFERENCE_SD_MIN: f64 = 0.01;
 
@@ -49,6 +49,9 @@ pub(super) struct Confirmed {
     pub onset: Step,
     /// Log factor against the level before.
     pub shift: f64,
+    /// Iterations since the onset that show at least half of it.
+    pub showing: u32,
+    pub course: Course,
     /// The level before was a guess that no reading had borne out.
     pub is_correction: bool,
 }
@@ -109,6 +112,11 @@ impl Watch {
         self.slower.max(self.faster) > self.suspect
     }
 
+    /// It may be about to be told slower.
+    pub fn is_slower(&self) -> bool {
+        self.slower > self.suspect
+    }
+
     /// The level against which a reading is a change.
     pub fn baseline(&self) -> f64 {
         let prior = self.prior();
@@ -157,7 +165,7 @@ impl Watch {
         let unsure = (reading.reference_ln_sd.powi(2) - self.reference_ln_sd.powi(2)).max(0.0);
         let sd = (self.noise_sd.powi(2) * (1.0 + (self.prior() + self.count).recip()) + unsure).sqrt();
         let tail = 1.0 + FEW_WORKS / f64::from(reading.works);
-        let threshold = (THRESHOLD_SD * tail * sd).max(THRESHOLD_SHARE * limits.enter_ln);
+        let threshold = (limits.threshold_sd * tail * sd).max(THRESHOLD_SHARE * limits.enter_ln);
         let allowance = (ALLOWANCE_SD * sd).max(ALLOWANCE_SHARE * limits.leave_ln);
         self.suspect = SUSPECT_SHARE * threshold;
         let most = ONE_READING_SHARE * threshold;
@@ -169,17 +177,18 @@ impl Watch {
                 && sign * off > allowance
                 && let Some(confirmed) = self.confirm(sign, limits)
             {
-                self.rebase(confirmed);
+                self.moved(confirmed.shift);
                 return Some(confirmed);
             }
         }
-        self.learn(ln, off);
+        self.learn(ln, off, limits);
         None
     }
 
     /// Standard deviation of a reading: what its works should give, corrected by what quiet readings did give.
     fn noise(&self, reading: &Reading) -> f64 {
-        let expected = robust::MEDIAN_SD * reading.spread / f64::from(reading.works).sqrt();
+        let works = robust::LOCATION_SD * reading.spread / f64::from(reading.works).sqrt();
+        let expected = works.hypot(ITERATION_SD);
         let mut quiet: Vec<f64> = self.quiet.iter().map(|off| off.abs()).collect();
         // Less what a few devices share, deviations have a spike in the middle: the median one tells too little.
         let at = (quiet.len() as f64 * NOISE_QUANTILE) as usize;
@@ -214,23 +223,43 @@ impl Watch {
         let (least_sure, middle) = (robust::lower_median(&mut since)?, robust::median(&mut since)?);
         // Two readings that agree are averaged; of two that don't, the smaller one may be all there is to it.
         let shift = if least_sure > middle / 2.0 { middle } else { least_sure };
-        (showing >= CONFIRMING && least_sure >= least).then(|| Confirmed {
+        if showing < CONFIRMING || least_sure < least {
+            return None;
+        }
+        let showing = since.iter().filter(|off| **off > shift / 2.0).count() as u32;
+        let is_correction = self.is_unseen;
+        let step = Confirmed {
             onset: self.recent[onset].step,
             shift: sign * shift,
-            is_correction: self.is_unseen,
-        })
+            showing,
+            course: Course::Step,
+            is_correction,
+        };
+        let gradual = ramp::find(&off, onset, shift, self.noise_sd).filter(|_| !is_correction);
+        Some(gradual.map_or(step, |ramp| {
+            let per_iteration = (sign * ramp.slope).exp();
+            let (from, total) = (self.recent[ramp.from].step, (sign * ramp.reached).exp());
+            Confirmed {
+                // Where it has got to, the last readings say.
+                onset: self.recent[off.len().saturating_sub(ramp::LATEST)].step,
+                shift: sign * ramp.reached,
+                showing: u32::MAX,
+                course: Course::Gradual { from, per_iteration, total },
+                is_correction,
+            }
+        }))
     }
 
     /// The level after a change is the new baseline, learned from here on.
-    fn rebase(&mut self, confirmed: Confirmed) {
-        self.centre = self.baseline() + confirmed.shift;
+    pub fn moved(&mut self, shift: f64) {
+        self.centre = self.baseline() + shift;
         self.clear();
         self.is_unseen = false;
         // A median of few readings.
         self.reference_ln_sd = self.noise_sd.max(REFERENCE_SD_MIN);
     }
 
-    fn learn(&mut self, ln: f64, off: f64) {
+    fn learn(&mut self, ln: f64, off: f64, limits: &Limits) {
         if self.is_suspect() {
             return;
         }
@@ -239,7 +268,7 @@ impl Watch {
             self.quiet.pop_front();
         }
         self.quiet.push_back(off);
-        if self.count < BASELINE_READINGS {
+        if self.count < limits.baseline_readings {
             self.sum += ln;
             self.count += 1.0;
         }

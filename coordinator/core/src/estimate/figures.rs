@@ -1,8 +1,10 @@
 //! What the estimate says: a planning problem, and how well each of its numbers is known.
 
 use super::random::Random;
-use adaptis_plan::{Plan, Problem};
+use crate::drift::Who;
+use adaptis_plan::{Pair, Plan, Problem};
 use adaptis_planner::noise::{Draws, Noise, draws};
+use adaptis_proto::DeviceIndex;
 use adaptis_proto::sample::Phase;
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +119,37 @@ impl Estimated {
     /// plan, in this order. None if the plan can't be simulated.
     pub fn iterations(&self, plan: &Plan) -> Option<Draws> {
         draws(&self.problem, plan, &self.uncertainty.noise, JITTER_DRAWS, JITTER_SEED).ok()
+    }
+
+    /// With what a device, link or layer takes in the mean, where its present time is not the mean: each times a factor.
+    pub fn averaged(mut self, factors: impl IntoIterator<Item = (Who, f64)>) -> Self {
+        let problem = &mut self.problem;
+        for (who, factor) in factors {
+            match who {
+                Who::Device(device) => {
+                    if let Some(device) = problem.devices.get_mut(device.index()) {
+                        device.slowdown *= factor;
+                    }
+                }
+                Who::Link(from, to) => {
+                    let name = |of: DeviceIndex| problem.devices.get(of.index()).map(|device| device.name.clone());
+                    let (from, to) = (name(from), name(to));
+                    let is_it = |pair: &&mut Pair| Some(&pair.from) == from.as_ref() && Some(&pair.to) == to.as_ref();
+                    if let Some(pair) = problem.links.pairs.iter_mut().find(is_it) {
+                        pair.bytes_per_second /= factor;
+                        pair.latency_ns = scale(pair.latency_ns, factor);
+                    }
+                }
+                Who::Layer(_, layer) => {
+                    for cost in problem.costs.values_mut().filter_map(|costs| costs.get_mut(layer.index())) {
+                        cost.forward_ns = scale(cost.forward_ns, factor);
+                        cost.input_gradient_ns = scale(cost.input_gradient_ns, factor);
+                        cost.weight_gradient_ns = scale(cost.weight_gradient_ns, factor);
+                    }
+                }
+            }
+        }
+        self
     }
 
     /// The problem with its numbers drawn from their intervals. The same `seed` and `index` give the same draw, so that

@@ -185,6 +185,24 @@ impl Estimator {
                     link.change(from);
                 }
             }
+            // Wherever it ran before: a layer's own cost is one number.
+            Who::Layer(_, layer) => self.histories.iter_mut().for_each(|history| history.forget(layer.index(), from)),
+        }
+    }
+
+    /// What changed at `from` is as it was since `until`: what came between no longer counts, and what was before counts
+    /// again.
+    pub fn undo_change(&mut self, who: Who, from: Step, until: Step) {
+        let rejoined = match who {
+            Who::Device(device) => {
+                self.histories.get_mut(device.index()).is_some_and(|history| history.rejoin(from, until))
+            }
+            Who::Link(..) | Who::Layer(..) => false,
+        };
+        if rejoined {
+            self.iterations.change(until);
+        } else {
+            self.restart_window(who, until);
         }
     }
 

@@ -25,6 +25,31 @@ pub(crate) fn lower_median(values: &mut [f64]) -> Option<f64> {
     Some(*values.select_nth_unstable_by(middle, f64::total_cmp).1)
 }
 
+/// Degrees of freedom that works are taken to have: heavy tails.
+const FREEDOM: f64 = 4.0;
+/// Rounds of [`location`]; the last ones move nothing that matters.
+const LOCATION_ROUNDS: usize = 6;
+/// Standard deviation of [`location`] over `scale` and the root of the count, for so heavy tails; a little more for few
+/// values.
+pub(crate) const LOCATION_SD: f64 = 1.12;
+
+/// Where values lie that are spread by `scale` (as [`scale_around`] tells it): the likeliest centre of Student's t of 4
+/// degrees of freedom, nearest to the median. A tenth sharper than the median, and no more moved by a stall.
+pub(crate) fn location(values: &mut [f64], scale: f64) -> Option<f64> {
+    let mut centre = median(values)?;
+    let scale = scale.max(f64::MIN_POSITIVE.sqrt());
+    for _ in 0..LOCATION_ROUNDS {
+        let (sum, weight) = values.iter().fold((0.0, 0.0), |(sum, weight), value| {
+            let of = (FREEDOM + ((value - centre) / scale).powi(2)).recip();
+            (sum + of * (value - centre), weight + of)
+        });
+        if weight > 0.0 {
+            centre += sum / weight;
+        }
+    }
+    Some(centre)
+}
+
 /// Standard deviation by the median absolute deviation around `centre`; none of nothing.
 pub(crate) fn scale_around(values: &[f64], centre: f64) -> Option<f64> {
     median(&mut values.iter().map(|value| (value - centre).abs()).collect::<Vec<_>>()).map(|mad| MAD_TO_SD * mad)
@@ -69,5 +94,8 @@ mod tests {
         assert_eq!(weighted_median(&mut [(1.0, 1.0), (2.0, 1.0), (9.0, 5.0)]), Some(9.0));
         assert_eq!(weighted_median(&mut [(1.0, 0.0)]), None);
         assert_eq!(scale_around(&[1.0, 2.0, 3.0], 2.0), Some(MAD_TO_SD));
+        assert_eq!((location(&mut [], 1.0), location(&mut [3.0], 0.0)), (None, Some(3.0)));
+        let far = location(&mut [0.9, 1.0, 1.1, 1.0, 1e6], 0.1).expect("there are values");
+        assert!((far - 1.0).abs() < 1e-3, "{far}");
     }
 }

@@ -407,3 +407,52 @@ proptest! {
         let _ = (estimator.spread(), estimator.measured(Epoch(1)), estimator.prediction_correction(Epoch(1), 7));
     }
 }
+
+#[test]
+fn a_change_that_passed_leaves_what_was_known_before_it() {
+    let mut cluster = Cluster::new(&["h100", "h100", "a100"], 24, Noise::Normal(0.03), 21);
+    let mut estimator = cluster.trained(12);
+    let slowdown = |estimator: &Estimator| estimator.problem().expect("all was measured").problem.devices[1].slowdown;
+    let device = Who::Device(DeviceIndex(1));
+    let before = slowdown(&estimator);
+    cluster.slowdown[1] = 2.0;
+    (12..15).for_each(|step| cluster.train(&mut estimator, step, Mark::Warm));
+    estimator.restart_window(device, Step(12));
+    assert!((slowdown(&estimator) / 2.0 - 1.0).abs() < 0.03);
+    cluster.slowdown[1] = 1.0;
+    (15..17).for_each(|step| cluster.train(&mut estimator, step, Mark::Warm));
+    estimator.undo_change(device, Step(12), Step(15));
+    assert!((slowdown(&estimator) / before - 1.0).abs() < 0.01, "{before} {}", slowdown(&estimator));
+    let figure = estimator.problem().expect("all was measured").uncertainty.slowdown_ln_sd[1];
+    assert!(figure < 0.02, "as sure as before: {figure}");
+}
+
+#[test]
+fn a_layer_that_changed_costs_its_new_time_and_its_device_is_no_slower() {
+    let mut cluster = Cluster::new(&["h100", "h100", "a100"], 24, Noise::Normal(0.03), 22);
+    let mut estimator = cluster.trained(12);
+    let cost = |estimator: &Estimator, layer: usize| {
+        let estimated = estimator.problem().expect("all was measured");
+        (estimated.problem.costs["h100"][layer].forward_ns as f64, estimated.problem.devices[1].slowdown)
+    };
+    let (was, (beside, _)) = (cost(&estimator, 10), cost(&estimator, 11));
+    cluster.cost_ns[0][10].iter_mut().for_each(|ns| *ns *= 1.6);
+    (12..15).for_each(|step| cluster.train(&mut estimator, step, Mark::Warm));
+    estimator.restart_window(Who::Layer(DeviceIndex(1), LayerIndex(10)), Step(12));
+    let (is, (beside_now, _)) = (cost(&estimator, 10), cost(&estimator, 11));
+    assert!((is.0 / was.0 / 1.6 - 1.0).abs() < 0.05, "{was:?} {is:?}");
+    assert!((is.1 / was.1 - 1.0).abs() < 0.02 && (beside_now / beside - 1.0).abs() < 0.02, "{was:?} {is:?}");
+}
+
+#[test]
+fn the_mean_of_what_goes_to_and_fro_is_a_factor_on_what_it_takes_now() {
+    let estimated = Cluster::new(&["h100", "h100", "a100"], 12, Noise::Normal(0.01), 23).trained(8).problem();
+    let estimated = estimated.expect("all was measured");
+    let (device, layer) = (Who::Device(DeviceIndex(1)), Who::Layer(DeviceIndex(0), LayerIndex(2)));
+    let mean = estimated.clone().averaged([(device, 1.25), (layer, 2.0)]).problem;
+    let now = estimated.problem;
+    assert!((mean.devices[1].slowdown / now.devices[1].slowdown - 1.25).abs() < 1e-9);
+    assert_eq!(mean.devices[0].slowdown, now.devices[0].slowdown);
+    assert_eq!(mean.costs["h100"][2].forward_ns, 2 * now.costs["h100"][2].forward_ns);
+    assert_eq!(mean.costs["h100"][3], now.costs["h100"][3]);
+}

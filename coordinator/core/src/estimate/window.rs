@@ -246,4 +246,40 @@ impl History {
         }
         self.open(next);
     }
+
+    /// The change at `from` passed at `until`: its segment goes, and what came since belongs to the one before. False, and
+    /// nothing done, if that segment is not the latest, or nothing came before it.
+    pub fn rejoin(&mut self, from: Step, until: Step) -> bool {
+        let is_it = |segment: &Segment| segment.after_change && segment.from == from;
+        let before = self.segments.len().checked_sub(2).and_then(|at| self.segments.get(at));
+        if before.is_none_or(|before| before.calibration) || !self.segments.back().is_some_and(is_it) {
+            return false;
+        }
+        self.deviations.forget(from);
+        let (Some(passed), Some(latest)) = (self.segments.pop_back(), self.segments.back_mut()) else { return false };
+        for (key, mut cell) in passed.cells {
+            let own = latest.cells.entry(key).or_default();
+            own.past.extend(cell.past.iter().filter(|past| past.step >= until));
+            own.past.drain(..own.past.len().saturating_sub(ITERATIONS));
+            if cell.open_step >= until {
+                own.open = std::mem::take(&mut cell.open);
+            }
+            own.open_step = cell.open_step;
+        }
+        latest.epoch = passed.epoch;
+        true
+    }
+
+    /// A layer takes another time since `from`: what it took before says nothing any more.
+    pub fn forget(&mut self, layer: usize, from: Step) {
+        for (_, cell) in
+            self.segments.iter_mut().flat_map(|segment| &mut segment.cells).filter(|((of, _), _)| *of == layer)
+        {
+            cell.past.retain(|past| past.step >= from);
+            cell.cold_ns.clear();
+            if cell.open_step < from {
+                cell.open.clear();
+            }
+        }
+    }
 }

@@ -55,7 +55,7 @@ fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, 
     run_with(mode, is_static, iterations, |truth| truth.faults.extend(fault))
 }
 
-fn run_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
+pub(super) fn run_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
     let mut world = world_with(mode, is_static, iterations, change);
     world.run_until("the end", |world| world.done);
     world
@@ -76,7 +76,7 @@ fn world_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(
     world
 }
 
-fn of(world: &World, verdict: Verdict) -> Vec<&Decision> {
+pub(super) fn of(world: &World, verdict: Verdict) -> Vec<&Decision> {
     world.ledger.held.decisions.iter().filter(|decision| decision.verdict == verdict).collect()
 }
 

@@ -38,11 +38,16 @@ impl Noise {
     }
 }
 
+/// A device, an iteration, and what the device takes by iterations since.
+pub type Course = (usize, u64, fn(u64) -> f64);
+
 /// The truth.
 pub struct Truth {
     pub problem: Problem,
     /// From that iteration on, that device takes so many times as long; in the order of the iterations.
     pub faults: VecDeque<(u64, usize, f64)>,
+    /// From that iteration on, that device takes so many times as long.
+    pub course: Option<Course>,
     /// Iterations on that plan take so many times as long as their works say.
     pub burden: Option<(Epoch, f64)>,
     /// How single works and transfers deviate.
@@ -60,6 +65,7 @@ impl Truth {
         Self {
             problem,
             faults: VecDeque::new(),
+            course: None,
             burden: None,
             noise,
             duration_ns: 0,
@@ -86,6 +92,9 @@ impl Truth {
     pub fn disturb(&mut self, step: Step) {
         while let Some((_, device, factor)) = self.faults.pop_front_if(|fault| fault.0 <= step.0) {
             self.problem.devices[device].slowdown = factor;
+        }
+        if let Some((device, onset, factor)) = self.course.filter(|(_, onset, _)| *onset <= step.0) {
+            self.problem.devices[device].slowdown = factor(step.0 - onset);
         }
     }
 
