@@ -1,5 +1,7 @@
 //! Profiles of layers as files: measurements that others made, in their formats and in our own.
 
+pub mod cells;
+pub mod gathered;
 pub mod kind;
 pub mod measurement;
 pub mod sailor;

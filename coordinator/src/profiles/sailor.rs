@@ -144,13 +144,22 @@ pub fn signature(layer: LayerType, model: &str, microbatch: u64, tensor_parallel
 /// # Errors
 /// The name does not say model and kind, or the text is not of the format: the path to the first such place.
 pub fn read(name: &str, text: &str, facts: &Facts) -> Result<SailorFile, SailorError> {
+    read_as(name, text, facts, &[])
+}
+
+/// [`read`], where another file has told what the model's first layers are.
+///
+/// # Errors
+/// As of [`read`].
+pub fn read_as(name: &str, text: &str, facts: &Facts, known: &[LayerType]) -> Result<SailorFile, SailorError> {
     let (model, kind) = named(name).ok_or(SailorError::Name)?;
     let root: Value = serde_json::from_str(text)?;
     let settings = settings(&root)?;
-    let layers = types(&settings);
+    let mut layers = types(&settings);
     if layers.is_empty() {
         return Err(SailorError::Empty);
     }
+    layers.splice(..known.len().min(layers.len()), known.iter().copied());
     let mut measurements = Vec::new();
     for setting in &settings {
         for (layer, times) in &setting.layers {
