@@ -155,11 +155,8 @@ mod tests {
 
     #[test]
     fn one_cell_in_several_spellings() {
-        let cell = Cell {
-            kind: "a100-40g".into(),
-            signature: "block/opt-30/b4/tp2".into(),
-            phase: MeasuredPhase::Forward,
-        };
+        let cell =
+            Cell { kind: "a100-40g".into(), signature: "block/opt-30/b4/tp2".into(), phase: MeasuredPhase::Forward };
         for text in [
             r#"[{"kind": "a100-40g", "signature": "block/opt-30/b4/tp2", "phase": "forward"}]"#,
             r#"[{"kind": "A100-40", "signature": "block/opt-30/b4/tp2", "phase": "F", "seconds": 3}]"#,
@@ -192,7 +189,10 @@ mod tests {
             (of("1"), "cells[0].layer: no file of m says what layer 1 is"),
             (of("\"mlp\""), "cells[0].layer: expected a number, or embedding"),
             (of("1").replace("\"m\"", "\"opt-30\"").replace(": 1}", ": 9}"), "opt-30 has layers 0 to 2"),
-            (of("\"block\"").replace("\"tp\": 1", "\"tp\": 0"), "cells[0].tp: expected a whole number above zero, found 0"),
+            (
+                of("\"block\"").replace("\"tp\": 1", "\"tp\": 0"),
+                "cells[0].tp: expected a whole number above zero, found 0",
+            ),
         ] {
             let error = cells(&text).expect_err(&text);
             assert!(error.contains(said), "{text}: {error}");

@@ -104,7 +104,9 @@ pub enum SailorError {
         found: String,
     },
     /// Nothing in it.
-    #[error("no layer has an entry: expected {{\"<microbatch>\": {{\"<tensor parallel>\": {{\"<layer>\": [s, s, s]}}}}}}")]
+    #[error(
+        "no layer has an entry: expected {{\"<microbatch>\": {{\"<tensor parallel>\": {{\"<layer>\": [s, s, s]}}}}}}"
+    )]
     Empty,
 }
 
@@ -308,8 +310,7 @@ mod tests {
     fn entries_that_hold_a_time_become_measurements() {
         let file = small("LLAMA-3-8.A100-40.json");
         assert_eq!((file.model.as_str(), file.kind.as_str()), ("llama-3-8", "a100-40g"));
-        let [embedding, block, norm, head] =
-            [LayerType::Embedding, LayerType::Block, LayerType::Norm, LayerType::Head];
+        let [embedding, block, norm, head] = [LayerType::Embedding, LayerType::Block, LayerType::Norm, LayerType::Head];
         assert_eq!(file.layers, [embedding, block, block, norm, head]);
         let found: Vec<_> = file
             .measurements

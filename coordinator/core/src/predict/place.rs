@@ -59,18 +59,18 @@ fn count(text: &str) -> Option<u64> {
     text.parse().ok().filter(|count| (1..=1 << 40).contains(count))
 }
 
-/// A text that no measurement has. It equals itself only by chance of meaning, so it is never looked for.
+/// A text that no measurement has: places of measurements are compared with that of one asked cell, never two such.
 const UNKNOWN: u32 = u32::MAX;
 
 /// A cell in the axes of the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Place {
     pub kind: u32,
-    /// The card of the kind: kinds that differ in memory only share it.
-    pub card: u32,
     pub family: u32,
     pub layer: u32,
     pub phase: MeasuredPhase,
+    /// Whether the layer looks rows up: it waits for memory, and hardly computes.
+    pub is_lookup: bool,
     /// Base 2.
     pub microbatch_log: f64,
     /// Base 2.
@@ -78,13 +78,16 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub fn is_known(&self) -> [bool; 3] {
-        [self.kind, self.family, self.layer].map(|text| text != UNKNOWN)
-    }
-
     /// Whether both lie on one curve: all but the sizes is equal.
     pub fn shares_curve(&self, other: &Place) -> bool {
         self.family == other.family && self.shares_group(other)
+    }
+
+    /// Whether both were run in one setting: all but type and phase is equal.
+    pub fn shares_setting(&self, other: &Place) -> bool {
+        (self.kind, self.family) == (other.kind, other.family)
+            && self.microbatch_log == other.microbatch_log
+            && self.split_log == other.split_log
     }
 
     /// Whether kind, type and phase are equal.
@@ -97,7 +100,6 @@ impl Place {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     kinds: BTreeMap<String, u32>,
-    cards: BTreeMap<String, u32>,
     families: BTreeMap<String, u32>,
     layers: BTreeMap<String, u32>,
 }
@@ -111,7 +113,6 @@ impl Names {
             *names.entry(text.to_owned()).or_insert(next)
         };
         number(&mut self.kinds, &cell.kind);
-        number(&mut self.cards, card_of(&cell.kind));
         number(&mut self.families, &parts.family);
         number(&mut self.layers, parts.layer);
         self.find(cell)
@@ -123,10 +124,10 @@ impl Names {
         let number = |names: &BTreeMap<String, u32>, text: &str| names.get(text).copied().unwrap_or(UNKNOWN);
         Place {
             kind: number(&self.kinds, &cell.kind),
-            card: number(&self.cards, card_of(&cell.kind)),
             family: number(&self.families, &parts.family),
             layer: number(&self.layers, parts.layer),
             phase: cell.phase,
+            is_lookup: parts.layer.to_ascii_lowercase().starts_with("embed"),
             microbatch_log: log2(parts.microbatch),
             split_log: log2(parts.split),
         }
@@ -136,14 +137,6 @@ impl Names {
 #[expect(clippy::cast_precision_loss, reason = "at most 2^40")]
 fn log2(count: u64) -> f64 {
     (count as f64).log2()
-}
-
-/// The card of a kind: what stands before the size of its memory.
-fn card_of(kind: &str) -> &str {
-    match kind.rsplit_once('-') {
-        Some((card, memory)) if memory.trim_end_matches('g').parse::<u16>().is_ok_and(|size| size < 1000) => card,
-        _ => kind,
-    }
 }
 
 #[cfg(test)]
@@ -168,15 +161,6 @@ mod tests {
         ] {
             let expected = Parts { layer, family: family.to_owned(), microbatch, split };
             assert_eq!(Parts::of(signature), expected, "{signature:?}");
-        }
-    }
-
-    #[test]
-    fn kinds_that_differ_in_memory_share_a_card() {
-        for (kind, card) in
-            [("a100-40g", "a100"), ("a100-80g", "a100"), ("gh-96", "gh"), ("rtx-3090", "rtx-3090"), ("cpu", "cpu")]
-        {
-            assert_eq!(card_of(kind), card);
         }
     }
 }
