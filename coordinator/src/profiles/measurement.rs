@@ -7,10 +7,12 @@
 //! ```
 //!
 //! `seconds` is the median. Optional: `count`, the samples behind it (1); `low` and `high`, their 5th and 95th
-//! percentile. A `seconds` of null says that there is no measurement.
+//! percentile. A `seconds` of null says that there is no measurement. What else an export of a store holds, where its
+//! profiles come from and how they are distributed, links and memories, is not looked at here.
 
 pub use adaptis_coordinator_core::predict::{Cell, MeasuredPhase, Measurement, UnknownPhase, condense};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// Name and version in every file of this format.
@@ -57,16 +59,26 @@ pub enum ProfilesError {
     },
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     format: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    note: Option<String>,
+    #[serde(default, rename = "note")]
+    _note: IgnoredAny,
     profiles: Vec<Row>,
+    #[serde(default, rename = "sources")]
+    _sources: IgnoredAny,
+    #[serde(default, rename = "links")]
+    _links: IgnoredAny,
+    #[serde(default, rename = "memories")]
+    _memories: IgnoredAny,
+    #[serde(default, rename = "layers")]
+    _layers: IgnoredAny,
+    #[serde(default, rename = "kinds")]
+    _kinds: IgnoredAny,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
     kind: String,
@@ -74,14 +86,24 @@ struct Row {
     phase: String,
     #[serde(deserialize_with = "given")]
     seconds: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     count: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    low: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    high: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    note: Option<String>,
+    #[serde(default, rename = "low")]
+    _low: IgnoredAny,
+    #[serde(default, rename = "high")]
+    _high: IgnoredAny,
+    #[serde(default, rename = "software")]
+    _software: IgnoredAny,
+    #[serde(default, rename = "source")]
+    _source: IgnoredAny,
+    #[serde(default, rename = "first_seen")]
+    _first_seen: IgnoredAny,
+    #[serde(default, rename = "last_seen")]
+    _last_seen: IgnoredAny,
+    #[serde(default, rename = "sketch")]
+    _sketch: IgnoredAny,
+    #[serde(default, rename = "note")]
+    _note: IgnoredAny,
 }
 
 /// A number or null, but not nothing.
@@ -121,17 +143,30 @@ pub fn read(text: &str) -> Result<Vec<Measurement>, ProfilesError> {
 
 /// Writes `adaptis.profiles/1`.
 pub fn write(measurements: &[Measurement]) -> String {
-    let rows = measurements.iter().map(|measurement| Row {
-        kind: measurement.cell.kind.clone(),
-        signature: measurement.cell.signature.clone(),
-        phase: measurement.cell.phase.word().to_owned(),
-        seconds: Some(measurement.seconds),
+    let rows = measurements.iter().map(|measurement| WrittenRow {
+        kind: &measurement.cell.kind,
+        signature: &measurement.cell.signature,
+        phase: measurement.cell.phase.word(),
+        seconds: measurement.seconds,
         count: (measurement.count > 1).then_some(measurement.count),
-        low: None,
-        high: None,
-        note: None,
     });
-    adaptis_plan::json::write(&File { format: FORMAT.to_owned(), note: None, profiles: rows.collect() })
+    adaptis_plan::json::write(&WrittenFile { format: FORMAT, profiles: rows.collect() })
+}
+
+#[derive(Serialize)]
+struct WrittenFile<'a> {
+    format: &'static str,
+    profiles: Vec<WrittenRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct WrittenRow<'a> {
+    kind: &'a str,
+    signature: &'a str,
+    phase: &'static str,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<u64>,
 }
 
 #[cfg(test)]
@@ -151,6 +186,16 @@ mod tests {
         ];
         assert_eq!(read(&write(&measurements)).expect("a file of ours"), measurements);
         assert!(read(&write(&[])).expect("a file of ours").is_empty());
+    }
+
+    #[test]
+    fn what_an_export_of_a_store_holds_besides_is_not_looked_at() {
+        let text = r#"{"format": "adaptis.profiles/1", "note": "x", "profiles": [{"kind": "k", "signature": "s",
+            "phase": "forward", "seconds": 1.0, "count": 3, "low": 0.9, "high": 1.1, "software": "driver 1",
+            "source": "6f1b", "first_seen": 1, "last_seen": 2, "sketch": [[1, 3]]}],
+            "sources": [{"id": "6f1b"}], "links": [], "memories": [], "layers": [], "kinds": []}"#;
+        let read = read(text).expect("of the format");
+        assert_eq!((read.len(), read[0].count), (1, 3));
     }
 
     #[test]

@@ -7,3 +7,5 @@ pub mod measurement;
 pub mod sailor;
 
 pub use measurement::{Cell, MeasuredPhase, Measurement, condense};
+
+pub use adaptis_coordinator_core::predict::{CannotPredict, Prediction, Predictor, Source};

@@ -15,6 +15,7 @@
 
 mod calibration;
 mod covariance;
+mod launches;
 mod matrix;
 pub mod measurement;
 mod model;

@@ -2,6 +2,7 @@
 
 use super::calibration::Calibration;
 use super::covariance::Covariance;
+use super::launches::Launches;
 use super::matrix::{Matrix, dot};
 use super::measurement::{Cell, MeasuredPhase, Measurement, condense};
 use super::noise;
@@ -35,6 +36,8 @@ pub enum Source {
     Measured,
     /// The same layer and phase on this kind, of other sizes of microbatch or splits.
     SameCurve,
+    /// Works of its like, no longer than their launch.
+    Launch,
     /// Another phase of the same layer on this kind, with the ratio of both elsewhere.
     OtherPhase,
     /// Layers of this type on this kind, of other shapes.
@@ -53,6 +56,7 @@ impl Source {
         match self {
             Source::Measured => "measured",
             Source::SameCurve => "same curve",
+            Source::Launch => "launch",
             Source::OtherPhase => "other phase",
             Source::OtherShape => "other shape",
             Source::OtherKinds => "other kinds",
@@ -90,6 +94,7 @@ pub struct Predictor {
     names: Names,
     places: Vec<Place>,
     measurements: Vec<Measurement>,
+    launches: Launches,
     covariance: Covariance,
     /// By kind and family: what its source rounds to.
     steps: BTreeMap<(u32, u32), f64>,
@@ -120,7 +125,12 @@ impl Predictor {
         let is_time = |found: &&Measurement| found.seconds > 0.0 && found.seconds.is_finite();
         let usable: Vec<Measurement> = measurements.iter().filter(is_time).cloned().collect();
         let mut names = Names::default();
-        let (measurements, places) = nearest(condense(&usable), &mut names, asked);
+        let (short, works): (Vec<_>, Vec<_>) = condense(&usable).into_iter().partition(Launches::is_one);
+        let mut launches = Launches::default();
+        for found in short {
+            launches.push(names.learn(&found.cell), found.seconds);
+        }
+        let (measurements, places) = nearest(works, &mut names, asked);
         let mut sources: BTreeMap<(u32, u32), Vec<f64>> = BTreeMap::new();
         for (place, found) in places.iter().zip(&measurements) {
             sources.entry((place.kind, place.family)).or_default().push(found.seconds);
@@ -146,7 +156,7 @@ impl Predictor {
             scatter.map(|(place, found)| noise::variance(place, found.seconds, step(place))).collect();
         let fit = Fit::of(&covariance, &places, &off_centre, scatter);
         let calibration = Calibration::of(&fit, &places, &measurements);
-        Self { names, places, measurements, covariance, steps, centres, fit, calibration }
+        Self { names, places, measurements, launches, covariance, steps, centres, fit, calibration }
     }
 
     /// What a cell costs.
@@ -155,6 +165,12 @@ impl Predictor {
     /// Nothing that was measured has to do with it.
     pub fn predict(&self, cell: &Cell) -> Result<Prediction, CannotPredict> {
         let place = self.names.find(cell);
+        if let Some(seconds) = self.launches.at(&place) {
+            return Ok(self.scattered(&place, seconds, 1));
+        }
+        if let Some([seconds, low, high]) = self.launches.like(&place, &self.places) {
+            return Ok(Prediction { seconds, low, high, source: Source::Launch });
+        }
         let source = self.source(&place, cell)?;
         if source == Source::Measured {
             return Ok(self.measured(&place));
@@ -175,10 +191,15 @@ impl Predictor {
 
     fn measured(&self, place: &Place) -> Prediction {
         let index = self.places.iter().position(|other| other == place).expect("a measured place is in the list");
-        let Measurement { seconds, count, .. } = self.measurements[index];
+        self.scattered(place, self.measurements[index].seconds, self.measurements[index].count)
+    }
+
+    /// A measurement as a prediction: the cell's true median lies around it.
+    fn scattered(&self, place: &Place, seconds: f64, count: u64) -> Prediction {
         let variance = noise::variance(place, seconds, self.step(place));
         let widest = self.calibration.factor(place, &self.places) * (variance / (count as f64).min(1e6)).sqrt();
-        Prediction { seconds, low: seconds * (-widest).exp(), high: seconds * widest.exp(), source: Source::Measured }
+        let (low, high) = (seconds * (-widest).exp(), seconds * widest.exp());
+        Prediction { seconds, low, high, source: Source::Measured }
     }
 
     fn source(&self, place: &Place, cell: &Cell) -> Result<Source, CannotPredict> {

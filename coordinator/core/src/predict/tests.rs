@@ -164,3 +164,21 @@ fn of_very_many_measurements_those_that_matter_are_fitted() {
     let predicted = Predictor::fit(&many, std::slice::from_ref(&asked)).predict(&asked).expect("a prediction");
     assert!((predicted.seconds / (0.016 * 4_f64.powf(0.95)) - 1.0).abs() < 0.02, "{predicted:?}");
 }
+
+#[test]
+fn a_launch_is_told_by_its_like_alone_and_tells_nothing_of_works() {
+    let backward = |kind: &str, microbatch: u32| {
+        let asked = cell(kind, &format!("embedding/m/b{microbatch}"), MeasuredPhase::Backward);
+        Measurement { cell: asked, seconds: 3e-6, count: 1 }
+    };
+    let launches = [backward("a", 1), backward("a", 2), backward("b", 1)];
+    let with: Vec<_> = table().into_iter().chain(launches.clone()).collect();
+    let (plain, with) = (Predictor::fit(&table(), &[]), Predictor::fit(&with, &[]));
+    for (asked, source) in [("a", Source::Launch), ("c", Source::Launch), ("d", Source::Launch)] {
+        let predicted = with.predict(&backward(asked, 8).cell).expect("a prediction");
+        assert_eq!((predicted.seconds, predicted.source), (3e-6, source));
+    }
+    assert_eq!(with.predict(&launches[0].cell).expect("a prediction").source, Source::Measured);
+    let work = cell("b", "block/n/b16", MeasuredPhase::Backward);
+    assert_eq!(plain.predict(&work), with.predict(&work));
+}
