@@ -11,7 +11,7 @@
 mod removal;
 
 use adaptis_coordinator::profiles::Measurement;
-use removal::{Outcome, Summary, by_kind_layer_phase, groups, judge, layer, measured, model, summary};
+use removal::{Outcome, Summary, by_kind_layer_phase, groups, judge, layer, measured, model, singles, summary};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -24,15 +24,14 @@ fn main() {
     let every = arguments.get(1).map_or(1, |every| every.parse().expect("a number"));
     let all = measured(Path::new(folder), "");
     println!("{:<44} {:>5} {:>8} {:>8} {:>8}", "removed, predicted from the rest", "cells", "median", "p90", "covered");
-    let singles = |of: &[Measurement]| (0..of.len()).step_by(every).map(|index| vec![index]).collect::<Vec<_>>();
-    let outcomes = judge(&all, &singles(&all));
+    let outcomes = judge(&all, &singles(&all, every));
     split("single", &outcomes);
     let outcomes = judge(&all, &by_kind_layer_phase(&all));
     split("(kind, type, phase)", &outcomes);
     let models: BTreeSet<&str> = all.iter().map(|found| model(&found.cell)).collect();
     for name in &models {
         let alone: Vec<_> = all.iter().filter(|found| model(&found.cell) == *name).cloned().collect();
-        row(&format!("single, {name} alone"), summary(&judge(&alone, &singles(&alone))));
+        row(&format!("single, {name} alone"), summary(&judge(&alone, &singles(&alone, every))));
         row(&format!("(kind, type, phase), {name} alone"), summary(&judge(&alone, &by_kind_layer_phase(&alone))));
     }
     let kinds: BTreeSet<&str> = all.iter().map(|found| found.cell.kind.as_str()).collect();
@@ -57,7 +56,7 @@ fn main() {
 
 fn split(what: &str, outcomes: &[Outcome]) {
     row(what, summary(outcomes));
-    let mut part = |name: String, is_such: &dyn Fn(&Outcome) -> bool| {
+    let part = |name: String, is_such: &dyn Fn(&Outcome) -> bool| {
         row(&format!("{what}: {name}"), summary(outcomes.iter().filter(|outcome| is_such(outcome))));
     };
     for phase in adaptis_coordinator::profiles::MeasuredPhase::ALL {

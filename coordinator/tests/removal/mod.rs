@@ -53,6 +53,13 @@ pub fn groups<'a, K: Ord>(measurements: &'a [Measurement], common: impl Fn(&'a C
     groups.into_values().collect()
 }
 
+/// One of every so many measurements, each alone; spread, since measurements are sorted and phases alternate.
+pub fn singles(measurements: &[Measurement], every: usize) -> Vec<Vec<usize>> {
+    const SPREAD: usize = 40_503;
+    let of_all = 0..measurements.len();
+    of_all.filter(|index| index.wrapping_mul(SPREAD) % 65_536 < 65_536 / every).map(|index| vec![index]).collect()
+}
+
 /// Everything of one kind, layer type and phase.
 pub fn by_kind_layer_phase(measurements: &[Measurement]) -> Vec<Vec<usize>> {
     groups(measurements, |cell| (&cell.kind, layer(cell), cell.phase))

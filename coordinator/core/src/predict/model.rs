@@ -291,6 +291,9 @@ impl Fit {
 
     /// The same for several, each from what all but these say of it.
     pub fn without_all(&self, indices: &[usize]) -> Vec<(f64, f64)> {
+        if let [index] = indices {
+            return vec![self.without(*index)];
+        }
         let spread = self.inverse.part(indices).inverse();
         let spread = spread.expect("a part of a positive definite matrix is such");
         let weights: Vec<f64> = indices.iter().map(|&index| self.weights[index]).collect();
