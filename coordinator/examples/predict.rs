@@ -10,7 +10,6 @@
 #[path = "../tests/removal/mod.rs"]
 mod removal;
 
-use adaptis_coordinator::profiles::Measurement;
 use removal::{Outcome, Summary, by_kind_layer_phase, groups, judge, layer, measured, model, singles, summary};
 use std::collections::BTreeSet;
 use std::path::Path;
