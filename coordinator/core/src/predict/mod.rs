@@ -4,11 +4,11 @@
 //! in each field a curve over the size of the microbatch and the split. Fields are missing. One is filled by the curve's
 //! other points; else by the row's other columns, in the ratio that the columns have in other rows; else by the column's
 //! other rows, and so on. All of that at once, each by how well it is known to hold, is a Gaussian process over the logs
-//! of the times: [`covariance`] says what two fields share, [`noise`] how far a measurement scatters, [`model`] solves.
+//! of the times: `covariance` says what two fields share, `noise` how far a measurement scatters, `model` solves.
 //!
 //! 1. Outliers are told by the rest and weigh less: the scatter has heavy tails.
 //! 2. Intervals are as wide as the measurements, each predicted without itself and without its like, show them to have to
-//!    be ([`calibration`]).
+//!    be (`calibration`).
 //! 3. The same measurements in any order give the same predictions.
 //!
 //! Left out on purpose: learning the covariance anew from what is given, which is too little to learn it from.
