@@ -15,6 +15,7 @@ mod failure;
 mod files;
 mod keys;
 mod plan;
+mod profiles;
 mod rank;
 mod signals;
 mod simulate;
@@ -62,6 +63,8 @@ enum Command {
     Simulate(simulate::Arguments),
     /// Writes a plan in the format of another tool
     Export(export::Arguments),
+    /// What layers cost on kinds of devices, kept for the next job
+    Profiles(profiles::Arguments),
     /// Measures this build: the planner against the named schedules
     Bench(bench::Arguments),
     /// Makes the keys that let the parts trust one another across machines
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Command::Audit(arguments) => audit::run(arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Profiles(arguments) => profiles::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Status(arguments) => status::run(arguments),
