@@ -16,7 +16,7 @@ fn course(iterations: u64, factor: fn(u64) -> f64) -> World {
     run_with(Mode::Adapt, false, iterations, |truth| truth.course = Some((1, ONSET, factor)))
 }
 
-fn late<'a>(world: &'a World, verdict: Verdict) -> Vec<&'a Decision> {
+fn late(world: &World, verdict: Verdict) -> Vec<&Decision> {
     of(world, verdict).into_iter().filter(|decision| decision.iteration >= Step(ONSET)).collect()
 }
 

@@ -6,13 +6,16 @@ use adaptis_planner::simulate::{Span, Timeline, simulate};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{Epoch, Step};
 
+/// A device, an iteration, and what the device takes by iterations since.
+pub type Course = (usize, u64, fn(u64) -> f64);
+
 /// The truth.
 pub struct Truth {
     pub problem: Problem,
     /// From that iteration on, that device takes so many times as long.
     pub fault: Option<(u64, usize, f64)>,
-    /// From an iteration on, a device takes so many times as long, by iterations since.
-    pub course: Option<(usize, u64, fn(u64) -> f64)>,
+    /// From that iteration on, that device takes so many times as long.
+    pub course: Option<Course>,
     /// Iterations on that plan take so many times as long as their works say.
     pub burden: Option<(Epoch, f64)>,
     /// Relative deviation of a single work, even between its bounds.
