@@ -207,6 +207,13 @@ impl Pipeline {
     /// # Errors
     /// Operations that wait for one another: the clocks or the order can't be as recorded.
     pub fn graph(&self, iteration: &Iteration) -> Result<Graph, Refusal> {
+        // Operations shorter than what recorders are exact to may look as if they had waited both ways.
+        let graph = self.ordered(iteration, SLACK_NS).or_else(|| self.ordered(iteration, 0));
+        graph.ok_or(Refusal::Circle { iteration: iteration.number })
+    }
+
+    /// The graph if ends are exact to `slack_ns`; none if operations then wait for one another.
+    fn ordered(&self, iteration: &Iteration, slack_ns: u64) -> Option<Graph> {
         let order = in_order(iteration);
         let pairs = self.pairs(iteration, &order);
         let workers: Vec<Worker> = self.index.keys().copied().collect();
@@ -247,7 +254,7 @@ impl Pipeline {
             let begin = iteration.operations[first].start_ns.saturating_sub(origin_ns);
             let begin = draft.add(Node::Begin, begin.max(0).unsigned_abs());
             for (place, &at) in own.iter().enumerate() {
-                let waits = before(iteration, own, place);
+                let waits = before(iteration, own, place, slack_ns);
                 waits.iter().for_each(|&other| draft.wait(post[at], end[other]));
                 if waits.is_empty() {
                     draft.wait(post[at], begin);
@@ -255,7 +262,7 @@ impl Pipeline {
             }
             from += count;
         }
-        draft.sorted().ok_or(Refusal::Circle { iteration: iteration.number })
+        draft.sorted()
     }
 }
 
@@ -305,22 +312,22 @@ fn in_order(iteration: &Iteration) -> Vec<usize> {
 
 /// Those of a worker's operations that one waits for: they had ended when it began, and none between them and it had.
 /// Computes run one at a time whatever the record says.
-fn before(iteration: &Iteration, own: &[usize], place: usize) -> Vec<usize> {
+fn before(iteration: &Iteration, own: &[usize], place: usize, slack_ns: u64) -> Vec<usize> {
     let of = |at: usize| &iteration.operations[at];
     let (start_ns, computes) = (of(own[place]).start_ns, matches!(of(own[place]).work, Work::Compute { .. }));
     let is_before = |other: usize| {
-        has_ended(of(other), start_ns) && of(other).start_ns < start_ns
+        has_ended(of(other), start_ns, slack_ns) && of(other).start_ns < start_ns
             || computes && matches!(of(other).work, Work::Compute { .. })
     };
     let nearest = place.saturating_sub(OVERLAP_MAX);
     let candidates: Vec<usize> = own[nearest..place].iter().copied().filter(|&other| is_before(other)).collect();
     let Some(latest_ns) = candidates.iter().map(|&other| of(other).start_ns).max() else { return Vec::new() };
-    let is_behind = |other: &usize| of(*other).start_ns < latest_ns && has_ended(of(*other), latest_ns);
+    let is_behind = |other: &usize| of(*other).start_ns < latest_ns && has_ended(of(*other), latest_ns, slack_ns);
     candidates.into_iter().filter(|other| !is_behind(other)).collect()
 }
 
-fn has_ended(operation: &Operation, at_ns: i64) -> bool {
-    operation.end_ns() <= at_ns.saturating_add_unsigned(SLACK_NS.min(operation.duration_ns / 2))
+fn has_ended(operation: &Operation, at_ns: i64, slack_ns: u64) -> bool {
+    operation.end_ns() <= at_ns.saturating_add_unsigned(slack_ns.min(operation.duration_ns / 2))
 }
 
 /// A graph whose nodes stand in any order.
