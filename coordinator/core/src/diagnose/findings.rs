@@ -9,6 +9,8 @@ use crate::estimate::robust::{MAD_TO_SD, lower_median, median};
 
 /// Least factor that is told: devices of a kind differ by some percent, and nobody mends that.
 const FACTOR_MIN: f64 = 1.03;
+/// Least mean factor of a worker that is slow at times only: means follow stalls.
+const UNSTEADY_MIN: f64 = 1.05;
 /// Standard deviations of what workers differ by, beyond which one is no longer like the others.
 const UNLIKE_SD: f64 = 4.0;
 /// Chance that noise alone makes any of a recording's possible causes look like one.
@@ -29,6 +31,8 @@ pub(super) enum Cause {
     Stage(usize),
     /// One worker; one direction of it, or both.
     Worker(u32, u32, Option<Direction>),
+    /// One worker at times: the logarithm of its mean factor.
+    Unsteady(u32, u32, f64),
     Replica(u32),
     /// Links by number, and the logarithm of their factor.
     Links(Vec<usize>, f64),
@@ -46,6 +50,11 @@ impl Cause {
                 if (worker.dp_rank, worker.stage) == (*dp_rank, *stage) && only.is_none_or(|of| of == direction) =>
             {
                 levels.worker(levels.times.replica(*dp_rank), chunk as usize, direction as usize)
+            }
+            (Cause::Unsteady(dp_rank, stage, ln), Node::Compute(worker, ..))
+                if (worker.dp_rank, worker.stage) == (*dp_rank, *stage) =>
+            {
+                *ln
             }
             (Cause::Replica(dp_rank), Node::Compute(worker, ..)) if worker.dp_rank == *dp_rank => {
                 levels.replica[levels.times.replica(*dp_rank)]
@@ -72,6 +81,8 @@ pub(super) struct Candidate {
     place: Place,
     /// By iteration.
     factors: Vec<f64>,
+    /// Their mean counts and not their median: what comes and goes.
+    is_unsteady: bool,
     /// Standard deviation of the logarithm of all factors in common, which no iteration shows.
     common_sd: f64,
     /// By iteration: an even job's time with this cause alone, and the recording's without it.
@@ -81,13 +92,30 @@ pub(super) struct Candidate {
 
 impl Candidate {
     fn new(cause: Cause, kind: Kind, place: Place, factors: Vec<f64>) -> Candidate {
-        Candidate { cause, kind, place, factors, common_sd: 0.0, alone_ns: Vec::new(), without_ns: Vec::new() }
+        Candidate {
+            cause,
+            kind,
+            place,
+            factors,
+            is_unsteady: false,
+            common_sd: 0.0,
+            alone_ns: Vec::new(),
+            without_ns: Vec::new(),
+        }
+    }
+
+    /// Logarithm of its factor, and its standard deviation.
+    fn ln(&self) -> (f64, f64) {
+        let ln = if self.is_unsteady { interval::ln_mean(&self.factors) } else { interval::ln_median(&self.factors) };
+        ln.unwrap_or((0.0, 0.0))
     }
 
     /// Beyond what noise gives the largest of so many.
     fn is_beyond_noise(&self, among: usize) -> bool {
         let z = (2.0 * (among.max(1) as f64 / FALSE_ALARMS).ln()).sqrt();
-        interval::ln_median(&self.factors).is_some_and(|(ln, sd)| ln - z * sd.hypot(self.common_sd) > FACTOR_MIN.ln())
+        let least = if self.is_unsteady { UNSTEADY_MIN } else { FACTOR_MIN };
+        let (ln, sd) = self.ln();
+        ln - z * sd.hypot(self.common_sd) > least.ln()
     }
 }
 
@@ -149,7 +177,10 @@ fn of_computes(recording: &Recording, levels: &Levels) -> Vec<Candidate> {
             common_sd: levels.worker_sd(),
             ..of_worker(levels, worker.dp_rank, worker.stage)
         };
-        candidates.extend(beyond_their_like(recording.workers.iter().map(worker).collect()));
+        let steady: Vec<Candidate> = recording.workers.iter().map(worker).collect();
+        let unsteady = recording.workers.iter().zip(&steady).map(|(worker, steady)| of_times(levels, *worker, steady));
+        candidates.extend(beyond_their_like(unsteady.collect()).into_iter().filter(|of| of.is_unsteady));
+        candidates.extend(beyond_their_like(steady));
     }
     let lengths = levels.length_factors();
     if levels.length_share >= LENGTH_SHARE_MIN {
@@ -167,7 +198,7 @@ fn of_computes(recording: &Recording, levels: &Levels) -> Vec<Candidate> {
 
 /// Those that differ by more than most of them do.
 fn beyond_their_like(mut workers: Vec<Candidate>) -> Vec<Candidate> {
-    let ln = |worker: &Candidate| interval::ln_median(&worker.factors).map_or(0.0, |(ln, _)| ln);
+    let ln = |worker: &Candidate| worker.ln().0;
     let scale = MAD_TO_SD * lower_median(&mut workers.iter().map(|of| ln(of).abs()).collect::<Vec<_>>()).unwrap_or(0.0);
     workers.retain(|worker| ln(worker) > UNLIKE_SD * scale);
     workers
@@ -194,6 +225,19 @@ fn of_worker(levels: &Levels, dp_rank: u32, stage: u32) -> Candidate {
         return Candidate::new(cause, Kind::Operation, place, factors);
     }
     Candidate::new(Cause::Worker(dp_rank, stage, None), Kind::Worker, place, factors(&BOTH))
+}
+
+/// A worker by the mean of its times, where most of what it is slower by does not show in the middle of them.
+fn of_times(levels: &Levels, worker: Worker, steady: &Candidate) -> Candidate {
+    let Worker { dp_rank, stage } = worker;
+    let factors = levels.mean_factors(levels.times.replica(dp_rank), stage as usize);
+    let ln = interval::ln_mean(&factors).map_or(0.0, |(ln, _)| ln);
+    let place = Place { dp_rank: Some(dp_rank), stage: Some(stage), ..Place::default() };
+    Candidate {
+        is_unsteady: steady.ln().0 < 0.5 * ln,
+        common_sd: steady.common_sd,
+        ..Candidate::new(Cause::Unsteady(dp_rank, stage, ln), Kind::Worker, place, factors)
+    }
 }
 
 /// Transfers by link.
@@ -300,7 +344,10 @@ impl Replayed {
             (median_ns(measured_ns) as f64 * ratio).round() as u64
         };
         let finding = |(share, candidate): &(f64, &Candidate)| {
-            let factor = interval::of_median(&candidate.factors, options.seed)?;
+            let factor = match candidate.is_unsteady {
+                true => interval::of_mean(&candidate.factors, options.seed)?,
+                false => interval::of_median(&candidate.factors, options.seed)?,
+            };
             Some(Finding {
                 kind: candidate.kind,
                 place: candidate.place.clone(),

@@ -49,6 +49,28 @@ pub(super) fn of_median(values: &[f64], seed: u64) -> Option<Interval> {
     Some(around(middle, (0..DRAWS).map(one).collect()))
 }
 
+/// The mean of a value per iteration, with its interval.
+pub(super) fn of_mean(values: &[f64], seed: u64) -> Option<Interval> {
+    let mean = |values: &mut dyn Iterator<Item = f64>, count: usize| values.sum::<f64>() / count as f64;
+    let middle = (!values.is_empty()).then(|| mean(&mut values.iter().copied(), values.len()))?;
+    let one = |number: usize| {
+        let drawn = resampled(values.len(), seed, number);
+        mean(&mut drawn.iter().map(|&at| values[at]), values.len())
+    };
+    Some(around(middle, (0..DRAWS).map(one).collect()))
+}
+
+/// The logarithm of the mean of a factor per iteration, and its standard deviation.
+pub(super) fn ln_mean(factors: &[f64]) -> Option<(f64, f64)> {
+    let count = factors.len() as f64;
+    let mean = (!factors.is_empty()).then(|| factors.iter().sum::<f64>() / count)?;
+    if factors.len() < SPREAD_ITERATIONS_MIN {
+        return Some((mean.ln(), UNKNOWN_SD));
+    }
+    let variance = factors.iter().map(|factor| (factor - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    Some((mean.ln(), (variance / count).sqrt() / mean))
+}
+
 /// The median of the logarithms of a factor per iteration, and its standard deviation.
 pub(super) fn ln_median(factors: &[f64]) -> Option<(f64, f64)> {
     let mut ln: Vec<f64> = factors.iter().map(|factor| factor.ln()).collect();

@@ -359,6 +359,27 @@ impl Levels {
         (0..self.times.iterations).map(factor).filter(|factor| factor.is_finite()).collect()
     }
 
+    /// By iteration: the mean of a worker's times, lengths aside, over what the others of its stage usually take.
+    pub fn mean_factors(&self, replica: usize, stage: usize) -> Vec<f64> {
+        let factor = |iteration: usize| {
+            let (mut own, mut other) = (0.0, 0.0);
+            for chunk in self.times.chunks_of(stage) {
+                for way in 0..DIRECTIONS {
+                    let level = self.of_replicas(iteration, chunk, way, Some(replica)).exp();
+                    for microbatch in 0..self.times.microbatches {
+                        let ln = self.times.get(iteration, replica, chunk, way, microbatch);
+                        if ln.is_finite() && level.is_finite() {
+                            own += (ln - self.length(iteration, replica, microbatch)).exp();
+                            other += level;
+                        }
+                    }
+                }
+            }
+            own / other
+        };
+        (0..self.times.iterations).map(factor).filter(|factor| factor.is_finite() && *factor > 0.0).collect()
+    }
+
     /// What lengths leave uncertain of a worker's level against others, standard deviation of the logarithm: replicas do
     /// not get the same sequences, and not all stages take as much longer for longer ones. With one stage nothing tells a
     /// slow worker from one that happened to get longer sequences.

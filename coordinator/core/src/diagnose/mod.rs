@@ -17,8 +17,9 @@
 //!    So neither two equal culprits hide each other, nor does one count twice.
 //! 4. Intervals are of 90%, by resampling whole iterations; the same seed gives the same answer.
 //!
-//! Left out on purpose: causes that come and go within a recording (their iterations are few, and medians pass over them),
-//! and a type of operation that is slow everywhere, which no recording tells from one that has to be.
+//! 5. A worker that is slow at times only is told by its mean; of all else, medians count.
+//!
+//! Left out on purpose: other causes that come and go within a recording, and a type of operation that is slow everywhere, which no recording tells from one that has to be.
 
 mod findings;
 mod graph;

@@ -54,7 +54,7 @@ pub(super) fn of(
 ) -> Option<BetterPlan> {
     let change = match &candidate.cause {
         Cause::Stage(_) => return another_plan(recording, levels, replay, options),
-        Cause::Worker(dp_rank, stage, _) => {
+        Cause::Worker(dp_rank, stage, _) | Cause::Unsteady(dp_rank, stage, _) => {
             format!("replace the worker of dp rank {dp_rank}, stage {stage}, or leave it out")
         }
         Cause::Replica(dp_rank) => format!("replace the workers of dp rank {dp_rank}, or leave them out"),

@@ -21,6 +21,8 @@ pub(super) struct Job {
     pub common: f64,
     /// Replica, stage, factor on F and on B.
     pub workers: Vec<(u32, u32, [f64; 2])>,
+    /// The share of their operations in which they are slow; all if it is 0.
+    pub at_times: f64,
     /// Stage, factor.
     pub slow_stages: Vec<(u32, f64)>,
     /// Replica, from, to, factor.
@@ -116,7 +118,8 @@ impl Job {
 
     fn compute_ns(&self, replica: u32, stage: u32, direction: Direction, random: &mut Random) -> f64 {
         let own = self.workers.iter().filter(|of| (of.0, of.1) == (replica, stage));
-        let worker: f64 = own.map(|of| of.2[direction as usize]).product();
+        let is_slow = self.at_times == 0.0 || random.uniform() < self.at_times;
+        let worker: f64 = own.filter(|_| is_slow).map(|of| of.2[direction as usize]).product();
         let slow: f64 = self.slow_stages.iter().filter(|of| of.0 == stage).map(|of| of.1).product();
         [FORWARD_NS, BACKWARD_NS][direction as usize] * worker * slow * self.deviation(random)
     }

@@ -39,6 +39,7 @@ fn stories() -> Vec<(&'static str, Job, Vec<&'static str>)> {
             Job { workers: vec![(0, 2, [1.5, 1.5]), (3, 1, [1.5, 1.5])], ..job(4, 4) },
             vec!["Worker 0 2", "Worker 3 1"],
         ),
+        ("worker at times", Job { workers: vec![(2, 1, [2.5, 2.5])], at_times: 0.3, ..job(4, 4) }, vec!["Worker 2 1"]),
         ("stage", Job { slow_stages: vec![(3, 1.6)], ..job(2, 4) }, vec!["Stage 3"]),
         ("stage of two", Job { slow_stages: vec![(1, 1.5)], ..job(3, 2) }, vec!["Stage 1"]),
         ("operation", Job { workers: vec![(1, 2, [1.0, 1.8])], ..job(4, 4) }, vec!["Operation 1 2 backward-compute"]),
