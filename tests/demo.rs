@@ -74,6 +74,21 @@ fn the_plan_follows_the_fault_and_the_training_does_not_notice() {
     assert_eq!(adaptive["final_state_digest"].as_str().map(str::len), Some(64));
     assert_eq!(control["switches"].as_array().map(Vec::len), Some(0));
 
+    // Replayed from its folder alone, the run tells what was slow, since when, and by how much.
+    let replayed = Command::new(env!("CARGO_BIN_EXE_adaptis"))
+        .args(["replay", "--json"])
+        .arg(folder.path().join("adaptive"))
+        .output()
+        .expect("the command starts");
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    let diagnosis: Value = serde_json::from_slice(&replayed.stdout).expect("the diagnosis is JSON");
+    let finding = &diagnosis["findings"][0];
+    assert_eq!((&finding["kind"], &finding["where"]["device"]), (&"worker".into(), &"gpu1".into()), "{finding}");
+    let since = finding["where"]["iteration"].as_u64().expect("an iteration");
+    assert!((24..=26).contains(&since), "{finding}");
+    let factor = finding["factor"].as_f64().expect("a factor");
+    assert!((factor / 1.8 - 1.0).abs() < 0.1, "{finding}");
+
     let switches = adaptive["switches"].as_array().expect("switches");
     let after_fault = switches.iter().find(|switch| switch["iteration"].as_u64() >= Some(24));
     let switched = after_fault.expect("a switch follows the throttle")["iteration"].as_u64().expect("an iteration");

@@ -6,6 +6,8 @@
 //!                                 status --> http, report
 //! ```
 //!
+//! Beside it, [`replay`] diagnoses recorded jobs: runs of ours by their stores, and traces of others.
+//!
 //! 1. One thread decides and writes (`control`); searches run beside it with lower priority; pages are served from
 //!    copies, so that nobody who looks can slow the loop down.
 //! 2. An agent is told that a batch is stored only after the commit that holds it.
@@ -19,14 +21,17 @@ mod error;
 mod http;
 mod ingest;
 pub mod profiles;
+pub mod replay;
 mod report;
 mod searching;
 mod snapshot;
 mod store;
+mod trace;
 
 pub use error::CoordinatorError;
 pub use report::{FILE as REPORT_FILE, PLANS as PLANS_FOLDER};
 pub use store::{Counts, FILE as STORE_FILE, Profile, Profiles, RECORDS_BYTES_MAX, Store, StoreError, Stored, work_of};
+pub use trace::TraceError;
 
 pub use adaptis_coordinator_core::Mode;
 pub use adaptis_coordinator_core::admission::Policy;

@@ -19,6 +19,7 @@ pub use counters::Counts;
 pub use profiles::{Profile, Profiles};
 pub use samples::{RECORDS_BYTES_MAX, Stored};
 pub use work::work_of;
+pub(crate) use work::{each_sample, ledger_of};
 
 use adaptis_coordinator_core::Head;
 use adaptis_coordinator_core::ledger::Contradiction;

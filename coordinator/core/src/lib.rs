@@ -4,6 +4,7 @@
 //! ```text
 //!   records -> estimate -> (drift: did it change?) -> [search] -> admission: does it pay? -> round -> ledger, orders
 //!                                            all of it driven by brain, one event at a time
+//!   recorded jobs -> diagnose: what is slow, what that costs, what would win it back
 //! ```
 //!
 //! 1. Time, seeds and the results of searches come in as events; what is to be done goes out as values ([`brain`]).
@@ -14,6 +15,7 @@
 
 pub mod admission;
 pub mod brain;
+pub mod diagnose;
 pub mod drift;
 pub mod estimate;
 pub mod ledger;

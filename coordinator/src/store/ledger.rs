@@ -149,7 +149,8 @@ fn write_head(connection: &Connection, head: Head) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn read(connection: &Connection) -> Result<Recovered, StoreError> {
+/// What a ledger holds.
+pub(super) fn read(connection: &Connection) -> Result<Recovered, StoreError> {
     let head = read_head(connection)?;
     let generation = bodies(connection, "a generation", "generations ORDER BY generation DESC LIMIT 1")?.pop();
     let mut iterations = iterations(connection, &format!("ORDER BY step DESC, generation DESC LIMIT {HISTORY_MAX}"))?;

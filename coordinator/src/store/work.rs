@@ -2,8 +2,10 @@
 
 use super::samples::records;
 use super::{FILE, StoreError, connect, number, sql};
+use adaptis_coordinator_core::Recovered;
+use adaptis_proto::Incarnation;
 use adaptis_proto::sample::Sample;
-use rusqlite::OpenFlags;
+use rusqlite::{Connection, OpenFlags};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -14,13 +16,7 @@ use std::path::Path;
 /// # Errors
 /// There is no store in `dir`, or it fails.
 pub fn work_of(dir: &Path, steps: RangeInclusive<u64>) -> Result<Vec<(String, Sample)>, StoreError> {
-    let path = dir.join(FILE);
-    if !path.is_file() {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(StoreError::Environment { path, source });
-    }
-    let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.pragma_update(None, "query_only", true)?;
+    let connection = open(dir)?;
     let mut statement = connection.prepare(
         "SELECT device, offset_ns, error_ns, body FROM records WHERE last_step >= ? AND first_step <= ? ORDER BY id",
     )?;
@@ -36,6 +32,45 @@ pub fn work_of(dir: &Path, steps: RangeInclusive<u64>) -> Result<Vec<(String, Sa
         work.extend(wanted.map(|sample| (device.clone(), moved(sample, offset_ns))));
     }
     Ok(work)
+}
+
+/// What the ledger of a run's folder holds. The run may still be going on.
+///
+/// # Errors
+/// There is no store in `dir`, or it fails.
+pub fn ledger_of(dir: &Path) -> Result<Recovered, StoreError> {
+    super::ledger::read(&open(dir)?)
+}
+
+/// Calls `each` with every sample of a run's folder in the order in which they were stored, and with the device and the
+/// process that it came from. Their instants are on the clocks of those.
+///
+/// # Errors
+/// There is no store in `dir`, or it fails.
+pub fn each_sample(dir: &Path, mut each: impl FnMut(&str, Incarnation, &Sample)) -> Result<(), StoreError> {
+    let connection = open(dir)?;
+    let mut statement = connection.prepare("SELECT device, ring, body FROM records ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (device, ring): (String, i64) = (row.get(0)?, row.get(1)?);
+        let samples = records(&row.get::<_, Vec<u8>>(2)?)?.into_iter();
+        for sample in samples.filter_map(|record| Sample::try_from(record).ok()) {
+            each(&device, Incarnation(number(ring)), &sample);
+        }
+    }
+    Ok(())
+}
+
+/// Opens the store of a folder for reading.
+fn open(dir: &Path) -> Result<Connection, StoreError> {
+    let path = dir.join(FILE);
+    if !path.is_file() {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(StoreError::Environment { path, source });
+    }
+    let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
 }
 
 fn step_of(sample: &Sample) -> u64 {
