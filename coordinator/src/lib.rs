@@ -18,6 +18,7 @@ mod copies;
 mod error;
 mod http;
 mod ingest;
+pub mod profiles;
 mod report;
 mod searching;
 mod snapshot;
