@@ -13,8 +13,10 @@ mod explain;
 mod export;
 mod failure;
 mod files;
+mod job;
 mod keys;
 mod plan;
+mod profiles;
 mod rank;
 mod signals;
 mod simulate;
@@ -62,6 +64,8 @@ enum Command {
     Simulate(simulate::Arguments),
     /// Writes a plan in the format of another tool
     Export(export::Arguments),
+    /// Keeps what layers cost on kinds of devices for the next job
+    Profiles(profiles::Arguments),
     /// Measures this build: the planner against the named schedules
     Bench(bench::Arguments),
     /// Makes the keys that let the parts trust one another across machines
@@ -91,6 +95,7 @@ fn main() -> ExitCode {
         Command::Audit(arguments) => audit::run(arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Profiles(arguments) => profiles::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Status(arguments) => status::run(arguments),

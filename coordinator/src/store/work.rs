@@ -19,7 +19,7 @@ pub fn work_of(dir: &Path, steps: RangeInclusive<u64>) -> Result<Vec<(String, Sa
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(StoreError::Environment { path, source });
     }
-    let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let (connection, _) = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "query_only", true)?;
     let mut statement = connection.prepare(
         "SELECT device, offset_ns, error_ns, body FROM records WHERE last_step >= ? AND first_step <= ? ORDER BY id",

@@ -1,0 +1,56 @@
+//! `adaptis profiles`: what layers cost on kinds of devices, kept for the next job.
+
+mod diff;
+mod export;
+mod import;
+mod list;
+mod merge;
+mod show;
+pub mod store;
+mod text;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// What layers cost on kinds of devices, kept for the next job.
+///
+/// A store of profiles is a folder; a run's folder and an export as JSON are read wherever a store is. Without --store it
+/// is the one that ADAPTIS_STORE names, else the user's own in ~/.config/adaptis.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  adaptis profiles merge RUN                       # keep what a run measured
+  adaptis profiles import OPT-30.A100-40.json --split-backward 0.5:0.5
+  adaptis profiles list --kind a100-40g --signature attention
+  adaptis profiles diff RUN-OF-MAY RUN-OF-JUNE     # what became slower
+  adaptis plan --job RUN --devices 4xgh-96,4xa100-40g --out plan.json")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A row per signature, kind of device and phase
+    List(list::Arguments),
+    /// All about one signature: how its times are distributed, what it holds, where that comes from
+    Show(show::Arguments),
+    /// What takes longer in one store than in another
+    Diff(diff::Arguments),
+    /// Keeps what runs, stores and exports hold; to merge a thing twice counts it once
+    Merge(merge::Arguments),
+    /// Keeps what others measured: files of Sailor, Aceso, or an export
+    Import(import::Arguments),
+    /// Writes all profiles as JSON, or as a table
+    Export(export::Arguments),
+}
+
+pub fn run(arguments: Arguments) -> Result<()> {
+    match arguments.command {
+        Command::List(arguments) => list::run(arguments),
+        Command::Show(arguments) => show::run(arguments),
+        Command::Diff(arguments) => diff::run(arguments),
+        Command::Merge(arguments) => merge::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
+    }
+}
