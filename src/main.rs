@@ -18,6 +18,7 @@ mod keys;
 mod plan;
 mod profiles;
 mod rank;
+mod replay;
 mod signals;
 mod simulate;
 mod status;
@@ -42,6 +43,7 @@ const EXAMPLES: &str = "Start here:
   adaptis demo --fault 30:slowlink:gpu1-gpu2:50  another fault
   adaptis plan problem.json --out plan.json      plan once, from a file
   adaptis simulate problem.json plan.json --svg timeline.svg
+  adaptis replay trace.parquet                   what is slow in a recorded job
 
 Exit codes: 0 done; 1 a negative answer; 2 wrong usage or a file that is not of its format; 3 trouble with
 the environment (port, permission, unreachable); 128 + signal when interrupted.";
@@ -66,6 +68,8 @@ enum Command {
     Export(export::Arguments),
     /// Keeps what layers cost on kinds of devices for the next job
     Profiles(profiles::Arguments),
+    /// Replays a recorded job and says what is slow, what that costs, and what would win it back
+    Replay(replay::Arguments),
     /// Measures this build: the planner against the named schedules
     Bench(bench::Arguments),
     /// Makes the keys that let the parts trust one another across machines
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Export(arguments) => export::run(arguments),
         Command::Profiles(arguments) => profiles::run(arguments),
+        Command::Replay(arguments) => replay::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Status(arguments) => status::run(arguments),

@@ -19,16 +19,20 @@ mod error;
 mod http;
 mod ingest;
 pub mod profiles;
+pub mod replay;
 mod report;
 mod searching;
 mod snapshot;
 mod store;
+mod trace;
 
 pub use error::CoordinatorError;
 pub use report::{FILE as REPORT_FILE, PLANS as PLANS_FOLDER};
 pub use store::{
     Counts, FILE as STORE_FILE, Profiles, RECORDS_BYTES_MAX, RunRecord, Store, StoreError, Stored, record_of, work_of,
 };
+pub use trace::TraceError;
+pub use store::{Counts, FILE as STORE_FILE, Profile, Profiles, RECORDS_BYTES_MAX, Store, StoreError, Stored, work_of};
 
 pub use adaptis_coordinator_core::Mode;
 pub use adaptis_coordinator_core::admission::Policy;

@@ -14,6 +14,7 @@
 
 pub mod admission;
 pub mod brain;
+pub mod diagnose;
 pub mod drift;
 pub mod estimate;
 pub mod ledger;

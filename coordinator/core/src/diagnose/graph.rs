@@ -1,0 +1,381 @@
+//! What waits for what in a recorded iteration, and how long it takes if operations take other times.
+//!
+//! Everyday picture: each worker is a queue of errands. An errand begins when those before it are done; a hand-over
+//! needs both people at the counter, then takes its own time.
+//!
+//! ```text
+//!   worker 0   |F0|send..............|B0|         post -\
+//!   worker 1      ....recv|  F0  |send              >-- transfer -- done
+//!                                                 post -/
+//! ```
+//!
+//! 1. A worker's program is the order that it recorded: an operation waits for those of its worker that had ended when it
+//!    began. So blocking and overlapping sends are told apart by what was seen, not by assumption.
+//! 2. A transfer takes the earlier end less the later start of its two sides: waiting for the other side is no work.
+//! 3. A worker begins its iteration when it was seen to begin. Between operations it loses no time: what it lost there
+//!    is what the replay is off by.
+//! 4. Nodes stand in an order in which each comes after all that it waits for.
+//!
+//! Left out on purpose: what comes before the first and after the last operation of the pipeline (the optimizer,
+//! collectives among replicas), of which an iteration here consists of nothing.
+
+use super::recording::{Direction, Iteration, Operation, Recording, Work, Worker};
+use super::Refusal;
+use std::collections::BTreeMap;
+
+/// An operation that ends this much after the next one began, or half of what it took, has ended before it: recorders
+/// are this exact.
+const SLACK_NS: u64 = 100_000;
+/// Operations of a worker that may overlap one another; those further back have ended.
+const OVERLAP_MAX: usize = 256;
+/// Ends of a send and its receive on one clock differ by no more than this, where they must be told from others.
+const SAME_END_NS: i64 = 2_000_000;
+
+/// A directed pair of workers of one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Link {
+    pub dp_rank: u32,
+    pub from: u32,
+    pub to: u32,
+    pub direction: Direction,
+}
+
+/// What a node of the graph stands for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Node {
+    /// A worker begins.
+    Begin,
+    /// F or B: worker, direction, chunk, microbatch.
+    Compute(Worker, Direction, u32, u32),
+    /// A tensor on its way, by number of its link.
+    Transfer(usize),
+    /// All before it have happened.
+    Join,
+}
+
+/// One iteration as a graph.
+#[derive(Clone, Debug)]
+pub(super) struct Graph {
+    pub nodes: Vec<Node>,
+    /// What each took.
+    pub ns: Vec<u64>,
+    /// By node: end of its part of `before`.
+    until: Vec<u32>,
+    before: Vec<u32>,
+}
+
+impl Graph {
+    /// When the last node ends if each takes `ns` of its number, kind and measured time. `ends` is a buffer.
+    pub fn end_ns(&self, ends: &mut Vec<u64>, ns: impl Fn(Node, u64) -> u64) -> u64 {
+        ends.clear();
+        let (mut from, mut last) = (0, 0);
+        for (at, &until) in self.until.iter().enumerate() {
+            let ready = self.before[from..until as usize].iter().map(|&node| ends[node as usize]).max().unwrap_or(0);
+            let end = ready.saturating_add(ns(self.nodes[at], self.ns[at]));
+            ends.push(end);
+            last = last.max(end);
+            from = until as usize;
+        }
+        last
+    }
+}
+
+/// The pipeline as all iterations have it: which links there are, and the workers' clocks.
+#[derive(Clone, Debug)]
+pub(super) struct Pipeline {
+    stages: u32,
+    /// More than one chunk of the model a worker: the last stage hands on to the first.
+    is_ring: bool,
+    index: BTreeMap<Worker, usize>,
+    pub links: Vec<Link>,
+    /// By worker: what its clock is ahead of the first of its replica.
+    ahead_ns: Vec<i64>,
+}
+
+/// A send and its receive, by their places among the operations.
+type Pair = (usize, usize, usize);
+
+impl Pipeline {
+    pub fn of(recording: &Recording) -> Pipeline {
+        let stages = recording.stages() as u32;
+        let chunk = |operation: &Operation| match operation.work {
+            Work::Compute { chunk, .. } => chunk,
+            Work::Exchange(_) => 0,
+        };
+        let chunks = recording.iterations.iter().flat_map(|of| &of.operations).map(chunk).max().unwrap_or(0);
+        let (index, is_ring) = (recording.index(), chunks >= stages);
+        let mut links = Vec::new();
+        for worker in &recording.workers {
+            for direction in Direction::ALL {
+                if let Some(to) = neighbour(worker.stage, direction, stages, is_ring)
+                    && index.contains_key(&Worker { dp_rank: worker.dp_rank, stage: to })
+                {
+                    links.push(Link { dp_rank: worker.dp_rank, from: worker.stage, to, direction });
+                }
+            }
+        }
+        links.sort_unstable();
+        let mut pipeline =
+            Pipeline { stages, is_ring, index, links, ahead_ns: vec![0; recording.workers.len()] };
+        pipeline.align(recording);
+        pipeline
+    }
+
+    /// A send and its receive end together: the median difference of what two clocks say is what they are apart.
+    fn align(&mut self, recording: &Recording) {
+        let mut apart: BTreeMap<(u32, u32), Vec<i64>> = BTreeMap::new();
+        for iteration in &recording.iterations {
+            let order = in_order(iteration);
+            for (link, send, receive) in self.pairs(iteration, &order) {
+                let Link { dp_rank, from, to, .. } = self.links[link];
+                // In a ring of two, the way onward is the way back; both say the same of the clocks.
+                let difference = iteration.operations[receive].end_ns() - iteration.operations[send].end_ns();
+                let (low, sign) = if from < to { (from, 1) } else { (to, -1) };
+                if from.abs_diff(to) == 1 {
+                    apart.entry((dp_rank, low)).or_default().push(sign * difference);
+                }
+            }
+        }
+        for (worker, &at) in &self.index {
+            let steps = (0..worker.stage).map(|low| {
+                let mut of = apart.get(&(worker.dp_rank, low)).cloned().unwrap_or_default();
+                let middle = of.len() / 2;
+                if of.is_empty() { 0 } else { *of.select_nth_unstable(middle).1 }
+            });
+            self.ahead_ns[at] = steps.sum();
+        }
+    }
+
+    /// Sends with their receives: the first of a link with the first, and so on. Where one side recorded more, those
+    /// that end together.
+    fn pairs(&self, iteration: &Iteration, order: &[usize]) -> Vec<Pair> {
+        let mut sides: BTreeMap<Link, [Vec<usize>; 2]> = BTreeMap::new();
+        let workers: Vec<&Worker> = self.index.keys().collect();
+        for &at in order {
+            let operation = &iteration.operations[at];
+            let Work::Exchange(exchange) = operation.work else { continue };
+            let &Worker { dp_rank, stage } = workers[operation.worker as usize];
+            for direction in Direction::ALL {
+                if exchange.sends[direction as usize]
+                    && let Some(to) = neighbour(stage, direction, self.stages, self.is_ring)
+                {
+                    sides.entry(Link { dp_rank, from: stage, to, direction }).or_default()[0].push(at);
+                }
+                if exchange.receives[direction as usize]
+                    && let Some(from) = neighbour(stage, opposite(direction), self.stages, self.is_ring)
+                {
+                    sides.entry(Link { dp_rank, from, to: stage, direction }).or_default()[1].push(at);
+                }
+            }
+        }
+        let mut pairs = Vec::new();
+        for (link, [sends, receives]) in &sides {
+            let Ok(number) = self.links.binary_search(link) else { continue };
+            if sends.len() == receives.len() {
+                pairs.extend(sends.iter().zip(receives).map(|(&send, &receive)| (number, send, receive)));
+                continue;
+            }
+            let (mut sends, mut receives) = (sends.iter().peekable(), receives.iter().peekable());
+            while let (Some(&&send), Some(&&receive)) = (sends.peek(), receives.peek()) {
+                let apart = self.end_ns(iteration, receive) - self.end_ns(iteration, send);
+                if apart.abs() <= SAME_END_NS {
+                    pairs.push((number, send, receive));
+                }
+                if apart >= -SAME_END_NS {
+                    sends.next();
+                }
+                if apart <= SAME_END_NS {
+                    receives.next();
+                }
+            }
+        }
+        pairs
+    }
+
+    fn start_ns(&self, iteration: &Iteration, at: usize) -> i64 {
+        let operation = &iteration.operations[at];
+        operation.start_ns - self.ahead_ns[operation.worker as usize]
+    }
+
+    fn end_ns(&self, iteration: &Iteration, at: usize) -> i64 {
+        let operation = &iteration.operations[at];
+        operation.end_ns() - self.ahead_ns[operation.worker as usize]
+    }
+
+    /// What waits for what in an iteration.
+    ///
+    /// # Errors
+    /// Operations that wait for one another: the clocks or the order can't be as recorded.
+    pub fn graph(&self, iteration: &Iteration) -> Result<Graph, Refusal> {
+        let order = in_order(iteration);
+        let pairs = self.pairs(iteration, &order);
+        let workers: Vec<Worker> = self.index.keys().copied().collect();
+        let origin_ns = iteration.operations.iter().map(|operation| operation.start_ns).min().unwrap_or(0);
+        let mut draft = Draft::default();
+        // Each operation is a post, where it begins, and an end; a compute is one node that is both.
+        let mut post = vec![0; iteration.operations.len()];
+        let mut end = vec![0; iteration.operations.len()];
+        for (at, operation) in iteration.operations.iter().enumerate() {
+            (post[at], end[at]) = match operation.work {
+                Work::Compute { direction, chunk, microbatch } => {
+                    let worker = workers[operation.worker as usize];
+                    let node = Node::Compute(worker, direction, chunk, microbatch);
+                    let node = draft.add(node, operation.duration_ns);
+                    (node, node)
+                }
+                Work::Exchange(_) => (draft.add(Node::Join, 0), draft.add(Node::Join, 0)),
+            };
+            if post[at] != end[at] {
+                draft.wait(end[at], post[at]);
+            }
+        }
+        for (link, send, receive) in pairs {
+            let start_ns = self.start_ns(iteration, send).max(self.start_ns(iteration, receive));
+            let end_ns = self.end_ns(iteration, send).min(self.end_ns(iteration, receive));
+            let transfer = draft.add(Node::Transfer(link), (end_ns - start_ns).max(0).unsigned_abs());
+            for side in [send, receive] {
+                draft.wait(transfer, post[side]);
+                draft.wait(end[side], transfer);
+            }
+        }
+        let mut from = 0;
+        while let Some(&first) = order.get(from) {
+            let worker = iteration.operations[first].worker;
+            let count = order[from..].iter().take_while(|&&at| iteration.operations[at].worker == worker).count();
+            let own = &order[from..from + count];
+            let begin = iteration.operations[first].start_ns.saturating_sub(origin_ns);
+            let begin = draft.add(Node::Begin, begin.max(0).unsigned_abs());
+            for (place, &at) in own.iter().enumerate() {
+                let waits = before(iteration, own, place);
+                waits.iter().for_each(|&other| draft.wait(post[at], end[other]));
+                if waits.is_empty() {
+                    draft.wait(post[at], begin);
+                }
+            }
+            from += count;
+        }
+        draft.sorted().ok_or(Refusal::Circle { iteration: iteration.number })
+    }
+}
+
+/// The worker that a tensor of a direction goes to; none at the ends of the pipeline.
+fn neighbour(stage: u32, direction: Direction, stages: u32, is_ring: bool) -> Option<u32> {
+    let next = match direction {
+        Direction::Forward if stage + 1 < stages => stage + 1,
+        Direction::Backward if stage > 0 => stage - 1,
+        Direction::Forward if is_ring => 0,
+        Direction::Backward if is_ring => stages - 1,
+        _ => return None,
+    };
+    (next != stage).then_some(next)
+}
+
+fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Forward => Direction::Backward,
+        Direction::Backward => Direction::Forward,
+    }
+}
+
+/// Places of the operations: by worker, each worker's as they began.
+fn in_order(iteration: &Iteration) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..iteration.operations.len()).collect();
+    let key = |at: &usize| {
+        let operation = &iteration.operations[*at];
+        (operation.worker, operation.start_ns, operation.end_ns(), *at)
+    };
+    order.sort_unstable_by_key(key);
+    order
+}
+
+/// Those of a worker's operations that one waits for: they had ended when it began, and none between them and it had.
+/// Computes run one at a time whatever the record says.
+fn before(iteration: &Iteration, own: &[usize], place: usize) -> Vec<usize> {
+    let of = |at: usize| &iteration.operations[at];
+    let (start_ns, computes) = (of(own[place]).start_ns, matches!(of(own[place]).work, Work::Compute { .. }));
+    let is_before = |other: usize| {
+        has_ended(of(other), start_ns) && of(other).start_ns < start_ns
+            || computes && matches!(of(other).work, Work::Compute { .. })
+    };
+    let nearest = place.saturating_sub(OVERLAP_MAX);
+    let candidates: Vec<usize> = own[nearest..place].iter().copied().filter(|&other| is_before(other)).collect();
+    let Some(latest_ns) = candidates.iter().map(|&other| of(other).start_ns).max() else { return Vec::new() };
+    let is_behind = |other: &usize| of(*other).start_ns < latest_ns && has_ended(of(*other), latest_ns);
+    candidates.into_iter().filter(|other| !is_behind(other)).collect()
+}
+
+fn has_ended(operation: &Operation, at_ns: i64) -> bool {
+    operation.end_ns() <= at_ns.saturating_add_unsigned(SLACK_NS.min(operation.duration_ns / 2))
+}
+
+/// A graph whose nodes stand in any order.
+#[derive(Default)]
+struct Draft {
+    nodes: Vec<Node>,
+    ns: Vec<u64>,
+    /// Who waits, for whom.
+    waits: Vec<(u32, u32)>,
+}
+
+impl Draft {
+    fn add(&mut self, node: Node, ns: u64) -> u32 {
+        self.nodes.push(node);
+        self.ns.push(ns);
+        u32::try_from(self.nodes.len() - 1).expect("a recording has far fewer operations")
+    }
+
+    fn wait(&mut self, who: u32, whom: u32) {
+        self.waits.push((who, whom));
+    }
+
+    /// None if nodes wait for one another.
+    fn sorted(mut self) -> Option<Graph> {
+        let count = self.nodes.len();
+        self.waits.sort_unstable();
+        self.waits.dedup();
+        let mut open = vec![0_u32; count];
+        let mut first = vec![0_usize; count + 1];
+        for &(who, whom) in &self.waits {
+            open[who as usize] += 1;
+            first[whom as usize + 1] += 1;
+        }
+        for at in 0..count {
+            first[at + 1] += first[at];
+        }
+        let mut behind = vec![0_u32; self.waits.len()];
+        let mut free = first.clone();
+        for &(who, whom) in &self.waits {
+            behind[free[whom as usize]] = who;
+            free[whom as usize] += 1;
+        }
+        let mut ready: Vec<u32> = (0..count as u32).filter(|&node| open[node as usize] == 0).collect();
+        let mut sorted = Vec::with_capacity(count);
+        while let Some(node) = ready.pop() {
+            sorted.push(node);
+            for &who in &behind[first[node as usize]..first[node as usize + 1]] {
+                open[who as usize] -= 1;
+                if open[who as usize] == 0 {
+                    ready.push(who);
+                }
+            }
+        }
+        if sorted.len() < count {
+            return None;
+        }
+        let mut place = vec![0_u32; count];
+        sorted.iter().enumerate().for_each(|(at, &node)| place[node as usize] = at as u32);
+        let mut graph = Graph {
+            nodes: sorted.iter().map(|&node| self.nodes[node as usize]).collect(),
+            ns: sorted.iter().map(|&node| self.ns[node as usize]).collect(),
+            until: Vec::with_capacity(count),
+            before: Vec::with_capacity(self.waits.len()),
+        };
+        for &node in &sorted {
+            let from = self.waits.partition_point(|&(who, _)| who < node);
+            let own = self.waits[from..].iter().take_while(|&&(who, _)| who == node);
+            graph.before.extend(own.map(|&(_, whom)| place[whom as usize]));
+            graph.until.push(graph.before.len() as u32);
+        }
+        Some(graph)
+    }
+}

@@ -1,0 +1,393 @@
+//! What each operation of a recording should take, and what makes it take another time: its stage, its worker, the
+//! length of its microbatch.
+//!
+//! ```text
+//!   ln(time) = level(F or B) + stage(chunk, F or B) + worker(replica, chunk, F or B) + length(replica, microbatch) + noise
+//! ```
+//!
+//! Fitted by medians, each over what the one before left, so that stalls move nothing. Which is which:
+//!
+//! 1. What all replicas have in a chunk is the stage's; what one replica has beyond the others, the worker's.
+//! 2. What all stages of a replica have, in F and in B alike, is the length of the microbatch (or the whole replica,
+//!    where it does not change from one microbatch to the next).
+//! 3. Where half of those compared are slow, the lower half is the level: nothing becomes fast by accident.
+
+use super::recording::{Direction, Recording, Work};
+use crate::estimate::robust::{lower_median, median};
+use std::collections::BTreeMap;
+
+/// Times shorter than this are as good as none.
+const LEAST_NS: f64 = 1_000.0;
+/// Both directions.
+pub(super) const DIRECTIONS: usize = 2;
+
+/// Measured computes in a dense table; what was not recorded is no number.
+pub(super) struct Times {
+    pub iterations: usize,
+    pub replicas: usize,
+    pub chunks: usize,
+    pub stages: usize,
+    pub microbatches: usize,
+    ln: Vec<f64>,
+    /// The worker's stage that holds each chunk.
+    pub stage_of: Vec<usize>,
+    /// Position of a replica by its rank, of a microbatch by its number.
+    replica_of: BTreeMap<u32, usize>,
+    microbatch_of: BTreeMap<u32, usize>,
+}
+
+impl Times {
+    pub fn of(recording: &Recording) -> Times {
+        let computes = || {
+            let all = recording.iterations.iter().enumerate();
+            all.flat_map(|(number, iteration)| iteration.operations.iter().map(move |operation| (number, operation)))
+                .filter_map(|(number, operation)| match operation.work {
+                    Work::Compute { direction, chunk, microbatch } => {
+                        Some((number, operation, direction, chunk, microbatch))
+                    }
+                    Work::Exchange(_) => None,
+                })
+        };
+        let numbered = |ids: std::collections::BTreeSet<u32>| -> BTreeMap<u32, usize> {
+            ids.into_iter().enumerate().map(|(position, id)| (id, position)).collect()
+        };
+        let replica_of = numbered(recording.workers.iter().map(|worker| worker.dp_rank).collect());
+        let microbatch_of = numbered(computes().map(|(.., microbatch)| microbatch).collect());
+        let chunks = computes().map(|(_, _, _, chunk, _)| chunk as usize + 1).max().unwrap_or(0);
+        let mut times = Times {
+            iterations: recording.iterations.len(),
+            replicas: replica_of.len(),
+            chunks,
+            stages: recording.stages(),
+            microbatches: microbatch_of.len(),
+            ln: Vec::new(),
+            stage_of: vec![0; chunks],
+            replica_of,
+            microbatch_of,
+        };
+        times.ln = vec![f64::NAN; times.iterations * times.replicas * chunks * DIRECTIONS * times.microbatches];
+        for (number, operation, direction, chunk, microbatch) in computes() {
+            let worker = recording.workers[operation.worker as usize];
+            let replica = times.replica(worker.dp_rank);
+            times.stage_of[chunk as usize] = worker.stage as usize;
+            let at = times.at(number, replica, chunk as usize, direction as usize, times.microbatch(microbatch));
+            times.ln[at] = (operation.duration_ns as f64).max(LEAST_NS).ln();
+        }
+        times
+    }
+
+    /// Cells that a recording's table has, to be asked before it is made.
+    pub fn cells(recording: &Recording) -> usize {
+        let mut microbatches = std::collections::BTreeSet::new();
+        let mut chunks = 0;
+        for operation in recording.iterations.iter().flat_map(|iteration| &iteration.operations) {
+            if let Work::Compute { chunk, microbatch, .. } = operation.work {
+                microbatches.insert(microbatch);
+                chunks = chunks.max(chunk as usize + 1);
+            }
+        }
+        let sizes = [recording.iterations.len(), recording.workers.len(), chunks, DIRECTIONS, microbatches.len()];
+        sizes.into_iter().fold(1, usize::saturating_mul)
+    }
+
+    pub fn replica(&self, dp_rank: u32) -> usize {
+        self.replica_of[&dp_rank]
+    }
+
+    pub fn microbatch(&self, number: u32) -> usize {
+        self.microbatch_of[&number]
+    }
+
+    fn at(&self, iteration: usize, replica: usize, chunk: usize, direction: usize, microbatch: usize) -> usize {
+        (((iteration * self.replicas + replica) * self.chunks + chunk) * DIRECTIONS + direction) * self.microbatches
+            + microbatch
+    }
+
+    fn get(&self, iteration: usize, replica: usize, chunk: usize, direction: usize, microbatch: usize) -> f64 {
+        self.ln[self.at(iteration, replica, chunk, direction, microbatch)]
+    }
+
+    /// The chunks that a stage's workers hold.
+    pub fn chunks_of(&self, stage: usize) -> Vec<usize> {
+        (0..self.chunks).filter(|&chunk| self.stage_of[chunk] == stage).collect()
+    }
+
+    /// Chunks and directions.
+    fn kinds(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let chunks = self.chunks;
+        (0..chunks).flat_map(|chunk| (0..DIRECTIONS).map(move |direction| (chunk, direction)))
+    }
+}
+
+fn of<T>(values: impl IntoIterator<Item = f64>, middle: impl FnOnce(&mut [f64]) -> Option<T>) -> Option<T> {
+    let mut known: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
+    middle(&mut known)
+}
+
+/// Middle of what is known; no number where nothing is.
+fn middle(values: impl IntoIterator<Item = f64>) -> f64 {
+    of(values, median).unwrap_or(f64::NAN)
+}
+
+/// Lower middle of what is known; no number where nothing is.
+fn lower(values: impl IntoIterator<Item = f64>) -> f64 {
+    of(values, lower_median).unwrap_or(f64::NAN)
+}
+
+/// What is common and what is not, of a whole recording.
+pub(super) struct Levels {
+    pub times: Times,
+    /// By iteration, direction: what an even job's compute takes with a microbatch of usual length.
+    even: Vec<[f64; DIRECTIONS]>,
+    /// By chunk, direction: the stage's part.
+    stage: Vec<[f64; DIRECTIONS]>,
+    /// By replica, chunk, direction: the worker's part.
+    worker: Vec<[f64; DIRECTIONS]>,
+    /// By replica: what all its stages have at all times.
+    pub replica: Vec<f64>,
+    /// By iteration, replica, microbatch: the part of its length, the replica's included.
+    length: Vec<f64>,
+    /// By iteration: log of the mean of all lengths' factors.
+    mean_length: Vec<f64>,
+    /// Share of the lengths' variance that F and B agree on: 1 if all of it is length, 0 if all is noise.
+    pub length_share: f64,
+    /// By iteration, replica, chunk, direction: the median compute at a usual length.
+    usual: Vec<f64>,
+}
+
+impl Levels {
+    pub fn fit(times: Times) -> Levels {
+        let Times { iterations, replicas, chunks, microbatches, .. } = times;
+        let cell = |replica: usize, chunk: usize, direction: usize| {
+            middle((0..iterations).flat_map(|iteration| {
+                let times = &times;
+                (0..microbatches).map(move |microbatch| times.get(iteration, replica, chunk, direction, microbatch))
+            }))
+        };
+        let mut cells = vec![f64::NAN; replicas * chunks * DIRECTIONS];
+        for replica in 0..replicas {
+            for (chunk, direction) in times.kinds() {
+                cells[(replica * chunks + chunk) * DIRECTIONS + direction] = cell(replica, chunk, direction);
+            }
+        }
+        let of_cell = |replica: usize, chunk: usize, direction: usize| {
+            cells[(replica * chunks + chunk) * DIRECTIONS + direction]
+        };
+        let common = |chunk: usize, direction: usize| lower((0..replicas).map(|at| of_cell(at, chunk, direction)));
+        // With one stage a slow worker and a slow replica are the same: it counts as the worker.
+        let replica: Vec<f64> = (0..replicas)
+            .map(|at| match times.stages {
+                0 | 1 => 0.0,
+                _ => lower(times.kinds().map(|(chunk, direction)| {
+                    of_cell(at, chunk, direction) - common(chunk, direction)
+                })),
+            })
+            .map(|part| if part.is_finite() { part } else { 0.0 })
+            .collect();
+        let mut levels = Levels {
+            even: Vec::new(),
+            stage: vec![[0.0; DIRECTIONS]; chunks],
+            worker: vec![[0.0; DIRECTIONS]; replicas * chunks],
+            length: vec![0.0; iterations * replicas * microbatches],
+            mean_length: vec![0.0; iterations],
+            length_share: 0.0,
+            usual: Vec::new(),
+            replica,
+            times,
+        };
+        levels.fit_lengths(&cells);
+        levels.fit_usual();
+        levels.fit_parts();
+        levels
+    }
+
+    /// Lengths, by what all stages of a replica have in common; each as far as F and B agree on it.
+    fn fit_lengths(&mut self, cells: &[f64]) {
+        let Times { iterations, replicas, chunks, microbatches, .. } = self.times;
+        let times = &self.times;
+        let left = |iteration: usize, replica: usize, chunk: usize, direction: usize, microbatch: usize| {
+            times.get(iteration, replica, chunk, direction, microbatch)
+                - cells[(replica * chunks + chunk) * DIRECTIONS + direction]
+        };
+        let mut deviations = vec![[f64::NAN; 3]; iterations * replicas * microbatches];
+        for iteration in 0..iterations {
+            for replica in 0..replicas {
+                for microbatch in 0..microbatches {
+                    let by = |direction: usize| {
+                        middle((0..chunks).map(|chunk| left(iteration, replica, chunk, direction, microbatch)))
+                    };
+                    let all = times.kinds().map(|(chunk, way)| left(iteration, replica, chunk, way, microbatch));
+                    deviations[(iteration * replicas + replica) * microbatches + microbatch] =
+                        [by(0), by(1), middle(all)];
+                }
+            }
+        }
+        // What a whole iteration has in common is no length.
+        let per_iteration = replicas * microbatches;
+        for of in deviations.chunks_mut(per_iteration.max(1)) {
+            for which in 0..3 {
+                let common = middle(of.iter().map(|deviation| deviation[which]));
+                of.iter_mut().for_each(|deviation| deviation[which] -= common);
+            }
+        }
+        let sums = deviations.iter().filter(|deviation| deviation.iter().all(|value| value.is_finite())).fold(
+            [0.0; 3],
+            |[both, forward, backward], [f, b, _]| [both + f * b, forward + f * f, backward + b * b],
+        );
+        let [both, forward, backward] = sums;
+        let agreed = if forward * backward > 0.0 { (both / (forward * backward).sqrt()).clamp(0.0, 1.0) } else { 0.0 };
+        // Of the mean of both, noise is half of what it is in either (Spearman and Brown's correction).
+        self.length_share = 2.0 * agreed / (1.0 + agreed);
+        for iteration in 0..iterations {
+            let mut factors = Vec::with_capacity(per_iteration);
+            for replica in 0..replicas {
+                for microbatch in 0..microbatches {
+                    let at = (iteration * replicas + replica) * microbatches + microbatch;
+                    let [_, _, deviation] = deviations[at];
+                    if deviation.is_finite() {
+                        self.length[at] = self.replica[replica] + self.length_share * deviation;
+                        factors.push(self.length[at].exp());
+                    }
+                }
+            }
+            self.mean_length[iteration] = (factors.iter().sum::<f64>() / factors.len().max(1) as f64).max(1e-9).ln();
+        }
+    }
+
+    fn fit_usual(&mut self) {
+        let Times { iterations, replicas, chunks, microbatches, .. } = self.times;
+        let mut usual = Vec::with_capacity(iterations * replicas * chunks * DIRECTIONS);
+        for iteration in 0..iterations {
+            for replica in 0..replicas {
+                for (chunk, direction) in self.times.kinds() {
+                    usual.push(middle((0..microbatches).map(|microbatch| {
+                        self.times.get(iteration, replica, chunk, direction, microbatch)
+                            - self.length(iteration, replica, microbatch)
+                    })));
+                }
+            }
+        }
+        self.usual = usual;
+    }
+
+    fn fit_parts(&mut self) {
+        let Times { iterations, replicas, chunks, .. } = self.times;
+        let even = |iteration: usize, direction: usize| {
+            lower((0..chunks).map(|chunk| {
+                lower((0..replicas).map(|replica| self.usual(iteration, replica, chunk, direction)))
+            }))
+        };
+        self.even = (0..iterations).map(|iteration| std::array::from_fn(|way| even(iteration, way))).collect();
+        for (chunk, direction) in self.times.kinds() {
+            let over = |replica: Option<usize>| {
+                middle((0..iterations).map(|iteration| {
+                    let own = |replica| self.usual(iteration, replica, chunk, direction);
+                    let common = lower((0..replicas).map(own));
+                    match replica {
+                        None => common - self.even[iteration][direction],
+                        Some(replica) => own(replica) - common,
+                    }
+                }))
+            };
+            let known = |value: f64| if value.is_finite() { value } else { 0.0 };
+            let stage = known(over(None));
+            let workers: Vec<f64> = (0..replicas).map(|replica| known(over(Some(replica)))).collect();
+            self.stage[chunk][direction] = stage;
+            for (replica, part) in workers.into_iter().enumerate() {
+                self.worker[replica * chunks + chunk][direction] = part;
+            }
+        }
+    }
+
+    /// What a compute of usual length took in an iteration, in the middle.
+    pub fn usual(&self, iteration: usize, replica: usize, chunk: usize, direction: usize) -> f64 {
+        self.usual[((iteration * self.times.replicas + replica) * self.times.chunks + chunk) * DIRECTIONS + direction]
+    }
+
+    /// The stage's part of a chunk's computes.
+    pub fn stage(&self, chunk: usize, direction: usize) -> f64 {
+        self.stage[chunk][direction]
+    }
+
+    /// The worker's part of a replica's computes of a chunk.
+    pub fn worker(&self, replica: usize, chunk: usize, direction: usize) -> f64 {
+        self.worker[replica * self.times.chunks + chunk][direction]
+    }
+
+    /// The part of a microbatch's length.
+    pub fn length(&self, iteration: usize, replica: usize, microbatch: usize) -> f64 {
+        self.length[(iteration * self.times.replicas + replica) * self.times.microbatches + microbatch]
+    }
+
+    /// The length that all microbatches of an iteration would have if they were alike.
+    pub fn mean_length(&self, iteration: usize) -> f64 {
+        self.mean_length[iteration]
+    }
+
+    /// What computes deviate by from the usual one of their length.
+    pub fn left(&self, at: usize, replica: usize, chunk: usize, way: usize) -> impl Iterator<Item = f64> + '_ {
+        let usual = self.usual(at, replica, chunk, way);
+        (0..self.times.microbatches).map(move |microbatch| {
+            self.times.get(at, replica, chunk, way, microbatch) - self.length(at, replica, microbatch) - usual
+        })
+    }
+
+    /// By iteration: a replica over the others, in all its stages.
+    pub fn replica_factors(&self, replica: usize) -> Vec<f64> {
+        let own = |iteration: usize, replica: usize, (chunk, way): (usize, usize)| {
+            self.usual(iteration, replica, chunk, way) + self.replica[replica]
+        };
+        let factor = |iteration: usize| {
+            let beyond = self.times.kinds().map(|kind| {
+                let others = (0..self.times.replicas).filter(|&other| other != replica);
+                own(iteration, replica, kind) - lower(others.map(|other| own(iteration, other, kind)))
+            });
+            lower(beyond).exp()
+        };
+        (0..self.times.iterations).map(factor).filter(|factor| factor.is_finite()).collect()
+    }
+
+    /// By iteration: the longest microbatch over the mean.
+    pub fn length_factors(&self) -> Vec<f64> {
+        let per_iteration = self.times.replicas * self.times.microbatches;
+        let longest = |(iteration, of): (usize, &[f64])| {
+            (of.iter().copied().fold(f64::NEG_INFINITY, f64::max) - self.mean_length[iteration]).exp()
+        };
+        self.length.chunks(per_iteration.max(1)).enumerate().map(longest).collect()
+    }
+
+    /// What a compute takes in an even job: every stage, worker and microbatch alike, no noise.
+    pub fn even(&self, iteration: usize, direction: Direction) -> f64 {
+        self.even[iteration][direction as usize] + self.mean_length[iteration]
+    }
+
+    /// Time of a set of chunks' F and B over a comparison, one number per iteration: the slower, the larger.
+    pub fn ratios(
+        &self,
+        chunks: &[usize],
+        ways: &[usize],
+        own: impl Fn(usize, usize, usize) -> f64,
+        other: impl Fn(usize, usize, usize) -> f64,
+    ) -> Vec<f64> {
+        let ratio = |iteration: usize| {
+            let sum = |ln: &dyn Fn(usize, usize, usize) -> f64| -> f64 {
+                let all = chunks.iter().flat_map(|&chunk| ways.iter().map(move |&way| (chunk, way)));
+                all.map(|(chunk, way)| ln(iteration, chunk, way).exp()).sum()
+            };
+            sum(&own) / sum(&other)
+        };
+        (0..self.times.iterations).map(ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0).collect()
+    }
+
+    /// The level of a chunk over replicas, all or all but one.
+    pub fn of_replicas(&self, iteration: usize, chunk: usize, way: usize, but: Option<usize>) -> f64 {
+        let others = (0..self.times.replicas).filter(|&replica| Some(replica) != but);
+        lower(others.map(|replica| self.usual(iteration, replica, chunk, way)))
+    }
+
+    /// The level of all chunks but a stage's.
+    pub fn of_other_stages(&self, iteration: usize, stage: usize, way: usize) -> f64 {
+        let others = (0..self.times.chunks).filter(|&chunk| self.times.stage_of[chunk] != stage);
+        lower(others.map(|chunk| self.of_replicas(iteration, chunk, way, None)))
+    }
+}

@@ -1,0 +1,182 @@
+//! Made-up jobs for tests: 1F1B with sends and receives that block, as Megatron-LM runs it, with something slow in it.
+
+use super::recording::{Direction, Exchange, Iteration, Operation, Recording, Work, Worker};
+use crate::estimate::random::Random;
+
+const FORWARD_NS: f64 = 60e6;
+const BACKWARD_NS: f64 = 130e6;
+const TRANSFER_NS: f64 = 0.5e6;
+
+/// What is slow.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Job {
+    pub replicas: u32,
+    pub stages: u32,
+    pub microbatches: u32,
+    pub iterations: u32,
+    /// Standard deviation of each operation; Student's t with 4 degrees where `is_heavy`.
+    pub noise: f64,
+    pub is_heavy: bool,
+    /// Standard deviation of the logarithm of what a whole iteration has in common.
+    pub common: f64,
+    /// Replica, stage, factor on F and on B.
+    pub workers: Vec<(u32, u32, [f64; 2])>,
+    /// Stage, factor.
+    pub slow_stages: Vec<(u32, f64)>,
+    /// Replica, from, to, factor.
+    pub links: Vec<(u32, u32, u32, f64)>,
+    /// Standard deviation of the logarithm of a microbatch's length.
+    pub length: f64,
+    /// How far each worker's clock is off.
+    pub clocks_ns: i64,
+}
+
+impl Job {
+    pub fn new(replicas: u32, stages: u32, microbatches: u32) -> Job {
+        Job { replicas, stages, microbatches, iterations: 24, noise: 0.02, ..Job::default() }
+    }
+
+    pub fn record(&self, seed: u64) -> Recording {
+        let mut random = Random::new(seed, 0);
+        let workers: Vec<Worker> = (0..self.replicas)
+            .flat_map(|dp_rank| (0..self.stages).map(move |stage| Worker { dp_rank, stage }))
+            .collect();
+        let iterations = (0..self.iterations).map(|number| {
+            let common = (self.common * random.normal()).exp();
+            let mut operations = Vec::new();
+            for replica in 0..self.replicas {
+                self.replica(replica, common, &mut random, &mut operations);
+            }
+            Iteration { number: i64::from(number), operations }
+        });
+        Recording { workers: workers.clone(), iterations: iterations.collect() }
+    }
+
+    /// One replica's iteration: operations of all its stages, each begun as soon as it can be.
+    fn replica(&self, replica: u32, common: f64, random: &mut Random, operations: &mut Vec<Operation>) {
+        let lengths: Vec<f64> =
+            (0..self.microbatches).map(|_| (self.length * random.normal()).exp() * common).collect();
+        let programs: Vec<Vec<Vec<Step>>> = (0..self.stages).map(|stage| self.program(stage)).collect();
+        let stages = self.stages as usize;
+        let (mut at, mut free) = (vec![0; stages], vec![0.0_f64; stages]);
+        let mut first = operations.len();
+        // A batch of transfers runs once the others have come to theirs; computes run at once.
+        while (0..stages).any(|stage| at[stage] < programs[stage].len()) {
+            let mut has_moved = false;
+            for stage in 0..stages {
+                let Some(batch) = programs[stage].get(at[stage]) else { continue };
+                if let [Step::Compute(direction, microbatch)] = batch[..] {
+                    let ns = self.compute_ns(replica, stage as u32, direction, random) * lengths[microbatch as usize];
+                    let work = Work::Compute { direction, chunk: stage as u32, microbatch };
+                    operations.push(self.operation(replica, stage as u32, work, free[stage], free[stage] + ns));
+                    (free[stage], at[stage], has_moved) = (free[stage] + ns, at[stage] + 1, true);
+                    continue;
+                }
+                let peer = match batch[0] {
+                    Step::Exchange(_, _, peer) => peer as usize,
+                    Step::Compute(..) => unreachable!("computes stand alone"),
+                };
+                let is_there = programs[peer].get(at[peer]).is_some_and(|other| {
+                    matches!(other[0], Step::Exchange(_, _, back) if back as usize == stage)
+                });
+                if is_there && stage < peer {
+                    let start = free[stage].max(free[peer]);
+                    let slowest = batch.iter().map(|step| self.transfer_ns(replica, stage, peer, step, random));
+                    let end = start + slowest.fold(0.0, f64::max);
+                    for side in [stage, peer] {
+                        for step in &programs[side][at[side]] {
+                            let Step::Exchange(direction, is_send, _) = *step else { continue };
+                            let mut exchange = Exchange::default();
+                            let sides = if is_send { &mut exchange.sends } else { &mut exchange.receives };
+                            sides[direction as usize] = true;
+                            let work = Work::Exchange(exchange);
+                            operations.push(self.operation(replica, side as u32, work, free[side], end));
+                        }
+                        (free[side], at[side]) = (end, at[side] + 1);
+                    }
+                    has_moved = true;
+                }
+            }
+            assert!(has_moved, "the programs wait for one another");
+        }
+        for operation in &mut operations[first..] {
+            first = operation.worker as usize % stages;
+            operation.start_ns += self.clocks_ns * first as i64;
+        }
+    }
+
+    fn operation(&self, replica: u32, stage: u32, work: Work, start: f64, end: f64) -> Operation {
+        Operation {
+            worker: replica * self.stages + stage,
+            work,
+            start_ns: start.round() as i64,
+            duration_ns: (end.round() - start.round()) as u64,
+        }
+    }
+
+    fn compute_ns(&self, replica: u32, stage: u32, direction: Direction, random: &mut Random) -> f64 {
+        let own = self.workers.iter().filter(|of| (of.0, of.1) == (replica, stage));
+        let worker: f64 = own.map(|of| of.2[direction as usize]).product();
+        let slow: f64 = self.slow_stages.iter().filter(|of| of.0 == stage).map(|of| of.1).product();
+        [FORWARD_NS, BACKWARD_NS][direction as usize] * worker * slow * self.deviation(random)
+    }
+
+    fn deviation(&self, random: &mut Random) -> f64 {
+        let normal = random.normal();
+        let squares: f64 = (0..4).map(|_| random.normal().powi(2)).sum();
+        let scale = if self.is_heavy { (squares / 4.0).sqrt() } else { 1.0 };
+        (1.0 + self.noise * normal / scale).max(0.2)
+    }
+
+    fn transfer_ns(&self, replica: u32, stage: usize, peer: usize, step: &Step, random: &mut Random) -> f64 {
+        let Step::Exchange(_, is_send, _) = *step else { return 0.0 };
+        let (from, to) = if is_send { (stage, peer) } else { (peer, stage) };
+        let slow = self.links.iter().filter(|of| (of.0, of.1 as usize, of.2 as usize) == (replica, from, to));
+        TRANSFER_NS * slow.map(|of| of.3).product::<f64>() * self.deviation(random)
+    }
+
+    /// A stage's program: what happens together in one list.
+    fn program(&self, stage: u32) -> Vec<Vec<Step>> {
+        use Direction::{Backward, Forward};
+        let (last, count) = (self.stages - 1, self.microbatches);
+        let warm = (last - stage).min(count);
+        let get = |direction| match direction {
+            Forward => (stage > 0).then(|| Step::Exchange(Forward, false, stage - 1)),
+            Backward => (stage < last).then(|| Step::Exchange(Backward, false, stage + 1)),
+        };
+        let give = |direction| match direction {
+            Forward => (stage < last).then(|| Step::Exchange(Forward, true, stage + 1)),
+            Backward => (stage > 0).then(|| Step::Exchange(Backward, true, stage - 1)),
+        };
+        let mut program: Vec<Vec<Step>> = Vec::new();
+        for microbatch in 0..warm {
+            program.push(get(Forward).into_iter().collect());
+            program.push(vec![Step::Compute(Forward, microbatch)]);
+            program.push(give(Forward).into_iter().collect());
+        }
+        if warm < count {
+            program.push(get(Forward).into_iter().collect());
+        }
+        for number in 0..count - warm {
+            program.push(vec![Step::Compute(Forward, warm + number)]);
+            program.push(give(Forward).into_iter().chain(get(Backward)).collect());
+            program.push(vec![Step::Compute(Backward, number)]);
+            let next = get(Forward).filter(|_| number + 1 < count - warm);
+            program.push(give(Backward).into_iter().chain(next).collect());
+        }
+        for number in count - warm..count {
+            program.push(get(Backward).into_iter().collect());
+            program.push(vec![Step::Compute(Backward, number)]);
+            program.push(give(Backward).into_iter().collect());
+        }
+        program.retain(|batch| !batch.is_empty());
+        program
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Compute(Direction, u32),
+    /// Direction, whether it is a send, the peer's stage.
+    Exchange(Direction, bool, u32),
+}

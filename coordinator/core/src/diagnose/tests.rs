@@ -1,0 +1,137 @@
+//! Made-up jobs with something slow in them, and what is named.
+
+use super::synthetic::Job;
+use super::*;
+
+const SEEDS: u64 = 8;
+
+fn diagnosed(job: &Job, seed: u64) -> Diagnosis {
+    diagnose(&job.record(seed), &Options::default()).expect("a whole job")
+}
+
+/// Kind and place of each finding, short.
+fn named(diagnosis: &Diagnosis) -> Vec<String> {
+    let one = |finding: &Finding| {
+        let Place { dp_rank, stage, operation, from_stage, to_stage, .. } = &finding.place;
+        let numbers = [dp_rank, stage, from_stage, to_stage].map(|number| number.map(|number| number.to_string()));
+        let numbers: Vec<String> = numbers.into_iter().flatten().chain(operation.clone()).collect();
+        format!("{:?} {}", finding.kind, numbers.join(" ")).trim_end().to_owned()
+    };
+    diagnosis.findings.iter().map(one).collect()
+}
+
+/// The jobs and what is to be named.
+fn stories() -> Vec<(&'static str, Job, Vec<&'static str>)> {
+    let job = |replicas, stages| Job::new(replicas, stages, 8);
+    vec![
+        ("even", job(4, 4), vec![]),
+        ("even, one replica", job(1, 4), vec![]),
+        ("even, noisy", Job { noise: 0.1, is_heavy: true, common: 0.05, ..job(2, 4) }, vec![]),
+        ("worker", Job { workers: vec![(2, 1, [2.3, 2.3])], ..job(4, 4) }, vec!["Worker 2 1"]),
+        ("worker of two replicas", Job { workers: vec![(1, 3, [1.2, 1.2])], ..job(2, 4) }, vec!["Worker 1 3"]),
+        (
+            "worker, noisy",
+            Job { workers: vec![(0, 2, [1.2, 1.2])], noise: 0.1, is_heavy: true, common: 0.05, ..job(4, 4) },
+            vec!["Worker 0 2"],
+        ),
+        (
+            "two workers alike",
+            Job { workers: vec![(0, 2, [1.5, 1.5]), (3, 1, [1.5, 1.5])], ..job(4, 4) },
+            vec!["Worker 0 2", "Worker 3 1"],
+        ),
+        ("stage", Job { slow_stages: vec![(3, 1.6)], ..job(2, 4) }, vec!["Stage 3"]),
+        ("stage of two", Job { slow_stages: vec![(1, 1.5)], ..job(3, 2) }, vec!["Stage 1"]),
+        (
+            "operation",
+            Job { workers: vec![(1, 2, [1.0, 1.8])], ..job(4, 4) },
+            vec!["Operation 1 2 backward-compute"],
+        ),
+        ("link", Job { links: vec![(1, 1, 2, 60.0)], ..job(4, 4) }, vec!["Link 1 1 2"]),
+        ("length", Job { length: 0.4, ..job(4, 4) }, vec!["Length"]),
+        ("length, noisy", Job { length: 0.4, noise: 0.1, is_heavy: true, common: 0.05, ..job(4, 4) }, vec!["Length"]),
+        ("length without a pipeline", Job { length: 0.4, ..job(4, 1) }, vec!["Length"]),
+        (
+            "length and a worker",
+            Job { length: 0.3, workers: vec![(2, 2, [1.8, 1.8])], ..job(4, 4) },
+            vec!["Length", "Worker 2 2"],
+        ),
+    ]
+}
+
+#[test]
+fn what_is_slow_is_named_and_nothing_else() {
+    for (story, job, expected) in stories() {
+        for seed in 0..SEEDS {
+            let diagnosis = diagnosed(&job, seed);
+            let mut named = named(&diagnosis);
+            named.sort();
+            assert_eq!(named, expected, "{story}, seed {seed}: {:#?}", diagnosis.findings);
+        }
+    }
+}
+
+#[test]
+fn factors_lie_in_their_intervals_and_shares_add_up() {
+    let mut inside = 0;
+    for seed in 0..40 {
+        let job = Job { workers: vec![(1, 1, [1.5, 1.5])], noise: 0.05, ..Job::new(3, 4, 8) };
+        let diagnosis = diagnosed(&job, seed);
+        let finding = &diagnosis.findings[0];
+        assert!((finding.factor / 1.5 - 1.0).abs() < 0.03, "{finding:?}");
+        inside += usize::from((finding.factor_low..=finding.factor_high).contains(&1.5));
+        let total: f64 = diagnosis.findings.iter().map(|finding| finding.lost_share).sum();
+        assert!((0.8..=1.0 + 1e-9).contains(&total), "{diagnosis:?}");
+    }
+    assert!(inside >= 32, "{inside} of 40");
+}
+
+#[test]
+fn a_replay_takes_as_long_as_the_recording_whatever_the_clocks() {
+    for clocks_ns in [0, 3_000_000] {
+        let job = Job { noise: 0.1, is_heavy: true, length: 0.3, clocks_ns, ..Job::new(2, 4, 6) };
+        let diagnosis = diagnosed(&job, 5);
+        for (simulated, measured) in diagnosis.simulated_ns.iter().zip(&diagnosis.measured_ns) {
+            let ratio = *simulated as f64 / *measured as f64;
+            assert!((ratio - 1.0).abs() < 0.01, "{clocks_ns}: {ratio}");
+        }
+    }
+}
+
+#[test]
+fn a_slow_stage_gets_a_plan_that_moves_its_layers() {
+    let job = Job { slow_stages: vec![(2, 1.5)], ..Job::new(2, 4, 8) };
+    let better = diagnosed(&job, 1).better_plan.expect("there is a better one");
+    let measured_ns = diagnosed(&job, 1).measured_median_ns;
+    assert!(better.change.contains("off stage 2"), "{}", better.change);
+    assert!(better.low_ns <= better.iteration_ns && better.iteration_ns <= better.high_ns);
+    assert!((better.high_ns as f64) < 0.9 * measured_ns as f64, "{better:?} of {measured_ns}");
+}
+
+#[test]
+fn a_slow_worker_is_worth_replacing() {
+    let job = Job { workers: vec![(1, 2, [2.0, 2.0])], ..Job::new(4, 4, 8) };
+    let even = diagnosed(&Job::new(4, 4, 8), 3).measured_median_ns as f64;
+    let better = diagnosed(&job, 3).better_plan.expect("there is a better one");
+    assert!(better.change.contains("dp rank 1, stage 2"), "{}", better.change);
+    assert!((better.iteration_ns as f64 / even - 1.0).abs() < 0.02, "{better:?} of {even}");
+}
+
+#[test]
+fn the_same_recording_is_told_the_same() {
+    let job = Job { slow_stages: vec![(0, 1.3)], workers: vec![(1, 1, [1.4, 1.4])], ..Job::new(2, 3, 4) };
+    assert_eq!(diagnosed(&job, 1), diagnosed(&job, 1));
+}
+
+#[test]
+fn recordings_without_a_pipeline_are_refused() {
+    let mut recording = Job::new(2, 2, 2).record(1);
+    for iteration in &mut recording.iterations {
+        iteration.operations.retain(|operation| {
+            !matches!(operation.work, Work::Compute { direction: Direction::Backward, .. })
+        });
+    }
+    let refused = diagnose(&recording, &Options::default());
+    assert_eq!(refused, Err(Refusal::Nothing { operation: "backward-compute" }));
+    let refused = diagnose(&Recording::default(), &Options::default());
+    assert_eq!(refused, Err(Refusal::Nothing { operation: "forward-compute" }));
+}

@@ -1,0 +1,113 @@
+//! `adaptis replay`: what is slow in a recorded job, what does it cost, and what would win it back?
+
+use crate::{failure, files, values};
+use adaptis_coordinator::replay::{Diagnosis, Finding, Kind, Options, Place, replay};
+use adaptis_planner::export::milliseconds;
+use anyhow::Result;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Replays a recorded job and says what is slow, what that costs, and what would win it back.
+///
+/// FILE is a trace of StragglerAnalysis in Parquet: a row for each operation of each worker, with the columns dp_rank,
+/// stage, rank, step, optype, start_ts, duration, mb_id, gmc; times in seconds. Each iteration is simulated from its
+/// operations' times, then again with one cause made even: a worker, a stage, a type of operation, a link, the lengths of
+/// sequences. What noise explains is not told.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  adaptis replay trace.parquet
+  adaptis replay trace.parquet --json | jq '.findings[0]'
+  adaptis replay trace.parquet --layers 12     # a stage of the recorded job has 12 layers")]
+pub struct Arguments {
+    /// The trace
+    file: PathBuf,
+    /// Print adaptis.diagnosis/1: {"iterations", "measured_median_ns", "simulated_median_ns", "simulated_ns",
+    /// "measured_ns", "findings": [{"kind", "where", "factor", "factor_low", "factor_high", "lost_share"}],
+    /// "better_plan": {"iteration_ns", "low_ns", "high_ns", "change"}}
+    #[arg(long)]
+    json: bool,
+    /// Equal layers that each stage of the recorded job is taken to have; a better plan moves such layers
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = values::whole(1..=256), allow_negative_numbers = true)]
+    layers: u64,
+    /// Of the resampling behind the intervals, and of the search for a plan
+    #[arg(long, default_value_t = 1, value_parser = values::any_whole, allow_negative_numbers = true)]
+    seed: u64,
+}
+
+pub fn run(arguments: Arguments) -> Result<()> {
+    let layers = u32::try_from(arguments.layers).unwrap_or(u32::MAX);
+    let options = Options { layers, seed: arguments.seed };
+    let diagnosis = replay(&arguments.file, &options)
+        .map_err(|error| failure::usage(format!("{}: {error}", arguments.file.display())))?;
+    if arguments.json {
+        let answer = serde_json::to_string_pretty(&diagnosis).expect("a diagnosis has string keys and finite numbers");
+        files::print(&format!("{answer}\n"))
+    } else {
+        files::print(&text(&diagnosis))
+    }
+}
+
+/// A diagnosis at a glance.
+fn text(diagnosis: &Diagnosis) -> String {
+    let mut out = String::new();
+    let even = milliseconds(diagnosis.even_ns);
+    let _ = writeln!(
+        out,
+        "{} iterations, in the middle {}; the replay of their operations says {}, and {even} if all were even",
+        diagnosis.iterations,
+        milliseconds(diagnosis.measured_median_ns),
+        milliseconds(diagnosis.simulated_median_ns),
+    );
+    if diagnosis.findings.is_empty() {
+        out += "nothing is slow: what is above an even job is noise\n";
+    }
+    for finding in &diagnosis.findings {
+        let _ = writeln!(
+            out,
+            "{}: {:.2} times {} ({:.2} to {:.2}); {:.0}% of the time lost, {} without it",
+            place(finding),
+            finding.factor,
+            if finding.kind == Kind::Length { "the mean" } else { "the others" },
+            finding.factor_low,
+            finding.factor_high,
+            finding.lost_share * 100.0,
+            milliseconds(finding.without_ns),
+        );
+    }
+    if let Some(better) = &diagnosis.better_plan {
+        let won = 1.0 - better.iteration_ns as f64 / diagnosis.measured_median_ns.max(1) as f64;
+        let _ = writeln!(
+            out,
+            "better: {}: {} ({} to {}), {:.1}% less",
+            better.change,
+            milliseconds(better.iteration_ns),
+            milliseconds(better.low_ns),
+            milliseconds(better.high_ns),
+            won * 100.0,
+        );
+    }
+    out
+}
+
+/// What is slow, in words.
+fn place(finding: &Finding) -> String {
+    let Place { dp_rank, stage, operation, from_stage, to_stage, device, from_device, to_device, iteration } =
+        &finding.place;
+    let since = iteration.map(|iteration| format!(" since iteration {iteration}")).unwrap_or_default();
+    let replica = dp_rank.map(|dp_rank| format!(" of dp rank {dp_rank}")).unwrap_or_default();
+    let name = device.clone().or_else(|| stage.map(|stage| format!("stage {stage}"))).unwrap_or_default();
+    let ends = |from: &dyn std::fmt::Display, to: &dyn std::fmt::Display| format!("the link from {from} to {to}");
+    let what = match finding.kind {
+        Kind::Worker if stage.is_none() && device.is_none() => "all workers".to_owned(),
+        Kind::Worker => format!("the worker {name}"),
+        Kind::Stage => format!("{name}, in all replicas"),
+        Kind::Operation => format!("{} on {name}", operation.as_deref().unwrap_or("an operation")),
+        Kind::Link => match (from_stage, to_stage, from_device, to_device) {
+            (Some(from), Some(to), ..) => ends(&format!("stage {from}"), &format!("stage {to}")),
+            (_, _, Some(from), Some(to)) => ends(from, to),
+            _ => "a link".to_owned(),
+        },
+        Kind::Length => "uneven sequences: the longest microbatch".to_owned(),
+    };
+    format!("{what}{replica}{since}")
+}
