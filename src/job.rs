@@ -140,12 +140,12 @@ fn devices(text: &str) -> Result<File> {
     let path = Path::new(text);
     if path.extension().is_some_and(|extension| extension == "toml") {
         let text = files::text(path).map_err(|error| failure::usage(format!("--devices {error}")))?;
-        return toml::from_str(&text)
-            .map_err(|error| failure::usage(format!("--devices {}: {}", path.display(), error.to_string().trim_end())));
+        return toml::from_str(&text).map_err(|error| {
+            failure::usage(format!("--devices {}: {}", path.display(), error.to_string().trim_end()))
+        });
     }
-    let wrong = |part: &str| {
-        failure::usage(format!("--devices {text}: `{part}` is not COUNTxKIND, as in 4xgh-96,4xa100-40g"))
-    };
+    let wrong =
+        |part: &str| failure::usage(format!("--devices {text}: `{part}` is not COUNTxKIND, as in 4xgh-96,4xa100-40g"));
     let mut device = Vec::new();
     for part in text.split(',').map(str::trim) {
         let (count, kind) = match part.split_once('x') {
@@ -207,8 +207,7 @@ fn memory_of(
             return Err(format!("memory_gib and reserved_gib of `{kind}` are sizes in GiB, at most 1000000"));
         }
         let bytes = |gib: f64| (gib * GIB).round() as u64;
-        let memory =
-            KindMemory { memory_bytes: bytes(given.memory_gib), reserved_bytes: bytes(given.reserved_gib) };
+        let memory = KindMemory { memory_bytes: bytes(given.memory_gib), reserved_bytes: bytes(given.reserved_gib) };
         return Ok((memory, "the file of devices"));
     }
     if let Some(memory) = known.get(kind) {
@@ -255,7 +254,8 @@ fn not_planned(refused: &Refused, profiles: &Profiles, stores: &[String]) -> any
     });
     if let Some(kind) = unknown {
         let known = kinds.into_iter().collect::<Vec<_>>().join(", ");
-        text += &format!("\nthere are profiles of {}, none of {kind}", if known.is_empty() { "nothing" } else { &known });
+        text +=
+            &format!("\nthere are profiles of {}, none of {kind}", if known.is_empty() { "nothing" } else { &known });
     }
     text += "\nmerge a run that measured them (`adaptis profiles merge RUN`), import them (`adaptis profiles import FILE`), or \
              plan for kinds that have them";
@@ -285,9 +285,8 @@ impl Basis {
     /// The same for programs.
     pub fn json(&self) -> serde_json::Value {
         let measured = self.next.measured.iter();
-        let measured = measured.map(|(kind, (times, samples))| {
-            (kind.clone(), serde_json::json!({ "times": times, "samples": samples }))
-        });
+        let measured = measured
+            .map(|(kind, (times, samples))| (kind.clone(), serde_json::json!({ "times": times, "samples": samples })));
         let is_predicted = |remark: &&Remark| matches!(remark, Remark::Predicted { .. });
         let texts = |remarks: Vec<&Remark>| remarks.iter().map(ToString::to_string).collect::<Vec<_>>();
         let (predicted, guessed): (Vec<&Remark>, Vec<&Remark>) = self.next.remarks.iter().partition(is_predicted);

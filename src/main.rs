@@ -66,7 +66,6 @@ enum Command {
     Simulate(simulate::Arguments),
     /// Writes a plan in the format of another tool
     Export(export::Arguments),
-    /// Keeps what layers cost on kinds of devices for the next job
     Profiles(profiles::Arguments),
     /// Replays a recorded job and says what is slow, what that costs, and what would win it back
     Replay(replay::Arguments),

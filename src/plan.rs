@@ -1,7 +1,7 @@
 //! `adaptis plan`: the best plan for a planning problem.
 
-use crate::signals::Stop;
 use crate::profiles::store::Store;
+use crate::signals::Stop;
 use crate::{duration, explain, failure, files, job, simulate, values};
 use adaptis_plan::problem::{MICROBATCHES_MAX, TOTAL_MAX};
 use adaptis_plan::{CannotMap, Cost, Device, Links, Plan, Problem, audit};

@@ -77,7 +77,8 @@ fn record(dir: &Path, name: &str, kinds: [&str; 2], samples: u64) {
                 let time = |at: u64| ms * slower * (980_000 + 40_000 * at / (samples - 1));
                 (0..samples).for_each(|at| profiles.record(signature, kind, phase, "", time(at)));
             }
-            let memory = Memory { activation_bytes: 64 << 20, weight_gradient_bytes: Some(32 << 20), workspace_bytes: 0 };
+            let memory =
+                Memory { activation_bytes: 64 << 20, weight_gradient_bytes: Some(32 << 20), workspace_bytes: 0 };
             profiles.record_memory(signature, kind, memory);
         }
         for other in kinds {
@@ -122,7 +123,10 @@ fn a_recorded_job_is_planned_for_other_kinds_from_the_store_alone() {
                 let (told, true_ns) = (cost[field].as_f64().expect("a number"), ms as f64 * slower * 1e6);
                 assert!((told - true_ns).abs() <= 0.001 * true_ns, "{kind} {at} {field}: {told}, is {true_ns}");
             }
-            assert_eq!((&cost["activation_bytes"], &cost["weight_gradient_bytes"]), (&(64 << 20).into(), &(32 << 20).into()));
+            assert_eq!(
+                (&cost["activation_bytes"], &cost["weight_gradient_bytes"]),
+                (&(64 << 20).into(), &(32 << 20).into())
+            );
         }
     }
     assert_eq!(problem["devices"][3]["memory_bytes"], 40 * GIB);
@@ -137,21 +141,32 @@ fn a_plan_without_profiles_says_what_is_missing() {
     record(&home.path("job"), "job", ["h100-80g", "a100-40g"], 5);
     let job = home.text("job");
     let plan = |devices: &str| adaptis(&home, &["plan", "--job", &job, "--devices", devices, "--evaluations", "50"]);
-    fails(&plan("2xh100-80g,2xl4-24g"), 1, &["forward of attention/2048h16", "on l4-24g", "none of l4-24g", "profiles merge"]);
+    fails(
+        &plan("2xh100-80g,2xl4-24g"),
+        1,
+        &["forward of attention/2048h16", "on l4-24g", "none of l4-24g", "profiles merge"],
+    );
     fails(&plan("2xh100-80g,2xgiant"), 2, &["giant", "memory_gib"]);
     fails(&plan("twoxh100-80g,0xa100-40g"), 2, &["COUNTxKIND"]);
     let fits = plan("2xh100-80g,2xa100-40g");
     assert!(fits.status.success(), "{}", text(&fits.stderr));
-    for told in ["measured: 11 times on a100-40g, 55 samples", "memory of h100-80g: by profiles", "guessed: the optimizer"] {
+    for told in
+        ["measured: 11 times on a100-40g, 55 samples", "memory of h100-80g: by profiles", "guessed: the optimizer"]
+    {
         assert!(text(&fits.stderr).contains(told), "{}", text(&fits.stderr));
     }
-    fails(&adaptis(&home, &["plan", "--job", &home.text("nowhere"), "--devices", "2xh100-80g"]), 2, &["--job", "nowhere"]);
+    fails(
+        &adaptis(&home, &["plan", "--job", &home.text("nowhere"), "--devices", "2xh100-80g"]),
+        2,
+        &["--job", "nowhere"],
+    );
     fails(&adaptis(&home, &["plan"]), 2, &["PROBLEM"]);
     fails(&adaptis(&home, &["plan", "--job", &job]), 2, &["--devices"]);
 
     // Its devices were emulated: real profiles of the kinds are of another clock, and do not count.
     record(&home.path("real"), "real", ["l4-24g", "l40s-48g"], 5);
-    std::fs::write(home.path("job").join("emulation.json"), r#"{"truth": {"costs": {"h100-80g": []}}}"#).expect("a file");
+    std::fs::write(home.path("job").join("emulation.json"), r#"{"truth": {"costs": {"h100-80g": []}}}"#)
+        .expect("a file");
     let store = home.text("real");
     let mixed = ["plan", "--job", &job, "--devices", "2xh100-80g,2xl4-24g", "--store", &store];
     fails(&adaptis(&home, &mixed), 1, &["on l4-24g"]);
@@ -206,7 +221,12 @@ fn profiles_are_kept_listed_shown_compared_and_exchanged() {
     assert!(text(&table.stdout).contains("2023-11-14 22:13"), "{}", text(&table.stdout));
 
     let shown = adaptis(&home, &["profiles", "show", "mlp"]);
-    for told in ["mlp/2048x8192/bf16/b1xs4096", "a100-40g weight_gradient: 42 samples", "21 of them: may (run)", "holds on h100-80g: 64.0 MiB"] {
+    for told in [
+        "mlp/2048x8192/bf16/b1xs4096",
+        "a100-40g weight_gradient: 42 samples",
+        "21 of them: may (run)",
+        "holds on h100-80g: 64.0 MiB",
+    ] {
         assert!(text(&shown.stdout).contains(told), "{}", text(&shown.stdout));
     }
     fails(&adaptis(&home, &["profiles", "show", "bf16"]), 2, &["4 signatures contain `bf16`"]);
@@ -220,7 +240,10 @@ fn profiles_are_kept_listed_shown_compared_and_exchanged() {
         assert!((number("ratio") - 0.5).abs() < 0.001 && number("low") < 0.5 && number("high") > 0.5, "{row}");
         assert!(number("low") > 0.48 && number("high") < 0.52, "{row}");
     }
-    assert_eq!((compared["only_a"].as_array().map(Vec::len), compared["only_b"].as_array().map(Vec::len)), (Some(11), Some(11)));
+    assert_eq!(
+        (compared["only_a"].as_array().map(Vec::len), compared["only_b"].as_array().map(Vec::len)),
+        (Some(11), Some(11))
+    );
 
     let (all, copy) = (home.text("all.json"), home.text("copy"));
     assert!(adaptis(&home, &["profiles", "export", "--to", "json", "--out", &all]).status.success());
@@ -228,7 +251,9 @@ fn profiles_are_kept_listed_shown_compared_and_exchanged() {
     let export = |store: &str, to: &str| adaptis(&home, &["profiles", "export", "--to", to, "--store", store]).stdout;
     let csv = export(&own.to_string_lossy(), "csv");
     assert_eq!(text(&export(&copy, "csv")), text(&csv));
-    assert!(text(&csv).starts_with("kind,signature,phase,software,count,seconds,low,high,first_seen,last_seen\na100-40g,"));
+    assert!(
+        text(&csv).starts_with("kind,signature,phase,software,count,seconds,low,high,first_seen,last_seen\na100-40g,")
+    );
     assert_eq!(text(&csv).lines().count(), 34);
     let nothing = json(&adaptis(&home, &["profiles", "diff", &all, &copy, "--json"]));
     assert!(nothing["changed"].as_array().expect("rows").iter().all(|row| row["ratio"] == 1.0), "{nothing}");

@@ -32,7 +32,6 @@ pub use store::{
     Counts, FILE as STORE_FILE, Profiles, RECORDS_BYTES_MAX, RunRecord, Store, StoreError, Stored, record_of, work_of,
 };
 pub use trace::TraceError;
-pub use store::{Counts, FILE as STORE_FILE, Profile, Profiles, RECORDS_BYTES_MAX, Store, StoreError, Stored, work_of};
 
 pub use adaptis_coordinator_core::Mode;
 pub use adaptis_coordinator_core::admission::Policy;

@@ -21,7 +21,7 @@ mod work;
 pub use counters::Counts;
 pub use profiles::Profiles;
 pub(crate) use profiles::absorb;
-pub use run::{RunRecord, record_of, profiles_of};
+pub use run::{RunRecord, profiles_of, record_of};
 pub use samples::{RECORDS_BYTES_MAX, Stored};
 pub use work::work_of;
 

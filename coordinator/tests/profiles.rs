@@ -1,5 +1,7 @@
 //! Stores of profiles on a real disk: merging, exchanging, older and damaged files.
 
+#![allow(clippy::unwrap_used, reason = "a test fails if it can't go on")]
+
 use adaptis_coordinator::profiles::LibraryError;
 use adaptis_coordinator::profiles::account::{
     Account, Collection, Distribution, KindMemory, Memory, Sizes, Source, TransferKey, WorkKey,
@@ -104,7 +106,7 @@ fn what_is_no_whole_store_is_refused_by_name() {
     refused("of version 9");
     change("PRAGMA user_version = 1; UPDATE works SET phase = 77");
     refused("damaged");
-    change("UPDATE works SET phase = 0, sketch = x'00' WHERE source = '7'");
+    change("UPDATE works SET phase = 0; UPDATE works SET sketch = x'00' WHERE source = '7'");
     let unread = library::read(dir.path()).unwrap().works().unwrap_err();
     assert!(unread.to_string().contains("mlp/8 on h100-80g"), "{unread}");
     // A page in the middle overwritten.
@@ -122,8 +124,7 @@ fn version_3(dir: &Path) -> rusqlite::Connection {
     drop(Store::open(&dir.join("pattern"), RECORDS_BYTES_MAX).unwrap());
     let pattern = rusqlite::Connection::open(dir.join("pattern").join(STORE_FILE)).unwrap();
     let mut statement = pattern.prepare("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").unwrap();
-    let tables: Vec<String> =
-        statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
+    let tables: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
     let later = ["sources", "works", "transfers", "memories", "sizes", "kinds"].map(|name| format!("TABLE {name} "));
     for table in tables.iter().filter(|table| !later.iter().any(|later| table.contains(later))) {
         connection.execute_batch(table).unwrap();
@@ -132,7 +133,7 @@ fn version_3(dir: &Path) -> rusqlite::Connection {
         .execute_batch(
             "INSERT INTO head VALUES (1, 0, 0, 0);
             CREATE TABLE profiles (signature TEXT, kind TEXT, phase INTEGER, histogram BLOB, PRIMARY KEY (signature, kind, phase));
-            PRAGMA application_id = 1094995028; PRAGMA user_version = 3;",
+            PRAGMA application_id = 1094996052; PRAGMA user_version = 3;",
         )
         .unwrap();
     connection
@@ -157,11 +158,8 @@ fn a_store_of_the_version_before_keeps_all_it_told() {
     let layer = LayerIndex(0);
     let memory = Sample::LayerMemory { place, layer, activation_bytes, weight_gradient_bytes, workspace_bytes };
     let device = Sample::DeviceMemory { place, peak_bytes: 90, reserved_bytes: 11, late_ns: 0 };
-    let records: Vec<u8> = [memory, device]
-        .into_iter()
-        .flat_map(|sample| Record::from(sample).0)
-        .flat_map(u64::to_le_bytes)
-        .collect();
+    let records: Vec<u8> =
+        [memory, device].into_iter().flat_map(|sample| Record::from(sample).0).flat_map(u64::to_le_bytes).collect();
     let statement = "INSERT INTO records (device, ring, first_step, last_step, body) VALUES ('gpu0', 1, 3, 3, ?)";
     connection.execute(statement, [records]).unwrap();
     drop(connection);
@@ -194,7 +192,9 @@ fn a_text_without_sources_is_a_source() {
         { "kind": "a100-40g", "signature": "mlp/8", "phase": "F", "seconds": 0.002, "count": 40, "low": 0.001, "high": 0.003 },
         { "kind": "a100-40g", "signature": "mlp/8", "phase": "backward", "seconds": 0.004 },
         { "kind": "a100-40g", "signature": "embedding/9", "phase": "B", "seconds": 0.004 } ] }"#;
-    assert!(matches!(exchange::read("x", text, None, 5), Err(ExchangeError::Unsplit { path }) if path == "profiles[1]"));
+    assert!(
+        matches!(exchange::read("x", text, None, 5), Err(ExchangeError::Unsplit { path }) if path == "profiles[1]")
+    );
     let collection = exchange::read("x.json", text, Some(0.25), 5).unwrap();
     let rows = exchange::rows(&collection).unwrap();
     let rows: Vec<_> = rows
@@ -215,7 +215,9 @@ fn a_text_without_sources_is_a_source() {
 #[test]
 fn what_is_wrong_in_a_text_is_named_with_its_place() {
     let row = |fields: &str| {
-        format!(r#"{{"format": "adaptis.profiles/1", "profiles": [{{"kind": "k", "signature": "s", "phase": "F", {fields}}}]}}"#)
+        format!(
+            r#"{{"format": "adaptis.profiles/1", "profiles": [{{"kind": "k", "signature": "s", "phase": "F", {fields}}}]}}"#
+        )
     };
     for (text, said) in [
         ("{}".to_owned(), "format is missing"),
@@ -235,48 +237,51 @@ fn what_is_wrong_in_a_text_is_named_with_its_place() {
 
 fn any_account(id: String) -> impl Strategy<Value = Account> {
     let times = prop::collection::vec(1_u64..1 << 40, 1..20);
-    let works = prop::collection::btree_map(("[a-c]{1,2}", "[xy]", 0_usize..5, "(|driver, \"9\")"), times.clone(), 0..6);
+    let works =
+        prop::collection::btree_map(("[a-c]{1,2}", "[xy]", 0_usize..5, "(|driver, \"9\")"), times.clone(), 0..6);
     let transfers = prop::collection::btree_map(("[xy]", "[xy]", 1_u64..99), times, 0..4);
     let size = || prop::option::of(0_u64..1 << 50);
     let memories = prop::collection::btree_map(("[a-c]", "[xy]"), (0_u64..1 << 50, any::<bool>(), 0_u64..9), 0..4);
     let sizes = prop::collection::btree_map("[a-c]", (size(), size(), size(), size()), 0..4);
     let kinds = prop::collection::btree_map("[xy]", (0_u64..1 << 50, 0_u64..9), 0..3);
-    (works, transfers, memories, sizes, kinds, 0_u64..100).prop_map(move |(works, transfers, memories, sizes, kinds, age)| {
-        let distribution = |times: Vec<u64>| {
-            let mut sketch = Sketch::new();
-            times.iter().for_each(|&ns| sketch.record(ns));
-            Distribution::new(&sketch, age, age + 1)
-        };
-        let works = works.into_iter().map(|((signature, kind, phase, software), times)| {
-            (WorkKey { signature, kind, phase: Phase::ALL[phase], software }, distribution(times))
-        });
-        let transfers = transfers
-            .into_iter()
-            .map(|((sender, receiver, bytes), times)| (TransferKey { sender, receiver, bytes }, distribution(times)));
-        let memory = |(key, (activation_bytes, is_known, workspace_bytes)): (_, (u64, bool, u64))| {
-            let weight_gradient_bytes = is_known.then_some(activation_bytes / 2);
-            (key, Memory { activation_bytes, weight_gradient_bytes, workspace_bytes })
-        };
-        let size = |(signature, (parameter_bytes, state_bytes, output_bytes, moved_bytes))| {
-            (signature, Sizes { parameter_bytes, state_bytes, output_bytes, moved_bytes })
-        };
-        let (works, transfers): (std::collections::BTreeMap<_, _>, std::collections::BTreeMap<_, _>) =
-            (works.collect(), transfers.collect());
-        let samples = works.values().chain(transfers.values()).map(|of: &Distribution| of.count).sum();
-        let (name, how) = (format!("run {id}"), "run".to_owned());
-        let source = Source { id: id.clone(), name, how, samples, first_seen: age, last_seen: age + 1, merged: 3 };
-        Account {
-            source,
-            works,
-            transfers,
-            memories: memories.into_iter().map(memory).collect(),
-            sizes: sizes.into_iter().map(size).collect(),
-            kinds: kinds
-                .into_iter()
-                .map(|(kind, (memory_bytes, reserved_bytes))| (kind, KindMemory { memory_bytes, reserved_bytes }))
-                .collect(),
-        }
-    })
+    (works, transfers, memories, sizes, kinds, 0_u64..100).prop_map(
+        move |(works, transfers, memories, sizes, kinds, age)| {
+            let distribution = |times: Vec<u64>| {
+                let mut sketch = Sketch::new();
+                times.iter().for_each(|&ns| sketch.record(ns));
+                Distribution::new(&sketch, age, age + 1)
+            };
+            let works = works.into_iter().map(|((signature, kind, phase, software), times)| {
+                (WorkKey { signature, kind, phase: Phase::ALL[phase], software }, distribution(times))
+            });
+            let transfers = transfers.into_iter().map(|((sender, receiver, bytes), times)| {
+                (TransferKey { sender, receiver, bytes }, distribution(times))
+            });
+            let memory = |(key, (activation_bytes, is_known, workspace_bytes)): (_, (u64, bool, u64))| {
+                let weight_gradient_bytes = is_known.then_some(activation_bytes / 2);
+                (key, Memory { activation_bytes, weight_gradient_bytes, workspace_bytes })
+            };
+            let size = |(signature, (parameter_bytes, state_bytes, output_bytes, moved_bytes))| {
+                (signature, Sizes { parameter_bytes, state_bytes, output_bytes, moved_bytes })
+            };
+            let (works, transfers): (std::collections::BTreeMap<_, _>, std::collections::BTreeMap<_, _>) =
+                (works.collect(), transfers.collect());
+            let samples = works.values().chain(transfers.values()).map(|of: &Distribution| of.count).sum();
+            let (name, how) = (format!("run {id}"), "run".to_owned());
+            let source = Source { id: id.clone(), name, how, samples, first_seen: age, last_seen: age + 1, merged: 3 };
+            Account {
+                source,
+                works,
+                transfers,
+                memories: memories.into_iter().map(memory).collect(),
+                sizes: sizes.into_iter().map(size).collect(),
+                kinds: kinds
+                    .into_iter()
+                    .map(|(kind, (memory_bytes, reserved_bytes))| (kind, KindMemory { memory_bytes, reserved_bytes }))
+                    .collect(),
+            }
+        },
+    )
 }
 
 proptest! {

@@ -101,7 +101,8 @@ impl Change {
     }
 
     fn json(&self) -> serde_json::Value {
-        let side = |row: &Row| serde_json::json!({ "seconds": row.seconds, "count": row.count, "software": row.key.software });
+        let side =
+            |row: &Row| serde_json::json!({ "seconds": row.seconds, "count": row.count, "software": row.key.software });
         serde_json::json!({
             "kind": self.a.key.kind,
             "signature": self.a.key.signature,

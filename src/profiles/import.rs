@@ -5,13 +5,16 @@ use crate::{failure, files, values};
 use adaptis_coordinator::profiles::account::Collection;
 use adaptis_coordinator::profiles::import::{Format, Given, Unit, detect, import};
 use adaptis_coordinator::profiles::sailor::Facts;
+use adaptis_coordinator::profiles::straggler;
 use anyhow::Result;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 /// Keeps what others measured.
 ///
-/// sailor: MODEL.GPU.json, seconds. aceso: MODEL_mbs1_tp1_algo0.csv, a row per operator. adaptis: what `profiles export`
-/// writes. The format is told by the file where it is plain. What a file does not say is asked for and never guessed: the
+/// sailor: MODEL.GPU.json, seconds. aceso: MODEL_mbs1_tp1_algo0.csv, a row per operator. straggler: a trace of
+/// StragglerAnalysis, seconds, of which each chunk of the pipeline is a layer. adaptis: what `profiles export` writes. The format is told by the file where it is plain. What a file does not say is asked for and never guessed: the
 /// unit of its times, the kind of GPU, how its backward splits into the gradients of input and weights (all of an
 /// embedding's is the weights': tokens have no gradient). A file that is imported again, with other arguments, takes the
 /// place of what it was.
@@ -58,6 +61,8 @@ enum FormatName {
     Sailor,
     /// MODEL_mbs1_tp1_algo0.csv
     Aceso,
+    /// A trace of StragglerAnalysis, Parquet
+    Straggler,
     /// adaptis.profiles/1
     Adaptis,
 }
@@ -84,6 +89,12 @@ fn split(text: &str) -> Result<f64, String> {
     Ok(input)
 }
 
+/// Whether a file begins as Parquet does.
+fn is_parquet(path: &Path) -> bool {
+    let mut start = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| straggler::is_one(&start))
+}
+
 pub fn run(arguments: Arguments) -> Result<()> {
     let into = arguments.into.path()?;
     let given = Given {
@@ -101,14 +112,20 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let now = adaptis_coordinator::profiles::now();
     let mut collection = Collection::default();
     for path in &arguments.files {
-        let text = files::text(path)?;
         let wrong = |why: &dyn std::fmt::Display| failure::usage(format!("{}: {why}", path.display()));
+        if matches!(arguments.format, Some(FormatName::Straggler)) || (arguments.format.is_none() && is_parquet(path)) {
+            collection.take(straggler::import(path, &given, now).map_err(|error| wrong(&error))?);
+            continue;
+        }
+        let text = files::text(path)?;
         let format = match arguments.format {
+            Some(FormatName::Straggler) => unreachable!("a trace is no text"),
             Some(FormatName::Sailor) => Format::Sailor,
             Some(FormatName::Aceso) => Format::Aceso,
             Some(FormatName::Adaptis) => Format::Adaptis,
-            None => detect(&text)
-                .ok_or_else(|| wrong(&"its format is not plain: say it with --format sailor, aceso or adaptis"))?,
+            None => detect(&text).ok_or_else(|| {
+                wrong(&"its format is not plain: say it with --format sailor, aceso, straggler or adaptis")
+            })?,
         };
         let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         collection.take_all(import(&name, &text, format, &given, now).map_err(|error| wrong(&error))?);

@@ -28,19 +28,14 @@ pub struct Arguments {
     command: Command,
 }
 
+// What each does stands with its arguments.
 #[derive(Subcommand)]
 enum Command {
-    /// A row per signature, kind of device and phase
     List(list::Arguments),
-    /// All about one signature: how its times are distributed, what it holds, where that comes from
     Show(show::Arguments),
-    /// What takes longer in one store than in another
     Diff(diff::Arguments),
-    /// Keeps what runs, stores and exports hold; to merge a thing twice counts it once
     Merge(merge::Arguments),
-    /// Keeps what others measured: files of Sailor, Aceso, or an export
     Import(import::Arguments),
-    /// Writes all profiles as JSON, or as a table
     Export(export::Arguments),
 }
 

@@ -35,8 +35,8 @@ const MARKS: [char; 9] = [' ', '.', ':', '-', '=', '+', '*', '#', '@'];
 
 pub fn run(arguments: Arguments) -> Result<()> {
     let (path, collection) = arguments.store.read()?;
-    let signature = find(&collection, &arguments.signature)
-        .map_err(|why| failure::usage(format!("{}: {why}", path.display())))?;
+    let signature =
+        find(&collection, &arguments.signature).map_err(|why| failure::usage(format!("{}: {why}", path.display())))?;
     let mut rows = rows(&collection).map_err(|error| bad(&path, error))?;
     rows.retain(|row| row.key.signature == signature);
     let works = collection.works().map_err(|error| bad(&path, error))?;
@@ -65,7 +65,11 @@ fn find(collection: &Collection, wanted: &str) -> Result<String, String> {
         several => {
             let names: Vec<&str> = several.iter().take(8).map(|name| name.as_str()).collect();
             let more = if several.len() > names.len() { ", ..." } else { "" };
-            Err(format!("{} signatures contain `{wanted}`: {}{more}; give one as a whole", several.len(), names.join(", ")))
+            Err(format!(
+                "{} signatures contain `{wanted}`: {}{more}; give one as a whole",
+                several.len(),
+                names.join(", ")
+            ))
         }
     }
 }
@@ -96,14 +100,15 @@ fn json(collection: &Collection, signature: &str, rows: &[Row], sketches: &[Sket
         value["sources"] = told_by(collection, row).map(of).collect();
         value
     };
-    let memories = collection.memories().into_iter().filter(|((of, _), _)| of == signature).map(|((_, kind), memory)| {
-        serde_json::json!({
-            "kind": kind,
-            "activation_bytes": memory.activation_bytes,
-            "weight_gradient_bytes": memory.weight_gradient_bytes,
-            "workspace_bytes": memory.workspace_bytes,
-        })
-    });
+    let memories =
+        collection.memories().into_iter().filter(|((of, _), _)| of == signature).map(|((_, kind), memory)| {
+            serde_json::json!({
+                "kind": kind,
+                "activation_bytes": memory.activation_bytes,
+                "weight_gradient_bytes": memory.weight_gradient_bytes,
+                "workspace_bytes": memory.workspace_bytes,
+            })
+        });
     let layer = collection.sizes().get(signature).map(|sizes| {
         serde_json::json!({
             "parameter_bytes": sizes.parameter_bytes,

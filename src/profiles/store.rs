@@ -104,7 +104,9 @@ pub fn merged_text(into: &Path, merged: &[serde_json::Value]) -> String {
         let (profiles, samples) = (&row["profiles"], &row["samples"]);
         out += &match row["became"].as_str() {
             Some("new") => format!("{name}: {profiles} profiles, {samples} samples\n"),
-            Some("grown") => format!("{name}: {profiles} profiles, {samples} samples, before {}\n", row["samples_before"]),
+            Some("grown") => {
+                format!("{name}: {profiles} profiles, {samples} samples, before {}\n", row["samples_before"])
+            }
             _ => format!("{name}: known already, nothing to add\n"),
         };
     }

@@ -199,7 +199,8 @@ pub struct NextJob {
 /// # Errors
 /// What is missing, or what the problem's check says.
 pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>) -> Result<NextJob, Refused> {
-    let mut assembly = Assembly { profiles, predict, remarks: Vec::new(), missing: BTreeSet::new(), used: BTreeMap::new() };
+    let mut assembly =
+        Assembly { profiles, predict, remarks: Vec::new(), missing: BTreeSet::new(), used: BTreeMap::new() };
     let kinds: BTreeSet<&str> = request.devices.iter().map(|wanted| wanted.device.kind.as_str()).collect();
     let signatures: Vec<&str> = {
         let mut seen = BTreeSet::new();
@@ -356,12 +357,7 @@ fn links(request: &Request<'_>, profiles: &Profiles, remarks: &mut Vec<Remark>) 
     Links { default, pairs, note: None }
 }
 
-fn of_kinds(
-    request: &Request<'_>,
-    profiles: &Profiles,
-    kinds: &(String, String),
-    remarks: &mut Vec<Remark>,
-) -> Link {
+fn of_kinds(request: &Request<'_>, profiles: &Profiles, kinds: &(String, String), remarks: &mut Vec<Remark>) -> Link {
     let (from, to) = kinds.clone();
     let measured = |kinds: &(String, String)| profiles.transfers.get(kinds).and_then(|sizes| fit_sizes(sizes));
     let back = (to.clone(), from.clone());
@@ -410,7 +406,10 @@ impl fmt::Display for Remark {
                 time.high * 1e3
             ),
             Remark::NoOptimizer { kind, signatures } => {
-                write!(f, "guessed: the optimizer step on {kind} takes no time ({signatures} signatures without a profile)")
+                write!(
+                    f,
+                    "guessed: the optimizer step on {kind} takes no time ({signatures} signatures without a profile)"
+                )
             }
             Remark::MemoryOfOtherKind { signature, kind, measured } => {
                 write!(f, "guessed: {signature} holds on {kind} what it holds on {measured}")
@@ -429,7 +428,10 @@ impl fmt::Display for Remark {
                 link.latency_ns as f64 / 1e3
             ),
             Remark::LinkOfOneSize { from, to, bytes } => {
-                write!(f, "guessed: the link from {from} to {to} has no latency apart: only transfers of {bytes} bytes are known")
+                write!(
+                    f,
+                    "guessed: the link from {from} to {to} has no latency apart: only transfers of {bytes} bytes are known"
+                )
             }
         }
     }

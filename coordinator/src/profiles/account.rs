@@ -155,11 +155,14 @@ pub struct Account {
 }
 
 impl Account {
-    /// Whether this state of a source takes the place of a known one: it has more samples, or was read again in another
-    /// way.
+    /// Whether this state of a source takes the place of a known one: it has more samples; or it is the same file that was
+    /// read in another way, and not before.
     pub fn replaces(&self, known: &Source) -> bool {
         let own = &self.source;
-        own.samples > known.samples || (own.samples == known.samples && own.how != known.how)
+        match own.how == known.how {
+            true => own.samples > known.samples,
+            false => own.last_seen >= known.last_seen,
+        }
     }
 
     /// Counts the samples of its distributions.

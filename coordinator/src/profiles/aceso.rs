@@ -34,7 +34,9 @@ pub enum AcesoError {
     #[error("the name does not say what was measured: name it MODEL_mbs1_tp1_algo0.csv")]
     Name,
     /// A table of bandwidths.
-    #[error("a table of bandwidths that does not say between what: give them as [links] of a file of --devices when planning")]
+    #[error(
+        "a table of bandwidths that does not say between what: give them as [links] of a file of --devices when planning"
+    )]
     Bandwidths,
     /// Another head.
     #[error("line 1: expected {}", HEAD.join(","))]

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum LibraryError {
     /// Nothing is there.
-    #[error("{path}: no profiles there: name a store, a run's folder or an exported file; `adaptis profiles merge RUN` makes a store")]
+    #[error(
+        "{path}: no profiles there: name a store, a run's folder or an exported file; `adaptis profiles merge RUN` makes a store"
+    )]
     NotThere {
         /// Where.
         path: PathBuf,
@@ -110,7 +112,8 @@ impl LibraryError {
     /// What SQLite says of a file.
     pub(super) fn of(path: &Path, error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{
-            CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase, PermissionDenied, ReadOnly,
+            CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase, PermissionDenied,
+            ReadOnly,
         };
         let path = path.to_owned();
         match error.sqlite_error_code() {

@@ -85,8 +85,10 @@ pub fn measurements(collection: &Collection) -> Result<Vec<Measurement>, BadProf
     Ok(times.map(measurement).collect())
 }
 
+type Works = Vec<(WorkKey, Distribution)>;
+
 /// Of several softwares of one kind, signature and phase, the one that was seen last.
-fn newest(collection: &Collection) -> Result<(Vec<(WorkKey, Distribution)>, Vec<Chosen>), BadProfile> {
+fn newest(collection: &Collection) -> Result<(Works, Vec<Chosen>), BadProfile> {
     let mut newest: BTreeMap<(String, String, Phase), (WorkKey, Distribution)> = BTreeMap::new();
     let mut softwares: BTreeMap<(String, String, Phase), usize> = BTreeMap::new();
     for (key, distribution) in collection.works()? {

@@ -15,17 +15,21 @@
 //! 2. What names no source is the file's own.
 //! 3. read(write(x)) = x.
 
-use super::account::{
-    Account, Collection, Distribution, KindMemory, Memory, Sizes, Source, TransferKey, WorkKey,
-};
+mod shape;
+mod table;
+mod write;
+
+pub use table::{COLUMNS, Row, csv, rows};
+pub use write::write;
+
+use super::account::{Account, Collection, Distribution, KindMemory, Memory, Sizes, Source, TransferKey, WorkKey};
 use super::measurement::{FORMAT, MeasuredPhase};
 use super::sketch::Sketch;
 use adaptis_plan::FormatError;
 use adaptis_plan::json;
 use adaptis_proto::sample::Phase;
-use serde::{Deserialize, Serialize};
+use shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, ProfileRow, SourceRow};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 /// Longest time that is believed: an hour is a mistake in the unit.
 pub(super) const SECONDS_MAX: f64 = 3600.0;
@@ -47,129 +51,14 @@ pub enum ExchangeError {
         problem: String,
     },
     /// A backward that is not split, and nobody said how to.
-    #[error("{path}: a backward that is not split into input and weight gradient")]
+    #[error(
+        "{path}: a backward that is not split into input and weight gradient; `adaptis profiles import --split-backward \
+         0.5:0.5` splits it"
+    )]
     Unsplit {
         /// The first such place.
         path: String,
     },
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    format: String,
-    profiles: Vec<ProfileRow>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    sources: Vec<SourceRow>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    links: Vec<LinkRow>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    memories: Vec<MemoryRow>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    layers: Vec<LayerRow>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    kinds: Vec<KindRow>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SourceRow {
-    id: String,
-    name: String,
-    how: String,
-    samples: u64,
-    first_seen: u64,
-    last_seen: u64,
-    merged: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ProfileRow {
-    kind: String,
-    signature: String,
-    phase: String,
-    seconds: f64,
-    #[serde(default = "one")]
-    count: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    low: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    high: Option<f64>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    software: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    first_seen: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    last_seen: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sketch: Option<Vec<[u64; 2]>>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LinkRow {
-    from: String,
-    to: String,
-    bytes: u64,
-    seconds: f64,
-    #[serde(default = "one")]
-    count: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    first_seen: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    last_seen: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sketch: Option<Vec<[u64; 2]>>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MemoryRow {
-    kind: String,
-    signature: String,
-    activation_bytes: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    weight_gradient_bytes: Option<u64>,
-    #[serde(default)]
-    workspace_bytes: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LayerRow {
-    signature: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    parameter_bytes: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    state_bytes: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    output_bytes: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    moved_bytes: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KindRow {
-    kind: String,
-    memory_bytes: u64,
-    #[serde(default)]
-    reserved_bytes: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-}
-
-fn one() -> u64 {
-    1
 }
 
 /// A backward as input and weight gradient: the shares of both. What an embedding takes in are tokens, which have no
@@ -228,7 +117,8 @@ pub fn read(name: &str, text: &str, split_backward: Option<f64>, now: u64) -> Re
     let mut collection = Collection::default();
     accounts.into_values().for_each(|account| collection.take(account));
     let Account { works, transfers, memories, sizes, kinds, .. } = &own;
-    let is_empty = works.is_empty() && transfers.is_empty() && memories.is_empty() && sizes.is_empty() && kinds.is_empty();
+    let is_empty =
+        works.is_empty() && transfers.is_empty() && memories.is_empty() && sizes.is_empty() && kinds.is_empty();
     if !is_empty {
         collection.take(own);
     }
@@ -283,7 +173,8 @@ impl Reading {
             },
         };
         let account = self.account(path, row.source.as_deref())?;
-        let seen = [row.first_seen.unwrap_or(account.source.first_seen), row.last_seen.unwrap_or(account.source.last_seen)];
+        let seen =
+            [row.first_seen.unwrap_or(account.source.first_seen), row.last_seen.unwrap_or(account.source.last_seen)];
         for (phase, share) in parts.into_iter().filter(|(_, share)| *share > 0.0) {
             let part = if share == 1.0 { sketch.clone() } else { scaled(&sketch, share) };
             let key = WorkKey {
@@ -300,7 +191,8 @@ impl Reading {
     fn link(&mut self, path: &str, row: LinkRow) -> Result<(), ExchangeError> {
         let sketch = sketch(path, [Some(row.seconds), None, None], row.count, row.sketch.as_deref())?;
         let account = self.account(path, row.source.as_deref())?;
-        let seen = [row.first_seen.unwrap_or(account.source.first_seen), row.last_seen.unwrap_or(account.source.last_seen)];
+        let seen =
+            [row.first_seen.unwrap_or(account.source.first_seen), row.last_seen.unwrap_or(account.source.last_seen)];
         let key = TransferKey { sender: row.from, receiver: row.to, bytes: row.bytes };
         add(&mut account.transfers, key, &Distribution::new(&sketch, seen[0], seen[1]));
         Ok(())
@@ -315,7 +207,10 @@ impl Reading {
         for (at, row) in memories.into_iter().enumerate() {
             let path = format!("memories[{at}]");
             if row.weight_gradient_bytes.is_some_and(|part| part > row.activation_bytes) {
-                return Err(value(path + ".weight_gradient_bytes", "is more than activation_bytes, of which it is a part"));
+                return Err(value(
+                    path + ".weight_gradient_bytes",
+                    "is more than activation_bytes, of which it is a part",
+                ));
             }
             let MemoryRow { activation_bytes, weight_gradient_bytes, workspace_bytes, .. } = row;
             let memory = Memory { activation_bytes, weight_gradient_bytes, workspace_bytes };
@@ -386,157 +281,4 @@ fn sketch(
     sketch.record_n(nanoseconds(seconds), count - 2 * tail);
     sketch.record_n(nanoseconds(high), tail);
     Ok(sketch)
-}
-
-/// Everything, as `adaptis.profiles/1`.
-///
-/// # Errors
-/// Names the profile that can't be read.
-pub fn write(collection: &Collection) -> Result<String, super::account::BadProfile> {
-    let mut file = File {
-        format: FORMAT.to_owned(),
-        profiles: Vec::new(),
-        sources: Vec::new(),
-        links: Vec::new(),
-        memories: Vec::new(),
-        layers: Vec::new(),
-        kinds: Vec::new(),
-    };
-    for account in collection.accounts() {
-        let Source { id, name, how, samples, first_seen, last_seen, merged } = account.source.clone();
-        let source = Some(id.clone());
-        for (key, distribution) in &account.works {
-            let bad = |why| super::account::BadProfile { what: format!("{} on {}", key.signature, key.kind), why };
-            let sketch = distribution.sketch().map_err(bad)?;
-            file.profiles.push(ProfileRow {
-                kind: key.kind.clone(),
-                signature: key.signature.clone(),
-                phase: MeasuredPhase::from(key.phase).word().to_owned(),
-                seconds: seconds(sketch.median_ns()),
-                count: distribution.count,
-                low: Some(seconds(sketch.quantile_ns(0.05))),
-                high: Some(seconds(sketch.quantile_ns(0.95))),
-                software: key.software.clone(),
-                source: source.clone(),
-                first_seen: Some(distribution.first_seen),
-                last_seen: Some(distribution.last_seen),
-                sketch: Some(bins(&sketch)),
-            });
-        }
-        for (key, distribution) in &account.transfers {
-            let bad = |why| super::account::BadProfile { what: format!("{} to {}", key.sender, key.receiver), why };
-            let sketch = distribution.sketch().map_err(bad)?;
-            file.links.push(LinkRow {
-                from: key.sender.clone(),
-                to: key.receiver.clone(),
-                bytes: key.bytes,
-                seconds: seconds(sketch.median_ns()),
-                count: distribution.count,
-                source: source.clone(),
-                first_seen: Some(distribution.first_seen),
-                last_seen: Some(distribution.last_seen),
-                sketch: Some(bins(&sketch)),
-            });
-        }
-        file.memories.extend(account.memories.iter().map(|((signature, kind), memory)| MemoryRow {
-            kind: kind.clone(),
-            signature: signature.clone(),
-            activation_bytes: memory.activation_bytes,
-            weight_gradient_bytes: memory.weight_gradient_bytes,
-            workspace_bytes: memory.workspace_bytes,
-            source: source.clone(),
-        }));
-        file.layers.extend(account.sizes.iter().map(|(signature, sizes)| LayerRow {
-            signature: signature.clone(),
-            parameter_bytes: sizes.parameter_bytes,
-            state_bytes: sizes.state_bytes,
-            output_bytes: sizes.output_bytes,
-            moved_bytes: sizes.moved_bytes,
-            source: source.clone(),
-        }));
-        file.kinds.extend(account.kinds.iter().map(|(kind, memory)| KindRow {
-            kind: kind.clone(),
-            memory_bytes: memory.memory_bytes,
-            reserved_bytes: memory.reserved_bytes,
-            source: source.clone(),
-        }));
-        file.sources.push(SourceRow { id, name, how, samples, first_seen, last_seen, merged });
-    }
-    Ok(json::write(&file))
-}
-
-fn seconds(ns: u64) -> f64 {
-    ns as f64 / 1e9
-}
-
-fn bins(sketch: &Sketch) -> Vec<[u64; 2]> {
-    sketch.bins().map(|(ns, count)| [ns, count]).collect()
-}
-
-/// One row of a table: a profile over all sources.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// What it is of.
-    pub key: WorkKey,
-    /// Samples.
-    pub count: u64,
-    /// Median in seconds.
-    pub seconds: f64,
-    /// 5th percentile.
-    pub low: f64,
-    /// 95th percentile.
-    pub high: f64,
-    /// Standard deviation of the logarithm; none below four samples.
-    pub ln_spread: Option<f64>,
-    /// In seconds since 1970.
-    pub first_seen: u64,
-    /// In seconds since 1970.
-    pub last_seen: u64,
-}
-
-/// All profiles of works, one row for each key.
-///
-/// # Errors
-/// Names the profile that can't be read.
-pub fn rows(collection: &Collection) -> Result<Vec<Row>, super::account::BadProfile> {
-    let row = |(key, distribution): (WorkKey, Distribution)| {
-        let bad = |why| super::account::BadProfile { what: format!("{} on {}", key.signature, key.kind), why };
-        let sketch = distribution.sketch().map_err(bad)?;
-        Ok(Row {
-            count: distribution.count,
-            seconds: seconds(sketch.median_ns()),
-            low: seconds(sketch.quantile_ns(0.05)),
-            high: seconds(sketch.quantile_ns(0.95)),
-            ln_spread: sketch.ln_spread(),
-            first_seen: distribution.first_seen,
-            last_seen: distribution.last_seen,
-            key,
-        })
-    };
-    collection.works()?.into_iter().map(row).collect()
-}
-
-/// Columns of the table.
-pub const COLUMNS: [&str; 10] =
-    ["kind", "signature", "phase", "software", "count", "seconds", "low", "high", "first_seen", "last_seen"];
-
-/// Rows as CSV, with a head.
-pub fn csv(rows: &[Row]) -> String {
-    let mut out = COLUMNS.join(",") + "\n";
-    for row in rows {
-        let phase = MeasuredPhase::from(row.key.phase).word();
-        let texts = [&row.key.kind, &row.key.signature, phase, &row.key.software].map(quoted);
-        let (times, seen) = ([row.seconds, row.low, row.high], [row.first_seen, row.last_seen]);
-        let [seconds, low, high] = times;
-        let _ = writeln!(out, "{},{},{seconds},{low},{high},{},{}", texts.join(","), row.count, seen[0], seen[1]);
-    }
-    out
-}
-
-/// A text as a field of CSV (RFC 4180).
-fn quoted(text: &str) -> String {
-    match text.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_owned(),
-    }
 }

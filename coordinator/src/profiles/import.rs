@@ -3,6 +3,7 @@
 //! A file that lacks what a profile needs is refused with all that it lacks: the unit of its times, the kind of the card,
 //! how a backward splits. Nothing of that is guessed.
 
+use super::account::Distribution;
 use super::account::{Account, Collection, Source, WorkKey};
 use super::aceso::{self, AcesoError};
 use super::exchange::{self, ExchangeError, SECONDS_MAX, nanoseconds, phase_of, split, split_text};
@@ -10,7 +11,6 @@ use super::kind::kind_of;
 use super::measurement::MeasuredPhase;
 use super::sailor::{self, Facts, SailorError};
 use super::sketch::Sketch;
-use super::account::Distribution;
 use adaptis_proto::sample::Phase;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -131,6 +131,9 @@ pub enum ImportError {
     /// Not Aceso's.
     #[error(transparent)]
     Aceso(#[from] AcesoError),
+    /// No trace of StragglerAnalysis.
+    #[error(transparent)]
+    Straggler(#[from] crate::trace::TraceError),
     /// Not ours.
     #[error(transparent)]
     Adaptis(#[from] ExchangeError),

@@ -9,8 +9,8 @@
 
 use super::account::{Account, Collection, EMULATED};
 use super::error::LibraryError;
-use super::tables::{self, TableError};
 use super::exchange;
+use super::tables::{self, TableError};
 use crate::store::{self, StoreError};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use std::io::Read;

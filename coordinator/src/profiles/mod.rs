@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   run's store ---------+
-//!   sailor, aceso -------+--> account (of one source) --> library --> collection --> list, diff, export, plan
+//!   sailor, aceso, trace +--> account (of one source) --> library --> collection --> list, diff, export, plan
 //!   adaptis.profiles/1 --+                                (merged)     (pooled)
 //! ```
 
 pub mod account;
 mod aceso;
+pub mod columns;
 mod error;
 pub mod evidence;
 pub mod exchange;
@@ -17,6 +18,7 @@ pub mod library;
 pub mod measurement;
 pub mod sailor;
 pub mod sketch;
+pub mod straggler;
 pub(crate) mod tables;
 
 pub use error::LibraryError;

@@ -63,8 +63,8 @@ fn number_or_none(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<u64>> {
 
 /// All sources, by id.
 pub(crate) fn sources(connection: &Connection) -> Result<Vec<Source>, TableError> {
-    let mut statement = connection
-        .prepare("SELECT id, name, how, samples, first_seen, last_seen, merged FROM sources ORDER BY id")?;
+    let mut statement =
+        connection.prepare("SELECT id, name, how, samples, first_seen, last_seen, merged FROM sources ORDER BY id")?;
     let rows = statement.query_map([], |row| {
         Ok(Source {
             id: row.get(0)?,
@@ -117,8 +117,9 @@ pub(crate) fn account(connection: &Connection, source: Source) -> Result<Account
         let key = TransferKey { sender: row.get(0)?, receiver: row.get(1)?, bytes: number(row, 2)? };
         account.transfers.insert(key, distribution(row, 3)?);
     }
-    let mut statement = connection
-        .prepare_cached("SELECT signature, kind, activation, weight_gradient, workspace FROM memories WHERE source = ?")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT signature, kind, activation, weight_gradient, workspace FROM memories WHERE source = ?",
+    )?;
     let mut rows = statement.query([&id])?;
     while let Some(row) = rows.next()? {
         let memory = Memory {
@@ -298,12 +299,7 @@ fn known(
     Ok(connection.prepare_cached(statement)?.query_row(values, row).optional()?)
 }
 
-fn grown(
-    known: Option<Distribution>,
-    sketch: &Sketch,
-    seen: u64,
-    what: &str,
-) -> Result<Distribution, TableError> {
+fn grown(known: Option<Distribution>, sketch: &Sketch, seen: u64, what: &str) -> Result<Distribution, TableError> {
     let new = Distribution::new(sketch, seen, seen);
     let all: Vec<&Distribution> = known.iter().chain([&new]).collect();
     let together = Distribution::of_all(&all);

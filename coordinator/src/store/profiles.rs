@@ -62,8 +62,7 @@ impl Profiles {
     /// As an account of a source whose samples came between two instants.
     pub(super) fn account(self, mut source: Source, memory_bytes: impl Fn(&str) -> u64) -> Account {
         let (first_seen, last_seen) = (source.first_seen, source.last_seen);
-        let distribution =
-            |sketch: &Sketch| Distribution::new(sketch, first_seen, last_seen);
+        let distribution = |sketch: &Sketch| Distribution::new(sketch, first_seen, last_seen);
         source.samples = 0;
         let kind = |(kind, reserved_bytes): (String, u64)| {
             let memory_bytes = memory_bytes(&kind);

@@ -34,9 +34,8 @@ pub(super) fn account(connection: &Connection, seen: u64) -> Result<Account, Sto
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (signature, phase): (String, i64) = (row.get(0)?, row.get(2)?);
-        let damaged = |why: &dyn std::fmt::Display| {
-            StoreError::Damaged { what: format!("the profile of {signature} ({why})") }
-        };
+        let damaged =
+            |why: &dyn std::fmt::Display| StoreError::Damaged { what: format!("the profile of {signature} ({why})") };
         let phase = usize::try_from(phase).ok().and_then(|phase| Phase::ALL.get(phase).copied());
         let phase = phase.ok_or_else(|| damaged(&"its phase is unknown"))?;
         let sketch = Sketch::unpack(&row.get::<_, Vec<u8>>(3)?).map_err(|error| damaged(&error))?;
