@@ -36,8 +36,8 @@ pub struct Arguments {
     /// itself; what was measured and what was guessed is told on standard error, with --json as the member "basis"
     #[arg(long, value_name = "RUN", requires = "devices")]
     job: Option<PathBuf>,
-    /// With --job: on which devices, COUNTxKIND,.. or a TOML file with [[device]] name, kind, node; [[kind]] name,
-    /// memory_gib; [links] within_node_gb_per_second, between_nodes_gb_per_second. A group is a kind: 2x4xa100-40g
+    /// With --job: on which devices, COUNTxKIND,.. or a TOML file with `[[device]]` name, kind, node; `[[kind]]` name,
+    /// memory_gib; `[links]` within_node_gb_per_second, between_nodes_gb_per_second. A group is a kind: 2x4xa100-40g
     #[arg(long, value_name = "DEVICES", requires = "job", value_parser = values::text)]
     devices: Option<String>,
     /// With --job: microbatches of an iteration [default: the recorded job's]
