@@ -2,10 +2,11 @@
 
 use crate::signals::Stop;
 use crate::{failure, files, keys, values};
-use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, StoreError};
+use adaptis_coordinator::profiles::library::{self, Library};
+use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, StoreError, profiles};
 use anyhow::Result;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Runs the coordinator.
@@ -50,6 +51,10 @@ pub struct Arguments {
     /// Folder of keys, made by `adaptis keys`
     #[arg(long, env = "ADAPTIS_KEYS", value_name = "DIR")]
     keys: Option<PathBuf>,
+    /// Store of profiles that gets what this run measured when the coordinator ends; without one, and where devices are
+    /// emulated, `adaptis profiles merge` can do it later
+    #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
+    store: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -70,6 +75,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         }
     }
     let stop = Stop::listen_as_service()?;
+    let dir = arguments.dir.clone();
     let mut options = Options::new(arguments.dir);
     options.security = keys::security(arguments.keys.as_deref(), "server")?;
     options.listen = arguments.listen;
@@ -89,7 +95,27 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Ended::Failed(reason) => files::say(&format!("the run failed: {reason}")),
         Ended::Stopped => files::say("stopped as asked; the run can go on with a new coordinator"),
     }
+    if let Some(store) = arguments.store.filter(|store| !store.as_os_str().is_empty()) {
+        keep_profiles(&dir, &store);
+    }
     Ok(())
+}
+
+/// Keeps what the run measured for the next one. All of it is in the run's folder, so a failure costs nothing but words.
+fn keep_profiles(dir: &Path, store: &Path) {
+    // Their times are of a clock of their own, which nobody plans a job by unasked.
+    if library::emulated(dir).is_some() {
+        return;
+    }
+    let kept = library::of_run(dir).and_then(|account| Library::open(store)?.merge(&[account], profiles::now()));
+    match kept {
+        Ok(_) => files::say(&format!("the profiles are kept in {}", store.display())),
+        Err(error) => files::say(&format!(
+            "the profiles were not kept: {error}; `adaptis profiles merge --into {} {}` does it later",
+            store.display(),
+            dir.display()
+        )),
+    }
 }
 
 /// Where the pages are to be. They tell of the job; without keys they stay on this machine, as links do.

@@ -13,6 +13,7 @@ mod explain;
 mod export;
 mod failure;
 mod files;
+mod job;
 mod keys;
 mod plan;
 mod profiles;

@@ -1,7 +1,8 @@
 //! `adaptis plan`: the best plan for a planning problem.
 
+use crate::profiles::store::Store;
 use crate::signals::Stop;
-use crate::{duration, explain, failure, files, simulate, values};
+use crate::{duration, explain, failure, files, job, simulate, values};
 use adaptis_plan::problem::{MICROBATCHES_MAX, TOTAL_MAX};
 use adaptis_plan::{CannotMap, Cost, Device, Links, Plan, Problem, audit};
 use adaptis_planner::export::milliseconds;
@@ -24,10 +25,30 @@ use std::time::{Duration, Instant};
   adaptis plan problem.json --time 10s --out plan.json
   adaptis plan problem.json --from plan.json --horizon 500   # from a running plan, weighing what moves
   adaptis plan problem.json --schedule 1f1b                  # a named baseline
-  adaptis plan problem.json --out plan.json --explain        # and where its time goes")]
+  adaptis plan problem.json --out plan.json --explain        # and where its time goes
+  adaptis plan --job RUN --devices 4xgh-96,4xa100-40g --problem-out problem.json --out plan.json
+      # a recorded job's layers on other devices, at the costs that profiles know")]
 pub struct Arguments {
     /// The problem, adaptis.problem/1
-    problem: PathBuf,
+    #[arg(required_unless_present = "job", conflicts_with = "job")]
+    problem: Option<PathBuf>,
+    /// Plan the layers of a recorded job instead: the folder of its run. Times come from the store of profiles and the run
+    /// itself; what was measured and what was guessed is told on standard error, with --json as the member "basis"
+    #[arg(long, value_name = "RUN", requires = "devices")]
+    job: Option<PathBuf>,
+    /// With --job: on which devices, COUNTxKIND,.. or a TOML file with `[[device]]` name, kind, node; `[[kind]]` name,
+    /// memory_gib; `[links]` within_node_gb_per_second, between_nodes_gb_per_second. A group is a kind: 2x4xa100-40g
+    #[arg(long, value_name = "DEVICES", requires = "job", value_parser = values::text)]
+    devices: Option<String>,
+    /// With --job: microbatches of an iteration [default: the recorded job's]
+    #[arg(long, value_name = "N", requires = "job", value_parser = values::whole(1..=u64::from(MICROBATCHES_MAX)),
+        allow_negative_numbers = true)]
+    microbatches: Option<u64>,
+    #[command(flatten)]
+    store: Store,
+    /// With --job: where to write the problem that was planned, for `audit` and `simulate`
+    #[arg(long, value_name = "FILE", requires = "job")]
+    problem_out: Option<PathBuf>,
     /// The running plan, its devices matched by name: what moves away from it has a price, but for the layers of a device
     /// that is gone
     #[arg(long, value_name = "PLAN")]
@@ -68,9 +89,17 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
-    files::distinct(&[("PROBLEM", Some(&arguments.problem)), ("--out", arguments.out.as_deref())])?;
-    let problem = files::problem(&arguments.problem)?;
+    files::distinct(&[
+        ("PROBLEM", arguments.problem.as_deref()),
+        ("--problem-out", arguments.problem_out.as_deref()),
+        ("--out", arguments.out.as_deref()),
+    ])?;
+    let (problem, basis) = given(&arguments)?;
     arguments.out.as_deref().map_or(Ok(()), files::check_writable)?;
+    arguments.problem_out.as_deref().map_or(Ok(()), |out| files::write(out, problem.write().as_bytes()))?;
+    if let Some(basis) = basis.as_ref().filter(|_| !arguments.json) {
+        files::say(basis.text().trim_end());
+    }
     let stop = Stop::listen()?;
     let (plan, moved, evaluations) = match &arguments.schedule {
         Some(name) => {
@@ -107,6 +136,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
             "bubble": timeline.bubble,
             "evaluations": evaluations,
         });
+        if let Some(basis) = &basis {
+            answer["basis"] = basis.json();
+        }
         if let Some(moved) = &moved {
             answer["moved_layers"] = moved.layers.into();
             answer["unavoidable_layers"] = moved.unavoidable_layers.into();
@@ -124,6 +156,19 @@ pub fn run(arguments: Arguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The problem: from its file, or of a recorded job, then with what it stands on.
+fn given(arguments: &Arguments) -> Result<(Problem, Option<job::Basis>)> {
+    match (&arguments.problem, &arguments.job, &arguments.devices) {
+        (_, Some(run), Some(devices)) => {
+            let (microbatches, store) = (arguments.microbatches, &arguments.store);
+            let basis = job::problem(&job::Asked { run, devices, microbatches, store })?;
+            Ok((basis.problem.clone(), Some(basis)))
+        }
+        (Some(path), ..) => Ok((files::problem(path)?, None)),
+        _ => Err(failure::usage("name a problem, or a recorded job with --job and --devices")),
+    }
 }
 
 /// A running plan of the problem's layers, which some ranks could run; what is gone of its devices is told.

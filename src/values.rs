@@ -31,6 +31,14 @@ pub fn any_whole(text: &str) -> Result<u64, String> {
     whole(0..=u64::MAX)(text)
 }
 
+/// A text with something in it.
+pub fn text(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("it is empty".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}
+
 /// A share, as a number from 0 to 1 or in percent.
 pub fn share(text: &str) -> Result<f64, String> {
     let value = match text.strip_suffix('%') {

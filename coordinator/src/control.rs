@@ -9,13 +9,13 @@ use crate::ingest::{Ingest, Turn};
 use crate::report::{self, Fault};
 use crate::searching::{Found, Searches};
 use crate::snapshot::{Board, Snapshot};
-use crate::store::{Profiles, Store};
+use crate::store::{Profiles, Store, absorb};
 use crate::{CoordinatorError, Ended, Options};
 use adaptis_coordinator_core::membership::Peer;
 use adaptis_coordinator_core::{Brain, Durable, Effect, Event};
 use adaptis_link::{Limits, PeerId, Server};
 use adaptis_proto::message::{AgentOrder, Answer, Ask, Batch, FromCoordinator, Status};
-use adaptis_proto::sample::{Mark, Record, Sample};
+use adaptis_proto::sample::{Record, Sample};
 use adaptis_proto::{DeviceIndex, wire};
 use crossbeam::channel::{RecvError, select};
 use std::collections::{BTreeMap, HashMap};
@@ -202,15 +202,13 @@ impl Control {
         Ok(())
     }
 
+    /// Takes what the records tell of costs. Works count as what they would take on a device at the speed of its kind.
     fn profile(&mut self, device: &str, records: &[Record]) {
-        let Some(record) = self.brain.generation() else { return };
-        let Some(card) = record.cards.iter().find(|card| card.name == device) else { return };
+        let Some(of) = self.brain.generation() else { return };
+        let Some(at) = of.cards.iter().position(|card| card.name == device) else { return };
+        let (software, slowdown) = (self.ingest.software(device), self.brain.slowdown(at));
         for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
-            if let Sample::Work { layer, phase, mark: Mark::Warm, duration_ns, .. } = sample
-                && let Some(layer) = record.job.layers.get(layer.index())
-            {
-                self.profiles.record(&layer.signature, &card.kind, phase, duration_ns);
-            }
+            absorb(&mut self.profiles, of, &of.cards[at], &sample, &software, slowdown);
         }
     }
 
@@ -330,7 +328,7 @@ impl Control {
     }
 
     fn flush(&mut self) -> Result<(), CoordinatorError> {
-        self.store.merge(&mut self.profiles)?;
+        self.store.merge(&mut self.profiles, crate::profiles::now())?;
         self.keep()?;
         if self.copies.is_behind() {
             self.copies.catch_up(self.store.recovered()?.plans.values());

@@ -135,6 +135,13 @@ impl Ingest {
         self.health.values()
     }
 
+    /// What of a device's software and settings is part of a profile's key; empty where nobody tells it.
+    pub(crate) fn software(&self, device: &str) -> String {
+        let readings = self.health.get(device).map_or(&[][..], |health| &health.readings);
+        let limit = readings.iter().find(|(name, _)| name == "power_limit_w");
+        limit.map_or_else(String::new, |(_, watts)| format!("power limit {watts:.0} W"))
+    }
+
     /// All counts of this hop but those of the store, by name.
     pub(crate) fn counters(&self) -> Vec<(String, u64)> {
         let dropped_in_all = self.dropped.values().fold(0, |sum: u64, dropped| sum.saturating_add(*dropped));

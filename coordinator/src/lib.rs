@@ -30,12 +30,15 @@ mod trace;
 
 pub use error::CoordinatorError;
 pub use report::{FILE as REPORT_FILE, PLANS as PLANS_FOLDER};
-pub use store::{Counts, FILE as STORE_FILE, Profile, Profiles, RECORDS_BYTES_MAX, Store, StoreError, Stored, work_of};
+pub use store::{
+    Counts, FILE as STORE_FILE, Profiles, RECORDS_BYTES_MAX, RunRecord, Store, StoreError, Stored, record_of, work_of,
+};
 pub use trace::TraceError;
 
 pub use adaptis_coordinator_core::Mode;
 pub use adaptis_coordinator_core::admission::Policy;
 pub use adaptis_coordinator_core::brain::Deadlines;
+pub use adaptis_coordinator_core::next_job;
 
 use adaptis_coordinator_core::Config;
 use adaptis_link::Security;

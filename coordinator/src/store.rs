@@ -7,16 +7,21 @@
 //! 4. Samples are kept up to a limit in bytes; the oldest go first and are counted.
 //! 5. One process writes a folder at a time; the lock ends with the process.
 //!
-//! Left out on purpose: migrating a store of another version. It is refused with its version.
+//! 6. A store of the version before is brought to this one when a coordinator opens it, whole or not at all; who only reads
+//!    leaves it as it is. One of any other version is refused with its number.
 
 mod counters;
 mod ledger;
 mod profiles;
+mod run;
 mod samples;
+mod upgrade;
 mod work;
 
 pub use counters::Counts;
-pub use profiles::{Profile, Profiles};
+pub use profiles::Profiles;
+pub(crate) use profiles::absorb;
+pub use run::{RunRecord, profiles_of, record_of};
 pub use samples::{RECORDS_BYTES_MAX, Stored};
 pub use work::work_of;
 pub(crate) use work::{each_sample, ledger_of};
@@ -33,7 +38,7 @@ pub const FILE: &str = "store.db";
 /// Name of the lock beside it.
 pub const LOCK: &str = "store.lock";
 /// Of a store that this build reads and writes.
-pub const VERSION: i32 = 3;
+pub const VERSION: i32 = 4;
 /// "ADPT": tells our files from other SQLite files.
 const APPLICATION: i32 = 0x4144_5054;
 
@@ -57,7 +62,6 @@ CREATE TABLE iterations (
     step INTEGER, generation INTEGER, epoch INTEGER, duration_ns INTEGER, loss_bits INTEGER,
     PRIMARY KEY (step, generation)
 );
-CREATE TABLE profiles (signature TEXT, kind TEXT, phase INTEGER, histogram BLOB, PRIMARY KEY (signature, kind, phase));
 CREATE TABLE counters (name TEXT PRIMARY KEY, count INTEGER);
 CREATE TABLE health (device TEXT PRIMARY KEY, body TEXT);
 ";
@@ -167,8 +171,12 @@ impl Store {
             Err(std::fs::TryLockError::Error(source)) => return Err(failed(&lock_path)(source)),
         }
         let path = dir.join(FILE);
-        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        let (mut connection, version) =
+            connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
+        if version == upgrade::BEFORE {
+            upgrade::upgrade(&mut connection, written(&path))?;
+        }
         let (records_bytes, counts) = (samples::bytes(&connection)?, counters::read(&connection)?);
         Ok(Store { path, connection, records_bytes, records_bytes_max, counts, _lock: lock })
     }
@@ -179,8 +187,15 @@ impl Store {
     }
 }
 
-/// Opens the file, checks that it is ours, and gives an empty one its tables.
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+/// When a file was written last, in seconds since 1970; 0 if nobody knows.
+fn written(path: &Path) -> u64 {
+    let modified = std::fs::metadata(path).and_then(|of| of.modified()).ok();
+    modified.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+}
+
+/// Opens the file, checks that it is ours, and gives an empty one its tables. Gives its version too: this one, or the one
+/// before.
+fn connect(path: &Path, flags: OpenFlags) -> Result<(Connection, i32), StoreError> {
     let foreign = |error: rusqlite::Error| match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
         Some(
@@ -201,15 +216,19 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
             connection.pragma_update(None, "journal_mode", "WAL")?;
             let transaction = connection.transaction()?;
             transaction.execute_batch(SCHEMA)?;
+            transaction.execute_batch(crate::profiles::tables::SCHEMA)?;
+            let own = "INSERT INTO sources VALUES (lower(hex(randomblob(16))), '', 'run', 0, 0, 0, 0)";
+            transaction.execute(own, [])?;
             transaction.pragma_update(None, "application_id", APPLICATION)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
+            return Ok((connection, VERSION));
         }
-        (APPLICATION, VERSION, _) => {}
+        (APPLICATION, VERSION | upgrade::BEFORE, _) => {}
         (APPLICATION, found, _) => return Err(StoreError::Version { path: path.to_owned(), found }),
         _ => return Err(StoreError::Foreign { path: path.to_owned() }),
     }
-    Ok(connection)
+    Ok((connection, version))
 }
 
 /// SQLite's integers are signed: the bits are kept.

@@ -281,23 +281,33 @@ fn instants_are_on_the_coordinators_clock() {
 }
 
 #[test]
-fn profiles_of_two_runs_add_up() {
+fn profiles_of_two_reigns_add_up() {
     let dir = tempfile::tempdir().unwrap();
-    for run in 0..2 {
+    let mut ids = Vec::new();
+    for reign in 0..2 {
         let mut store = open(dir.path());
         let mut profiles = Profiles::default();
         for work in 1..=100 {
-            profiles.record("mlp/8/f32/b1xs8", "h100-80g", Phase::Forward, (100 * run + work) * 10_000);
+            let ns = (100 * reign + work) * 10_000;
+            profiles.record("mlp/8/f32/b1xs8", "h100-80g", Phase::Forward, "", ns);
         }
-        store.merge(&mut profiles).unwrap();
-        store.merge(&mut profiles).unwrap();
+        profiles.record_transfer("h100-80g", "a100-40g", 1_000, 5_000);
+        store.merge(&mut profiles, 1_000 + reign).unwrap();
+        store.merge(&mut profiles, 1_000 + reign).unwrap();
+        ids.push(store.profiles().unwrap().source.id);
     }
-    let profiles = open(dir.path()).profiles().unwrap();
-    let [profile] = profiles.as_slice() else { panic!("{profiles:?}") };
-    assert_eq!((profile.signature.as_str(), profile.kind.as_str()), ("mlp/8/f32/b1xs8", "h100-80g"));
-    assert_eq!((profile.phase, profile.histogram.len()), (Phase::Forward, 200));
-    let median_ns = profile.histogram.value_at_quantile(0.5) as f64;
-    assert!((median_ns / 1e6 - 1.0).abs() < 0.02, "{median_ns}");
+    let account = open(dir.path()).profiles().unwrap();
+    assert_eq!(ids[0], ids[1], "a run keeps its name");
+    assert_eq!((account.source.samples, account.source.first_seen, account.source.last_seen), (202, 1_000, 1_001));
+    let works: Vec<_> = account.works.iter().collect();
+    let [(key, works)] = works.as_slice() else { panic!("{works:?}") };
+    assert_eq!((key.signature.as_str(), key.kind.as_str(), key.phase), ("mlp/8/f32/b1xs8", "h100-80g", Phase::Forward));
+    assert_eq!((works.count, works.first_seen, works.last_seen), (200, 1_000, 1_001));
+    let median_ns = works.sketch().unwrap().median_ns() as f64;
+    assert!((median_ns / 1e6 - 1.0).abs() < 0.001, "{median_ns}");
+    assert_eq!(account.transfers.values().map(|of| of.count).collect::<Vec<_>>(), [2]);
+    let other = tempfile::tempdir().unwrap();
+    assert_ne!(open(other.path()).profiles().unwrap().source.id, ids[0]);
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub mod drift;
 pub mod estimate;
 pub mod ledger;
 pub mod membership;
+pub mod next_job;
 pub mod predict;
 pub mod round;
 

@@ -1,11 +1,33 @@
-//! Profiles of layers as files: measurements that others made, in their formats and in our own.
+//! Profiles: what layers cost on kinds of devices, kept for the next job; stores of them, and files from elsewhere.
+//!
+//! ```text
+//!   run's store ---------+
+//!   sailor, aceso, trace +--> account (of one source) --> library --> collection --> list, diff, export, plan
+//!   adaptis.profiles/1 --+                                (merged)     (pooled)
+//! ```
 
+pub mod account;
+mod aceso;
 pub mod cells;
+pub mod columns;
+mod error;
+pub mod evidence;
+pub mod exchange;
 pub mod gathered;
+pub mod import;
 pub mod kind;
+pub mod library;
 pub mod measurement;
 pub mod sailor;
+pub mod sketch;
+pub mod straggler;
+pub(crate) mod tables;
 
+pub use error::LibraryError;
+pub use adaptis_coordinator_core::predict::{CannotPredict, Prediction, Predictor, Source};
 pub use measurement::{Cell, MeasuredPhase, Measurement, condense};
 
-pub use adaptis_coordinator_core::predict::{CannotPredict, Prediction, Predictor, Source};
+/// The wall clock in seconds since 1970: profiles outlive every other clock.
+pub fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

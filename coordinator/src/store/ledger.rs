@@ -2,7 +2,7 @@
 
 use super::{Store, StoreError, epoch_name, number, sql};
 use adaptis_coordinator_core::brain::HISTORY_MAX;
-use adaptis_coordinator_core::ledger::{IterationRecord, PlanRecord};
+use adaptis_coordinator_core::ledger::{GenerationRecord, IterationRecord, PlanRecord};
 use adaptis_coordinator_core::{Durable, Head, Recovered};
 use adaptis_plan::Plan;
 use adaptis_proto::{Digest, Epoch, Generation, Step, Term};
@@ -185,6 +185,11 @@ fn bodies<T: DeserializeOwned>(connection: &Connection, what: &str, from: &str) 
     let mut statement = connection.prepare(&format!("SELECT body FROM {from}"))?;
     let texts: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     texts.iter().map(|text| parse(text, what)).collect()
+}
+
+/// All memberships, in order.
+pub(super) fn generations(connection: &Connection) -> Result<Vec<GenerationRecord>, StoreError> {
+    bodies(connection, "a generation", "generations ORDER BY generation")
 }
 
 fn aborted(connection: &Connection) -> Result<Vec<Epoch>, StoreError> {

@@ -1,116 +1,206 @@
 //! Profiles: what each layer class costs on each kind of device, as distributions that outlive the run.
 //!
-//! Histograms gather in memory and are merged into the store from time to time and at the end; a killed coordinator
-//! loses what it gathered since, and nothing else is made of them.
+//! They gather in memory and are merged into the store from time to time and at the end; a killed coordinator loses what
+//! it gathered since, and nothing else is made of them. A run's store holds one source: the run.
 
 use super::{Store, StoreError};
-use adaptis_proto::sample::Phase;
-use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Deserializer, Serializer, V2Serializer};
-use rusqlite::{OptionalExtension, params};
+use crate::profiles::account::{Account, Distribution, KindMemory, Memory, Source, TransferKey, WorkKey};
+use crate::profiles::sketch::Sketch;
+use crate::profiles::tables::{self, TableError};
+use adaptis_coordinator_core::ledger::GenerationRecord;
+use adaptis_proto::LayerIndex;
+use adaptis_proto::message::DeviceCard;
+use adaptis_proto::sample::{Mark, Phase, Sample};
+use rusqlite::Connection;
 use std::collections::BTreeMap;
 
 /// Profiles that are gathered at a time. Full: samples of other classes are left out, and counted.
-const PROFILES_MAX: usize = 4_096;
-/// Shortest work that is told apart.
-const LOW_NS: u64 = 1_000;
-/// Longest work that is told apart; longer ones count as this.
-const HIGH_NS: u64 = 60_000_000_000;
-/// Significant digits: 10 KiB for one histogram.
-const DIGITS: u8 = 2;
+const PROFILES_MAX: usize = 1_024;
 
 /// What was measured since the last merge.
 #[derive(Debug, Default)]
 pub struct Profiles {
-    /// By signature, kind, phase.
-    histograms: BTreeMap<(String, String, u8), Histogram<u64>>,
+    works: BTreeMap<WorkKey, Sketch>,
+    transfers: BTreeMap<TransferKey, Sketch>,
+    /// By signature and kind: the last word.
+    memories: BTreeMap<(String, String), Memory>,
+    /// By kind: the most.
+    reserved_bytes: BTreeMap<String, u64>,
     /// Samples left out because there were too many classes.
     left_out: u64,
 }
 
-/// A profile on disk.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Profile {
-    /// Class of the layer.
-    pub signature: String,
-    /// Kind of the device.
-    pub kind: String,
-    /// What was done to it.
-    pub phase: Phase,
-    /// How long it took, in nanoseconds.
-    pub histogram: Histogram<u64>,
-}
-
 impl Profiles {
-    /// Takes a measurement.
-    pub fn record(&mut self, signature: &str, kind: &str, phase: Phase, duration_ns: u64) {
-        let is_full = self.histograms.len() >= PROFILES_MAX;
-        let key = (signature.to_owned(), kind.to_owned(), phase as u8);
-        if is_full && !self.histograms.contains_key(&key) {
-            self.left_out += 1;
-            return;
-        }
-        self.histograms.entry(key).or_insert_with(empty).saturating_record(duration_ns);
+    /// Takes a work's time.
+    pub fn record(&mut self, signature: &str, kind: &str, phase: Phase, software: &str, duration_ns: u64) {
+        let (signature, kind, software) = (signature.to_owned(), kind.to_owned(), software.to_owned());
+        let key = WorkKey { signature, kind, phase, software };
+        self.left_out += u64::from(!record(&mut self.works, key, duration_ns));
+    }
+
+    /// Takes a transfer's time between devices of two kinds.
+    pub fn record_transfer(&mut self, sender: &str, receiver: &str, bytes: u64, duration_ns: u64) {
+        let key = TransferKey { sender: sender.to_owned(), receiver: receiver.to_owned(), bytes };
+        self.left_out += u64::from(!record(&mut self.transfers, key, duration_ns));
+    }
+
+    /// Takes what a layer holds.
+    pub fn record_memory(&mut self, signature: &str, kind: &str, memory: Memory) {
+        put(&mut self.memories, (signature.to_owned(), kind.to_owned()), memory, |known, now| *known = now);
+    }
+
+    /// Takes what of a device's memory is never available to layers.
+    pub fn record_reserved(&mut self, kind: &str, bytes: u64) {
+        put(&mut self.reserved_bytes, kind.to_owned(), bytes, |known, now| *known = (*known).max(now));
     }
 
     /// Samples left out so far.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }
+
+    /// As an account of a source whose samples came between two instants.
+    pub(super) fn account(self, mut source: Source, memory_bytes: impl Fn(&str) -> u64) -> Account {
+        let (first_seen, last_seen) = (source.first_seen, source.last_seen);
+        let distribution = |sketch: &Sketch| Distribution::new(sketch, first_seen, last_seen);
+        source.samples = 0;
+        let kind = |(kind, reserved_bytes): (String, u64)| {
+            let memory_bytes = memory_bytes(&kind);
+            (kind, KindMemory { memory_bytes, reserved_bytes })
+        };
+        let mut account = Account {
+            source,
+            works: self.works.into_iter().map(|(key, sketch)| (key, distribution(&sketch))).collect(),
+            transfers: self.transfers.into_iter().map(|(key, sketch)| (key, distribution(&sketch))).collect(),
+            memories: self.memories,
+            kinds: self.reserved_bytes.into_iter().map(kind).collect(),
+            sizes: BTreeMap::new(),
+        };
+        account.count_samples();
+        account
+    }
+
+    /// Adds a sketch of an older form.
+    pub(super) fn add(&mut self, key: WorkKey, sketch: &Sketch) {
+        self.works.entry(key).or_default().add(sketch);
+    }
+}
+
+/// Whether there was room.
+fn record<K: Ord>(sketches: &mut BTreeMap<K, Sketch>, key: K, duration_ns: u64) -> bool {
+    let has_room = sketches.len() < PROFILES_MAX || sketches.contains_key(&key);
+    if has_room {
+        sketches.entry(key).or_default().record(duration_ns);
+    }
+    has_room
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V, join: impl Fn(&mut V, V)) {
+    let has_room = map.len() < PROFILES_MAX;
+    match map.get_mut(&key) {
+        Some(known) => join(known, value),
+        None if has_room => drop(map.insert(key, value)),
+        None => {}
+    }
+}
+
+/// Takes what a sample of a device tells of costs, if it tells any: warm work as it would take at the speed of its kind,
+/// transfers, memory.
+pub(crate) fn absorb(
+    profiles: &mut Profiles,
+    of: &GenerationRecord,
+    card: &DeviceCard,
+    sample: &Sample,
+    software: &str,
+    slowdown: Option<f64>,
+) {
+    let signature = |layer: LayerIndex| of.job.layers.get(layer.index()).map(|layer| &layer.signature);
+    match *sample {
+        Sample::Work { layer, phase, mark: Mark::Warm, duration_ns, .. } => {
+            if let Some(signature) = signature(layer) {
+                let ns = slowdown.map_or(duration_ns, |slowdown| (duration_ns as f64 / slowdown).round() as u64);
+                profiles.record(signature, &card.kind, phase, software, ns);
+            }
+        }
+        Sample::Transfer { from, mark: Mark::Warm | Mark::Calibration, bytes, duration_ns, .. } => {
+            if let Some(sender) = of.cards.get(from.index()).filter(|sender| sender.name != card.name) {
+                profiles.record_transfer(&sender.kind, &card.kind, bytes, duration_ns);
+            }
+        }
+        Sample::LayerMemory { layer, activation_bytes, weight_gradient_bytes, workspace_bytes, .. } => {
+            if let Some(signature) = signature(layer) {
+                let weight_gradient_bytes = Some(weight_gradient_bytes.min(activation_bytes));
+                let memory = Memory { activation_bytes, weight_gradient_bytes, workspace_bytes };
+                profiles.record_memory(signature, &card.kind, memory);
+            }
+        }
+        Sample::DeviceMemory { reserved_bytes, .. } => profiles.record_reserved(&card.kind, reserved_bytes),
+        Sample::Work { .. } | Sample::Transfer { .. } | Sample::Iteration { .. } | Sample::Switch { .. } => {}
+    }
+}
+
+impl From<TableError> for StoreError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::Sql(error) => error.into(),
+            TableError::Damaged(what) => StoreError::Damaged { what },
+        }
+    }
 }
 
 impl Store {
-    /// Merges profiles into those on disk, and empties them.
+    /// Merges profiles into those on disk, and empties them; `seen` is now, in seconds since 1970.
     ///
     /// # Errors
     /// The file fails, or holds bytes that are no histogram; the profiles are kept then.
-    pub fn merge(&mut self, profiles: &mut Profiles) -> Result<(), StoreError> {
-        let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        for ((signature, kind, phase), histogram) in &profiles.histograms {
-            let statement = "SELECT histogram FROM profiles WHERE signature = ? AND kind = ? AND phase = ?";
-            let key = params![signature, kind, phase];
-            let known: Option<Vec<u8>> = transaction.query_row(statement, key, |row| row.get(0)).optional()?;
-            let mut merged = known.map_or_else(|| Ok(empty()), |bytes| decode(&bytes, signature))?;
-            let fits = merged.add(histogram);
-            fits.map_err(|error| StoreError::Damaged { what: format!("the profile of {signature} ({error})") })?;
-            let statement = "INSERT OR REPLACE INTO profiles VALUES (?, ?, ?, ?)";
-            transaction.execute(statement, params![signature, kind, phase, encode(&merged)])?;
+    pub fn merge(&mut self, profiles: &mut Profiles, seen: u64) -> Result<(), StoreError> {
+        let is_empty = profiles.works.is_empty() && profiles.transfers.is_empty() && profiles.memories.is_empty();
+        if is_empty && profiles.reserved_bytes.is_empty() {
+            return Ok(());
         }
+        let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let mut source = own(&transaction)?;
+        for (key, sketch) in &profiles.works {
+            tables::add_work(&transaction, &source.id, key, sketch, seen)?;
+        }
+        for (key, sketch) in &profiles.transfers {
+            tables::add_transfer(&transaction, &source.id, key, sketch, seen)?;
+        }
+        for ((signature, kind), memory) in &profiles.memories {
+            tables::put_memory(&transaction, &source.id, signature, kind, memory)?;
+        }
+        let known = tables::account_kinds(&transaction, &source.id)?;
+        for (kind, &reserved_bytes) in &profiles.reserved_bytes {
+            let known = known.get(kind).map_or(0, |known| known.reserved_bytes);
+            let memory = KindMemory { memory_bytes: 0, reserved_bytes: reserved_bytes.max(known) };
+            tables::put_kind(&transaction, &source.id, kind, &memory)?;
+        }
+        let taken = profiles.works.values().chain(profiles.transfers.values()).map(Sketch::count);
+        source.samples = taken.fold(source.samples, u64::saturating_add);
+        source.first_seen = if source.first_seen == 0 { seen } else { source.first_seen };
+        source.last_seen = source.last_seen.max(seen);
+        tables::put_source(&transaction, &source)?;
         transaction.commit()?;
-        profiles.histograms.clear();
+        *profiles = Profiles { left_out: profiles.left_out, ..Profiles::default() };
         Ok(())
     }
 
     /// All profiles on disk.
     ///
     /// # Errors
-    /// The file fails, or holds bytes that are no histogram.
-    pub fn profiles(&self) -> Result<Vec<Profile>, StoreError> {
-        let mut statement = self.connection.prepare("SELECT signature, kind, phase, histogram FROM profiles")?;
-        let mut rows = statement.query([])?;
-        let mut profiles = Vec::new();
-        while let Some(row) = rows.next()? {
-            let (signature, number): (String, u8) = (row.get(0)?, row.get(2)?);
-            let damaged = || StoreError::Damaged { what: format!("the profile of {signature}") };
-            let phase = *Phase::ALL.get(usize::from(number)).ok_or_else(damaged)?;
-            let histogram = decode(&row.get::<_, Vec<u8>>(3)?, &signature)?;
-            profiles.push(Profile { kind: row.get(1)?, signature, phase, histogram });
-        }
-        Ok(profiles)
+    /// The file fails, or holds what no build wrote.
+    pub fn profiles(&self) -> Result<Account, StoreError> {
+        of_run(&self.connection)
     }
 }
 
-fn empty() -> Histogram<u64> {
-    Histogram::new_with_bounds(LOW_NS, HIGH_NS, DIGITS).expect("the bounds are constants that hdrhistogram takes")
+/// The run's own source.
+fn own(connection: &Connection) -> Result<Source, StoreError> {
+    let source = tables::sources(connection)?.into_iter().next();
+    source.ok_or_else(|| StoreError::Damaged { what: "the name of the run's profiles".to_owned() })
 }
 
-fn encode(histogram: &Histogram<u64>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    V2Serializer::new().serialize(histogram, &mut bytes).expect("a vector takes all bytes");
-    bytes
-}
-
-fn decode(bytes: &[u8], signature: &str) -> Result<Histogram<u64>, StoreError> {
-    let decoded = Deserializer::new().deserialize(&mut &bytes[..]);
-    decoded.map_err(|error| StoreError::Damaged { what: format!("the profile of {signature} ({error})") })
+/// All profiles of a run's store.
+pub(super) fn of_run(connection: &Connection) -> Result<Account, StoreError> {
+    Ok(tables::account(connection, own(connection)?)?)
 }

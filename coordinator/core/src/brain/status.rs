@@ -65,7 +65,6 @@ impl Brain {
 
     fn devices(&self) -> Vec<DeviceStatus> {
         let last = self.history.last();
-        let fit = self.adapt.as_ref().and_then(|adapt| adapt.fit.as_ref());
         let stages_of = |device: usize| {
             let stages = self.running.iter().flat_map(|plan| &plan.stages);
             let own = stages.filter(|stage| stage.device as usize == device);
@@ -82,12 +81,18 @@ impl Brain {
                 kind: rank.card.kind.clone(),
                 stages: stages_of(device),
                 bubble,
-                slowdown: fit.and_then(|fit| Some(fit.estimated.problem.devices.get(device)?.slowdown)),
+                slowdown: self.slowdown(device),
                 peak_bytes: last.and_then(|iteration| *iteration.peak_bytes.get(device)?),
                 memory_bytes: rank.card.memory_bytes,
             }
         };
         self.roster.ranks().map(status).collect()
+    }
+
+    /// By how much slower than its kind a device is by the last fit; none before the first.
+    pub fn slowdown(&self, device: usize) -> Option<f64> {
+        let fit = self.adapt.as_ref()?.fit.as_ref()?;
+        Some(fit.estimated.problem.devices.get(device)?.slowdown)
     }
 
     /// What iterations told.

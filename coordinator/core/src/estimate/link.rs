@@ -5,6 +5,7 @@
 //! the bandwidth takes all of the change, which is right for that size.
 
 use super::robust;
+use crate::next_job::Transfers;
 use adaptis_plan::Link;
 use adaptis_proto::Step;
 use adaptis_proto::sample::Mark;
@@ -93,16 +94,36 @@ impl History {
     }
 
     fn fit_groups(&self, groups: &[Group]) -> Fit {
-        let ln_sd = groups.iter().map(|group| group.ln_sd).fold(MODEL_SD, f64::max);
-        if let Some((latency_ns, ns_per_byte)) = separate(groups) {
-            return Fit { link: link(latency_ns, ns_per_byte), ln_sd, separated: true };
-        }
-        let largest = groups.iter().max_by_key(|group| group.works).expect("there is a group");
         let known = self.before.filter(|before| before.separated).map_or(0.0, |before| before.link.latency_ns as f64);
-        let latency_ns = known.min(LATENCY_SHARE_MAX * largest.median_ns);
-        let ns_per_byte = (largest.median_ns - latency_ns) / largest.bytes;
-        Fit { link: link(latency_ns, ns_per_byte), ln_sd, separated: false }
+        fit_groups(groups, known)
     }
+}
+
+/// The fit of some sizes, at least one; `known_ns` is a latency found before, 0 for none.
+fn fit_groups(groups: &[Group], known_ns: f64) -> Fit {
+    let ln_sd = groups.iter().map(|group| group.ln_sd).fold(MODEL_SD, f64::max);
+    if let Some((latency_ns, ns_per_byte)) = separate(groups) {
+        return Fit { link: link(latency_ns, ns_per_byte), ln_sd, separated: true };
+    }
+    let largest = groups.iter().max_by_key(|group| group.works).expect("there is a group");
+    let latency_ns = known_ns.min(LATENCY_SHARE_MAX * largest.median_ns);
+    let ns_per_byte = (largest.median_ns - latency_ns) / largest.bytes;
+    Fit { link: link(latency_ns, ns_per_byte), ln_sd, separated: false }
+}
+
+/// The link that fits the medians of transfers of some sizes, and whether latency and bandwidth were told apart; none
+/// without any.
+pub(crate) fn fit_sizes(sizes: &[Transfers]) -> Option<(Link, bool)> {
+    let sizes = sizes.iter().filter(|size| size.bytes > 0 && size.count > 0);
+    let group = |size: &Transfers| Group {
+        bytes: size.bytes as f64,
+        median_ns: size.median_ns.max(1.0),
+        works: usize::try_from(size.count).unwrap_or(usize::MAX),
+        ln_sd: robust::MEDIAN_SD * size.ln_spread / (size.count as f64).sqrt(),
+    };
+    let groups: Vec<Group> = sizes.map(group).collect();
+    let fit = (!groups.is_empty()).then(|| fit_groups(&groups, 0.0))?;
+    Some((fit.link, fit.separated))
 }
 
 struct Group {

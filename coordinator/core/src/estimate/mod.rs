@@ -35,6 +35,8 @@ mod window;
 
 pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty, phase_index};
 
+pub(crate) use link::fit_sizes;
+
 use crate::drift::Who;
 use adaptis_proto::message::{DeviceCard, JobLayer};
 use adaptis_proto::sample::Sample;

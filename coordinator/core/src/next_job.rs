@@ -1,0 +1,438 @@
+//! The planning problem of a job that has not begun, from profiles of earlier ones: layers as a recorded job had them,
+//! devices as asked for, costs by kind and signature.
+//!
+//! 1. A time that was measured on the kind is taken as it was; one that was not is asked of whoever predicts; where that
+//!    knows nothing, the problem is refused with all that is missing.
+//! 2. Of a phase that no profile of a signature knows, while its forward is known, it is said that the layer has none.
+//! 3. Every number that is not measured on its kind is a remark.
+//!
+//! Left out on purpose: differences between two devices of a kind, jitter, and what a boundary takes: they are known when
+//! the job runs.
+
+use crate::estimate::fit_sizes;
+use adaptis_plan::problem::TOTAL_MAX;
+use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
+use adaptis_proto::message::JobLayer;
+use adaptis_proto::sample::Phase;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// A time and how sure it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Known {
+    /// Median.
+    pub seconds: f64,
+    /// Between it and `high` the time lies in 90 of 100 cases.
+    pub low: f64,
+    /// See `low`.
+    pub high: f64,
+    /// Samples behind it; 0 for a prediction.
+    pub count: u64,
+}
+
+/// What a layer holds on a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerMemory {
+    /// From the start of F.
+    pub activation_bytes: u64,
+    /// Of it, until the end of W; none where nobody measured it.
+    pub weight_gradient_bytes: Option<u64>,
+    /// Transient.
+    pub workspace_bytes: u64,
+}
+
+/// Transfers of one size between devices of two kinds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Transfers {
+    /// Size of one.
+    pub bytes: u64,
+    /// Median time of one.
+    pub median_ns: f64,
+    /// How many.
+    pub count: u64,
+    /// Standard deviation of the logarithm of one.
+    pub ln_spread: f64,
+}
+
+/// What is known of kinds.
+#[derive(Clone, Debug, Default)]
+pub struct Profiles {
+    /// By kind, signature, phase.
+    pub times: BTreeMap<(String, String, Phase), Known>,
+    /// By signature and kind.
+    pub memories: BTreeMap<(String, String), LayerMemory>,
+    /// By kind of sender and receiver.
+    pub transfers: BTreeMap<(String, String), Vec<Transfers>>,
+}
+
+/// A device of the job to come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// As the problem has it.
+    pub device: Device,
+    /// Where it stands; devices of one node share its link.
+    pub node: String,
+}
+
+/// What is asked.
+pub struct Request<'a> {
+    /// The model.
+    pub layers: &'a [JobLayer],
+    /// In an iteration.
+    pub microbatches: u32,
+    /// In the order of a plan's programs.
+    pub devices: &'a [Wanted],
+    /// Links within a node, if somebody gave one: it counts more than profiles.
+    pub within_node: Option<Link>,
+    /// Links between nodes, likewise.
+    pub between_nodes: Option<Link>,
+    /// For links that nobody gave and no profile knows.
+    pub unseen_link: Link,
+}
+
+/// Who answers where nothing was measured: kind, signature, phase.
+pub type Predict<'a> = &'a dyn Fn(&str, &str, Phase) -> Option<Known>;
+
+/// Something that was not measured on its kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Remark {
+    /// A time was predicted.
+    Predicted {
+        /// On which kind.
+        kind: String,
+        /// Of which layers.
+        signature: String,
+        /// What was done.
+        phase: Phase,
+        /// What was said.
+        time: Known,
+    },
+    /// No optimizer step of a layer was measured on a kind: it counts as 0.
+    NoOptimizer {
+        /// On which kind.
+        kind: String,
+        /// Of how many signatures.
+        signatures: usize,
+    },
+    /// What a layer holds was measured on another kind.
+    MemoryOfOtherKind {
+        /// Of which layers.
+        signature: String,
+        /// On which kind it was asked for.
+        kind: String,
+        /// On which it was measured.
+        measured: String,
+    },
+    /// Nobody measured what is held until W: all of the activations are taken for it.
+    HeldUntilW {
+        /// Of which layers.
+        signature: String,
+    },
+    /// No transfer from one kind to another was measured: those of the other direction count.
+    LinkOfOtherDirection {
+        /// Sender.
+        from: String,
+        /// Receiver.
+        to: String,
+    },
+    /// No transfer between two kinds was measured in either direction.
+    LinkAssumed {
+        /// Sender.
+        from: String,
+        /// Receiver.
+        to: String,
+        /// What is taken for it.
+        link: Link,
+    },
+    /// Transfers of one size only were measured: the latency is in the bandwidth.
+    LinkOfOneSize {
+        /// Sender.
+        from: String,
+        /// Receiver.
+        to: String,
+        /// The size.
+        bytes: u64,
+    },
+}
+
+/// Something without which there is no problem.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Missing {
+    /// A time.
+    Time {
+        /// On which kind.
+        kind: String,
+        /// Of which layers.
+        signature: String,
+        /// What was done.
+        phase: Phase,
+    },
+    /// What a layer holds, on any kind.
+    Memory {
+        /// Of which layers.
+        signature: String,
+    },
+}
+
+/// Why there is no problem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Profiles are missing; each once.
+    Missing(Vec<Missing>),
+    /// The numbers make no problem.
+    Implausible(FormatError),
+}
+
+/// A problem and what in it is no measurement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NextJob {
+    /// Checked.
+    pub problem: Problem,
+    /// In the order of kinds and layers, each once.
+    pub remarks: Vec<Remark>,
+    /// By kind: times that were measured on it, and samples behind them.
+    pub measured: BTreeMap<String, (usize, u64)>,
+}
+
+/// Puts a problem together.
+///
+/// # Errors
+/// What is missing, or what the problem's check says.
+pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>) -> Result<NextJob, Refused> {
+    let mut assembly =
+        Assembly { profiles, predict, remarks: Vec::new(), missing: BTreeSet::new(), used: BTreeMap::new() };
+    let kinds: BTreeSet<&str> = request.devices.iter().map(|wanted| wanted.device.kind.as_str()).collect();
+    let signatures: Vec<&str> = {
+        let mut seen = BTreeSet::new();
+        request.layers.iter().map(|layer| layer.signature.as_str()).filter(|of| seen.insert(*of)).collect()
+    };
+    let mut costs = BTreeMap::new();
+    let mut optimizer_ns = BTreeMap::new();
+    for kind in &kinds {
+        let of_signature = assembly.of_kind(kind, &signatures);
+        let of_layer = |layer: &JobLayer| of_signature[layer.signature.as_str()].clone();
+        costs.insert((*kind).to_owned(), request.layers.iter().map(|layer| of_layer(layer).0).collect());
+        optimizer_ns.insert((*kind).to_owned(), request.layers.iter().map(|layer| of_layer(layer).1).collect());
+    }
+    if !assembly.missing.is_empty() {
+        return Err(Refused::Missing(assembly.missing.into_iter().collect()));
+    }
+    let links = links(request, profiles, &mut assembly.remarks);
+    let layer = |layer: &JobLayer| Layer {
+        name: layer.name.clone(),
+        signature: layer.signature.clone(),
+        parameter_bytes: layer.parameter_bytes,
+        state_bytes: layer.state_bytes,
+        output_bytes: layer.output_bytes,
+        moved_bytes: Some(layer.moved_bytes),
+        note: None,
+    };
+    let layers = request.layers.iter().map(layer).collect();
+    let devices = request.devices.iter().map(|wanted| wanted.device.clone()).collect();
+    let problem = Problem { optimizer_ns, ..Problem::new(request.microbatches, layers, devices, costs, links) };
+    problem.check().map_err(Refused::Implausible)?;
+    let used = assembly.used.iter();
+    let measured = used.map(|(kind, of)| (kind.clone(), (of.len(), of.values().sum()))).collect();
+    Ok(NextJob { problem, remarks: assembly.remarks, measured })
+}
+
+struct Assembly<'a> {
+    profiles: &'a Profiles,
+    predict: Predict<'a>,
+    remarks: Vec<Remark>,
+    missing: BTreeSet<Missing>,
+    /// By kind: what was measured on it and is in the problem, with its samples.
+    used: BTreeMap<String, BTreeMap<(String, Phase), u64>>,
+}
+
+impl Assembly<'_> {
+    /// Cost and optimizer step of each signature on a kind.
+    fn of_kind<'s>(&mut self, kind: &str, signatures: &[&'s str]) -> BTreeMap<&'s str, (Cost, u64)> {
+        let mut without_optimizer = 0;
+        let mut costs = BTreeMap::new();
+        for &signature in signatures {
+            let memory = self.memory(kind, signature);
+            let cost = Cost {
+                forward_ns: self.time(kind, signature, Phase::Forward),
+                input_gradient_ns: self.time(kind, signature, Phase::InputGradient),
+                weight_gradient_ns: self.time(kind, signature, Phase::WeightGradient),
+                activation_bytes: memory.activation_bytes,
+                weight_gradient_bytes: memory.weight_gradient_bytes.unwrap_or(memory.activation_bytes),
+                workspace_bytes: memory.workspace_bytes,
+                ..Cost::default()
+            };
+            let optimizer = self.measured(kind, signature, Phase::Optimizer);
+            without_optimizer += usize::from(optimizer.is_none());
+            costs.insert(signature, (cost, optimizer.unwrap_or(0)));
+        }
+        if without_optimizer > 0 {
+            self.remarks.push(Remark::NoOptimizer { kind: kind.to_owned(), signatures: without_optimizer });
+        }
+        costs
+    }
+
+    fn measured(&mut self, kind: &str, signature: &str, phase: Phase) -> Option<u64> {
+        let known = self.profiles.times.get(&(kind.to_owned(), signature.to_owned(), phase))?;
+        let used = self.used.entry(kind.to_owned()).or_default();
+        used.insert((signature.to_owned(), phase), known.count);
+        Some(nanoseconds(known.seconds))
+    }
+
+    fn time(&mut self, kind: &str, signature: &str, phase: Phase) -> u64 {
+        if let Some(ns) = self.measured(kind, signature, phase) {
+            return ns;
+        }
+        if phase != Phase::Forward && self.has_no(signature, phase) {
+            return 0;
+        }
+        if let Some(time) = (self.predict)(kind, signature, phase) {
+            let (kind, signature) = (kind.to_owned(), signature.to_owned());
+            self.remarks.push(Remark::Predicted { kind, signature, phase, time });
+            return nanoseconds(time.seconds);
+        }
+        let (kind, signature) = (kind.to_owned(), signature.to_owned());
+        self.missing.insert(Missing::Time { kind, signature, phase });
+        0
+    }
+
+    /// Whether layers of a signature lack a phase: of some kind both other phases of training are known, or this kind of
+    /// layer was trained without any backward, and this one is known of none.
+    fn has_no(&self, signature: &str, phase: Phase) -> bool {
+        let is_known = |phase| self.profiles.times.keys().any(|(_, of, known)| of == signature && *known == phase);
+        let backward = [Phase::InputGradient, Phase::WeightGradient];
+        !is_known(phase) && is_known(Phase::Forward) && backward.into_iter().any(is_known)
+    }
+
+    fn memory(&mut self, kind: &str, signature: &str) -> LayerMemory {
+        let memories = &self.profiles.memories;
+        let own = memories.get(&(signature.to_owned(), kind.to_owned()));
+        let other = || memories.iter().find(|((of, _), _)| of == signature);
+        let memory = match (own, own.map_or_else(other, |_| None)) {
+            (Some(memory), _) => *memory,
+            (None, Some(((_, measured), memory))) => {
+                let (signature, kind, measured) = (signature.to_owned(), kind.to_owned(), measured.clone());
+                self.remarks.push(Remark::MemoryOfOtherKind { signature, kind, measured });
+                *memory
+            }
+            (None, None) => {
+                self.missing.insert(Missing::Memory { signature: signature.to_owned() });
+                return LayerMemory { activation_bytes: 0, weight_gradient_bytes: None, workspace_bytes: 0 };
+            }
+        };
+        let remark = Remark::HeldUntilW { signature: signature.to_owned() };
+        if memory.weight_gradient_bytes.is_none() && !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+        memory
+    }
+}
+
+fn nanoseconds(seconds: f64) -> u64 {
+    (seconds * 1e9).clamp(0.0, TOTAL_MAX as f64).round() as u64
+}
+
+/// Every directed pair of devices with its link: given for its place, else measured between its kinds, else assumed.
+fn links(request: &Request<'_>, profiles: &Profiles, remarks: &mut Vec<Remark>) -> Links {
+    let mut by_kinds: BTreeMap<(String, String), Link> = BTreeMap::new();
+    let mut pairs = Vec::new();
+    for from in request.devices {
+        for to in request.devices.iter().filter(|to| to.device.name != from.device.name) {
+            let given = if from.node == to.node { request.within_node } else { request.between_nodes };
+            let link = given.unwrap_or_else(|| {
+                let kinds = (from.device.kind.clone(), to.device.kind.clone());
+                *by_kinds.entry(kinds).or_insert_with_key(|kinds| of_kinds(request, profiles, kinds, remarks))
+            });
+            pairs.push(Pair {
+                from: from.device.name.clone(),
+                to: to.device.name.clone(),
+                latency_ns: link.latency_ns,
+                bytes_per_second: link.bytes_per_second,
+                note: None,
+            });
+        }
+    }
+    // What most pairs have need not be listed.
+    let default = pairs.first().map_or(request.unseen_link, Pair::link);
+    pairs.retain(|pair| pair.link() != default);
+    Links { default, pairs, note: None }
+}
+
+fn of_kinds(request: &Request<'_>, profiles: &Profiles, kinds: &(String, String), remarks: &mut Vec<Remark>) -> Link {
+    let (from, to) = kinds.clone();
+    let measured = |kinds: &(String, String)| profiles.transfers.get(kinds).and_then(|sizes| fit_sizes(sizes));
+    let back = (to.clone(), from.clone());
+    let (fit, sizes) = match (measured(kinds), measured(&back)) {
+        (Some(fit), _) => (fit, &profiles.transfers[kinds]),
+        (None, Some(fit)) => {
+            remarks.push(Remark::LinkOfOtherDirection { from: from.clone(), to: to.clone() });
+            (fit, &profiles.transfers[&back])
+        }
+        (None, None) => {
+            let link = request.unseen_link;
+            remarks.push(Remark::LinkAssumed { from, to, link });
+            return link;
+        }
+    };
+    let largest = sizes.iter().max_by_key(|size| size.count).map_or(0, |size| size.bytes);
+    if !fit.1 {
+        remarks.push(Remark::LinkOfOneSize { from, to, bytes: largest });
+    }
+    fit.0
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Missing::Time { kind, signature, phase } => write!(f, "{} of {signature} on {kind}", word(*phase)),
+            Missing::Memory { signature } => write!(f, "what {signature} holds in memory, on any kind"),
+        }
+    }
+}
+
+/// A phase in words.
+fn word(phase: Phase) -> &'static str {
+    crate::predict::MeasuredPhase::from(phase).word()
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Remark::Predicted { kind, signature, phase, time } => write!(
+                f,
+                "predicted: {} of {signature} on {kind}: {:.3} ms, between {:.3} and {:.3} ms at 90%",
+                word(*phase),
+                time.seconds * 1e3,
+                time.low * 1e3,
+                time.high * 1e3
+            ),
+            Remark::NoOptimizer { kind, signatures } => {
+                write!(
+                    f,
+                    "guessed: the optimizer step on {kind} takes no time ({signatures} signatures without a profile)"
+                )
+            }
+            Remark::MemoryOfOtherKind { signature, kind, measured } => {
+                write!(f, "guessed: {signature} holds on {kind} what it holds on {measured}")
+            }
+            Remark::HeldUntilW { signature } => {
+                write!(f, "guessed: all that {signature} holds is held until its weight gradient")
+            }
+            Remark::LinkOfOtherDirection { from, to } => {
+                write!(f, "guessed: the link from {from} to {to} is as the one back")
+            }
+            Remark::LinkAssumed { from, to, link } => write!(
+                f,
+                "guessed: the link from {from} to {to} carries {} GB/s after {} us; no profile knows it \
+                 ([links] of a --devices file does)",
+                link.bytes_per_second / 1e9,
+                link.latency_ns as f64 / 1e3
+            ),
+            Remark::LinkOfOneSize { from, to, bytes } => {
+                write!(
+                    f,
+                    "guessed: the link from {from} to {to} has no latency apart: only transfers of {bytes} bytes are known"
+                )
+            }
+        }
+    }
+}

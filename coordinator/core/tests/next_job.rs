@@ -1,0 +1,160 @@
+//! A job to come, from profiles: what is measured, what is predicted, what is guessed, what is refused.
+
+use adaptis_coordinator_core::next_job::{
+    Known, LayerMemory, Missing, NextJob, Profiles, Refused, Remark, Request, Transfers, Wanted, next_job,
+};
+use adaptis_plan::{Device, Link};
+use adaptis_proto::message::JobLayer;
+use adaptis_proto::sample::Phase;
+
+const UNSEEN: Link = Link { latency_ns: 7, bytes_per_second: 3e9, note: () };
+const TRAINED: [Phase; 3] = [Phase::Forward, Phase::InputGradient, Phase::WeightGradient];
+
+fn layers() -> Vec<JobLayer> {
+    let layer = |name: &str, signature: &str| JobLayer {
+        name: name.into(),
+        signature: signature.into(),
+        parameter_bytes: 1,
+        state_bytes: 9,
+        output_bytes: 2,
+        moved_bytes: 7,
+    };
+    vec![layer("embed", "embedding"), layer("a", "mlp"), layer("b", "mlp")]
+}
+
+fn wanted(name: &str, kind: &str) -> Wanted {
+    let device = Device {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        memory_bytes: 1_000,
+        slowdown: 1.0,
+        reserved_bytes: 0,
+        note: None,
+    };
+    Wanted { device, node: kind.to_owned() }
+}
+
+fn known(ms: f64) -> Known {
+    Known { seconds: ms / 1e3, low: ms / 2e3, high: ms / 5e2, count: 10 }
+}
+
+/// Everything on `left`; embeddings have no input gradient.
+fn profiles() -> Profiles {
+    let mut profiles = Profiles::default();
+    for (at, phase) in TRAINED.into_iter().enumerate() {
+        profiles.times.insert(("left".into(), "mlp".into(), phase), known(1.0 + at as f64));
+    }
+    for phase in [Phase::Forward, Phase::WeightGradient, Phase::Optimizer] {
+        profiles.times.insert(("left".into(), "embedding".into(), phase), known(5.0));
+    }
+    for (signature, weight_gradient_bytes) in [("mlp", Some(4)), ("embedding", None)] {
+        let memory = LayerMemory { activation_bytes: 10, weight_gradient_bytes, workspace_bytes: 1 };
+        profiles.memories.insert((signature.into(), "left".into()), memory);
+    }
+    profiles
+}
+
+fn asked(
+    profiles: &Profiles,
+    kinds: &[&str],
+    predict: &dyn Fn(&str, &str, Phase) -> Option<Known>,
+) -> Result<NextJob, Refused> {
+    let devices: Vec<Wanted> = kinds.iter().enumerate().map(|(at, kind)| wanted(&format!("gpu{at}"), kind)).collect();
+    let layers = layers();
+    let request = Request {
+        layers: &layers,
+        microbatches: 4,
+        devices: &devices,
+        within_node: None,
+        between_nodes: None,
+        unseen_link: UNSEEN,
+    };
+    next_job(&request, profiles, predict)
+}
+
+fn nobody(_: &str, _: &str, _: Phase) -> Option<Known> {
+    None
+}
+
+#[test]
+fn what_was_measured_is_taken_as_it_was() {
+    let found = asked(&profiles(), &["left"], &nobody).unwrap();
+    let costs = &found.problem.costs["left"];
+    let times = |at: usize| (costs[at].forward_ns, costs[at].input_gradient_ns, costs[at].weight_gradient_ns);
+    assert_eq!([times(0), times(1)], [(5_000_000, 0, 5_000_000), (1_000_000, 2_000_000, 3_000_000)]);
+    assert_eq!(costs[1], costs[2]);
+    assert_eq!(found.problem.optimizer_ns["left"], [5_000_000, 0, 0]);
+    assert_eq!((costs[0].weight_gradient_bytes, costs[1].weight_gradient_bytes), (10, 4));
+    let expected = [
+        Remark::HeldUntilW { signature: "embedding".into() },
+        Remark::NoOptimizer { kind: "left".into(), signatures: 1 },
+    ];
+    assert_eq!(found.remarks, expected);
+    assert_eq!(found.measured["left"], (6, 60));
+}
+
+#[test]
+fn what_was_not_measured_is_predicted_or_refused_with_all_that_is_missing() {
+    let times = |missing: &[Phase], signature: &str| {
+        let time = |&phase: &Phase| Missing::Time { kind: "right".into(), signature: signature.into(), phase };
+        missing.iter().map(time).collect::<Vec<_>>()
+    };
+    let refused = asked(&profiles(), &["left", "right"], &nobody).unwrap_err();
+    let missing = [times(&[Phase::Forward, Phase::WeightGradient], "embedding"), times(&TRAINED, "mlp")].concat();
+    assert_eq!(refused, Refused::Missing(missing), "an embedding has no input gradient on any kind");
+
+    let predict = |kind: &str, _: &str, phase: Phase| (kind == "right").then(|| known(20.0 + f64::from(phase as u8)));
+    let found = asked(&profiles(), &["left", "right"], &predict).unwrap();
+    assert_eq!(found.problem.costs["right"][1].input_gradient_ns, 21_000_000);
+    assert_eq!(found.problem.costs["right"][0].input_gradient_ns, 0);
+    let predicted = |remark: &&Remark| matches!(remark, Remark::Predicted { kind, .. } if kind == "right");
+    assert_eq!(found.remarks.iter().filter(predicted).count(), 5);
+    let of_other = Remark::MemoryOfOtherKind { signature: "mlp".into(), kind: "right".into(), measured: "left".into() };
+    assert!(found.remarks.contains(&of_other), "{:?}", found.remarks);
+    assert!(!found.measured.contains_key("right"));
+
+    let mut forgetful = profiles();
+    forgetful.memories.remove(&("mlp".into(), "left".into()));
+    let refused = asked(&forgetful, &["left"], &nobody).unwrap_err();
+    assert_eq!(refused, Refused::Missing(vec![Missing::Memory { signature: "mlp".into() }]));
+}
+
+#[test]
+fn links_are_measured_or_told_to_be_guesses() {
+    let mut profiles = profiles();
+    let all: Vec<_> = profiles.times.clone().into_iter().collect();
+    for ((_, signature, phase), time) in all {
+        profiles.times.insert(("right".into(), signature, phase), time);
+    }
+    let transfers = |bytes: u64, ns: f64| Transfers { bytes, median_ns: ns, count: 9, ln_spread: 0.01 };
+    // 1 us and 1 GB/s.
+    let two_sizes = vec![transfers(1_000, 2_000.0), transfers(10_000, 11_000.0)];
+    profiles.transfers.insert(("left".into(), "right".into()), two_sizes);
+    profiles.transfers.insert(("left".into(), "left".into()), vec![transfers(1_000, 500.0)]);
+    let found = asked(&profiles, &["left", "left", "right", "right"], &nobody).unwrap();
+    let link = |from, to| {
+        let link: Link = found.problem.link(from, to);
+        (link.latency_ns, link.bytes_per_second.round())
+    };
+    assert_eq!(link(0, 2), (1_000, 1e9));
+    assert_eq!(link(2, 0), (1_000, 1e9), "as the one back");
+    assert_eq!(link(0, 1), (0, 2e9));
+    assert_eq!(link(2, 3), (7, 3e9));
+    let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+    let ((from, to), (alone, same), (right, other)) =
+        (pair("right", "left"), pair("left", "left"), pair("right", "right"));
+    for remark in [
+        Remark::LinkOfOtherDirection { from, to },
+        Remark::LinkOfOneSize { from: alone, to: same, bytes: 1_000 },
+        Remark::LinkAssumed { from: right, to: other, link: UNSEEN },
+    ] {
+        assert_eq!(found.remarks.iter().filter(|told| **told == remark).count(), 1, "{remark:?}");
+    }
+}
+
+#[test]
+fn numbers_that_make_no_problem_are_refused() {
+    let mut profiles = profiles();
+    profiles.times.insert(("left".into(), "mlp".into(), Phase::Forward), known(1e300));
+    assert!(matches!(asked(&profiles, &["left"], &nobody), Err(Refused::Implausible(_))));
+}

@@ -1,0 +1,291 @@
+//! What one source tells: a run, or a file that was imported.
+//!
+//! Accounts of different sources are kept apart for good and pooled only when they are read. So merging is a union: to
+//! merge an account twice, or along two ways, counts it once, and of two states of one source the one with more samples
+//! holds what the other one does.
+
+use super::sketch::{Sketch, Unreadable};
+use adaptis_proto::sample::Phase;
+use std::collections::BTreeMap;
+
+/// Beginning of the software key of emulated devices: their times are no card's.
+pub const EMULATED: &str = "emulated";
+
+/// Where profiles come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// Tells it from every other: drawn when a run's store is made, the digest of an imported file.
+    pub id: String,
+    /// The run's name, or the file's.
+    pub name: String,
+    /// How it came here, in words: `run`, or `import sailor, unit s, backward split 0.5:0.5`.
+    pub how: String,
+    /// Samples that were taken of it: a source only grows.
+    pub samples: u64,
+    /// When its first sample came, in seconds since 1970; of a file, when it was imported.
+    pub first_seen: u64,
+    /// When its last one came.
+    pub last_seen: u64,
+    /// When it was merged last; 0 in a run's own store.
+    pub merged: u64,
+}
+
+/// What a profile of work is of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkKey {
+    /// Class of the layer.
+    pub signature: String,
+    /// Kind of the device.
+    pub kind: String,
+    /// What was done to it.
+    pub phase: Phase,
+    /// Driver, library versions, power limit; empty where unknown.
+    pub software: String,
+}
+
+/// What a profile of transfers is of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TransferKey {
+    /// Kind of the sender.
+    pub sender: String,
+    /// Kind of the receiver.
+    pub receiver: String,
+    /// Size of a transfer.
+    pub bytes: u64,
+}
+
+/// A distribution of times with its place in history. The sketch is kept packed: thousands of them fit anywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distribution {
+    /// Samples in it.
+    pub count: u64,
+    /// When the first one came, in seconds since 1970.
+    pub first_seen: u64,
+    /// When the last one came.
+    pub last_seen: u64,
+    pub(crate) packed: Vec<u8>,
+}
+
+impl Distribution {
+    /// Of a sketch whose samples came between two instants.
+    pub fn new(sketch: &Sketch, first_seen: u64, last_seen: u64) -> Self {
+        Self { count: sketch.count(), first_seen, last_seen, packed: sketch.pack() }
+    }
+
+    /// Its sketch.
+    ///
+    /// # Errors
+    /// What is stored is no sketch, or not the one that was stored with this count.
+    pub fn sketch(&self) -> Result<Sketch, Unreadable> {
+        let sketch = Sketch::unpack(&self.packed)?;
+        match sketch.count() == self.count {
+            true => Ok(sketch),
+            false => Err(Unreadable::count(sketch.count(), self.count)),
+        }
+    }
+
+    /// The samples of all of them together; none of none.
+    ///
+    /// # Errors
+    /// What is stored of one is no sketch.
+    pub fn of_all(all: &[&Distribution]) -> Result<Option<Distribution>, Unreadable> {
+        let (first, more) = match all {
+            [] => return Ok(None),
+            [one] => return Ok(Some((*one).clone())),
+            [first, more @ ..] => (first, more),
+        };
+        let mut sketch = first.sketch()?;
+        for other in more {
+            sketch.add(&other.sketch()?);
+        }
+        let first_seen = all.iter().map(|one| one.first_seen).min().unwrap_or_default();
+        let last_seen = all.iter().map(|one| one.last_seen).max().unwrap_or_default();
+        Ok(Some(Distribution::new(&sketch, first_seen, last_seen)))
+    }
+}
+
+/// What a layer holds for one microbatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// From the start of F.
+    pub activation_bytes: u64,
+    /// Of it, from the end of I to the end of W; none where the source does not say.
+    pub weight_gradient_bytes: Option<u64>,
+    /// Transient, during any instruction.
+    pub workspace_bytes: u64,
+}
+
+/// What a layer takes wherever it lives; none where the source does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Weights alone.
+    pub parameter_bytes: Option<u64>,
+    /// Weights, gradients and optimizer state.
+    pub state_bytes: Option<u64>,
+    /// What crosses to the next layer, per microbatch.
+    pub output_bytes: Option<u64>,
+    /// What travels when it changes device.
+    pub moved_bytes: Option<u64>,
+}
+
+/// What the devices of a kind have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KindMemory {
+    /// Total memory.
+    pub memory_bytes: u64,
+    /// Of it, never available to layers: the most that was seen.
+    pub reserved_bytes: u64,
+}
+
+/// All that one source tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Which source.
+    pub source: Source,
+    /// How long layers took.
+    pub works: BTreeMap<WorkKey, Distribution>,
+    /// How long transfers took.
+    pub transfers: BTreeMap<TransferKey, Distribution>,
+    /// What layers hold, by signature and kind.
+    pub memories: BTreeMap<(String, String), Memory>,
+    /// What layers take, by signature.
+    pub sizes: BTreeMap<String, Sizes>,
+    /// What devices have, by kind.
+    pub kinds: BTreeMap<String, KindMemory>,
+}
+
+impl Account {
+    /// Whether this state of a source takes the place of a known one: it has more samples; or it is the same file that was
+    /// read in another way, and not before.
+    pub fn replaces(&self, known: &Source) -> bool {
+        let own = &self.source;
+        match own.how == known.how {
+            true => own.samples > known.samples,
+            false => own.last_seen >= known.last_seen,
+        }
+    }
+
+    /// Counts the samples of its distributions.
+    pub(crate) fn count_samples(&mut self) {
+        let all = self.works.values().chain(self.transfers.values());
+        self.source.samples = all.fold(0, |sum: u64, distribution| sum.saturating_add(distribution.count));
+    }
+}
+
+/// Accounts of several sources, each source once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collection {
+    accounts: BTreeMap<String, Account>,
+}
+
+impl Collection {
+    /// Takes an account, unless it is known.
+    pub fn take(&mut self, account: Account) {
+        let known = self.accounts.get(&account.source.id);
+        if known.is_none_or(|known| account.replaces(&known.source)) {
+            self.accounts.insert(account.source.id.clone(), account);
+        }
+    }
+
+    /// Takes all of another one's accounts.
+    pub fn take_all(&mut self, other: Collection) {
+        other.accounts.into_values().for_each(|account| self.take(account));
+    }
+
+    /// In order of their ids.
+    pub fn accounts(&self) -> impl Iterator<Item = &Account> {
+        self.accounts.values()
+    }
+
+    /// By their order.
+    pub fn into_accounts(self) -> Vec<Account> {
+        self.accounts.into_values().collect()
+    }
+
+    /// Leaves out the works whose software is not wanted.
+    pub fn retain_software(&mut self, is_wanted: impl Fn(&str) -> bool) {
+        for account in self.accounts.values_mut() {
+            account.works.retain(|key, _| is_wanted(&key.software));
+        }
+    }
+
+    /// Leaves the profiles of the kinds and signatures that are wanted, and all that is not of a kind and a signature.
+    pub fn retain(&mut self, is_wanted: impl Fn(&str, &str) -> bool) {
+        for account in self.accounts.values_mut() {
+            account.works.retain(|key, _| is_wanted(&key.kind, &key.signature));
+            account.memories.retain(|(signature, kind), _| is_wanted(kind, signature));
+            // A part of an account may not stand for the whole of it where both are merged.
+            account.count_samples();
+        }
+    }
+
+    /// Works of all sources, those of one key added up.
+    ///
+    /// # Errors
+    /// Names the profile that can't be read.
+    pub fn works(&self) -> Result<BTreeMap<WorkKey, Distribution>, BadProfile> {
+        let all = self.accounts().flat_map(|account| &account.works);
+        pooled(all, |key| format!("{} on {}, {:?}", key.signature, key.kind, key.phase))
+    }
+
+    /// Transfers of all sources, those of one key added up.
+    ///
+    /// # Errors
+    /// Names the profile that can't be read.
+    pub fn transfers(&self) -> Result<BTreeMap<TransferKey, Distribution>, BadProfile> {
+        let all = self.accounts().flat_map(|account| &account.transfers);
+        pooled(all, |key| format!("transfers of {} bytes from {} to {}", key.bytes, key.sender, key.receiver))
+    }
+
+    /// What layers hold, by signature and kind: of several sources the one that was seen last.
+    pub fn memories(&self) -> BTreeMap<(String, String), Memory> {
+        let mut memories = BTreeMap::new();
+        self.by_age().for_each(|account| memories.extend(account.memories.clone()));
+        memories
+    }
+
+    /// What layers take, by signature: of several sources the one that was seen last.
+    pub fn sizes(&self) -> BTreeMap<String, Sizes> {
+        let mut sizes = BTreeMap::new();
+        self.by_age().for_each(|account| sizes.extend(account.sizes.clone()));
+        sizes
+    }
+
+    /// What devices have, by kind: of several sources the one that was seen last.
+    pub fn kinds(&self) -> BTreeMap<String, KindMemory> {
+        let mut kinds = BTreeMap::new();
+        self.by_age().for_each(|account| kinds.extend(account.kinds.clone()));
+        kinds
+    }
+
+    /// Oldest first.
+    fn by_age(&self) -> impl Iterator<Item = &Account> {
+        let mut accounts: Vec<&Account> = self.accounts().collect();
+        accounts.sort_by_key(|account| account.source.last_seen);
+        accounts.into_iter()
+    }
+}
+
+/// A profile whose sketch can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the profile of {what} can't be read: {why}")]
+pub struct BadProfile {
+    /// Which.
+    pub what: String,
+    /// Why.
+    pub why: Unreadable,
+}
+
+fn pooled<'a, K: Clone + Ord + 'a>(
+    all: impl Iterator<Item = (&'a K, &'a Distribution)>,
+    name: impl Fn(&K) -> String,
+) -> Result<BTreeMap<K, Distribution>, BadProfile> {
+    let mut groups: BTreeMap<&K, Vec<&Distribution>> = BTreeMap::new();
+    all.for_each(|(key, distribution)| groups.entry(key).or_default().push(distribution));
+    let mut pool = BTreeMap::new();
+    for (key, group) in groups {
+        let together = Distribution::of_all(&group).map_err(|why| BadProfile { what: name(key), why })?;
+        pool.extend(together.map(|together| (key.clone(), together)));
+    }
+    Ok(pool)
+}

@@ -1,0 +1,302 @@
+//! `adaptis plan --job`: a recorded job on other devices, at the costs that a store of profiles knows.
+
+use crate::profiles::store::{self, Store};
+use crate::{failure, files};
+use adaptis_coordinator::next_job::{Missing, NextJob, Profiles, Refused, Remark, Request, Wanted, next_job};
+use adaptis_coordinator::profiles::account::{Collection, KindMemory};
+use adaptis_coordinator::profiles::evidence::{Chosen, evidence, keep_comparable};
+use adaptis_coordinator::profiles::library;
+use adaptis_coordinator::{RunRecord, record_of};
+use adaptis_executor::preset::card::Card;
+use adaptis_plan::problem::DEVICES_MAX;
+use adaptis_plan::{Device, Link, Problem};
+use adaptis_proto::sample::Phase;
+use anyhow::Result;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// For links that nobody gave and no profile knows: one 200 Gb/s port.
+const UNSEEN_LINK: Link = Link { latency_ns: 30_000, bytes_per_second: 22e9, note: () };
+/// Latency of a link whose bandwidth alone is given.
+const GIVEN_LATENCY_NS: u64 = 10_000;
+/// Missing profiles that an error names; the rest are counted.
+const MISSING_SHOWN: usize = 12;
+
+/// Which job, on what.
+pub struct Asked<'a> {
+    /// The run's folder.
+    pub run: &'a Path,
+    /// A list of devices, or a TOML file.
+    pub devices: &'a str,
+    /// Instead of the run's own.
+    pub microbatches: Option<u64>,
+    /// Where profiles are, besides the run itself.
+    pub store: &'a Store,
+}
+
+/// A problem and what it stands on.
+pub struct Basis {
+    pub problem: Problem,
+    run: String,
+    stores: Vec<String>,
+    next: Next,
+}
+
+struct Next {
+    measured: BTreeMap<String, (usize, u64)>,
+    remarks: Vec<Remark>,
+    chosen: Vec<Chosen>,
+    memory: BTreeMap<String, &'static str>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    device: Vec<FileDevice>,
+    #[serde(default)]
+    kind: Vec<FileKind>,
+    #[serde(default)]
+    links: FileLinks,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileDevice {
+    name: Option<String>,
+    kind: String,
+    node: Option<String>,
+    slowdown: Option<f64>,
+}
+
+/// The rates that the demo reads from such a file are measured here, and not asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileKind {
+    name: String,
+    memory_gib: f64,
+    #[serde(default)]
+    reserved_gib: f64,
+    #[serde(rename = "tflops")]
+    _tflops: Option<f64>,
+    #[serde(rename = "memory_gb_per_second")]
+    _memory_gb_per_second: Option<f64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLinks {
+    within_node_gb_per_second: Option<f64>,
+    between_nodes_gb_per_second: Option<f64>,
+}
+
+/// The problem of a recorded job on other devices.
+pub fn problem(asked: &Asked<'_>) -> Result<Basis> {
+    let run = asked.run.display();
+    let RunRecord { job, .. } = record_of(asked.run)
+        .map_err(|error| failure::usage(format!("--job {run}: {error}; name the folder of a run")))?
+        .ok_or_else(|| failure::usage(format!("--job {run}: its ranks had not declared a job yet")))?;
+    let (mut collection, stores) = profiles(asked)?;
+    keep_comparable(&mut collection, library::emulated(asked.run).as_deref());
+    let (profiles, chosen) = evidence(&collection).map_err(|error| store::bad(asked.run, error))?;
+    let file = devices(asked.devices)?;
+    let mut memory = BTreeMap::new();
+    let wanted = wanted(&file, &collection.kinds(), &mut memory)
+        .map_err(|why| failure::usage(format!("--devices {}: {why}", asked.devices)))?;
+    let microbatches = asked.microbatches.map_or(job.microbatches, |count| u32::try_from(count).unwrap_or(u32::MAX));
+    let given = |rate: Option<f64>| {
+        rate.map(|rate| Link { latency_ns: GIVEN_LATENCY_NS, bytes_per_second: rate * 1e9, note: () })
+    };
+    let request = Request {
+        layers: &job.layers,
+        microbatches,
+        devices: &wanted,
+        within_node: given(file.links.within_node_gb_per_second),
+        between_nodes: given(file.links.between_nodes_gb_per_second),
+        unseen_link: UNSEEN_LINK,
+    };
+    let nobody = |_: &str, _: &str, _: Phase| None;
+    let next = next_job(&request, &profiles, &nobody).map_err(|refused| not_planned(&refused, &profiles, &stores))?;
+    let NextJob { problem, remarks, measured } = next;
+    Ok(Basis { problem, run: job.run.0, stores, next: Next { measured, remarks, chosen, memory } })
+}
+
+/// The profiles of the store and of the run itself, and where they were.
+fn profiles(asked: &Asked<'_>) -> Result<(Collection, Vec<String>)> {
+    let mut stores = Vec::new();
+    let mut collection = Collection::default();
+    let named = asked.store.named().map(Path::to_owned);
+    for path in named.or_else(store::own_if_there).into_iter().chain([asked.run.to_owned()]) {
+        collection.take_all(store::read(&path)?);
+        stores.push(path.display().to_string());
+    }
+    stores.dedup();
+    Ok((collection, stores))
+}
+
+/// Devices as they were given: `4xgh-96,4xa100-40g`, or a file.
+fn devices(text: &str) -> Result<File> {
+    let path = Path::new(text);
+    if path.extension().is_some_and(|extension| extension == "toml") {
+        let text = files::text(path).map_err(|error| failure::usage(format!("--devices {error}")))?;
+        return toml::from_str(&text).map_err(|error| {
+            failure::usage(format!("--devices {}: {}", path.display(), error.to_string().trim_end()))
+        });
+    }
+    let wrong =
+        |part: &str| failure::usage(format!("--devices {text}: `{part}` is not COUNTxKIND, as in 4xgh-96,4xa100-40g"));
+    let mut device = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (count, kind) = match part.split_once('x') {
+            Some((count, kind)) if !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (count.parse::<usize>().map_err(|_| wrong(part))?, kind)
+            }
+            _ => (1, part),
+        };
+        if kind.is_empty() || count == 0 || count.saturating_add(device.len()) > DEVICES_MAX {
+            return Err(wrong(part));
+        }
+        let of = || FileDevice { name: None, kind: kind.to_owned(), node: None, slowdown: None };
+        device.extend(std::iter::repeat_with(of).take(count));
+    }
+    Ok(File { device, kind: Vec::new(), links: FileLinks::default() })
+}
+
+/// The devices with their memory, and by kind where that comes from.
+fn wanted(
+    file: &File,
+    known: &BTreeMap<String, KindMemory>,
+    memory: &mut BTreeMap<String, &'static str>,
+) -> Result<Vec<Wanted>, String> {
+    if file.device.is_empty() {
+        return Err("no [[device]] in it".to_owned());
+    }
+    let mut wanted: Vec<Wanted> = Vec::new();
+    for (at, device) in file.device.iter().enumerate() {
+        let name = device.name.clone().unwrap_or_else(|| format!("gpu{at}"));
+        if wanted.iter().any(|other| other.device.name == name) {
+            return Err(format!("two devices are called `{name}`"));
+        }
+        let (size, origin) = memory_of(&device.kind, file, known)?;
+        memory.insert(device.kind.clone(), origin);
+        let device = Device {
+            kind: device.kind.clone(),
+            memory_bytes: size.memory_bytes,
+            slowdown: device.slowdown.unwrap_or(1.0),
+            reserved_bytes: size.reserved_bytes,
+            note: None,
+            name,
+        };
+        let node = file.device[at].node.clone().unwrap_or_else(|| device.kind.clone());
+        wanted.push(Wanted { device, node });
+    }
+    Ok(wanted)
+}
+
+/// Memory of a kind: as given, as measured, else by its name.
+fn memory_of(
+    kind: &str,
+    file: &File,
+    known: &BTreeMap<String, KindMemory>,
+) -> Result<(KindMemory, &'static str), String> {
+    const GIB: f64 = (1_u64 << 30) as f64;
+    if let Some(given) = file.kind.iter().find(|given| given.name == kind) {
+        let is_size = |gib: f64| (0.0..=1e6).contains(&gib);
+        if !is_size(given.memory_gib) || !is_size(given.reserved_gib) || given.memory_gib == 0.0 {
+            return Err(format!("memory_gib and reserved_gib of `{kind}` are sizes in GiB, at most 1000000"));
+        }
+        let bytes = |gib: f64| (gib * GIB).round() as u64;
+        let memory = KindMemory { memory_bytes: bytes(given.memory_gib), reserved_bytes: bytes(given.reserved_gib) };
+        return Ok((memory, "the file of devices"));
+    }
+    if let Some(memory) = known.get(kind) {
+        return Ok((*memory, "profiles"));
+    }
+    // A group's memory is that of its members.
+    let (members, card) = match kind.split_once('x') {
+        Some((count, card)) if !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit()) => {
+            (count.parse::<u64>().unwrap_or(0), card)
+        }
+        _ => (1, kind),
+    };
+    let by_name = || {
+        let gigabytes = card.rsplit_once('-')?.1.strip_suffix('g')?.parse::<u64>().ok()?;
+        (1..=4096).contains(&gigabytes).then_some(gigabytes << 30)
+    };
+    let bytes = Card::known(card).map(|card| card.memory_bytes).or_else(by_name);
+    match bytes.and_then(|bytes| bytes.checked_mul(members)).filter(|bytes| *bytes > 0) {
+        Some(memory_bytes) => Ok((KindMemory { memory_bytes, reserved_bytes: 0 }, "its name")),
+        None => Err(format!(
+            "nobody knows the memory of `{kind}`: name it with its memory, as in a100-40g, or give a file, --devices \
+             devices.toml, with [[kind]] name = \"{kind}\", memory_gib = 80"
+        )),
+    }
+}
+
+/// Why there is no plan, and what would help.
+fn not_planned(refused: &Refused, profiles: &Profiles, stores: &[String]) -> anyhow::Error {
+    let missing = match refused {
+        Refused::Implausible(error) => return failure::usage(format!("the profiles make no problem: {error}")),
+        Refused::Missing(missing) => missing,
+    };
+    let mut text = format!("no plan without these profiles, which {} lacks:", stores.join(" with "));
+    for of in missing.iter().take(MISSING_SHOWN) {
+        text += &format!("\n  {of}");
+    }
+    if missing.len() > MISSING_SHOWN {
+        text += &format!("\n  and {} more", missing.len() - MISSING_SHOWN);
+    }
+    let kinds: std::collections::BTreeSet<&str> = profiles.times.keys().map(|(kind, ..)| kind.as_str()).collect();
+    let unknown = missing.iter().find_map(|of| match of {
+        Missing::Time { kind, .. } if !kinds.contains(kind.as_str()) => Some(kind),
+        _ => None,
+    });
+    if let Some(kind) = unknown {
+        let known = kinds.into_iter().collect::<Vec<_>>().join(", ");
+        text +=
+            &format!("\nthere are profiles of {}, none of {kind}", if known.is_empty() { "nothing" } else { &known });
+    }
+    text += "\nmerge a run that measured them (`adaptis profiles merge RUN`), import them (`adaptis profiles import FILE`), or \
+             plan for kinds that have them";
+    failure::negative(text)
+}
+
+impl Basis {
+    /// What was measured and what was guessed, in words.
+    pub fn text(&self) -> String {
+        let mut out = format!("job {}, profiles of {}\n", self.run, self.stores.join(" and "));
+        for (kind, (times, samples)) in &self.next.measured {
+            out += &format!("measured: {times} times on {kind}, {samples} samples\n");
+        }
+        for (kind, origin) in &self.next.memory {
+            out += &format!("memory of {kind}: by {origin}\n");
+        }
+        for chosen in &self.next.chosen {
+            let software = if chosen.software.is_empty() { "without a name" } else { &chosen.software };
+            out += &format!("of several softwares on {}: the newest, {software}\n", chosen.kind);
+        }
+        for remark in &self.next.remarks {
+            out += &format!("{remark}\n");
+        }
+        out + "guessed: a boundary takes no time, and no device is slower than its kind\n"
+    }
+
+    /// The same for programs.
+    pub fn json(&self) -> serde_json::Value {
+        let measured = self.next.measured.iter();
+        let measured = measured
+            .map(|(kind, (times, samples))| (kind.clone(), serde_json::json!({ "times": times, "samples": samples })));
+        let is_predicted = |remark: &&Remark| matches!(remark, Remark::Predicted { .. });
+        let texts = |remarks: Vec<&Remark>| remarks.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (predicted, guessed): (Vec<&Remark>, Vec<&Remark>) = self.next.remarks.iter().partition(is_predicted);
+        serde_json::json!({
+            "job": self.run,
+            "stores": self.stores,
+            "measured": serde_json::Value::Object(measured.collect()),
+            "memory": self.next.memory,
+            "predicted": texts(predicted),
+            "guessed": texts(guessed),
+        })
+    }
+}

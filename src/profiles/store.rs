@@ -1,0 +1,127 @@
+//! Which store: the one that is named, else `ADAPTIS_STORE`, else the user's own.
+
+use crate::failure;
+use adaptis_coordinator::profiles::LibraryError;
+use adaptis_coordinator::profiles::account::Collection;
+use adaptis_coordinator::profiles::library::{self, Library, Merged};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+/// Where profiles are read.
+#[derive(clap::Args)]
+pub struct Store {
+    /// The store: a folder of profiles, a run's folder, or an export as JSON [default: ~/.config/adaptis]
+    #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
+    store: Option<PathBuf>,
+}
+
+/// Where profiles are kept.
+#[derive(clap::Args)]
+pub struct Into {
+    /// The store to keep them in, made if it is not there [default: ~/.config/adaptis]
+    #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
+    into: Option<PathBuf>,
+}
+
+impl Store {
+    /// The store that is named, if one is.
+    pub fn named(&self) -> Option<&Path> {
+        self.store.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+
+    /// Where it is, by name or by default.
+    pub fn path(&self) -> Result<PathBuf> {
+        place(self.named(), "--store")
+    }
+
+    /// All that is in it.
+    pub fn read(&self) -> Result<(PathBuf, Collection)> {
+        let path = self.path()?;
+        let collection = read(&path)?;
+        Ok((path, collection))
+    }
+}
+
+impl Into {
+    /// Where it is.
+    pub fn path(&self) -> Result<PathBuf> {
+        place(self.into.as_deref().filter(|path| !path.as_os_str().is_empty()), "--into")
+    }
+}
+
+fn place(named: Option<&Path>, argument: &str) -> Result<PathBuf> {
+    let own = || {
+        let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let config = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
+        config.map(|config| config.join("adaptis"))
+    };
+    named.map(Path::to_owned).or_else(own).ok_or_else(|| {
+        failure::usage(format!("{argument}: there is no home folder to keep profiles in: name a folder"))
+    })
+}
+
+/// The user's own store, if it is there.
+pub fn own_if_there() -> Option<PathBuf> {
+    let path = place(None, "--store").ok()?;
+    path.join(library::FILE).is_file().then_some(path)
+}
+
+/// All that is in a store, run or export.
+pub fn read(path: &Path) -> Result<Collection> {
+    library::read(path).map_err(failed)
+}
+
+/// Merges all accounts of a collection into a store.
+pub fn merge(into: &Path, collection: Collection) -> Result<Vec<serde_json::Value>> {
+    let accounts = collection.into_accounts();
+    let mut library = Library::open(into).map_err(failed)?;
+    let merged = library.merge(&accounts, adaptis_coordinator::profiles::now()).map_err(failed)?;
+    let row = |(account, merged): (&adaptis_coordinator::profiles::account::Account, &Merged)| {
+        let became = match merged {
+            Merged::New => "new",
+            Merged::Grown { .. } => "grown",
+            Merged::Known => "known",
+        };
+        let before = if let Merged::Grown { from } = merged { *from } else { 0 };
+        serde_json::json!({
+            "id": account.source.id,
+            "name": account.source.name,
+            "how": account.source.how,
+            "samples": account.source.samples,
+            "samples_before": before,
+            "profiles": account.works.len(),
+            "became": became,
+        })
+    };
+    Ok(accounts.iter().zip(&merged).map(row).collect())
+}
+
+/// What was merged, in words.
+pub fn merged_text(into: &Path, merged: &[serde_json::Value]) -> String {
+    let mut out = String::new();
+    for row in merged {
+        let name = row["name"].as_str().unwrap_or_default();
+        let (profiles, samples) = (&row["profiles"], &row["samples"]);
+        out += &match row["became"].as_str() {
+            Some("new") => format!("{name}: {profiles} profiles, {samples} samples\n"),
+            Some("grown") => {
+                format!("{name}: {profiles} profiles, {samples} samples, before {}\n", row["samples_before"])
+            }
+            _ => format!("{name}: known already, nothing to add\n"),
+        };
+    }
+    out + &format!("kept in {}\n", into.display())
+}
+
+/// The end of a command because of a store.
+pub fn failed(error: LibraryError) -> anyhow::Error {
+    match error.is_of_file() {
+        true => failure::usage(error),
+        false => failure::environment(error),
+    }
+}
+
+/// The end of a command because of a profile in a store.
+pub fn bad(path: &Path, error: impl std::fmt::Display) -> anyhow::Error {
+    failure::usage(format!("{}: {error}; take a copy that is whole", path.display()))
+}
