@@ -23,8 +23,8 @@ pub mod sketch;
 pub mod straggler;
 pub(crate) mod tables;
 
-pub use error::LibraryError;
 pub use adaptis_coordinator_core::predict::{CannotPredict, Prediction, Predictor, Source};
+pub use error::LibraryError;
 pub use measurement::{Cell, MeasuredPhase, Measurement, condense};
 
 /// The wall clock in seconds since 1970: profiles outlive every other clock.

@@ -68,7 +68,7 @@ fn open(dir: &Path) -> Result<Connection, StoreError> {
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(StoreError::Environment { path, source });
     }
-    let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let (connection, _) = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
 }

@@ -70,7 +70,7 @@ pub(super) fn conclude(
             plan.predicted = Some(predicted(&timeline, judge.bound_ns));
             let passes = timeline.fits && audit(problem, &plan).is_empty();
             let toll = if judge.is_free { 0.0 } else { judge.toll(&candidate.shape) };
-            passes.then(|| Finished { plan, value: candidate.value, free_value: candidate.value - toll })
+            passes.then_some(Finished { plan, value: candidate.value, free_value: candidate.value - toll })
         })
     };
     let best = pool.members.iter().find_map(|member| finished(member, false));

@@ -97,6 +97,10 @@ pub fn conclude(watched: &Watched, works: Works, last: &Plan, options: &Options)
             Who::Link(from, to) => {
                 (Kind::Link, Place { from_device: name(from.index()), to_device: name(to.index()), ..since })
             }
+            Who::Layer(device, layer) => {
+                let operation = Some(format!("layer {layer}"));
+                (Kind::Operation, Place { device: name(device.index()), operation, ..since })
+            }
         };
         let during: Vec<usize> = (0..replayed.steps.len()).filter(|&at| slowdown.is_at(replayed.steps[at])).collect();
         let of = |times: &[u64]| during.iter().map(|&at| times[at]).collect::<Vec<u64>>();

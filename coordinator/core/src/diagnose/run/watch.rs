@@ -83,8 +83,15 @@ impl Watch {
             of.push((readings.step, reading.ln_ratio));
         }
         for shift in self.drift.observe(readings) {
-            if let Shift::Changed(change) = shift {
-                self.changed(change);
+            match shift {
+                Shift::Changed(change) | Shift::Turned(change) => self.changed(change),
+                // What was over before it had lasted is nothing that is slow.
+                Shift::Passed(passed) => {
+                    let (began, ended) = (passed.began, passed.ended);
+                    self.settling.retain(|(change, ..)| change.who != began.who || change.onset != began.onset);
+                    self.estimator.undo_change(began.who, began.onset, ended.onset);
+                }
+                Shift::Lasts(_) | Shift::Corrected(_) => {}
             }
         }
     }

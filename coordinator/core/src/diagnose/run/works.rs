@@ -17,8 +17,8 @@ const PHASES: usize = 4;
 /// What a node of an iteration's graph stands for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::diagnose) enum Run {
-    /// Work of a device, and what it would take if all microbatches were alike.
-    Work { device: usize, even_ns: u64 },
+    /// Work of a device on a stage, and what it would take if all microbatches were alike.
+    Work { device: usize, stage: usize, even_ns: u64 },
     /// A tensor on its way, and what it would take if all were alike.
     Transfer { from: usize, to: usize, even_ns: u64 },
 }
@@ -144,13 +144,19 @@ impl Works {
         let Some(graph) = graph(plan, &mut recorded) else { return };
         let tail_ns = optimizer_ns.saturating_add(self.boundary_ns);
         let mut ends = Vec::new();
+        let usual = usual(&recorded.works);
         let slower = |slowdown: &Slowdown, node: Run| -> f64 {
-            let is_it = match (slowdown.who, node) {
-                (Who::Device(of), Run::Work { device, .. }) => of.index() == device,
-                (Who::Link(of, at), Run::Transfer { from, to, .. }) => (of.index(), at.index()) == (from, to),
-                _ => false,
+            // The share of its time that is slower.
+            let share = match (slowdown.who, node) {
+                (Who::Device(of), Run::Work { device, .. }) if of.index() == device => 1.0,
+                (Who::Link(of, at), Run::Transfer { from, to, .. }) if (of.index(), at.index()) == (from, to) => 1.0,
+                (Who::Layer(of, layer), Run::Work { device, stage, .. }) if of.index() == device => {
+                    share_of(plan, &usual, stage, layer.index())
+                }
+                _ => return 1.0,
             };
-            if is_it && slowdown.is_at(step) { slowdown.factor().max(1.0) } else { 1.0 }
+            let factor = slowdown.factor().max(1.0);
+            if slowdown.is_at(step) { (1.0 - share + share / factor).recip() } else { 1.0 }
         };
         let scaled = |ns: u64, factor: f64| (ns as f64 / factor).round() as u64;
         let replayed = &mut self.replayed;
@@ -216,7 +222,7 @@ impl Placed {
             let mut before = None;
             for instruction in program {
                 let (ns, even_ns) = instruction_ns(plan, recorded, &usual, *instruction)?;
-                let node = draft.add(Run::Work { device, even_ns }, ns);
+                let node = draft.add(Run::Work { device, stage: instruction.stage.index(), even_ns }, ns);
                 if let Some(before) = before.replace(node) {
                     draft.wait(node, before);
                 }
@@ -291,6 +297,15 @@ fn transfers(placed: &Placed, recorded: &mut Recorded, draft: &mut Draft<Run>) -
         }
     }
     arrivals
+}
+
+/// What a layer has of the time of a stage.
+fn share_of(plan: &Plan, usual: &BTreeMap<(usize, usize), u64>, stage: usize, layer: usize) -> f64 {
+    let range = plan.stages[stage].range();
+    let of =
+        |layer: usize| (0..PHASES).filter_map(|phase| usual.get(&(layer, phase))).map(|&ns| ns as f64).sum::<f64>();
+    let all: f64 = range.clone().map(of).sum();
+    if range.contains(&layer) && all > 0.0 { of(layer) / all } else { 0.0 }
 }
 
 /// By layer and phase: the middle of its works.
