@@ -214,7 +214,8 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, LibraryError> {
     let of = |error| LibraryError::of(path, error);
     let mut connection = Connection::open_with_flags(path, flags).map_err(of)?;
     connection.busy_timeout(PATIENCE).map_err(of)?;
-    let found = state(&connection).map_err(of)?;
+    // At one instant: another process may be giving it its tables.
+    let found = connection.transaction().and_then(|reading| state(&reading)).map_err(of)?;
     let found = if found == (0, 0, 0) { create(&mut connection).map_err(of)? } else { found };
     match found {
         (APPLICATION, VERSION, _) => Ok(connection),

@@ -9,9 +9,8 @@
 //!
 //! 1. One slow iteration is never a change: a single reading counts for at most a part of the threshold, and a change
 //!    needs two iterations that show it.
-//! 2. What all devices share (a common pause, a warmer room) is no change of one of them. It is taken off: of three devices
-//!    or more as a median that even half of them slowing down together does not move, of two as what they have in common.
-//!    The same of links.
+//! 2. What all devices share (a common pause, a warmer room) is no change of one of them. It is taken off where there
+//!    are three devices or more, as a median that even half of them slowing down together does not move.
 //! 3. Cold iterations teach nothing and confirm nothing, but the baseline outlives them: what changed meanwhile is found
 //!    in the warm iterations after.
 //! 4. The baseline does not follow a slow drift: it is frozen after a while, so that small steps add up to a change.
@@ -44,7 +43,7 @@ use std::collections::BTreeMap;
 use track::Track;
 use watch::{Confirmed, Watch};
 
-/// Devices from which on what they share is their median.
+/// Devices from which on what they share is told apart from what one does.
 const COMMON_DEVICES_MIN: usize = 3;
 
 /// Standard deviations between the two middle devices from which on they are two groups.
@@ -317,10 +316,6 @@ fn beside_others(reading: &Reading) -> impl Iterator<Item = (Reading, LayerIndex
 /// then half of the devices changed and the others did not. What noise alone would give is taken for nothing, or one
 /// device that changes would pull the others along.
 fn common(mut devices: Vec<f64>, noise_sd: f64) -> f64 {
-    if let [one, other] = devices[..] {
-        // The smaller one if both lean the same way.
-        return if one * other > 0.0 { one.signum() * one.abs().min(other.abs()) } else { 0.0 };
-    }
     if devices.len() < COMMON_DEVICES_MIN {
         return 0.0;
     }

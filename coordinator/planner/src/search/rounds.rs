@@ -49,6 +49,8 @@ const EVALUATIONS_BESIDE: u64 = 16;
 const AHEAD: usize = 8;
 /// The same for each thread where it may, so that none waits for a longer task.
 const AHEAD_PER_THREAD: usize = 2;
+/// Evaluations near a running plan for each one from nothing.
+const NEAR_SHARE: u64 = 3;
 /// Threads at most.
 const THREADS_MAX: usize = 64;
 /// Between two looks at whether the caller wants to stop, while threads work.
@@ -159,7 +161,7 @@ impl Desk<'_> {
             return None;
         }
         let near_spent = self.near.spent;
-        let is_anew = self.anew.as_ref().is_some_and(|(anew, _)| anew.spent < near_spent);
+        let is_anew = self.anew.as_ref().is_some_and(|(anew, _)| anew.spent < near_spent / NEAR_SHARE);
         let (territory, all) = match &mut self.anew {
             Some((anew, all)) if is_anew => (anew, &all.members),
             _ => (&mut self.near, &self.pool.members),
