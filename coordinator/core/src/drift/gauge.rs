@@ -14,6 +14,9 @@ const WORKS: usize = 4096;
 const WELL_KNOWN_LN_SD: f64 = 0.05;
 /// Shorter works are overhead of the clock.
 const NEGLIGIBLE_NS: u64 = 100;
+/// Scheduling blurs works by some microseconds whatever their length: a layer whose works are shorter tells of that, and
+/// is not watched by itself.
+const LAYER_NS: f64 = 100_000.0;
 /// Relative standard deviation of a transfer, which has no learned one.
 const TRANSFER_SPREAD: f64 = 0.05;
 
@@ -31,6 +34,7 @@ struct Expected {
 #[derive(Clone, Copy, Debug)]
 struct Ratio {
     of: Option<(LayerIndex, usize)>,
+    expected_ln_ns: f64,
     ln: f64,
     ln_sd: f64,
     is_guess: bool,
@@ -124,7 +128,8 @@ impl Gauge {
         let ratios = iteration.of.entry(who).or_default();
         if ratios.len() < WORKS {
             let ln = (duration_ns.max(1) as f64).ln() - expected.ln_ns;
-            ratios.push(Ratio { of: expected.of, ln, ln_sd: expected.ln_sd, is_guess: expected.is_guess });
+            let Expected { of, ln_ns: expected_ln_ns, ln_sd, is_guess } = expected;
+            ratios.push(Ratio { of, expected_ln_ns, ln, ln_sd, is_guess });
         }
     }
 
@@ -206,10 +211,10 @@ fn count<T>(of: &[T]) -> u32 {
     u32::try_from(of.len()).unwrap_or(u32::MAX)
 }
 
-/// Each layer by itself.
+/// Each layer by itself, by its works that are long enough.
 fn layers(ratios: &[Ratio], spread: f64) -> Vec<OfLayer> {
     let mut of: BTreeMap<LayerIndex, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
-    for ratio in ratios {
+    for ratio in ratios.iter().filter(|ratio| ratio.expected_ln_ns >= LAYER_NS.ln()) {
         if let Some((layer, _)) = ratio.of {
             let (lns, sds) = of.entry(layer).or_default();
             lns.push(ratio.ln);
