@@ -26,6 +26,8 @@ mod values;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use tracing::Level;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Re-plans pipeline-parallel training while it runs.
 ///
@@ -44,6 +46,8 @@ const EXAMPLES: &str = "Start here:
   adaptis plan problem.json --out plan.json      plan once, from a file
   adaptis simulate problem.json plan.json --svg timeline.svg
   adaptis replay trace.parquet                   what is slow in a recorded job
+
+The log goes to standard error; ADAPTIS_LOG says how much of it: warn, debug, adaptis_coordinator=debug,info, off.
 
 Exit codes: 0 done; 1 a negative answer; 2 wrong usage or a file that is not of its format; 3 trouble with
 the environment (port, permission, unreachable); 128 + signal when interrupted.";
@@ -80,16 +84,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ADAPTIS_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        // Where standard error is closed or full, a line is lost; to say so there would be a panic.
-        .log_internal_errors(false)
-        .init();
+    start_log();
     let ended = match cli.command {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Coordinator(arguments) => coordinator::run(arguments),
@@ -111,5 +106,25 @@ fn main() -> ExitCode {
             files::say(&format!("adaptis: {error:#}"));
             ExitCode::from(failure::code(&error))
         }
+    }
+}
+
+const LOG: &str = "ADAPTIS_LOG";
+
+fn start_log() {
+    let asked = std::env::var(LOG).unwrap_or_default();
+    let (targets, refused) = match asked.parse::<Targets>() {
+        Ok(targets) if !asked.trim().is_empty() => (targets, None),
+        Ok(_) => (Targets::new().with_default(Level::INFO), None),
+        Err(error) => (Targets::new().with_default(Level::INFO), Some(error)),
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        // Where standard error is closed or full, a line is lost; to say so there would be a panic.
+        .log_internal_errors(false);
+    tracing_subscriber::registry().with(lines).with(targets).init();
+    if let Some(error) = refused {
+        tracing::warn!("{LOG}={asked}: {error}; info is used. It takes a level, or target=level, divided by commas");
     }
 }

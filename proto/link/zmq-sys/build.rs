@@ -5,7 +5,8 @@
 //!
 //! A packager who wants the system's library sets `ADAPTIS_ZMQ_LIB_DIR` to its folder (it must have CURVE).
 
-use std::env;
+use std::path::Path;
+use std::{env, fs};
 
 const SYSTEM_LIBRARY: &str = "ADAPTIS_ZMQ_LIB_DIR";
 
@@ -24,6 +25,23 @@ const LINUX_FLAGS: &[&str] = &[
     "-DZMQ_CACHELINE_SIZE=64",
 ];
 
+/// What the hundred files of libzmq spend most of their compilation on; parsed once for all of them.
+const STANDARD_HEADERS: &str = "\
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+";
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed={SYSTEM_LIBRARY}");
@@ -34,10 +52,32 @@ fn main() {
     }
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         add_cxx_flags(&LINUX_FLAGS.join(" "));
+        if let Some(header) = precompile(STANDARD_HEADERS) {
+            add_cxx_flags(&format!("-include {header}"));
+        }
     }
     let library = sodium_folder("DEP_SODIUM_LIB");
     let headers = sodium_folder("DEP_SODIUM_INCLUDE");
     zeromq_src::Build::new().with_libsodium(Some(zeromq_src::LibLocation::new(library, headers))).build();
+}
+
+/// The header to include first in every file, if this compiler can parse it ahead. One that was parsed under other
+/// flags than a file is compiled with is passed over by the compiler, and the text read instead.
+fn precompile(headers: &str) -> Option<String> {
+    let folder = env::var("OUT_DIR").ok().filter(|folder| !folder.contains(char::is_whitespace))?;
+    let header = Path::new(&folder).join("standard.hpp");
+    let compiler = cc::Build::new().cpp(true).std("c++11").warnings(false).try_get_compiler().ok()?;
+    if !compiler.is_like_gnu() {
+        return None;
+    }
+    fs::write(&header, headers).ok()?;
+    let made = compiler
+        .to_command()
+        .args(["-x", "c++-header", "-o"])
+        .arg(header.with_extension("hpp.gch"))
+        .arg(&header)
+        .status();
+    made.is_ok_and(|status| status.success()).then(|| header.display().to_string())
 }
 
 /// Published by the build script of `libsodium-sys-stable`.
