@@ -9,7 +9,7 @@ use crate::ingest::{Ingest, Turn};
 use crate::report::{self, Fault};
 use crate::searching::{Found, Searches};
 use crate::snapshot::{Board, Snapshot};
-use crate::store::{Profiles, Store, absorb};
+use crate::store::{Profiles, Store, Stored, absorb};
 use crate::{CoordinatorError, Ended, Options};
 use adaptis_coordinator_core::membership::Peer;
 use adaptis_coordinator_core::{Brain, Durable, Effect, Event};
@@ -115,7 +115,14 @@ impl Control {
         self.store.replay(|device, ring, records| {
             effects.extend(brain.on_event(now_ns(), Event::Replayed { device, ring, records }));
         })?;
-        self.perform(effects)
+        self.perform(effects)?;
+        let (profiles, brain, ingest) = (&mut self.profiles, &self.brain, &self.ingest);
+        self.store.unprofiled(|device, ring, records| {
+            if brain.is_of_member(&device, ring) {
+                profile(profiles, brain, ingest, &device, &records);
+            }
+        })?;
+        Ok(())
     }
 
     fn turn(&mut self) -> Result<(), CoordinatorError> {
@@ -188,28 +195,21 @@ impl Control {
         let (peers, batches): (Vec<PeerId>, Vec<Batch>) = batches.into_iter().unzip();
         let brain = &self.brain;
         let stored = self.store.store(&batches, |batch| brain.is_of_member(&batch.device, batch.ring))?;
-        for ((peer, batch), stored) in peers.iter().zip(batches).zip(stored) {
-            let is_of_member = self.brain.is_of_member(&batch.device, batch.ring);
-            self.ingest.count(peer, &batch, &stored);
+        // All before the brain hears of any: a merge takes for granted that what is on disk is in the profiles.
+        for ((peer, batch), stored) in peers.iter().zip(&batches).zip(&stored) {
+            self.ingest.count(peer, batch, stored);
             self.tell(peer, FromCoordinator::Agent(AgentOrder::Stored { ring: batch.ring, next: stored.next }));
-            if is_of_member && !stored.records.is_empty() {
-                self.profile(&batch.device, &stored.records);
-                let Batch { device, ring, .. } = batch;
-                self.feed(Event::Absorbed { device, ring, records: stored.records })?;
+            if self.brain.is_of_member(&batch.device, batch.ring) {
+                profile(&mut self.profiles, &self.brain, &self.ingest, &batch.device, &stored.records);
+            }
+        }
+        for (Batch { device, ring, .. }, Stored { records, .. }) in batches.into_iter().zip(stored) {
+            if self.brain.is_of_member(&device, ring) && !records.is_empty() {
+                self.feed(Event::Absorbed { device, ring, records })?;
             }
         }
         self.store.trim()?;
         Ok(())
-    }
-
-    /// Takes what the records tell of costs. Works count as what they would take on a device at the speed of its kind.
-    fn profile(&mut self, device: &str, records: &[Record]) {
-        let Some(of) = self.brain.generation() else { return };
-        let Some(at) = of.cards.iter().position(|card| card.name == device) else { return };
-        let (software, slowdown) = (self.ingest.software(device), self.brain.slowdown(at));
-        for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
-            absorb(&mut self.profiles, of, &of.cards[at], &sample, &software, slowdown);
-        }
     }
 
     fn feed(&mut self, event: Event) -> Result<(), CoordinatorError> {
@@ -392,6 +392,14 @@ impl Control {
         }
         self.take_batches(turn.batches)
     }
+}
+
+/// Takes what the records tell of costs. Works count as what they would take on a device at the speed of its kind.
+fn profile(profiles: &mut Profiles, brain: &Brain, ingest: &Ingest, device: &str, records: &[Record]) {
+    let Some(of) = brain.generation() else { return };
+    let Some(at) = of.cards.iter().position(|card| card.name == device) else { return };
+    let samples = records.iter().filter_map(|&record| Sample::try_from(record).ok());
+    absorb(profiles, of, &of.cards[at], samples, &ingest.software(device), brain.slowdown(at));
 }
 
 /// The coordinator's clock, which is its host's `CLOCK_MONOTONIC`: agents of this host need no offset.

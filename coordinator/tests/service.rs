@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails in a test may end it there")]
 
-use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, REPORT_FILE, run, work_of};
+use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, REPORT_FILE, Store, run, work_of};
 use adaptis_link::{Client, Limits, Security};
 use adaptis_proto::message::{
     AgentEvent, AgentOrder, Answer, Ask, Batch, DeviceCard, FromCoordinator, Health, Job, JobLayer, RankEvent,
     RankOrder, Rejection, State, Status, ToCoordinator,
 };
-use adaptis_proto::sample::{Place, Sample};
-use adaptis_proto::{Digest, Epoch, Generation, Incarnation, LayerIndex, RunId, Step, Term, wire};
+use adaptis_proto::sample::{Mark, Phase, Place, Sample};
+use adaptis_proto::{Digest, Epoch, Generation, Incarnation, LayerIndex, Microbatch, RunId, Step, Term, wire};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -325,6 +325,51 @@ fn a_restarted_coordinator_goes_on_where_the_ledger_stands() {
     assert_eq!((status.state, status.place.epoch, status.run.0.as_str()), (State::Training, Epoch(1), "test"));
     assert_eq!(second.end(), Ended::Stopped);
     assert!(dir.path().join(REPORT_FILE).is_file(), "a stopped coordinator leaves its report");
+}
+
+#[test]
+fn what_a_killed_coordinator_had_stored_is_in_the_profiles_of_its_successor_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(&dir.path().join("first"), |_| {});
+    ask(&service.client("rank"), &hello(), is_started);
+    let place = Place { step: Step(5), epoch: Epoch(1), generation: Generation(1) };
+    let work = |microbatch: u32| Sample::Work {
+        place,
+        layer: LayerIndex(1),
+        microbatch: Microbatch(microbatch),
+        phase: Phase::Forward,
+        mark: Mark::Warm,
+        start_ns: 1,
+        duration_ns: 1_000,
+    };
+    let memory = Sample::LayerMemory {
+        place,
+        layer: LayerIndex(1),
+        activation_bytes: 64,
+        weight_gradient_bytes: 32,
+        workspace_bytes: 0,
+    };
+    assert_eq!(ask(&service.client("agent"), &batch(0, &[work(0), work(1), memory]), stored), 3);
+    // As the files lie when it is killed now.
+    let copy = dir.path().join("second");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(dir.path().join("first")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    assert_eq!(service.end(), Ended::Stopped);
+    let counts = |name: &str| {
+        let profiles = Store::open(&dir.path().join(name), u64::MAX).unwrap().profiles().unwrap();
+        (profiles.works.values().map(|work| work.count).sum::<u64>(), profiles.memories.len())
+    };
+    assert_eq!(counts("first"), (2, 1));
+    assert_eq!(counts("second"), (0, 0), "the test's premise: nothing was merged");
+    for _ in 0..2 {
+        assert_eq!(Service::start(&copy, |_| {}).end(), Ended::Stopped);
+        assert_eq!(counts("second"), (2, 1));
+    }
 }
 
 /// What an agent says of itself: all it took is stored, and 2 were dropped.

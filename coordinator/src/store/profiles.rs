@@ -1,19 +1,23 @@
 //! Profiles: what each layer class costs on each kind of device, as distributions that outlive the run.
 //!
-//! They gather in memory and are merged into the store from time to time and at the end; a killed coordinator loses what
-//! it gathered since, and nothing else is made of them. A run's store holds one source: the run.
+//! They gather in memory and are merged into the store from time to time and at the end. The store knows up to which
+//! batch they are: a coordinator that follows one which was killed gathers the rest again, from the records on disk. A
+//! run's store holds one source: the run.
 
 use super::{Store, StoreError};
 use crate::profiles::account::{Account, Distribution, KindMemory, Memory, Source, TransferKey, WorkKey};
 use crate::profiles::sketch::Sketch;
 use crate::profiles::tables::{self, TableError};
 use adaptis_coordinator_core::ledger::GenerationRecord;
+use adaptis_proto::Incarnation;
 use adaptis_proto::LayerIndex;
 use adaptis_proto::message::DeviceCard;
-use adaptis_proto::sample::{Mark, Phase, Sample};
-use rusqlite::Connection;
+use adaptis_proto::sample::{Mark, Phase, Record, Sample};
+use rusqlite::{Connection, OptionalExtension};
 use std::collections::BTreeMap;
 
+/// Where the counters hold the number of the last batch whose records are in the profiles on disk.
+const PROFILED_TO: &str = "profiled_to";
 /// Profiles that are gathered at a time. Full: samples of other classes are left out, and counted.
 const PROFILES_MAX: usize = 1_024;
 
@@ -33,15 +37,20 @@ pub struct Profiles {
 impl Profiles {
     /// Takes a work's time.
     pub fn record(&mut self, signature: &str, kind: &str, phase: Phase, software: &str, duration_ns: u64) {
+        self.record_all(signature, kind, phase, software, &[duration_ns]);
+    }
+
+    /// Takes the times of many works of one class.
+    pub fn record_all(&mut self, signature: &str, kind: &str, phase: Phase, software: &str, durations_ns: &[u64]) {
         let (signature, kind, software) = (signature.to_owned(), kind.to_owned(), software.to_owned());
         let key = WorkKey { signature, kind, phase, software };
-        self.left_out += u64::from(!record(&mut self.works, key, duration_ns));
+        self.left_out += record(&mut self.works, key, durations_ns);
     }
 
     /// Takes a transfer's time between devices of two kinds.
     pub fn record_transfer(&mut self, sender: &str, receiver: &str, bytes: u64, duration_ns: u64) {
         let key = TransferKey { sender: sender.to_owned(), receiver: receiver.to_owned(), bytes };
-        self.left_out += u64::from(!record(&mut self.transfers, key, duration_ns));
+        self.left_out += record(&mut self.transfers, key, &[duration_ns]);
     }
 
     /// Takes what a layer holds.
@@ -86,13 +95,14 @@ impl Profiles {
     }
 }
 
-/// Whether there was room.
-fn record<K: Ord>(sketches: &mut BTreeMap<K, Sketch>, key: K, duration_ns: u64) -> bool {
-    let has_room = sketches.len() < PROFILES_MAX || sketches.contains_key(&key);
-    if has_room {
-        sketches.entry(key).or_default().record(duration_ns);
+/// Gives how many there was no room for.
+fn record<K: Ord>(sketches: &mut BTreeMap<K, Sketch>, key: K, durations_ns: &[u64]) -> u64 {
+    if sketches.len() >= PROFILES_MAX && !sketches.contains_key(&key) {
+        return durations_ns.len() as u64;
     }
-    has_room
+    let sketch = sketches.entry(key).or_default();
+    durations_ns.iter().for_each(|&ns| sketch.record(ns));
+    0
 }
 
 fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V, join: impl Fn(&mut V, V)) {
@@ -104,38 +114,45 @@ fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V, join: impl Fn(&mut
     }
 }
 
-/// Takes what a sample of a device tells of costs, if it tells any: warm work as it would take at the speed of its kind,
-/// transfers, memory.
+/// Takes what samples of a device tell of costs: warm works as they would take at the speed of its kind, transfers,
+/// memory.
 pub(crate) fn absorb(
     profiles: &mut Profiles,
     of: &GenerationRecord,
     card: &DeviceCard,
-    sample: &Sample,
+    samples: impl Iterator<Item = Sample>,
     software: &str,
     slowdown: Option<f64>,
 ) {
     let signature = |layer: LayerIndex| of.job.layers.get(layer.index()).map(|layer| &layer.signature);
-    match *sample {
-        Sample::Work { layer, phase, mark: Mark::Warm, duration_ns, .. } => {
-            if let Some(signature) = signature(layer) {
+    // A batch holds many works of few layers: their class is looked up once.
+    let mut works: BTreeMap<(LayerIndex, Phase), Vec<u64>> = BTreeMap::new();
+    for sample in samples {
+        match sample {
+            Sample::Work { layer, phase, mark: Mark::Warm, duration_ns, .. } => {
                 let ns = slowdown.map_or(duration_ns, |slowdown| (duration_ns as f64 / slowdown).round() as u64);
-                profiles.record(signature, &card.kind, phase, software, ns);
+                works.entry((layer, phase)).or_default().push(ns);
             }
-        }
-        Sample::Transfer { from, mark: Mark::Warm | Mark::Calibration, bytes, duration_ns, .. } => {
-            if let Some(sender) = of.cards.get(from.index()).filter(|sender| sender.name != card.name) {
-                profiles.record_transfer(&sender.kind, &card.kind, bytes, duration_ns);
+            Sample::Transfer { from, mark: Mark::Warm | Mark::Calibration, bytes, duration_ns, .. } => {
+                if let Some(sender) = of.cards.get(from.index()).filter(|sender| sender.name != card.name) {
+                    profiles.record_transfer(&sender.kind, &card.kind, bytes, duration_ns);
+                }
             }
-        }
-        Sample::LayerMemory { layer, activation_bytes, weight_gradient_bytes, workspace_bytes, .. } => {
-            if let Some(signature) = signature(layer) {
-                let weight_gradient_bytes = Some(weight_gradient_bytes.min(activation_bytes));
-                let memory = Memory { activation_bytes, weight_gradient_bytes, workspace_bytes };
-                profiles.record_memory(signature, &card.kind, memory);
+            Sample::LayerMemory { layer, activation_bytes, weight_gradient_bytes, workspace_bytes, .. } => {
+                if let Some(signature) = signature(layer) {
+                    let weight_gradient_bytes = Some(weight_gradient_bytes.min(activation_bytes));
+                    let memory = Memory { activation_bytes, weight_gradient_bytes, workspace_bytes };
+                    profiles.record_memory(signature, &card.kind, memory);
+                }
             }
+            Sample::DeviceMemory { reserved_bytes, .. } => profiles.record_reserved(&card.kind, reserved_bytes),
+            Sample::Work { .. } | Sample::Transfer { .. } | Sample::Iteration { .. } | Sample::Switch { .. } => {}
         }
-        Sample::DeviceMemory { reserved_bytes, .. } => profiles.record_reserved(&card.kind, reserved_bytes),
-        Sample::Work { .. } | Sample::Transfer { .. } | Sample::Iteration { .. } | Sample::Switch { .. } => {}
+    }
+    for ((layer, phase), durations_ns) in works {
+        if let Some(signature) = signature(layer) {
+            profiles.record_all(signature, &card.kind, phase, software, &durations_ns);
+        }
     }
 }
 
@@ -149,7 +166,8 @@ impl From<TableError> for StoreError {
 }
 
 impl Store {
-    /// Merges profiles into those on disk, and empties them; `seen` is now, in seconds since 1970.
+    /// Merges profiles into those on disk, and empties them; `seen` is now, in seconds since 1970. All records that are
+    /// on disk have to be in them, or in those merged before.
     ///
     /// # Errors
     /// The file fails, or holds bytes that are no histogram; the profiles are kept then.
@@ -180,9 +198,27 @@ impl Store {
         source.first_seen = if source.first_seen == 0 { seen } else { source.first_seen };
         source.last_seen = source.last_seen.max(seen);
         tables::put_source(&transaction, &source)?;
+        let statement = "INSERT OR REPLACE INTO counters (name, count) SELECT ?, coalesce(max(id), 0) FROM records";
+        transaction.execute(statement, [PROFILED_TO])?;
         transaction.commit()?;
         *profiles = Profiles { left_out: profiles.left_out, ..Profiles::default() };
         Ok(())
+    }
+
+    /// Calls `each` with every batch of records that came after the last merge, oldest first, and its device and process.
+    ///
+    /// # Errors
+    /// The file fails, or holds bytes that are no records.
+    pub fn unprofiled(&self, each: impl FnMut(String, Incarnation, Vec<Record>)) -> Result<(), StoreError> {
+        let statement = "SELECT count FROM counters WHERE name = ?";
+        let known = self.connection.query_row(statement, [PROFILED_TO], |row| row.get(0)).optional()?;
+        let from = match known {
+            Some(id) => id,
+            // By a build that did not write it: what it merged is taken for all.
+            None if own(&self.connection)?.samples > 0 => i64::MAX,
+            None => 0,
+        };
+        self.replay_from(from, each)
     }
 
     /// All profiles on disk.

@@ -118,9 +118,19 @@ impl Store {
     ///
     /// # Errors
     /// The file fails, or holds bytes that are no records.
-    pub fn replay(&self, mut each: impl FnMut(String, Incarnation, Vec<Record>)) -> Result<(), StoreError> {
-        let mut statement = self.connection.prepare("SELECT device, ring, body FROM records ORDER BY id")?;
-        let mut rows = statement.query([])?;
+    pub fn replay(&self, each: impl FnMut(String, Incarnation, Vec<Record>)) -> Result<(), StoreError> {
+        self.replay_from(0, each)
+    }
+
+    /// The batches beyond a number.
+    pub(super) fn replay_from(
+        &self,
+        number_before: i64,
+        mut each: impl FnMut(String, Incarnation, Vec<Record>),
+    ) -> Result<(), StoreError> {
+        let mut statement =
+            self.connection.prepare("SELECT device, ring, body FROM records WHERE id > ? ORDER BY id")?;
+        let mut rows = statement.query([number_before])?;
         while let Some(row) = rows.next()? {
             each(row.get(0)?, Incarnation(number(row.get(1)?)), records(&row.get::<_, Vec<u8>>(2)?)?);
         }
@@ -182,7 +192,8 @@ fn write_records(
     let step = |record: &Record| record.0[1] >> 24;
     let first = records.iter().map(step).min().unwrap_or(0);
     let last = records.iter().map(step).max().unwrap_or(0);
-    let body: Vec<u8> = records.iter().flat_map(|record| record.0).flat_map(u64::to_le_bytes).collect();
+    let mut body = Vec::with_capacity(records.len() * Record::BYTES);
+    records.iter().flat_map(|record| record.0).for_each(|word| body.extend_from_slice(&word.to_le_bytes()));
     let (offset_ns, error_ns) =
         batch.clock.map_or((None, None), |clock| (Some(clock.offset_ns), Some(sql(clock.error_ns))));
     let statement = "INSERT INTO records (device, ring, first_step, last_step, offset_ns, error_ns, body) VALUES (?, ?, ?, ?, ?, ?, ?)";
