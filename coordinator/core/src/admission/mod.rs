@@ -16,6 +16,8 @@
 //! 4. A plan that broke its promise is not tried again until its quarantine ends or the conditions change.
 //! 5. Every verdict carries its reason as data.
 
+#[cfg(test)]
+mod calibration;
 mod promise;
 #[cfg(test)]
 mod tests;

@@ -137,6 +137,8 @@ fn an_uncertain_gain_is_not_taken() {
     let admission = Admission::new(Policy::default());
     let sure = admission.decide(&input(&estimated, &running, &candidates));
     assert!(matches!(sure.verdict, Verdict::Switch { .. }), "{sure:?}");
+    // Known by no fit, and badly.
+    estimated.uncertainty.joint = None;
     estimated.uncertainty.slowdown_ln_sd[1] = 0.3;
     let unsure = admission.decide(&input(&estimated, &running, &candidates));
     assert!(matches!(unsure.verdict, Verdict::Keep(Reason::GainBelowModelError { .. })), "{unsure:?}");

@@ -2,9 +2,12 @@
 
 use super::figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty};
 use super::fit::{self, Fit, Fitted, Observation, Row};
+use super::joint::Joint;
+use super::scatter::Scatter;
 use super::{Estimator, Memory, jitter, link, robust, window};
 use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Shorter works are overhead of the clock: they count as this layer's cost but say nothing of a device's speed.
 const NEGLIGIBLE_NS: f64 = 100.0;
@@ -14,8 +17,8 @@ const BLUR_NS: f64 = 10_000.0;
 const SPREAD_PRIOR: f64 = 0.05;
 /// What cold iterations may be off by, standard deviation of the logarithm; a calibration is as cold.
 const COLD_SD: f64 = 0.05;
-/// Observations of earlier segments count as if they were this much less certain.
-const EARLIER: f64 = 2.0;
+/// No observation is taken to be better than a clock.
+const SD_MIN: f64 = 1e-3;
 /// What another device of the kind adds to the uncertainty.
 const OTHER_DEVICE_SD: f64 = 0.02;
 /// What another layer of the signature adds to it.
@@ -39,7 +42,8 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     }
     let names = Names::of(estimator);
     let spread = estimator.spread().unwrap_or(SPREAD_PRIOR);
-    let evidence = Evidence::gather(estimator, &names, spread);
+    let scatter = Scatter::of(estimator, spread);
+    let evidence = Evidence::gather(estimator, &names, &scatter);
     let fit = fit::fit(names.kinds.len(), names.signatures.len(), &names.signature_of, &evidence.rows, &evidence.seen);
     let costs = Costs { estimator, names: &names, evidence: &evidence, fit: &fit };
     let figures = costs.figures();
@@ -67,8 +71,22 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     })?;
     let slowdown_ln_sd = slowdowns.iter().map(|slowdown| slowdown.1).collect();
     let noise = jitter::noise(estimator);
-    let uncertainty = Uncertainty { figures, slowdown_ln_sd, links: link_figures, default_link_ln_sd, spread, noise };
+    let joint = joint(&names, &evidence, fit).map(Arc::new);
+    let uncertainty =
+        Uncertainty { figures, slowdown_ln_sd, links: link_figures, default_link_ln_sd, spread, noise, joint };
     Ok(Estimated { problem, uncertainty })
+}
+
+fn joint(names: &Names, evidence: &Evidence, fit: Fit) -> Option<Joint> {
+    let row = |(row, common_sd): (&Option<usize>, &f64)| row.map(|row| (row, *common_sd));
+    Some(Joint {
+        posterior: fit.posterior?,
+        bases: fit.bases,
+        kinds: names.kinds.clone(),
+        signatures: names.signatures.len(),
+        signature_of: names.signature_of.clone(),
+        rows: evidence.latest.iter().zip(&evidence.common_sd).map(row).collect(),
+    })
 }
 
 /// Kinds and signatures by number.
@@ -110,6 +128,8 @@ struct Evidence {
     seen: Vec<Observation>,
     /// By device: its latest row.
     latest: Vec<Option<usize>>,
+    /// By device: standard deviation of what the iterations of its latest row have in common beyond it.
+    common_sd: Vec<f64>,
     /// By device: layer and phase measured in training since its last change, and how well.
     measured: Vec<BTreeMap<window::Key, f64>>,
     /// By device: signature and phase ever measured on it in training.
@@ -123,12 +143,13 @@ struct Evidence {
 }
 
 impl Evidence {
-    fn gather(estimator: &Estimator, names: &Names, spread: f64) -> Self {
+    fn gather(estimator: &Estimator, names: &Names, scatter: &Scatter) -> Self {
         let devices = estimator.job.devices.len();
         let mut evidence = Self {
             rows: Vec::new(),
             seen: Vec::new(),
             latest: vec![None; devices],
+            common_sd: vec![0.0; devices],
             measured: vec![BTreeMap::new(); devices],
             known: vec![BTreeSet::new(); devices],
             of_kind: BTreeSet::new(),
@@ -136,34 +157,34 @@ impl Evidence {
             trained: BTreeSet::new(),
         };
         for (device, (card, history)) in estimator.job.devices.iter().zip(&estimator.histories).enumerate() {
-            evidence.add(Some(device), names.kind(&card.kind), history, names, spread);
+            evidence.add(Some(device), names.kind(&card.kind), history, names, scatter);
         }
         for (kind, history) in &estimator.departed {
-            evidence.add(None, names.kind(kind), history, names, spread);
+            evidence.add(None, names.kind(kind), history, names, scatter);
         }
         evidence
     }
 
-    fn add(&mut self, device: Option<usize>, kind: usize, history: &window::History, names: &Names, spread: f64) {
+    fn add(&mut self, device: Option<usize>, kind: usize, history: &window::History, names: &Names, scatter: &Scatter) {
         let mut before = None;
-        let mut segments = history.segments().peekable();
-        while let Some(segment) = segments.next() {
-            let earlier = if segments.peek().is_some() && !segment.calibration { EARLIER } else { 1.0 };
+        for segment in history.segments() {
             let row = self.rows.len();
             self.rows.push(Row { kind, before, after_change: segment.after_change, calibration: segment.calibration });
             before = Some(row);
             if let (Some(device), true) = (device, segment.after_change) {
                 self.measured[device].clear();
             }
+            let mut iterations = 0;
             for ((layer, phase), seen) in segment.seen() {
+                iterations = iterations.max(seen.medians);
                 let signature = names.signature_of[layer];
                 if phase == 0 && seen.closed > 0 && !segment.calibration {
                     self.trained.insert(signature);
                 }
-                let works = robust::MEDIAN_SD * spread / (seen.works as f64).sqrt();
+                let works = scatter.median_sd(seen.works, seen.medians);
                 let blur = BLUR_NS / seen.median_ns.max(1.0) / (seen.works as f64).sqrt();
                 let cold = if seen.cold || segment.calibration { COLD_SD } else { 0.0 };
-                let sd = earlier * works.hypot(blur).hypot(cold).hypot(fit::MODEL_SD);
+                let sd = works.hypot(blur).hypot(cold).max(SD_MIN);
                 if !segment.calibration {
                     self.of_kind.insert((kind, signature, phase));
                     if let Some(device) = device {
@@ -177,6 +198,9 @@ impl Evidence {
                 } else {
                     self.seen.push(Observation { row, layer, phase, ln_ns: seen.median_ns.ln(), sd });
                 }
+            }
+            if let Some(device) = device {
+                self.common_sd[device] = scatter.common_sd(iterations);
             }
         }
         if let Some(device) = device {
@@ -302,21 +326,28 @@ impl Costs<'_> {
         if of_kind.source != Source::OtherDeviceOfKind {
             return of_kind;
         }
+        let (latest, signature) = (self.evidence.latest[device], self.names.signature_of[layer]);
+        let fitted = latest.and_then(|row| self.fit.sd((kind, signature, phase), layer, row));
+        let (left_out, common) = (self.fit.model_sd, self.evidence.common_sd[device]);
         if let Some(&sd) = self.evidence.measured[device].get(&(layer, phase)) {
-            // What the model can't follow of what was measured here makes it less certain.
-            return Figure { source: Source::Measured, ln_sd: sd.hypot(self.misfit(device, layer, phase)) };
+            // The share of what was measured here that the fit follows: so much of its noise is in the fit, and the rest
+            // of what the model leaves out is not.
+            let follows = fitted.map_or(1.0, |fitted| (fitted.powi(2) / sd.hypot(left_out).powi(2)).min(1.0));
+            let known = (follows * sd.powi(2) + (1.0 - follows) * left_out.powi(2)).sqrt();
+            let ln_sd = known.hypot(common).hypot(self.misfit(device, layer, phase));
+            return Figure { source: Source::Measured, ln_sd };
         }
-        let row_sd = self.evidence.latest[device].map_or(OTHER_DEVICE_SD, |row| self.fit.rows[row].1);
-        let signature = self.names.signature_of[layer];
+        let row_sd = latest.map_or(OTHER_DEVICE_SD, |row| self.fit.rows[row].1);
+        let ln_sd = fitted.unwrap_or(of_kind.ln_sd.hypot(row_sd)).hypot(left_out).hypot(common);
         if self.evidence.known[device].contains(&(signature, phase)) {
-            return Figure { source: Source::SameSignature, ln_sd: of_kind.ln_sd.hypot(row_sd) };
+            return Figure { source: Source::SameSignature, ln_sd };
         }
         let is_trained = self.evidence.of_kind.contains(&(kind, signature, phase));
         let source = if is_trained { Source::OtherDeviceOfKind } else { Source::Calibrated };
-        Figure { source, ln_sd: of_kind.ln_sd.hypot(row_sd).hypot(OTHER_DEVICE_SD) }
+        Figure { source, ln_sd: ln_sd.hypot(OTHER_DEVICE_SD) }
     }
 
-    /// Distance of the fit from what the device's latest rows say of a layer and phase.
+    /// Distance of the fit from what the device's latest rows say of a layer and phase, beyond what noise makes it.
     fn misfit(&self, device: usize, layer: usize, phase: usize) -> f64 {
         let Some(latest) = self.evidence.latest[device] else { return 0.0 };
         let of_device = |row: usize| {
@@ -331,7 +362,8 @@ impl Costs<'_> {
         seen.map_or(0.0, |seen| {
             let kind = self.evidence.rows[seen.row].kind;
             let cell = self.fit.cells[kind][self.names.signature_of[layer]][phase].map_or(0.0, |cell| cell.0);
-            (seen.ln_ns - cell - self.fit.layers[layer][phase].0 - self.fit.rows[seen.row].0).abs()
+            let off = seen.ln_ns - cell - self.fit.layers[layer][phase].0 - self.fit.rows[seen.row].0;
+            (off.abs() - robust::BEND * seen.sd.hypot(self.fit.model_sd)).max(0.0)
         })
     }
 

@@ -1,5 +1,6 @@
 //! What the estimate says: a planning problem, and how well each of its numbers is known.
 
+use super::joint::{Drawn, Joint};
 use super::random::Random;
 use crate::drift::Who;
 use adaptis_plan::{Pair, Plan, Problem};
@@ -7,6 +8,7 @@ use adaptis_planner::noise::{Draws, Noise, draws};
 use adaptis_proto::DeviceIndex;
 use adaptis_proto::sample::Phase;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Where a number comes from, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,6 +99,8 @@ pub struct Uncertainty {
     /// How works deviate within an iteration, one independently of another: no uncertainty of a cost, but what lengthens
     /// iterations.
     pub noise: Noise,
+    /// Costs and slowdowns as they are known together; none of numbers that no fit told.
+    pub(crate) joint: Option<Arc<Joint>>,
 }
 
 impl Default for Figure {
@@ -153,14 +157,17 @@ impl Estimated {
     }
 
     /// The problem with its numbers drawn from their intervals. The same `seed` and `index` give the same draw, so that
-    /// plans are compared on the same ones. What layers have in common varies in common: one deviation per kind,
-    /// signature and phase, one per layer and phase, one per device, one per link.
+    /// plans are compared on the same ones. Costs and slowdowns vary as the fit knows them together. What it does not
+    /// hold has one deviation per kind, signature and phase, one per layer and phase, one per device; each link has one.
     pub fn draw(&self, seed: u64, index: u64) -> Problem {
         let mut problem = self.problem.clone();
         let mut random = Random::new(seed, index);
-        self.draw_costs(&mut problem, &mut random);
-        for (device, ln_sd) in problem.devices.iter_mut().zip(&self.uncertainty.slowdown_ln_sd) {
-            device.slowdown *= random.factor(*ln_sd);
+        let together = self.uncertainty.joint.as_deref().map(|joint| joint.draw(&mut random));
+        self.draw_costs(&mut problem, &mut random, together.as_ref());
+        for (at, (device, ln_sd)) in problem.devices.iter_mut().zip(&self.uncertainty.slowdown_ln_sd).enumerate() {
+            let own = ln_sd * random.normal();
+            let drawn = together.as_ref().and_then(|drawn| drawn.slowdown(&device.kind, at));
+            device.slowdown *= drawn.unwrap_or(own).exp();
         }
         problem.links.default.bytes_per_second /= random.factor(self.uncertainty.default_link_ln_sd);
         for pair in &mut problem.links.pairs {
@@ -175,7 +182,7 @@ impl Estimated {
         problem
     }
 
-    fn draw_costs(&self, problem: &mut Problem, random: &mut Random) {
+    fn draw_costs(&self, problem: &mut Problem, random: &mut Random, together: Option<&Drawn<'_>>) {
         let kinds: Vec<String> = problem.costs.keys().cloned().collect();
         // A layer's own deviation is the same work on every kind, hence drawn once for all of them.
         let own: Vec<[f64; 4]> = problem.layers.iter().map(|_| std::array::from_fn(|_| random.normal())).collect();
@@ -193,6 +200,9 @@ impl Estimated {
                     }
                 };
                 let factor = |phase: usize| {
+                    if let Some(off) = together.and_then(|drawn| drawn.cost(&kind, layer, phase)) {
+                        return off.exp();
+                    }
                     let ln_sd = self.best_figure(&kind, device, layer, phase).ln_sd;
                     // Three quarters of the variance in common: layers of a signature are wrong together.
                     (ln_sd * (0.866 * shared[phase] + 0.5 * own[phase])).exp()

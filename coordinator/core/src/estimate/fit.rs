@@ -10,14 +10,16 @@
 //! 2. A row is held near the one before it, loosely after a detected change.
 //! 3. Residuals beyond two standard deviations count less (Huber), so one odd layer does not become a slowdown.
 //!
-//! Solved by going round the three in turn until nothing moves: each step is a weighted mean.
+//! Solved by going round the three in turn until nothing moves: each step is a weighted mean. Cells and rows that hardly
+//! anything ties to others move slowly that way, so what is reached is then solved at once, as it is weighted.
 
+use super::posterior::{Posterior, System};
 use super::robust;
 
 /// Phases, as in [`super::PHASES`].
-const PHASES: usize = 4;
+pub(super) const PHASES: usize = 4;
 /// Index of the optimizer, which says nothing of a device's compute.
-const OPTIMIZER: usize = 3;
+pub(super) const OPTIMIZER: usize = 3;
 /// How far a layer may be from its signature's cell: standard deviation of the logarithm, learned within this range.
 const LAYER_SD_RANGE: (f64, f64) = (0.01, 0.1);
 /// Degrees of freedom of a layer's term: a few odd layers keep theirs although the others have none.
@@ -28,10 +30,18 @@ const LEARNING_ROUNDS: usize = 12;
 const STEADY_SD: f64 = 0.1;
 /// The same behind a detected change.
 const CHANGED_SD: f64 = 1.0;
-/// How far a device's first row may be from its kind.
-const FIRST_SD: f64 = 0.3;
-/// What the model leaves out: no observation is taken to be better than this.
-pub(crate) const MODEL_SD: f64 = 0.008;
+/// How far a device's first row may be from its kind, and degrees of freedom of it: most devices are as their kind, a few
+/// are throttled from the start.
+const FIRST_SD: f64 = 0.03;
+const FIRST_FREEDOM: f64 = 3.0;
+/// Times that all is solved at once.
+const AT_ONCE: usize = 4;
+/// Residuals below which nothing is said of what the model leaves out.
+const RESIDUALS_MIN: usize = 24;
+/// Share of an observation's variance that the fit does not follow, below which its residual says nothing.
+const FREE_MIN: f64 = 0.2;
+/// Where fewer numbers are coupled than there are: no part of the model is taken to be better known than this.
+const PART_SD_MIN: f64 = 0.008;
 /// Rounds at most; the estimate is what they reached.
 const ROUNDS: usize = 400;
 /// A round that moves nothing by more than this is the last.
@@ -74,6 +84,25 @@ pub(crate) struct Fit {
     pub layers: Vec<[(f64, f64); PHASES]>,
     /// By row.
     pub rows: Vec<(f64, f64)>,
+    /// By kind: the row that invariant 1 makes 0, of the device that the others are told by.
+    pub bases: Vec<Option<usize>>,
+    /// How well all of it is known together; none where that is too much.
+    pub posterior: Option<Posterior>,
+    /// What the model leaves out, as its residuals tell: standard deviation of what a layer's phase takes on a row.
+    pub model_sd: f64,
+    signatures: usize,
+}
+
+impl Fit {
+    /// Standard deviation of what a layer of a signature takes in a phase on a row of a kind.
+    pub fn sd(&self, (kind, signature, phase): (usize, usize, usize), layer: usize, row: usize) -> Option<f64> {
+        self.posterior.as_ref()?.sd(cell(self.signatures, kind, signature, phase), layer, phase, Some(row))
+    }
+}
+
+/// Number of a cell.
+pub(super) fn cell(signatures: usize, kind: usize, signature: usize, phase: usize) -> usize {
+    (kind * signatures + signature) * PHASES + phase
 }
 
 /// A running weighted mean.
@@ -111,9 +140,11 @@ struct Solver<'a> {
     row: Vec<f64>,
     layer_sd: f64,
     weights: Vec<f64>,
+    bases: Vec<Option<usize>>,
 }
 
-/// Fits the model. `signature_of` gives each layer's signature.
+/// Fits the model; again, with what it leaves out, if its residuals are larger than the observations' errors.
+/// `signature_of` gives each layer's signature.
 pub(crate) fn fit(
     kinds: usize,
     signatures: usize,
@@ -121,6 +152,24 @@ pub(crate) fn fit(
     rows: &[Row],
     observations: &[Observation],
 ) -> Fit {
+    let first = solve(kinds, signatures, signature_of, rows, observations);
+    let model_sd = first.left_out_sd();
+    if model_sd == 0.0 {
+        return first.result(first.posterior(), model_sd);
+    }
+    let wider: Vec<Observation> =
+        observations.iter().map(|seen| Observation { sd: seen.sd.hypot(model_sd), ..*seen }).collect();
+    let second = solve(kinds, signatures, signature_of, rows, &wider);
+    second.result(second.posterior(), model_sd)
+}
+
+fn solve<'a>(
+    kinds: usize,
+    signatures: usize,
+    signature_of: &'a [usize],
+    rows: &'a [Row],
+    observations: &'a [Observation],
+) -> Solver<'a> {
     let shares = signature_of.iter().map(|s| signature_of.iter().filter(|other| *other == s).count() > 1).collect();
     let mut solver = Solver {
         rows,
@@ -134,6 +183,7 @@ pub(crate) fn fit(
         row: vec![0.0; rows.len()],
         layer_sd: LAYER_SD_RANGE.1,
         weights: observations.iter().map(|seen| seen.sd.powi(-2)).collect(),
+        bases: vec![None; kinds],
     };
     solver.start();
     for round in 0..ROUNDS {
@@ -144,13 +194,14 @@ pub(crate) fn fit(
             break;
         }
     }
+    solver.solve_at_once();
     solver.anchor();
-    solver.result()
+    solver
 }
 
 impl Solver<'_> {
     fn cell_of(&self, seen: &Observation) -> usize {
-        (self.rows[seen.row].kind * self.signatures + self.signature_of[seen.layer]) * PHASES + seen.phase
+        cell(self.signatures, self.rows[seen.row].kind, self.signature_of[seen.layer], seen.phase)
     }
 
     /// Cells at the weighted medians, so that the first residuals already tell which observations are odd.
@@ -171,10 +222,7 @@ impl Solver<'_> {
 
     /// Once round rows, cells and layers; the largest move of a row or layer.
     fn round(&mut self) -> f64 {
-        for at in 0..self.observations.len() {
-            let seen = &self.observations[at];
-            self.weights[at] = seen.sd.powi(-2) * robust::huber(self.residual(seen) / seen.sd);
-        }
+        self.weigh();
         let mut largest: f64 = 0.0;
         for (at, mean) in self.row_means().into_iter().enumerate() {
             let value = mean.get().unwrap_or(0.0);
@@ -199,17 +247,52 @@ impl Solver<'_> {
                 means[seen.row].add(self.residual(seen) + self.row[seen.row], *weight);
             }
         }
-        for (at, row) in self.rows.iter().enumerate() {
-            match row.before {
-                None => means[at].add(0.0, FIRST_SD.powi(-2)),
-                Some(before) => {
-                    let tie = if row.after_change { CHANGED_SD } else { STEADY_SD }.powi(-2);
-                    means[at].add(self.row[before], tie);
-                    means[before].add(self.row[at], tie);
-                }
+        for (at, before, tie) in self.row_priors() {
+            means[at].add(before.map_or(0.0, |before| self.row[before]), tie);
+            if let Some(before) = before {
+                means[before].add(self.row[at], tie);
             }
         }
         means
+    }
+
+    /// Each row, the one before it, and the precision with which it is held near that one, or near 0.
+    fn row_priors(&self) -> impl Iterator<Item = (usize, Option<usize>, f64)> {
+        self.rows.iter().zip(&self.row).enumerate().map(|(at, (row, value))| {
+            let precision = match row.before {
+                None => (FIRST_FREEDOM + 1.0) / (FIRST_FREEDOM * FIRST_SD.powi(2) + value.powi(2)),
+                Some(_) if row.after_change => CHANGED_SD.powi(-2),
+                Some(_) => STEADY_SD.powi(-2),
+            };
+            (at, row.before, precision)
+        })
+    }
+
+    /// The likeliest values for the weights that are reached; the first time with all devices as their kinds, so that
+    /// what nothing tells of a device is not taken for its slowdown.
+    fn solve_at_once(&mut self) {
+        let mut reached = std::mem::replace(&mut self.row, vec![0.0; self.rows.len()]);
+        for _ in 0..AT_ONCE {
+            let system = self.system();
+            let Some(posterior) = Posterior::new(&system) else {
+                self.row = reached;
+                return;
+            };
+            let mode = posterior.mode(&system, |seen| match seen.phase {
+                OPTIMIZER => seen.ln_ns - reached[seen.row],
+                _ => seen.ln_ns,
+            });
+            reached.clone_from(&mode.rows);
+            (self.cell, self.row, self.layer) = (mode.cells, mode.rows, mode.layers);
+            self.weigh();
+        }
+    }
+
+    fn weigh(&mut self) {
+        for at in 0..self.observations.len() {
+            let seen = &self.observations[at];
+            self.weights[at] = seen.sd.powi(-2) * robust::huber(self.residual(seen) / seen.sd);
+        }
     }
 
     fn cell_means(&self) -> Vec<Mean> {
@@ -236,16 +319,31 @@ impl Solver<'_> {
     fn layer_means(&self) -> Vec<Mean> {
         let mut means = self.layer_sums();
         for (mean, layer) in means.iter_mut().zip(&self.layer) {
-            // The normal distribution of Student's t at the present value (expectation maximisation).
-            mean.weight += (LAYER_FREEDOM + 1.0) / (LAYER_FREEDOM * self.layer_sd.powi(2) + layer.powi(2));
+            mean.weight += self.layer_prior(*layer);
         }
         means
     }
 
+    /// Precision of what holds a layer's term near 0: the normal distribution of Student's t at the present value
+    /// (expectation maximisation).
+    fn layer_prior(&self, layer: f64) -> f64 {
+        (LAYER_FREEDOM + 1.0) / (LAYER_FREEDOM * self.layer_sd.powi(2) + layer.powi(2))
+    }
+
     /// What the layers' deviations vary by beyond their noise.
     fn learn_layer_sd(&mut self) {
-        let (deviations, mut noise): (Vec<f64>, Vec<f64>) =
-            self.layer_sums().into_iter().filter_map(|mean| Some((mean.get()?, mean.weight.recip()))).unzip();
+        let sums = self.layer_sums();
+        // Of a few layers, their cell takes a part of what they deviate by.
+        let mut seen = vec![0.0; self.signatures * PHASES];
+        for (at, _) in sums.iter().enumerate().filter(|(_, mean)| mean.weight > 0.0) {
+            seen[self.signature_of[at / PHASES] * PHASES + at % PHASES] += 1.0;
+        }
+        let deviation = |(at, mean): (usize, Mean)| {
+            let layers: f64 = seen[self.signature_of[at / PHASES] * PHASES + at % PHASES];
+            let kept = 1.0 - layers.max(1.0).recip();
+            (kept > 0.0).then_some(()).and(mean.get()).map(|value| (value / kept.sqrt(), mean.weight.recip()))
+        };
+        let (deviations, mut noise): (Vec<f64>, Vec<f64>) = sums.into_iter().enumerate().filter_map(deviation).unzip();
         let noise = robust::median(&mut noise).unwrap_or(0.0);
         let seen = robust::scale_around(&deviations, 0.0).unwrap_or(0.0);
         self.layer_sd = (seen.powi(2) - noise).max(0.0).sqrt().clamp(LAYER_SD_RANGE.0, LAYER_SD_RANGE.1);
@@ -256,8 +354,11 @@ impl Solver<'_> {
         let unchanged = self.unchanged();
         for kind in 0..self.kinds {
             let of_kind = |row: &Row| row.kind == kind;
-            let mut unchanged: Vec<f64> = unchanged.iter().filter(|(of, _)| *of == kind).map(|(_, ln)| *ln).collect();
-            let Some(base) = robust::lower_median(&mut unchanged) else { continue };
+            let mut unchanged: Vec<(f64, usize)> =
+                unchanged.iter().filter(|(of, ..)| *of == kind).map(|&(_, ln, row)| (ln, row)).collect();
+            unchanged.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+            let Some(&(base, base_row)) = unchanged.get(unchanged.len().saturating_sub(1) / 2) else { continue };
+            self.bases[kind] = Some(base_row);
             for (row, value) in self.rows.iter().zip(&mut self.row) {
                 if of_kind(row) {
                     *value -= base;
@@ -269,43 +370,86 @@ impl Solver<'_> {
     }
 
     /// By device: its kind, and the mean of its rows of training before the first change; of its calibration while there
-    /// are none.
-    fn unchanged(&self) -> Vec<(usize, f64)> {
+    /// are none. And the last of these rows.
+    fn unchanged(&self) -> Vec<(usize, f64, usize)> {
         let mut works = vec![0.0; self.rows.len()];
         for (seen, weight) in self.observations.iter().zip(&self.weights) {
             if seen.phase != OPTIMIZER {
                 works[seen.row] += weight;
             }
         }
-        let mut devices: Vec<(usize, Mean, Mean)> = Vec::new();
+        let mut devices: Vec<(usize, Mean, Mean, usize)> = Vec::new();
         // By row: its device, until the first change.
         let mut of: Vec<Option<usize>> = Vec::with_capacity(self.rows.len());
         for (at, row) in self.rows.iter().enumerate() {
             let device = match row.before {
                 None => {
-                    devices.push((row.kind, Mean::default(), Mean::default()));
+                    devices.push((row.kind, Mean::default(), Mean::default(), at));
                     Some(devices.len() - 1)
                 }
                 Some(before) => of[before].filter(|_| !row.after_change),
             };
             of.push(device);
-            if let Some((_, calibrated, trained)) = device.map(|device| &mut devices[device]) {
+            if let Some((_, calibrated, trained, last)) = device.map(|device| &mut devices[device]) {
+                *last = at;
                 let mean = if row.calibration { calibrated } else { trained };
                 mean.add(self.row[at], works[at].max(f64::MIN_POSITIVE));
             }
         }
-        let level =
-            |(kind, calibrated, trained): (usize, Mean, Mean)| Some((kind, trained.get().or(calibrated.get())?));
+        let level = |(kind, calibrated, trained, last): (usize, Mean, Mean, usize)| {
+            Some((kind, trained.get().or(calibrated.get())?, last))
+        };
         devices.into_iter().filter_map(level).collect()
     }
 
-    fn result(&self) -> Fit {
+    fn posterior(&self) -> Option<Posterior> {
+        Posterior::new(&self.system())
+    }
+
+    fn system(&self) -> System<'_> {
+        let prior = |(at, layer): (usize, &f64)| self.shares[at / PHASES].then(|| self.layer_prior(*layer));
+        System {
+            observations: self.observations,
+            cell_of: self.observations.iter().map(|seen| self.cell_of(seen)).collect(),
+            weights: &self.weights,
+            cells: self.cell.len(),
+            layer_priors: self.layer.iter().enumerate().map(prior).collect(),
+            row_priors: self.row_priors().collect(),
+            rows: self.rows.len(),
+        }
+    }
+
+    /// What residuals vary by beyond the errors of the observations: works of a layer that take longer on one device
+    /// than its kind, its own term and the device's slowdown say, and that no iteration averages out.
+    fn left_out_sd(&self) -> f64 {
+        // What is odd counts in full: it is what is looked for.
+        let full: Vec<f64> = self.observations.iter().map(|seen| seen.sd.powi(-2)).collect();
+        let Some(posterior) = Posterior::new(&System { weights: &full, ..self.system() }) else { return 0.0 };
+        let (mut residuals, mut variances) = (Vec::new(), Vec::new());
+        let trained = |seen: &&Observation| seen.phase != OPTIMIZER && !self.rows[seen.row].calibration;
+        for seen in self.observations.iter().filter(trained) {
+            let fitted = posterior.sd(self.cell_of(seen), seen.layer, seen.phase, Some(seen.row)).unwrap_or(0.0);
+            let free = seen.sd.powi(2) - fitted.powi(2);
+            if free > FREE_MIN * seen.sd.powi(2) {
+                residuals.push(self.residual(seen) / free.sqrt());
+                variances.push(seen.sd.powi(2));
+            }
+        }
+        if residuals.len() < RESIDUALS_MIN {
+            return 0.0;
+        }
+        let scale = robust::scale_around(&residuals, 0.0).unwrap_or(0.0);
+        let variance = robust::median(&mut variances).unwrap_or(0.0);
+        (robust::beyond_chance(scale, residuals.len()) * variance).sqrt()
+    }
+
+    fn result(&self, posterior: Option<Posterior>, model_sd: f64) -> Fit {
         let (cells, layers, rows) = (self.cell_means(), self.layer_means(), self.row_means());
         let cells = (0..self.kinds).map(|kind| {
             let of_signature = |signature: usize| {
                 std::array::from_fn(|phase| {
-                    let at = (kind * self.signatures + signature) * PHASES + phase;
-                    cells[at].get().map(|_| (self.cell[at], cells[at].sd().max(MODEL_SD)))
+                    let at = cell(self.signatures, kind, signature, phase);
+                    cells[at].get().map(|_| (self.cell[at], cells[at].sd().max(PART_SD_MIN)))
                 })
             };
             (0..self.signatures).map(of_signature).collect()
@@ -319,7 +463,11 @@ impl Solver<'_> {
         Fit {
             cells: cells.collect(),
             layers: layers.collect(),
-            rows: self.row.iter().zip(rows).map(|(&value, mean)| (value, mean.sd().max(MODEL_SD))).collect(),
+            rows: self.row.iter().zip(rows).map(|(&value, mean)| (value, mean.sd().max(PART_SD_MIN))).collect(),
+            bases: self.bases.clone(),
+            posterior,
+            model_sd,
+            signatures: self.signatures,
         }
     }
 }

@@ -21,8 +21,10 @@ const ITERATIONS: u64 = 8;
 const SEPARATING: f64 = 1.5;
 /// The latency is known for use after a change only if it is below this share of a transfer's time.
 const LATENCY_SHARE_MAX: f64 = 0.5;
-/// What a link's fit leaves out: no transfer time is taken to be better known than this.
-const MODEL_SD: f64 = 0.01;
+/// No transfer time is taken to be better known than a clock.
+const SD_MIN: f64 = 1e-3;
+/// Standard deviations of chance by which iterations may differ more than their transfers.
+const CHANCE: f64 = 2.0;
 /// Slowest link that is written, in bytes per second.
 const SLOWEST: f64 = 1.0;
 /// Fastest link that is written, in bytes per second.
@@ -101,7 +103,7 @@ impl History {
 
 /// The fit of some sizes, at least one; `known_ns` is a latency found before, 0 for none.
 fn fit_groups(groups: &[Group], known_ns: f64) -> Fit {
-    let ln_sd = groups.iter().map(|group| group.ln_sd).fold(MODEL_SD, f64::max);
+    let ln_sd = groups.iter().map(|group| group.ln_sd).fold(SD_MIN, f64::max);
     if let Some((latency_ns, ns_per_byte)) = separate(groups) {
         return Fit { link: link(latency_ns, ns_per_byte), ln_sd, separated: true };
     }
@@ -134,18 +136,37 @@ struct Group {
 }
 
 fn by_size<'a>(transfers: impl Iterator<Item = &'a Transfer>) -> Vec<Group> {
-    let mut sizes: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    let mut sizes: BTreeMap<u64, BTreeMap<Step, Vec<f64>>> = BTreeMap::new();
     for transfer in transfers {
-        sizes.entry(transfer.bytes).or_default().push(transfer.duration_ns as f64);
+        let steps = sizes.entry(transfer.bytes).or_default();
+        steps.entry(transfer.step).or_default().push(transfer.duration_ns as f64);
     }
-    let group = |(bytes, mut durations): (u64, Vec<f64>)| {
+    let group = |(bytes, steps): (u64, BTreeMap<Step, Vec<f64>>)| {
+        let mut durations = steps.values().flatten().copied().collect::<Vec<_>>();
         let median_ns = robust::median(&mut durations).expect("a size has a transfer").max(1.0);
         let relative = robust::scale_around(&durations, median_ns).unwrap_or(0.0) / median_ns;
         let works = durations.len();
         let ln_sd = robust::MEDIAN_SD * relative.max(if works < 3 { 0.1 } else { 0.0 }) / (works as f64).sqrt();
+        let ln_sd = ln_sd * apart(steps.into_values(), median_ns, ln_sd * (works as f64).sqrt());
         Group { bytes: bytes as f64, median_ns, works, ln_sd }
     };
     sizes.into_iter().map(group).collect()
+}
+
+/// How many times further medians of iterations are apart than transfers that are independent would make them (Birge's
+/// ratio), `each_sd` being what one transfer contributes; 1 where chance alone may do so. What a neighbour's traffic
+/// does to an iteration does not average out over its transfers.
+fn apart(iterations: impl Iterator<Item = Vec<f64>>, median_ns: f64, each_sd: f64) -> f64 {
+    let (mut squares, mut count) = (0.0, 0.0);
+    for mut durations in iterations {
+        let works = durations.len() as f64;
+        let off = robust::median(&mut durations).unwrap_or(median_ns) / median_ns - 1.0;
+        squares += works * (off / each_sd.max(SD_MIN)).powi(2);
+        count += 1.0;
+    }
+    let free: f64 = count - 1.0;
+    let ratio = squares / free.max(1.0);
+    if free >= 1.0 && ratio > 1.0 + CHANCE * (2.0 / free).sqrt() { ratio.sqrt() } else { 1.0 }
 }
 
 /// Latency and nanoseconds per byte: the weighted median of the slopes between sizes that are far enough apart

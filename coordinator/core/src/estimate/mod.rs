@@ -24,9 +24,12 @@ mod figures;
 mod fit;
 mod iterations;
 mod jitter;
+mod joint;
 mod link;
+mod posterior;
 pub(crate) mod random;
 pub(crate) mod robust;
+mod scatter;
 #[cfg(test)]
 pub(crate) mod synthetic;
 #[cfg(test)]

@@ -55,6 +55,14 @@ pub(crate) fn scale_around(values: &[f64], centre: f64) -> Option<f64> {
     median(&mut values.iter().map(|value| (value - centre).abs()).collect::<Vec<_>>()).map(|mad| MAD_TO_SD * mad)
 }
 
+/// By how much the variance of `count` values is above the expected 1, as `scale` tells (by [`scale_around`]): 0 where
+/// chance alone makes it so.
+pub(crate) fn beyond_chance(scale: f64, count: usize) -> f64 {
+    // Twice the standard deviation of such a scale: 1.17 over the root of the count.
+    let chance = 1.0 + 2.34 / (count.max(1) as f64).sqrt();
+    if scale > chance { scale.powi(2) - 1.0 } else { 0.0 }
+}
+
 /// Smallest value whose weight and that of all below it reach half of the total; none without positive weight.
 pub(crate) fn weighted_median(values: &mut [(f64, f64)]) -> Option<f64> {
     values.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
@@ -69,9 +77,11 @@ pub(crate) fn weighted_median(values: &mut [(f64, f64)]) -> Option<f64> {
         .map(|value| value.0)
 }
 
-/// Huber's weight of a residual in units of its standard deviation: 1 near 0, falling as 1/|z| behind 2.
+/// Standard deviations within which a residual counts in full.
+pub(crate) const BEND: f64 = 2.0;
+
+/// Huber's weight of a residual in units of its standard deviation: 1 near 0, falling as 1/|z| behind [`BEND`].
 pub(crate) fn huber(z: f64) -> f64 {
-    const BEND: f64 = 2.0;
     if z.abs() <= BEND { 1.0 } else { BEND / z.abs() }
 }
 

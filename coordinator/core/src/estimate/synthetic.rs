@@ -112,7 +112,8 @@ impl Cluster {
         self.cost_ns[self.kind_of[device]][layer][phase] * self.slowdown[device]
     }
 
-    fn noisy(&mut self, ns: f64) -> u64 {
+    /// Such a time once measured.
+    pub fn noisy(&mut self, ns: f64) -> u64 {
         let normal = self.random.normal();
         let noisy = match self.noise {
             Noise::Normal(sd) => ns * (1.0 + sd * normal),

@@ -456,3 +456,77 @@ fn the_mean_of_what_goes_to_and_fro_is_a_factor_on_what_it_takes_now() {
     assert_eq!(mean.costs["h100"][2].forward_ns, 2 * now.costs["h100"][2].forward_ns);
     assert_eq!(mean.costs["h100"][3], now.costs["h100"][3]);
 }
+
+/// How whole iterations of a device deviate, and by how much a layer takes another time on one device than on another.
+#[derive(Clone, Copy)]
+struct Systematic {
+    iteration: f64,
+    device_layer: f64,
+}
+
+/// Share of the costs measured that lie within their intervals, and the widest of the usual intervals.
+fn held(systematic: Systematic) -> (f64, f64) {
+    let (mut within, mut all, mut widest) = (0, 0, 0.0_f64);
+    for seed in 0..16 {
+        let mut cluster = Cluster::new(&MIXED, 24, Noise::Normal(0.05), 40 + seed);
+        let mut random = Random::new(seed, 9);
+        let own: Vec<f64> = (0..4 * 24).map(|_| random.factor(systematic.device_layer)).collect();
+        let mut estimator = Estimator::new(cluster.job.clone());
+        cluster.calibrate().iter().for_each(|(device, sample)| estimator.absorb(*device, sample));
+        for step in 0..22 {
+            if step == 11 {
+                // The layers move on, so that each ran on two devices.
+                cluster.device_of.iter_mut().for_each(|device| *device = (*device + 1) % 4);
+                cluster.epoch += 1;
+            }
+            cluster.slowdown = (0..4).map(|_| random.factor(systematic.iteration)).collect();
+            for (device, mut sample) in cluster.iteration(step, if step % 11 < 3 { Mark::Cold } else { Mark::Warm }) {
+                if let Sample::Work { layer, duration_ns, .. } = &mut sample {
+                    *duration_ns = (*duration_ns as f64 * own[device.index() * 24 + layer.index()]) as u64;
+                }
+                estimator.absorb(device, &sample);
+            }
+        }
+        cluster.slowdown = vec![1.0; 4];
+        let estimated = fitted(&estimator);
+        let mut sds = Vec::new();
+        for (layer, &device) in cluster.device_of.iter().enumerate() {
+            for phase in 0..RUN.len() {
+                let figure = estimated.uncertainty.figures[device][layer][phase];
+                assert_eq!(figure.source, Source::Measured);
+                let truth = cluster.true_ns(device, layer, phase) * own[device * 24 + layer];
+                let ratio = truth / predicted_ns(&estimated, device, layer, phase);
+                within += usize::from((figure.low()..=figure.high()).contains(&ratio));
+                all += 1;
+                sds.push(figure.ln_sd);
+            }
+        }
+        widest = widest.max(super::robust::median(&mut sds).expect("there are figures"));
+    }
+    (within as f64 / f64::from(all), widest)
+}
+
+#[test]
+fn what_does_not_average_out_widens_intervals_by_as_much() {
+    let (share, still_sd) = held(Systematic { iteration: 0.0, device_layer: 0.0 });
+    assert!(share > 0.87 && still_sd < 0.008, "{share} {still_sd}");
+    for (systematic, least_sd) in [
+        (Systematic { iteration: 0.03, device_layer: 0.0 }, 0.01),
+        (Systematic { iteration: 0.0, device_layer: 0.03 }, 0.015),
+    ] {
+        let (share, sd) = held(systematic);
+        assert!(share > 0.82 && sd > least_sd, "{} {}: {share} {sd}", systematic.iteration, systematic.device_layer);
+    }
+}
+
+#[test]
+fn where_too_much_is_coupled_each_number_is_told_by_itself() {
+    let mut cluster = Cluster::new(&["h100"; 600], 12, Noise::Normal(0.05), 41);
+    let mut estimator = Estimator::new(cluster.job.clone());
+    cluster.calibrate().iter().for_each(|(device, sample)| estimator.absorb(*device, sample));
+    let estimated = fitted(&estimator);
+    assert!(estimated.uncertainty.joint.is_none());
+    let figure = estimated.uncertainty.figures[599][3][0];
+    assert!(figure.source == Source::Calibrated && (0.01..0.1).contains(&figure.ln_sd), "{figure:?}");
+    assert_ne!(estimated.draw(1, 5), estimated.draw(1, 6));
+}

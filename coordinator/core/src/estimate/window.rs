@@ -10,6 +10,7 @@
 //! 3. Memory is bounded: [`SEGMENTS`] x layers x phases x [`ITERATIONS`], [`WORKS`] durations of one iteration, and what
 //!    [`Deviations`] keeps.
 
+use super::fit::OPTIMIZER;
 use super::jitter::{self, Deviations};
 use super::robust;
 use adaptis_proto::sample::Mark;
@@ -52,10 +53,23 @@ pub(crate) struct Seen {
     pub median_ns: f64,
     /// Works behind it.
     pub works: usize,
+    /// Medians that it is the median of.
+    pub medians: usize,
     /// Iterations behind it, the open one not counted.
     pub closed: usize,
     /// Cold iterations are all there is.
     pub cold: bool,
+}
+
+/// Two iterations of a layer and phase, one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Pair {
+    /// The later one.
+    pub step: Step,
+    /// Logarithm of its median over that of the one before.
+    pub ln_ratio: f64,
+    /// Its variance over that of a single work's: the sum of what either median has.
+    pub per_work: f64,
 }
 
 /// A stretch of history.
@@ -78,6 +92,16 @@ impl Segment {
     /// Everything it says.
     pub fn seen(&self) -> impl Iterator<Item = (Key, Seen)> {
         self.cells.iter().filter_map(|(&key, cell)| Some((key, cell.seen()?)))
+    }
+
+    /// Its closed iterations of F, I and W, each with the one before.
+    pub fn pairs(&self) -> impl Iterator<Item = Pair> {
+        let compute = self.cells.iter().filter(|((_, phase), _)| *phase != OPTIMIZER);
+        compute.flat_map(|(_, cell)| cell.past.iter().zip(cell.past.iter().skip(1))).map(|(before, after)| Pair {
+            step: after.step,
+            ln_ratio: (after.median_ns.max(1.0) / before.median_ns.max(1.0)).ln(),
+            per_work: (before.works.max(1) as f64).recip() + (after.works.max(1) as f64).recip(),
+        })
     }
 
     /// A layer's iteration is closed: the layers beside it, whose works were parts of the same instructions, closed it
@@ -121,10 +145,10 @@ impl Cell {
             works += self.open.len();
         }
         if let Some(median_ns) = robust::median(&mut medians) {
-            return Some(Seen { median_ns, works, closed: self.past.len(), cold: false });
+            return Some(Seen { median_ns, works, medians: medians.len(), closed: self.past.len(), cold: false });
         }
         let median_ns = robust::median(&mut self.cold_ns.iter().map(|&ns| ns as f64).collect::<Vec<_>>())?;
-        Some(Seen { median_ns, works: self.cold_ns.len(), closed: 0, cold: true })
+        Some(Seen { median_ns, works: self.cold_ns.len(), medians: 1, closed: 0, cold: true })
     }
 }
 

@@ -32,7 +32,7 @@ const ANSWER_ITERATIONS: u64 = 8;
 /// Standard deviations to either side that hold 90 in 100 of a normal distribution.
 const NORMAL_90: f64 = 1.645;
 /// Iterations that a plan's true time is the mean of.
-const TRUE_ITERATIONS: u64 = 24;
+const TRUE_ITERATIONS: u64 = 96;
 
 /// A job, what it truly costs, and what befalls it.
 struct Scenario {
@@ -196,7 +196,7 @@ struct Tally {
     /// Costs within their intervals, by where they come from.
     costs: BTreeMap<Source, Share>,
     links: Share,
-    /// True gains of the switches above what was said to be exceeded in 90 of 100.
+    /// True gains of the switches above their lower tenth: what was said to be exceeded in 90 of 100.
     gain_low: Share,
     reverts: u64,
 }
@@ -268,13 +268,15 @@ impl Tally {
             let Some(&first) = on.first() else { continue };
             let (before, after) = (plan_in(world, plan_in(world, epoch).parent), plan_in(world, epoch));
             let mut truth = scenario.luck();
-            truth.disturb(first);
+            // As it was when that was said: what changes later is no error of it.
+            truth.disturb(decision.iteration);
             let moved_ns = transfer_ns(&truth.problem, &moves(&truth.problem, &before, &after));
             let apart = |truth: &Truth, step: Step| {
                 truth.jittered_ns(&before, step) as f64 - truth.jittered_ns(&after, step) as f64
             };
             let mean = (0..TRUE_ITERATIONS).map(|at| apart(&truth, Step(at))).sum::<f64>() / TRUE_ITERATIONS as f64;
             self.gain_low.add(mean >= decision.gain_low_ns as f64);
+            truth.disturb(first);
             let won: f64 = on
                 .iter()
                 .map(|&step| {
@@ -304,7 +306,7 @@ impl Tally {
         );
         let (pay, low, links) = (self.switches, self.gain_low, self.links);
         println!(
-            "  {} switches, {:.1}% pay; the gain is at least as said in {:.1}%; {} taken back",
+            "  {} switches, {:.1}% pay; the gain is above its lower tenth in {:.1}%; {} taken back",
             pay.of,
             pay.percent(),
             low.percent(),
@@ -382,5 +384,5 @@ fn decisions_are_nearly_those_of_an_oracle() {
     let mean = tally.regrets.iter().sum::<f64>() / tally.regrets.len() as f64;
     assert!(mean < 0.05, "regret {mean}");
     assert!(tally.switches.of >= scenarios, "{tally:?}");
-    assert!(tally.switches.percent() >= 90.0, "{tally:?}");
+    assert!(tally.switches.percent() >= 95.0, "{tally:?}");
 }
