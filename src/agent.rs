@@ -2,7 +2,7 @@
 
 use crate::signals::Stop;
 use crate::{failure, files, keys, values};
-use adaptis_agent::{AgentError, Options};
+use adaptis_agent::{AgentError, Calibrating, Options};
 use adaptis_ring::RingError;
 use anyhow::Result;
 use clap::builder::NonEmptyStringValueParser;
@@ -12,6 +12,10 @@ use std::path::PathBuf;
 ///
 /// It drains the ring that the training process writes, probes the device, and streams samples to the coordinator. What
 /// the coordinator does not take is kept in the spool. It never stops training, whatever happens to it.
+///
+/// When it starts before training it calibrates the device within a second, by a few matrix products and copies: the GPU
+/// that --gpu names (some hundred megabytes of its memory, given back at once), else the host's processor. So layers
+/// have an expected time on a kind of device that nobody has profiled.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
   adaptis agent --device gpu0 --ring /dev/shm/gpu0 --spool spool/gpu0 --coordinator tcp://127.0.0.1:29611")]
@@ -35,6 +39,9 @@ pub struct Arguments {
     /// The GPU to probe, as GPU-... or its number; none for a device that is no GPU
     #[arg(long)]
     gpu: Option<String>,
+    /// Do not calibrate the device
+    #[arg(long)]
+    no_calibration: bool,
     /// Leave once the training process has ended and all is acknowledged
     #[arg(long)]
     until_closed: bool,
@@ -53,6 +60,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.spool_bytes_max = arguments.spool_bytes;
     options.gpu_uuid_or_index = arguments.gpu;
     options.until_closed = arguments.until_closed;
+    options.calibrating = if arguments.no_calibration { Calibrating::Never } else { Calibrating::AtStart };
     let summary = adaptis_agent::run(options, stop.flag()).map_err(end)?;
     let counters: Vec<String> = summary.counters.iter().map(|(name, value)| format!("{name} {value}")).collect();
     files::say(&counters.join(", "));

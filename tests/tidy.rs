@@ -25,7 +25,18 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("adaptis-planner", vec!["adaptis-proto", "adaptis-plan"]),
         ("adaptis-coordinator-core", vec!["adaptis-proto", "adaptis-plan", "adaptis-planner"]),
         ("adaptis-executor-core", vec!["adaptis-proto", "adaptis-plan"]),
-        ("adaptis-agent", vec!["adaptis-agent-core", "adaptis-proto", "adaptis-plan", "adaptis-link", "adaptis-ring"]),
+        // The timer too: its kernels calibrate the device before anybody trains on it.
+        (
+            "adaptis-agent",
+            vec![
+                "adaptis-agent-core",
+                "adaptis-proto",
+                "adaptis-plan",
+                "adaptis-link",
+                "adaptis-ring",
+                "adaptis-timer",
+            ],
+        ),
         (
             "adaptis-coordinator",
             vec!["adaptis-coordinator-core", "adaptis-planner", "adaptis-proto", "adaptis-plan", "adaptis-link"],

@@ -13,9 +13,10 @@
 //!    makes its whole task impossible does: a file that is no ring, another agent on the same spool, no link.
 //! 3. A killed agent loses nothing: its successor takes up the ring where it was freed, and the spool as it lies.
 //!
-//! Left out on purpose: an asynchronous runtime. One thread sleeps in the link's queue until the next deadline; probes,
-//! whose drivers may hang, have a thread of their own.
+//! Left out on purpose: an asynchronous runtime. One thread sleeps in the link's queue until the next deadline; probes and
+//! the calibration, whose drivers may hang, have threads of their own.
 
+mod calibration;
 mod error;
 mod options;
 mod probes;
@@ -26,7 +27,7 @@ mod summary;
 
 pub use adaptis_agent_core::{LayerSummary, Limits};
 pub use error::AgentError;
-pub use options::Options;
+pub use options::{Calibrating, Options};
 pub use probes::cuda::Card;
 pub use probes::nvml::{CallCost, call_costs};
 pub use run::run;

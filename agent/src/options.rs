@@ -4,6 +4,16 @@ use adaptis_agent_core::Limits;
 use adaptis_link::Security;
 use std::path::PathBuf;
 
+/// Whether the device is measured before it trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Calibrating {
+    /// Once, when the agent starts, unless training runs already: a few products and copies within a second.
+    #[default]
+    AtStart,
+    /// Not at all.
+    Never,
+}
+
 /// What an agent is told at its start.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -21,6 +31,8 @@ pub struct Options {
     pub security: Security,
     /// The GPU to be probed, as `GPU-...` or by NVML's index; none for a device that is no GPU.
     pub gpu_uuid_or_index: Option<String>,
+    /// Whether its device is calibrated: the GPU that is named, else the host's processor.
+    pub calibrating: Calibrating,
     /// Whether to leave once the ring is closed and everything in it acknowledged.
     pub until_closed: bool,
     /// Limits of batching and delivery.
@@ -41,6 +53,7 @@ impl Options {
             spool_bytes_max: Self::SPOOL_BYTES_MAX_DEFAULT,
             security: Security::Open,
             gpu_uuid_or_index: None,
+            calibrating: Calibrating::default(),
             until_closed: false,
             limits: Limits::default(),
         }

@@ -1,7 +1,8 @@
 //! The loop: look at the ring, wait for the coordinator, do what the core says.
 
+use crate::calibration::Calibration;
 use crate::error::AgentError;
-use crate::options::Options;
+use crate::options::{Calibrating, Options};
 use crate::probes::Probes;
 use crate::source::Source;
 use crate::spool::Spool;
@@ -50,6 +51,7 @@ struct Shell {
     source: Source,
     spool: Spool,
     probes: Probes,
+    calibration: Calibration,
     /// Of the coordinator, which answers pings.
     silence: Silence,
     /// Whether its last write failed, which is told once.
@@ -74,6 +76,7 @@ impl Shell {
             source: Source::new(&options.ring, &options.device),
             spool,
             probes: Probes::start(options.gpu_uuid_or_index.clone())?,
+            calibration: Calibration::default(),
             silence: Silence::new(Instant::now()),
             is_spool_failing: false,
             send_refusals: 0,
@@ -116,6 +119,9 @@ impl Shell {
     fn look(&mut self) -> Result<(), AgentError> {
         if let Some(opened) = self.source.open()? {
             self.tell(opened);
+        }
+        if self.options.calibrating == Calibrating::AtStart {
+            self.calibration.look(self.options.gpu_uuid_or_index.as_deref(), || self.source.is_training());
         }
         if let Some(drained) = self.source.drain(self.agent.next_to_read()) {
             self.tell(drained);
@@ -206,6 +212,7 @@ impl Shell {
 
     fn report(&mut self, mut readings: Vec<(String, f64)>, mut counters: Vec<(String, u64)>) {
         readings.extend(self.probes.readings());
+        readings.extend(self.calibration.readings());
         counters.extend(self.own_counters());
         let (device, incarnation) = (self.options.device.clone(), self.incarnation);
         self.send(AgentEvent::Health(Health { device, incarnation, readings, counters }));
@@ -216,6 +223,7 @@ impl Shell {
         counters.push(("send_refusals".to_owned(), self.send_refusals));
         counters.push(("unreadable_messages".to_owned(), self.unreadable_messages));
         counters.extend(self.probes.counters());
+        counters.extend(self.calibration.counters());
         counters
     }
 

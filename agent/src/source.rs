@@ -70,6 +70,11 @@ impl Source {
         Some(Event::Drained { first: after - records.len() as u64, records, dropped })
     }
 
+    /// A process that lives has recorded something.
+    pub(crate) fn is_training(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.head() > 0 && !reader.closed() && !reader.is_deserted())
+    }
+
     /// All is read up to a number, and nothing more will come.
     pub(crate) fn is_exhausted(&mut self, next: u64) -> bool {
         let Some(reader) = &self.reader else { return false };

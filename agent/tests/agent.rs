@@ -4,7 +4,7 @@
 
 mod coordinator;
 
-use adaptis_agent::{AgentError, Limits, Options, Summary, run};
+use adaptis_agent::{AgentError, Calibrating, Limits, Options, Summary, run};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{Incarnation, LayerIndex, Microbatch, Step};
 use adaptis_ring::{Recorder, RingError};
@@ -32,7 +32,13 @@ fn options(folder: &Path, address: &str) -> Options {
         report_ns: 300_000_000,
         ..Limits::default()
     };
+    // Its tests are named so; the others need no processor kept busy beside them.
+    options.calibrating = Calibrating::Never;
     options
+}
+
+fn calibrating(folder: &Path, address: &str) -> Options {
+    Options { calibrating: Calibrating::AtStart, ..options(folder, address) }
 }
 
 /// The agent leaves once training has ended.
@@ -168,6 +174,89 @@ fn the_state_of_a_gpu_reaches_the_coordinator() {
     let summary = agent.stop();
     assert!(summary.counter("nvml_calls") >= Some(15), "{summary:?}");
     assert_eq!(summary.card.map(|card| card.uuid), Some("GPU-00000000-0000-0000-0000-000000000000".into()));
+}
+
+/// The reading of an agent that the coordinator last heard of.
+fn reading(coordinator: &Coordinator, name: &str) -> Option<f64> {
+    coordinator.health()?.readings.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+}
+
+fn health_counter(coordinator: &Coordinator, name: &str) -> Option<u64> {
+    coordinator.health()?.counters.iter().find(|(known, _)| known == name).map(|(_, count)| *count)
+}
+
+#[test]
+fn what_a_gpu_can_do_reaches_the_coordinator() {
+    let script = "cuda.flops 123000000000000\ncuda.copy_bytes_per_s 800000000000\n";
+    let stage = Stage::with(&[Library::Cuda, Library::Nvml, Library::Cublas]).script(script);
+    if stage.alone("what_a_gpu_can_do_reaches_the_coordinator").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start();
+    let mut options = calibrating(folder.path(), coordinator.address());
+    options.gpu_uuid_or_index = Some("0".into());
+    let agent = Running::start(options);
+    wait_for("rates", || reading(&coordinator, "calibrated_operations_per_s").is_some());
+    let of = |name: &str, truth: f64| reading(&coordinator, name).unwrap() / truth;
+    assert!((0.9..1.01).contains(&of("calibrated_operations_per_s", 1.23e14)), "of the largest product");
+    assert!((0.9..1.01).contains(&of("calibrated_bytes_per_s", 8e11)), "of the largest copy");
+    assert!(reading(&coordinator, "product_bf16_1024_operations_per_s").is_some());
+    assert_eq!(reading(&coordinator, "calibrated_host_bytes_per_s"), None, "a card's agent leaves the host alone");
+    let contexts = || {
+        // SAFETY: the test's process has the stand-in as its driver, and this is its function.
+        unsafe {
+            let get = cudarc::driver::sys::culib()
+                .get::<unsafe extern "C" fn(*const std::ffi::c_char) -> i64>(b"standinGet\0")
+                .unwrap();
+            get(c"contexts".as_ptr())
+        }
+    };
+    assert_eq!(contexts(), 0, "the context ends with the calibration");
+    agent.stop();
+}
+
+#[test]
+fn a_gpu_for_one_process_alone_is_left_to_the_training() {
+    let stage = Stage::with(&[Library::Cuda, Library::Nvml, Library::Cublas]).script("cuda.compute_mode 3\n");
+    if stage.alone("a_gpu_for_one_process_alone_is_left_to_the_training").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start();
+    let mut options = calibrating(folder.path(), coordinator.address());
+    options.gpu_uuid_or_index = Some("0".into());
+    let agent = Running::start(options);
+    wait_for("a failure", || health_counter(&coordinator, "calibrations_failed") == Some(1));
+    assert_eq!(reading(&coordinator, "calibrated_bytes_per_s"), None);
+    agent.stop();
+}
+
+#[test]
+fn a_host_is_calibrated_before_it_trains_and_not_while_it_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start();
+    let start = || calibrating(folder.path(), coordinator.address());
+    let first = Running::start(start());
+    wait_for("rates", || reading(&coordinator, "calibrated_host_operations_per_s").is_some());
+    for name in ["calibrated_host_operations_per_s", "calibrated_host_bytes_per_s"] {
+        assert!((1e8..1e14).contains(&reading(&coordinator, name).unwrap()), "{name}");
+    }
+    first.stop();
+
+    let mut recorder = recorder(folder.path(), 1, 1024);
+    record(&mut recorder, 10);
+    let second = Running::start(start());
+    wait_for("the skip", || health_counter(&coordinator, "calibrations_skipped") == Some(1));
+    assert_eq!(reading(&coordinator, "calibrated_host_operations_per_s"), None);
+    second.stop();
+
+    let switched_off = Running::start(options(folder.path(), coordinator.address()));
+    let quiet = || health_counter(&coordinator, "calibrations_skipped").is_none();
+    wait_for("its word", quiet);
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(quiet() && reading(&coordinator, "calibrated_host_operations_per_s").is_none());
+    switched_off.stop();
 }
 
 #[test]

@@ -14,7 +14,8 @@ use crate::{CoordinatorError, Ended, Options};
 use adaptis_coordinator_core::membership::Peer;
 use adaptis_coordinator_core::{Brain, Durable, Effect, Event};
 use adaptis_link::{Limits, PeerId, Server};
-use adaptis_proto::message::{AgentOrder, Answer, Ask, Batch, FromCoordinator, Status};
+use adaptis_proto::message::{AgentOrder, Answer, Ask, Batch, FromCoordinator, Health, Status};
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::{Record, Sample};
 use adaptis_proto::{DeviceIndex, wire};
 use crossbeam::channel::{RecvError, select};
@@ -46,6 +47,8 @@ pub(crate) struct Control {
     brain: Brain,
     ingest: Ingest,
     profiles: Profiles,
+    /// By kind: rates that were handed to the store.
+    rates_kept: BTreeMap<String, Rates>,
     searches: Searches,
     copies: Copies,
     board: Board,
@@ -78,6 +81,7 @@ impl Control {
             store,
             ingest: Ingest::default(),
             profiles: Profiles::default(),
+            rates_kept: BTreeMap::new(),
             searches: Searches::new(),
             copies: Copies::new(options.dir.clone()),
             board,
@@ -152,6 +156,7 @@ impl Control {
             let peer = self.peers.key(&peer, &self.brain);
             self.feed(Event::RankSaid { peer, event: Box::new(event) })?;
         }
+        self.take_calibrations(std::mem::take(&mut turn.calibrated))?;
         match found {
             Some(Found { ticket, result: Some(result) }) => {
                 self.feed(Event::SearchEnded { ticket, result: Box::new(result) })?;
@@ -210,6 +215,12 @@ impl Control {
         }
         self.store.trim()?;
         Ok(())
+    }
+
+    fn take_calibrations(&mut self, calibrated: Vec<Health>) -> Result<(), CoordinatorError> {
+        calibrated.into_iter().try_for_each(|Health { device, incarnation, readings, .. }| {
+            self.feed(Event::Calibrated { device, agent: incarnation, readings })
+        })
     }
 
     fn feed(&mut self, event: Event) -> Result<(), CoordinatorError> {
@@ -328,6 +339,11 @@ impl Control {
     }
 
     fn flush(&mut self) -> Result<(), CoordinatorError> {
+        let known = self.brain.rates();
+        if self.rates_kept != *known {
+            known.iter().for_each(|(kind, rates)| self.profiles.record_rates(kind, *rates));
+            self.rates_kept.clone_from(known);
+        }
         self.store.merge(&mut self.profiles, crate::profiles::now())?;
         self.keep()?;
         if self.copies.is_behind() {
@@ -382,6 +398,7 @@ impl Control {
                 continue;
             }
             self.take_batches(std::mem::take(&mut turn.batches))?;
+            self.take_calibrations(std::mem::take(&mut turn.calibrated))?;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || (!is_full && self.ingest.is_balanced()) {
                 break;
@@ -390,6 +407,7 @@ impl Control {
                 self.ingest.sort(&mut turn, message);
             }
         }
+        self.take_calibrations(turn.calibrated)?;
         self.take_batches(turn.batches)
     }
 }

@@ -6,6 +6,7 @@
 use crate::store::Stored;
 use adaptis_link::{Incoming, PeerId};
 use adaptis_proto::message::{AgentEvent, Ask, Batch, Health, RankEvent, ToCoordinator};
+use adaptis_proto::rates::Rates;
 use adaptis_proto::wire;
 use std::collections::BTreeMap;
 
@@ -20,6 +21,8 @@ pub(crate) struct Turn {
     pub(crate) ranks: Vec<(PeerId, RankEvent)>,
     pub(crate) pings: Vec<(PeerId, u64)>,
     pub(crate) asks: Vec<(PeerId, Ask)>,
+    /// With what an agent measured of its device before training.
+    pub(crate) calibrated: Vec<Health>,
 }
 
 /// What was taken in so far, and the last words of agents; records are counted where they are stored.
@@ -58,7 +61,12 @@ impl Ingest {
                 turn.batches.push((peer, batch));
             }
             Ok(ToCoordinator::Agent(AgentEvent::Ping { sent_ns, .. })) => turn.pings.push((peer, sent_ns)),
-            Ok(ToCoordinator::Agent(AgentEvent::Health(health))) => self.take_health(health),
+            Ok(ToCoordinator::Agent(AgentEvent::Health(health))) => {
+                if Rates::are_in(&health.readings) {
+                    turn.calibrated.push(health.clone());
+                }
+                self.take_health(health);
+            }
             Ok(ToCoordinator::Ask(ask)) => turn.asks.push((peer, ask)),
             Err(error) => {
                 self.malformed += 1;

@@ -10,6 +10,7 @@ use adaptis_coordinator::profiles::exchange::{self, ExchangeError};
 use adaptis_coordinator::profiles::library::{self, FILE, Library, Merged, of_run};
 use adaptis_coordinator::profiles::sketch::Sketch;
 use adaptis_coordinator::{RECORDS_BYTES_MAX, STORE_FILE, Store};
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::{Phase, Place, Record, Sample};
 use adaptis_proto::{Epoch, Generation, LayerIndex, Step};
 use hdrhistogram::Histogram;
@@ -244,8 +245,11 @@ fn any_account(id: String) -> impl Strategy<Value = Account> {
     let memories = prop::collection::btree_map(("[a-c]", "[xy]"), (0_u64..1 << 50, any::<bool>(), 0_u64..9), 0..4);
     let sizes = prop::collection::btree_map("[a-c]", (size(), size(), size(), size()), 0..4);
     let kinds = prop::collection::btree_map("[xy]", (0_u64..1 << 50, 0_u64..9), 0..3);
-    (works, transfers, memories, sizes, kinds, 0_u64..100).prop_map(
-        move |(works, transfers, memories, sizes, kinds, age)| {
+    let rate = || prop::option::of(1_u64..1 << 60);
+    let rates = (rate(), rate()).prop_map(|(operations_per_s, bytes_per_s)| Rates { operations_per_s, bytes_per_s });
+    let rates = prop::collection::btree_map("[xy]", rates, 0..3);
+    (works, transfers, memories, sizes, kinds, rates, 0_u64..100).prop_map(
+        move |(works, transfers, memories, sizes, kinds, rates, age)| {
             let distribution = |times: Vec<u64>| {
                 let mut sketch = Sketch::new();
                 times.iter().for_each(|&ns| sketch.record(ns));
@@ -279,6 +283,7 @@ fn any_account(id: String) -> impl Strategy<Value = Account> {
                     .into_iter()
                     .map(|(kind, (memory_bytes, reserved_bytes))| (kind, KindMemory { memory_bytes, reserved_bytes }))
                     .collect(),
+                rates,
             }
         },
     )
@@ -297,6 +302,7 @@ proptest! {
         let read = exchange::read("x", &text, None, 0).unwrap();
         prop_assert_eq!(exchange::write(&read).unwrap(), text);
         prop_assert_eq!(read.works().unwrap(), collection.works().unwrap());
+        prop_assert_eq!(read.rates(), collection.rates());
         prop_assert_eq!(read.accounts().map(|of| &of.source).collect::<Vec<_>>(), [&one.source, &two.source]);
 
         let dir = tempfile::tempdir().unwrap();

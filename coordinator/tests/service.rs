@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails in a test may end it there")]
 
+use adaptis_coordinator::profiles::library::{self, Library};
 use adaptis_coordinator::{CoordinatorError, Ended, Mode, Options, REPORT_FILE, Store, run, work_of};
 use adaptis_link::{Client, Limits, Security};
 use adaptis_proto::message::{
     AgentEvent, AgentOrder, Answer, Ask, Batch, DeviceCard, FromCoordinator, Health, Job, JobLayer, RankEvent,
     RankOrder, Rejection, State, Status, ToCoordinator,
 };
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{Digest, Epoch, Generation, Incarnation, LayerIndex, Microbatch, RunId, Step, Term, wire};
 use std::io::{Read, Write};
@@ -441,6 +443,48 @@ fn counters_go_on_where_an_earlier_reign_left_them() {
     let refused = count("records_beyond_gap") + count("records_refused");
     assert!(count("records_duplicate") >= 1);
     assert_eq!(count("records_received"), count("records_stored") + count("records_duplicate") + refused);
+}
+
+#[test]
+fn what_a_device_did_in_a_calibration_is_kept_by_its_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = || library::of_run(dir.path()).unwrap().rates;
+    // The device is a `cpu`: what a card did is not its kind's.
+    let calibrated = |agent: u64, operations: f64| {
+        let rates = [("calibrated_host_operations_per_s", operations), ("calibrated_bytes_per_s", 9e12)];
+        let readings = rates.map(|(name, rate)| (name.to_owned(), rate)).to_vec();
+        let (device, incarnation) = ("gpu0".to_owned(), Incarnation(agent));
+        ToCoordinator::Agent(AgentEvent::Health(Health { device, incarnation, readings, counters: Vec::new() }))
+    };
+    let first = Service::start(dir.path(), |_| {});
+    ask(&first.client("rank"), &hello(), is_started);
+    say(&first.client("agent"), calibrated(3, 5e10));
+    let seen = |service: &Service, rate: &str| {
+        let begun = Instant::now();
+        while !service.get("/metrics").contains(rate) {
+            assert!(begun.elapsed() < PATIENCE, "no {rate}");
+        }
+    };
+    seen(&first, "50000000000");
+    assert_eq!(first.end(), Ended::Stopped);
+    let of_run = Rates { operations_per_s: Some(50_000_000_000), bytes_per_s: None };
+    assert_eq!(kept(), [("cpu".to_owned(), of_run)].into());
+
+    // A slower one, as on a busy host, takes nothing away; a faster one is what the kind can do.
+    let second = Service::start(dir.path(), |_| {});
+    say(&second.client("agent"), calibrated(4, 4e10));
+    seen(&second, "40000000000");
+    assert_eq!(second.end(), Ended::Stopped);
+    assert_eq!(kept()["cpu"], of_run);
+    let third = Service::start(dir.path(), |_| {});
+    say(&third.client("agent"), calibrated(5, 6e10));
+    seen(&third, "60000000000");
+    assert_eq!(third.end(), Ended::Stopped);
+    assert_eq!(kept()["cpu"].operations_per_s, Some(60_000_000_000));
+
+    let store = tempfile::tempdir().unwrap();
+    Library::open(store.path()).unwrap().merge(&[library::of_run(dir.path()).unwrap()], 1).unwrap();
+    assert_eq!(library::read(store.path()).unwrap().rates(), kept());
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 pub mod ids;
 pub mod message;
+pub mod rates;
 pub mod sample;
 pub mod wire;
 

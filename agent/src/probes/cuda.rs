@@ -1,8 +1,10 @@
 //! The GPU as the CUDA driver names it.
 //!
 //! Asks only what needs no context: one would hold hundreds of megabytes of the memory that the training job plans
-//! with. Free memory therefore comes from NVML.
+//! with. Free memory therefore comes from NVML. The one exception is the calibration before training, whose context ends
+//! with it.
 
+use crate::calibration::CalibrationError;
 use cudarc::driver::{result, sys};
 
 /// A GPU's own description.
@@ -15,6 +17,12 @@ pub struct Card {
     /// Total memory.
     pub memory_bytes: u64,
 }
+
+/// The functions that a context takes besides.
+const CONTEXT_FUNCTIONS: [&str; 4] =
+    ["cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxSetCurrent"];
+/// `CU_COMPUTEMODE_DEFAULT`: several processes may have contexts.
+const SHARED_MODE: i32 = 0;
 
 /// The functions that are called: the bindings panic on one that is missing.
 const FUNCTIONS: [&str; 7] = [
@@ -34,6 +42,10 @@ fn has(function: &str) -> bool {
 
 /// The GPU of a UUID, or of CUDA's ordinal. None without the driver or such a GPU.
 pub(crate) fn find(uuid_or_ordinal: &str) -> Option<Card> {
+    find_device(uuid_or_ordinal).map(|(_, card)| card)
+}
+
+fn find_device(uuid_or_ordinal: &str) -> Option<(i32, Card)> {
     // SAFETY: only tries to open the library; the names it looks for are the driver's.
     if !unsafe { sys::is_culib_present() } {
         tracing::info!("no CUDA driver on this host");
@@ -48,8 +60,47 @@ pub(crate) fn find(uuid_or_ordinal: &str) -> Option<Card> {
     let ordinal = uuid_or_ordinal.parse::<i32>().ok();
     (0..count).filter(|at| ordinal.is_none_or(|ordinal| ordinal == *at)).find_map(|at| {
         let card = describe(at)?;
-        (ordinal.is_some() || card.uuid == uuid_or_ordinal).then_some(card)
+        (ordinal.is_some() || card.uuid == uuid_or_ordinal).then_some((at, card))
     })
+}
+
+/// A GPU's context, current on the thread that opened it until it is dropped there.
+pub(crate) struct Context {
+    device: sys::CUdevice,
+}
+
+impl Context {
+    /// On the GPU of a UUID, or of CUDA's ordinal.
+    pub(crate) fn open(uuid_or_ordinal: &str) -> Result<Self, CalibrationError> {
+        let (ordinal, _) = find_device(uuid_or_ordinal).ok_or(CalibrationError::NoCard)?;
+        if !CONTEXT_FUNCTIONS.iter().all(|function| has(function)) {
+            return Err(CalibrationError::NoCard);
+        }
+        let device = result::device::get(ordinal).map_err(CalibrationError::Context)?;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE;
+        // SAFETY: the device was just handed out by the driver.
+        let mode = unsafe { result::device::get_attribute(device, attribute) }.map_err(CalibrationError::Context)?;
+        if mode != SHARED_MODE {
+            return Err(CalibrationError::Exclusive(mode));
+        }
+        // SAFETY: as above; released when this is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(CalibrationError::Context)?;
+        let opened = Self { device };
+        // SAFETY: the context was just retained.
+        unsafe { result::ctx::set_current(context) }.map_err(CalibrationError::Context)?;
+        Ok(opened)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: no context is always a valid one to have current, and the other was retained when this was made. A failure
+        // leaves nothing to be done.
+        unsafe {
+            let _ = result::ctx::set_current(std::ptr::null_mut());
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
 }
 
 fn describe(ordinal: i32) -> Option<Card> {

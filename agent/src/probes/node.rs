@@ -55,6 +55,12 @@ impl Node {
         Self::at(folder, user)
     }
 
+    /// In a folder that is known to be ours.
+    #[cfg(test)]
+    pub fn in_folder(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), lock: None }
+    }
+
     fn at(folder: PathBuf, user: u32) -> Option<Self> {
         // That it is there already is no error.
         let _ = std::fs::DirBuilder::new().mode(0o700).create(&folder);
@@ -69,12 +75,16 @@ impl Node {
     /// Whether this agent reads for all. Once it does it goes on, for as long as it lives.
     pub fn leads(&mut self) -> bool {
         if self.lock.is_none() {
-            let mut options = OpenOptions::new();
-            options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-            let file = options.open(self.folder.join("gpus.lock"));
-            self.lock = file.ok().filter(|file| file.try_lock().is_ok());
+            self.lock = self.lock("gpus.lock");
         }
         self.lock.is_some()
+    }
+
+    /// Takes a lock of the host, if nobody has it; it is held until the file is dropped.
+    pub fn lock(&self, name: &str) -> Option<File> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options.open(self.folder.join(name)).ok().filter(|file| file.try_lock().is_ok())
     }
 
     /// Puts readings where the others find them, whole.

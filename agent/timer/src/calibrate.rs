@@ -1,7 +1,7 @@
 //! What a device that nobody knows can do: a few matrix products and copies, timed by events.
 //!
-//! Runs when a device joins, before it trains, so it may wait; it asks for events by query all the same, since a call
-//! that synchronises would also wait for other streams. Products are of numbers that look random: zeros draw less power,
+//! Runs when a device joins, before it trains, so it may wait, for as long as the caller lets it; it asks for events by
+//! query all the same, since a call that synchronises would also wait for other streams. Products are of numbers that look random: zeros draw less power,
 //! and a card would seem faster than it is.
 //!
 //! Left out on purpose: anything that depends on the model. These are the device's rates, with which costs known of other
@@ -10,6 +10,7 @@
 
 use crate::driver::{Blas, Driver, NOT_READY, SUCCESS, checked};
 use crate::error::TimerError;
+use adaptis_proto::rates::Rates;
 use adaptis_ring::now_ns;
 use std::ffi::c_int;
 
@@ -19,8 +20,8 @@ const SIDES: [usize; 3] = [1024, 2048, 4096];
 const COPIES: [usize; 2] = [4 << 20, 32 << 20];
 /// Of each; the first one warms up and is left out.
 const REPETITIONS: usize = 6;
-/// For all of it.
-const PATIENCE_NS: u64 = 5_000_000_000;
+/// For one of them: a device that takes longer hangs.
+const PATIENCE_NS: u64 = 1_000_000_000;
 /// A matrix of the largest side, in numbers of 16 bits.
 const MATRIX_BYTES: usize = SIDES[SIDES.len() - 1] * SIDES[SIDES.len() - 1] * 2;
 /// What is uploaded, and copied on within the device.
@@ -55,14 +56,25 @@ impl Measured {
     }
 }
 
-/// Measures the device whose context is current: copies, and products where there is cuBLAS.
+/// The rates of a device: those of the largest product and of the largest copy, which starting and caches help least.
+pub fn rates(measured: &[Measured]) -> Rates {
+    let largest = |name: &str| {
+        let of_it = measured.iter().filter(|measured| measured.name.starts_with(name));
+        let timed = of_it.filter_map(|measured| Some((measured.work, measured.per_second()?)));
+        timed.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, rate)| rate.round() as u64)
+    };
+    Rates { operations_per_s: largest("product"), bytes_per_s: largest("copy") }
+}
+
+/// Measures the device whose context is current: copies, and products where there is cuBLAS. Before each one it asks
+/// whether to go on; told not to, it gives what it has.
 ///
 /// # Errors
 /// No driver or context, no room for 96 MiB, a call that failed, or a device that does not get ready.
-pub fn calibrate() -> Result<Vec<Measured>, TimerError> {
+pub fn calibrate(go_on: &dyn Fn() -> bool) -> Result<Vec<Measured>, TimerError> {
     let driver = Driver::load()?;
     driver.require_context()?;
-    let bench = Bench::new(driver)?;
+    let bench = Bench::new(driver, go_on)?;
     bench.fill()?;
     let mut measured = Vec::new();
     for bytes in COPIES {
@@ -83,18 +95,18 @@ const COMPUTE_F32: c_int = 68;
 const ANY_ALGORITHM: c_int = -1;
 
 /// Memory, a stream and two events.
-struct Bench {
+struct Bench<'a> {
     driver: Driver,
     stream: usize,
     events: Vec<usize>,
     memory: u64,
-    end_ns: u64,
+    go_on: &'a dyn Fn() -> bool,
 }
 
-impl Bench {
-    fn new(driver: Driver) -> Result<Self, TimerError> {
+impl<'a> Bench<'a> {
+    fn new(driver: Driver, go_on: &'a dyn Fn() -> bool) -> Result<Self, TimerError> {
         let stream = driver.new_stream()?;
-        let mut bench = Self { driver, stream, events: Vec::new(), memory: 0, end_ns: now_ns() + PATIENCE_NS };
+        let mut bench = Self { driver, stream, events: Vec::new(), memory: 0, go_on };
         for _ in 0..2 {
             bench.events.push(driver.new_event()?);
         }
@@ -195,7 +207,7 @@ impl Bench {
         launch: impl Fn() -> Result<(), TimerError>,
     ) -> Result<Measured, TimerError> {
         let mut durations_ns = Vec::new();
-        for repetition in 0..REPETITIONS {
+        for repetition in (0..REPETITIONS).take_while(|_| (self.go_on)()) {
             let ns = self.time(&launch)?;
             if repetition > 0 {
                 durations_ns.push(ns.round() as u64);
@@ -210,13 +222,13 @@ impl Bench {
         checked("cuEventRecord", self.driver.record(start, self.stream))?;
         launch()?;
         checked("cuEventRecord", self.driver.record(end, self.stream))?;
-        wait(&self.driver, end, self.end_ns)?;
+        wait(&self.driver, end, now_ns() + PATIENCE_NS)?;
         let elapsed = self.driver.elapsed_ns(start, end);
         elapsed.map_err(|code| TimerError::Call { function: "cuEventElapsedTime", code })
     }
 }
 
-impl Drop for Bench {
+impl Drop for Bench<'_> {
     fn drop(&mut self) {
         if self.memory != 0 {
             // SAFETY: allocated in `new`, and used no more.

@@ -20,7 +20,8 @@
 //! Function pointers are taken from the library that `cudarc` loads, and answers are numbers: its own bindings panic on a
 //! missing function, and their enumeration has no room for an error of a newer driver.
 //!
-//! Left out on purpose: making a context (the training process has one), and the agent, which must not have one.
+//! Left out on purpose: making a context. The training process has one; the agent has one only while it calibrates a card
+//! before training, and times nothing else.
 
 mod account;
 mod alignment;
@@ -33,7 +34,7 @@ mod lane;
 mod timer;
 
 pub use account::{Counters, Figures, Next, Options, What};
-pub use calibrate::{Measured, calibrate};
+pub use calibrate::{Measured, calibrate, rates};
 pub use driver::Stream;
 pub use error::TimerError;
 pub use host::calibrate_host;

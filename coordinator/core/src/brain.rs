@@ -20,6 +20,7 @@
 
 mod adapt;
 mod announce;
+mod calibrations;
 mod change;
 mod commit;
 mod config;
@@ -48,6 +49,7 @@ use adaptis_planner::search::{Infeasible, Options, Outcome};
 use adaptis_proto::message::{RankEvent, RankOrder, Rejection};
 use adaptis_proto::sample::Record;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step, Term};
+use calibrations::Calibrations;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Between two looks at who is silent, at most.
@@ -88,6 +90,15 @@ pub enum Event {
         ring: Incarnation,
         /// The records.
         records: Vec<Record>,
+    },
+    /// An agent said what it measured of its device before training, among other readings.
+    Calibrated {
+        /// Name of the device.
+        device: String,
+        /// The agent's process.
+        agent: Incarnation,
+        /// All its readings.
+        readings: Vec<(String, f64)>,
     },
     /// A search is over.
     SearchEnded {
@@ -186,6 +197,7 @@ pub struct Brain {
     phases: Vec<PhaseRecord>,
     history: History,
     adapt: Option<Adapt>,
+    calibrations: Calibrations,
     ended: BTreeMap<DeviceIndex, (Step, Vec<(LayerIndex, Digest)>)>,
     closing: Option<Closing>,
     absorbed_ns: u64,
@@ -222,6 +234,7 @@ impl Brain {
             phases: Vec::new(),
             history: History::default(),
             adapt: None,
+            calibrations: Calibrations::default(),
             ended: BTreeMap::new(),
             closing: None,
             absorbed_ns: 0,
@@ -254,6 +267,7 @@ impl Brain {
             Event::RankSaid { peer, event } => self.on_rank(now_ns, peer, *event),
             Event::Absorbed { device, ring, records } => self.on_records(now_ns, &device, ring, &records),
             Event::Replayed { device, ring, records } => self.on_replayed(&device, ring, &records),
+            Event::Calibrated { device, agent, readings } => self.on_calibrated(&device, agent, &readings),
             Event::SearchEnded { ticket, result } => self.on_search_ended(now_ns, ticket, *result),
             Event::SearchLost { ticket } => self.on_search_lost(ticket),
             Event::PolicyChanged(policy) => self.on_policy(policy),

@@ -15,6 +15,7 @@ pub use contradiction::Contradiction;
 use crate::admission;
 use crate::drift::Change;
 use adaptis_proto::message::{DeviceCard, Failure, Job, Member};
+use adaptis_proto::rates::Rates;
 use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, Step, Term};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -345,4 +346,6 @@ pub struct Recovered {
     pub finished: Option<Finished>,
     /// If the run has failed.
     pub failed: Option<RunFailure>,
+    /// By kind: what devices did at best in their agents' calibrations.
+    pub rates: BTreeMap<String, Rates>,
 }

@@ -5,6 +5,7 @@
 //! holds what the other one does.
 
 use super::sketch::{Sketch, Unreadable};
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Phase;
 use std::collections::BTreeMap;
 
@@ -152,6 +153,8 @@ pub struct Account {
     pub sizes: BTreeMap<String, Sizes>,
     /// What devices have, by kind.
     pub kinds: BTreeMap<String, KindMemory>,
+    /// What devices did at best in their agents' calibrations, by kind.
+    pub rates: BTreeMap<String, Rates>,
 }
 
 impl Account {
@@ -256,6 +259,16 @@ impl Collection {
         let mut kinds = BTreeMap::new();
         self.by_age().for_each(|account| kinds.extend(account.kinds.clone()));
         kinds
+    }
+
+    /// What devices did at best in calibrations, by kind: of several sources the best.
+    pub fn rates(&self) -> BTreeMap<String, Rates> {
+        let mut rates: BTreeMap<String, Rates> = BTreeMap::new();
+        for (kind, found) in self.accounts().flat_map(|account| &account.rates) {
+            let known = rates.entry(kind.clone()).or_default();
+            *known = known.best(*found);
+        }
+        rates
     }
 
     /// Oldest first.

@@ -7,7 +7,7 @@
 //!                   "software": "power limit 400 W", "source": "6f1b...", "first_seen": 1790000000,
 //!                   "last_seen": 1790003600, "sketch": [[1198000, 320], [1204000, 320]] } ],
 //!   "sources": [ { "id": "6f1b...", "name": "run-7", "how": "run", "samples": 640, ... } ],
-//!   "links": [ .. ], "memories": [ .. ], "layers": [ .. ], "kinds": [ .. ] }
+//!   "links": [ .. ], "memories": [ .. ], "layers": [ .. ], "kinds": [ .. ], "rates": [ .. ] }
 //! ```
 //!
 //! 1. `seconds` is the median, `low` and `high` are the 5th and 95th percentile; `sketch` lists nanoseconds and how often
@@ -27,8 +27,9 @@ use super::measurement::{FORMAT, MeasuredPhase};
 use super::sketch::Sketch;
 use adaptis_plan::FormatError;
 use adaptis_plan::json;
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Phase;
-use shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, ProfileRow, SourceRow};
+use shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, ProfileRow, RateRow, SourceRow};
 use std::collections::BTreeMap;
 
 /// Longest time that is believed: an hour is a mistake in the unit.
@@ -112,14 +113,15 @@ pub fn read(name: &str, text: &str, split_backward: Option<f64>, now: u64) -> Re
         reading.link(&format!("links[{at}]"), row)?;
     }
     reading.rest(file.memories, file.layers, file.kinds)?;
+    reading.rates(file.rates)?;
     let Reading { accounts, mut own, .. } = reading;
     own.count_samples();
     let mut collection = Collection::default();
     accounts.into_values().for_each(|account| collection.take(account));
-    let Account { works, transfers, memories, sizes, kinds, .. } = &own;
+    let Account { works, transfers, memories, sizes, kinds, rates, .. } = &own;
     let is_empty =
         works.is_empty() && transfers.is_empty() && memories.is_empty() && sizes.is_empty() && kinds.is_empty();
-    if !is_empty {
+    if !(is_empty && rates.is_empty()) {
         collection.take(own);
     }
     Ok(collection)
@@ -225,6 +227,27 @@ impl Reading {
         for (at, row) in kinds.into_iter().enumerate() {
             let memory = KindMemory { memory_bytes: row.memory_bytes, reserved_bytes: row.reserved_bytes };
             self.account(&format!("kinds[{at}]"), row.source.as_deref())?.kinds.insert(row.kind, memory);
+        }
+        Ok(())
+    }
+}
+
+impl Reading {
+    fn rates(&mut self, rates: Vec<RateRow>) -> Result<(), ExchangeError> {
+        for (at, row) in rates.into_iter().enumerate() {
+            let path = format!("rates[{at}]");
+            let rates = Rates { operations_per_s: row.operations_per_second, bytes_per_s: row.bytes_per_second };
+            for (field, rate) in
+                [("operations_per_second", rates.operations_per_s), ("bytes_per_second", rates.bytes_per_s)]
+            {
+                if rate == Some(0) {
+                    return Err(value(
+                        format!("{path}.{field}"),
+                        "a rate is positive; leave out what was not measured",
+                    ));
+                }
+            }
+            self.account(&path, row.source.as_deref())?.rates.insert(row.kind, rates);
         }
         Ok(())
     }

@@ -145,6 +145,8 @@ pub fn of_run(dir: &Path) -> Result<Account, LibraryError> {
     let run = |source| LibraryError::Run { path: dir.join(store::FILE), source };
     let mut account = store::profiles_of(dir).map_err(run)?;
     if let Some(emulated) = emulated(dir) {
+        // Of the host that emulated them.
+        account.rates.clear();
         let works = std::mem::take(&mut account.works);
         for (mut key, distribution) in works {
             key.software.clone_from(&emulated);

@@ -76,6 +76,8 @@ struct File {
     _layers: IgnoredAny,
     #[serde(default, rename = "kinds")]
     _kinds: IgnoredAny,
+    #[serde(default, rename = "rates")]
+    _rates: IgnoredAny,
 }
 
 #[derive(Deserialize)]

@@ -2,6 +2,7 @@
 
 use super::account::{Account, Distribution, KindMemory, Memory, Sizes, Source, TransferKey, WorkKey};
 use super::sketch::Sketch;
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Phase;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::collections::BTreeMap;
@@ -30,7 +31,14 @@ CREATE TABLE sizes (
 CREATE TABLE kinds (source TEXT, kind TEXT, memory INTEGER, reserved INTEGER, PRIMARY KEY (source, kind)) WITHOUT ROWID;
 ";
 
-/// All tables with rows of a source, `sources` aside.
+/// Made when the first rates are written, in a file of any build that knows the others: those leave it alone.
+const RATES: &str = "
+CREATE TABLE IF NOT EXISTS rates (
+    source TEXT, kind TEXT, operations INTEGER, bytes INTEGER, PRIMARY KEY (source, kind)
+) WITHOUT ROWID;
+";
+
+/// All tables with rows of a source, `sources` and `rates` aside.
 const OF_SOURCE: [&str; 5] = ["works", "transfers", "memories", "sizes", "kinds"];
 
 /// Why tables can't be read or written.
@@ -142,7 +150,41 @@ pub(crate) fn account(connection: &Connection, source: Source) -> Result<Account
         account.sizes.insert(row.get(0)?, sizes);
     }
     account.kinds = account_kinds(connection, &id)?;
+    account.rates = rates(connection, Some(&id))?;
     Ok(account)
+}
+
+/// By kind: what devices did at best in calibrations, of one source or of all.
+pub(crate) fn rates(connection: &Connection, source: Option<&str>) -> Result<BTreeMap<String, Rates>, TableError> {
+    if !has_rates(connection)? {
+        return Ok(BTreeMap::new());
+    }
+    let mut statement =
+        connection.prepare("SELECT kind, operations, bytes FROM rates WHERE source = ?1 OR ?1 IS NULL")?;
+    let rows = statement.query_map([source], |row| {
+        Ok((row.get(0)?, Rates { operations_per_s: number_or_none(row, 1)?, bytes_per_s: number_or_none(row, 2)? }))
+    })?;
+    let mut rates: BTreeMap<String, Rates> = BTreeMap::new();
+    for row in rows {
+        let (kind, found): (String, Rates) = row?;
+        let known = rates.entry(kind).or_default();
+        *known = known.best(found);
+    }
+    Ok(rates)
+}
+
+fn has_rates(connection: &Connection) -> Result<bool, TableError> {
+    let statement = "SELECT count(*) FROM sqlite_master WHERE name = 'rates'";
+    Ok(connection.query_row(statement, [], |row| row.get::<_, i64>(0))? > 0)
+}
+
+/// Writes what devices of a kind did in calibrations, or the better of it and what was known.
+pub(crate) fn put_rates(connection: &Connection, id: &str, kind: &str, new: &Rates) -> Result<(), TableError> {
+    connection.execute_batch(RATES)?;
+    let best = rates(connection, Some(id))?.remove(kind).unwrap_or_default().best(*new);
+    let values = params![id, kind, best.operations_per_s.map(sql), best.bytes_per_s.map(sql)];
+    connection.execute("INSERT OR REPLACE INTO rates VALUES (?, ?, ?, ?)", values)?;
+    Ok(())
 }
 
 /// What a source tells of the devices of each kind.
@@ -170,6 +212,10 @@ pub(crate) fn replace_account(connection: &Connection, account: &Account) -> Res
     for table in OF_SOURCE {
         connection.prepare_cached(&format!("DELETE FROM {table} WHERE source = ?"))?.execute([id])?;
     }
+    if has_rates(connection)? {
+        connection.execute("DELETE FROM rates WHERE source = ?", [id])?;
+    }
+    account.rates.iter().try_for_each(|(kind, rates)| put_rates(connection, id, kind, rates))?;
     put_source(connection, &account.source)?;
     for (key, distribution) in &account.works {
         put_work(connection, id, key, distribution)?;

@@ -1,6 +1,7 @@
 //! The ledger's reads and writes.
 
 use super::{Store, StoreError, epoch_name, number, sql};
+use crate::profiles::tables;
 use adaptis_coordinator_core::brain::HISTORY_MAX;
 use adaptis_coordinator_core::ledger::{GenerationRecord, IterationRecord, PlanRecord};
 use adaptis_coordinator_core::{Durable, Head, Recovered};
@@ -173,6 +174,8 @@ pub(super) fn read(connection: &Connection) -> Result<Recovered, StoreError> {
         iterations,
         finished: bodies(connection, "the end of the run", "endings WHERE kind = 'finished'")?.pop(),
         failed: bodies(connection, "the failure of the run", "endings WHERE kind = 'failed'")?.pop(),
+        // A run's store holds one source.
+        rates: tables::rates(connection, None)?,
     };
     match recovered.contradiction() {
         Some(found) => Err(StoreError::Contradictory(found)),

@@ -12,6 +12,7 @@ use adaptis_coordinator_core::ledger::GenerationRecord;
 use adaptis_proto::Incarnation;
 use adaptis_proto::LayerIndex;
 use adaptis_proto::message::DeviceCard;
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::{Mark, Phase, Record, Sample};
 use rusqlite::{Connection, OptionalExtension};
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ pub struct Profiles {
     memories: BTreeMap<(String, String), Memory>,
     /// By kind: the most.
     reserved_bytes: BTreeMap<String, u64>,
+    /// By kind: the best.
+    rates: BTreeMap<String, Rates>,
     /// Samples left out because there were too many classes.
     left_out: u64,
 }
@@ -63,6 +66,11 @@ impl Profiles {
         put(&mut self.reserved_bytes, kind.to_owned(), bytes, |known, now| *known = (*known).max(now));
     }
 
+    /// Takes what a device of a kind did in its agent's calibration.
+    pub fn record_rates(&mut self, kind: &str, rates: Rates) {
+        put(&mut self.rates, kind.to_owned(), rates, |known, now| *known = known.best(now));
+    }
+
     /// Samples left out so far.
     pub fn left_out(&self) -> u64 {
         self.left_out
@@ -83,6 +91,7 @@ impl Profiles {
             transfers: self.transfers.into_iter().map(|(key, sketch)| (key, distribution(&sketch))).collect(),
             memories: self.memories,
             kinds: self.reserved_bytes.into_iter().map(kind).collect(),
+            rates: self.rates,
             sizes: BTreeMap::new(),
         };
         account.count_samples();
@@ -173,7 +182,7 @@ impl Store {
     /// The file fails, or holds bytes that are no histogram; the profiles are kept then.
     pub fn merge(&mut self, profiles: &mut Profiles, seen: u64) -> Result<(), StoreError> {
         let is_empty = profiles.works.is_empty() && profiles.transfers.is_empty() && profiles.memories.is_empty();
-        if is_empty && profiles.reserved_bytes.is_empty() {
+        if is_empty && profiles.reserved_bytes.is_empty() && profiles.rates.is_empty() {
             return Ok(());
         }
         let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
@@ -192,6 +201,9 @@ impl Store {
             let known = known.get(kind).map_or(0, |known| known.reserved_bytes);
             let memory = KindMemory { memory_bytes: 0, reserved_bytes: reserved_bytes.max(known) };
             tables::put_kind(&transaction, &source.id, kind, &memory)?;
+        }
+        for (kind, rates) in &profiles.rates {
+            tables::put_rates(&transaction, &source.id, kind, rates)?;
         }
         let taken = profiles.works.values().chain(profiles.transfers.values()).map(Sketch::count);
         source.samples = taken.fold(source.samples, u64::saturating_add);

@@ -23,6 +23,7 @@ impl Brain {
         self.finished = recovered.finished;
         self.failure = recovered.failed;
         self.stage = Stage::Gathering;
+        self.calibrations.recover(recovered.rates);
         if let Some(record) = generation {
             self.roster = Roster::of(&record, now_ns);
             self.history = History::new(record.members.len(), &recovered.iterations, &recovered.switches);
@@ -30,6 +31,7 @@ impl Brain {
             let undecided = self.undecided_change();
             let has_decided = self.decisions.iter().any(|decision| self.is_settled(decision));
             self.adapt = Some(Adapt::new(&record, self.config.policy, changes, undecided, has_decided));
+            self.hand_rates_on();
             self.generation = Some(record);
             self.running = self.plan_of(head.epoch);
             self.stage = Stage::Following;
@@ -124,6 +126,7 @@ impl Brain {
         self.phases.push(phase);
         self.history = History::new(record.members.len(), &[], &[]);
         self.adapt = Some(Adapt::new(&record, self.config.policy, Vec::new(), None, false));
+        self.hand_rates_on();
         self.generation = Some(record);
         self.stage = Stage::Following;
         self.start_next_ns = now_ns.saturating_add(self.config.deadlines.repeat_ns);

@@ -4,7 +4,7 @@ use super::figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Sou
 use super::fit::{self, Fit, Fitted, Observation, Row};
 use super::joint::Joint;
 use super::scatter::Scatter;
-use super::{Estimator, Memory, jitter, link, robust, window};
+use super::{Estimator, Memory, jitter, link, rates, robust, window};
 use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,8 +25,11 @@ const OTHER_DEVICE_SD: f64 = 0.02;
 const OTHER_LAYER_SD: f64 = 0.02;
 /// Least uncertainty of a cost carried over from another kind: what a class by kind model misses at its best.
 const OTHER_KIND_SD: f64 = 0.1;
-/// Uncertainty of a cost carried over between kinds that share nothing.
-const UNKNOWN_KIND_SD: f64 = 0.7;
+/// Uncertainty of a cost carried over between kinds of which nothing is known: about what taking them to be equal misses
+/// on the profiles that `rates` names.
+const UNKNOWN_KIND_SD: f64 = 1.7;
+/// Uncertainty of a link while none was measured.
+const UNSEEN_LINK_SD: f64 = 0.7;
 /// Longest time that is written: sums over a plan's works stay far from overflow.
 const LONGEST_NS: f64 = 1e15;
 /// Slowdowns outside of it are not written.
@@ -248,8 +251,8 @@ impl Costs<'_> {
         if let Some(ns) = negligible(kind) {
             return Ok((ns.round() as u64, Figure { source: Source::OtherDeviceOfKind, ln_sd: 0.0 }));
         }
-        if let Some((ln, sd)) = self.carried_over(kind, signature, phase) {
-            return Ok((written(ln), Figure { source: Source::OtherKind, ln_sd: sd }));
+        if let Some((ln, figure)) = self.carried_over(kind, signature, phase) {
+            return Ok((written(ln), figure));
         }
         if let Some(ns) = any_negligible() {
             return Ok((ns.round() as u64, Figure { source: Source::OtherKind, ln_sd: 0.0 }));
@@ -262,26 +265,26 @@ impl Costs<'_> {
     }
 
     /// The logarithm of a cell that never ran on a kind, from the other kinds that ran it.
-    fn carried_over(&self, kind: usize, signature: usize, phase: usize) -> Fitted {
+    fn carried_over(&self, kind: usize, signature: usize, phase: usize) -> Option<(f64, Figure)> {
         let others = (0..self.names.kinds.len()).filter(|other| *other != kind);
         let guesses = others.filter_map(|other| {
             let (ln, sd) = self.fit.cells[other][signature][phase]?;
-            let (ratio, ratio_sd) = self.kind_ratio(kind, other, signature, phase);
-            Some((ln + ratio, sd.hypot(ratio_sd)))
+            let (ratio, figure) = self.kind_ratio(kind, other, signature, phase);
+            Some((ln + ratio, Figure { ln_sd: sd.hypot(figure.ln_sd), ..figure }))
         });
-        let (mut sum, mut weight, mut least) = (0.0, 0.0, f64::INFINITY);
-        for (ln, sd) in guesses {
-            sum += ln * sd.powi(-2);
-            weight += sd.powi(-2);
-            least = sd.min(least);
+        let (mut sum, mut weight, mut best) = (0.0, 0.0, None::<Figure>);
+        for (ln, figure) in guesses {
+            sum += ln * figure.ln_sd.powi(-2);
+            weight += figure.ln_sd.powi(-2);
+            best = Some(best.filter(|best| best.ln_sd <= figure.ln_sd).unwrap_or(figure));
         }
         // Guesses from several kinds err together: their mean is not taken to be better than the best of them.
-        (weight > 0.0).then(|| (sum / weight, least))
+        best.map(|best| (sum / weight, best))
     }
 
     /// Log of how much longer `kind` takes than `other`, by signatures that ran on both: of the same type if there are
-    /// such, else of the same phase, else of any.
-    fn kind_ratio(&self, kind: usize, other: usize, signature: usize, phase: usize) -> (f64, f64) {
+    /// such, else of the same phase, else of any; where none did, by the kinds' calibrations.
+    fn kind_ratio(&self, kind: usize, other: usize, signature: usize, phase: usize) -> (f64, Figure) {
         let mut same_type = Vec::new();
         let mut same_phase = Vec::new();
         let mut any = Vec::new();
@@ -304,10 +307,21 @@ impl Costs<'_> {
         for (ratios, factor) in [(&mut same_type, 1.0), (&mut same_phase, 1.5), (&mut any, 2.0)] {
             if let Some(ratio) = robust::median(ratios) {
                 let sd = robust::scale_around(ratios, ratio).unwrap_or(0.0);
-                return (ratio, sd.hypot(factor * OTHER_KIND_SD));
+                return (ratio, Figure { source: Source::OtherKind, ln_sd: sd.hypot(factor * OTHER_KIND_SD) });
             }
         }
-        (0.0, UNKNOWN_KIND_SD)
+        match self.rates_ratio(kind, other, signature, phase) {
+            Some((ratio, ln_sd)) => (ratio, Figure { source: Source::OtherKindByRates, ln_sd }),
+            None => (0.0, Figure { source: Source::UnknownKind, ln_sd: UNKNOWN_KIND_SD }),
+        }
+    }
+
+    fn rates_ratio(&self, kind: usize, other: usize, signature: usize, phase: usize) -> Option<(f64, f64)> {
+        let [here, there] = [kind, other].map(|kind| {
+            let name = self.names.kinds[kind].as_str();
+            self.estimator.rates.get(name).map(|rates| (name, rates))
+        });
+        rates::ratio(here?, there?, self.names.layer_type(signature), phase)
     }
 
     /// By device, layer and phase.
@@ -436,5 +450,5 @@ fn links(estimator: &Estimator) -> (Links, Vec<LinkFigure>, f64) {
         pairs: seen.iter().map(pair).collect(),
         note: None,
     };
-    (links, seen.iter().map(figure).collect(), middle.map_or(UNKNOWN_KIND_SD, |middle| middle.ln_sd))
+    (links, seen.iter().map(figure).collect(), middle.map_or(UNSEEN_LINK_SD, |middle| middle.ln_sd))
 }

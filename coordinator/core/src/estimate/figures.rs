@@ -23,6 +23,11 @@ pub enum Source {
     Calibrated,
     /// The signature ran on other kinds only: carried over by the ratio of the kinds.
     OtherKind,
+    /// The signature ran on other kinds only, and they and this one ran nothing in common: carried over by the ratio of
+    /// what the kinds did in their agents' calibrations, of products or of copies.
+    OtherKindByRates,
+    /// The signature ran on other kinds only, and nothing tells them from this one: taken to take as long there.
+    UnknownKind,
     /// Nobody ever measured it; the number is 0, or a carried over optimizer rate.
     None,
 }

@@ -7,6 +7,7 @@
 //!   Transfer   -> link    (latency and bandwidth per directed pair) ----------------------------------+-> assemble
 //!   Iteration  -> iterations (what a plan takes; what is neither work nor optimizer) -----------------+   -> Estimated
 //!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------+
+//!   calibrations of agents -> rates (kinds that ran nothing in common) ------------------------------+
 //! ```
 //!
 //! 1. A throttled device is a slow device, never slow layers (`fit` has the model and its convention for "1.0").
@@ -28,6 +29,7 @@ mod joint;
 mod link;
 mod posterior;
 pub(crate) mod random;
+mod rates;
 pub(crate) mod robust;
 mod scatter;
 #[cfg(test)]
@@ -42,6 +44,7 @@ pub(crate) use link::fit_sizes;
 
 use crate::drift::Who;
 use adaptis_proto::message::{DeviceCard, JobLayer};
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Step};
 use std::collections::BTreeMap;
@@ -93,6 +96,8 @@ pub struct Estimator {
     /// By kind and layer.
     memory: BTreeMap<(String, usize), Memory>,
     reserved_bytes: Vec<Option<u64>>,
+    /// By kind: what it did in calibrations.
+    rates: BTreeMap<String, Rates>,
     iterations: iterations::Iterations,
     correction: f64,
 }
@@ -108,6 +113,7 @@ impl Estimator {
             links: BTreeMap::new(),
             memory: BTreeMap::new(),
             reserved_bytes: vec![None; devices],
+            rates: BTreeMap::new(),
             iterations: iterations::Iterations::new(devices),
             correction: 1.0,
         }
@@ -116,6 +122,12 @@ impl Estimator {
     /// The job.
     pub fn job(&self) -> &JobView {
         &self.job
+    }
+
+    /// What kinds did in the calibrations of their agents, in the place of what was known. It counts where nothing else
+    /// tells one kind from another.
+    pub fn set_rates(&mut self, rates: BTreeMap<String, Rates>) {
+        self.rates = rates;
     }
 
     /// Another membership: a device of the same name and kind keeps what is known of it, unless `restarted` names it as

@@ -4,6 +4,7 @@ use super::{Estimated, Estimator, JobView, Missing, NotYet, Source};
 use crate::drift::Who;
 use adaptis_planner::{noise, schedule, simulate};
 use adaptis_proto::message::{DeviceCard, JobLayer};
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Epoch, Generation, LayerIndex, Microbatch, Step};
 use proptest::prelude::*;
@@ -300,6 +301,58 @@ fn another_membership_keeps_what_is_known() {
     assert_eq!(estimated.uncertainty.figures[0][14][0].source, Source::SameSignature);
     assert_eq!(estimated.uncertainty.figures[2][14][0].source, Source::OtherKind);
     assert!(predicted_ns(&estimated, 2, 14, 0) > 0.0);
+}
+
+/// What a kind does in a calibration.
+fn rates(operations_per_s: u64, bytes_per_s: u64) -> Rates {
+    Rates { operations_per_s: Some(operations_per_s), bytes_per_s: Some(bytes_per_s) }
+}
+
+#[test]
+fn a_kind_that_nobody_ran_starts_with_what_its_calibration_says() {
+    // Device 2 holds the last third of the layers and has measured nothing yet: it has just joined.
+    let mut cluster = Cluster::new(&["h100", "h100", "l40s"], 48, Noise::Normal(0.05), 21);
+    let mut estimator = Estimator::new(cluster.job.clone());
+    let joined = DeviceIndex(2);
+    cluster.device_of = (0..48).map(|layer| layer % 2).collect();
+    cluster.memory().iter().for_each(|(device, sample)| estimator.absorb(*device, sample));
+    for step in 0..6 {
+        cluster.train(&mut estimator, step, Mark::Warm);
+    }
+    let ln_error = |estimated: &Estimated, layer: usize, phase: usize| {
+        (predicted_ns(estimated, joined.index(), layer, phase) / cluster.true_ns(joined.index(), layer, phase)).ln()
+    };
+    let figure = |estimated: &Estimated, layer: usize, phase: usize| estimated.uncertainty.figures[2][layer][phase];
+
+    let blind = fitted(&estimator);
+    assert_eq!(figure(&blind, 14, 0).source, Source::UnknownKind);
+    // The truth is 2 to 2.7 times as long for what computes, 1.5 times for the embedding.
+    estimator.set_rates([("h100".to_owned(), rates(600, 290)), ("l40s".to_owned(), rates(250, 180))].into());
+    let calibrated = fitted(&estimator);
+    for layer in [0, 1, 2, 4, 5, 47] {
+        for phase in 0..RUN.len() {
+            let figure = figure(&calibrated, layer, phase);
+            assert_eq!(figure.source, Source::OtherKindByRates, "layer {layer}");
+            assert!(figure.source.is_guess());
+            let (error, before) = (ln_error(&calibrated, layer, phase), ln_error(&blind, layer, phase));
+            assert!(error.abs() < 1.64 * figure.ln_sd && figure.ln_sd >= 0.6, "layer {layer}: {error} {figure:?}");
+            assert!(error.abs() < 0.25 && error.abs() < before.abs(), "layer {layer}: {error}, without {before}");
+        }
+    }
+    // A single work of its own, and the kinds have something in common that tells more.
+    let work = Sample::Work {
+        place: Place { step: Step(6), epoch: Epoch(1), generation: Generation(1) },
+        layer: LayerIndex(2),
+        microbatch: Microbatch(0),
+        phase: Phase::Forward,
+        mark: Mark::Warm,
+        start_ns: 0,
+        duration_ns: cluster.true_ns(2, 2, 0) as u64,
+    };
+    estimator.absorb(joined, &work);
+    let shared = fitted(&estimator);
+    assert_eq!(figure(&shared, 14, 1).source, Source::OtherKind);
+    assert!(figure(&shared, 14, 1).ln_sd < figure(&calibrated, 14, 1).ln_sd);
 }
 
 #[test]

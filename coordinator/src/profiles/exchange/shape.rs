@@ -17,6 +17,8 @@ pub(super) struct File {
     pub(super) layers: Vec<LayerRow>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) kinds: Vec<KindRow>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) rates: Vec<RateRow>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -112,6 +114,18 @@ pub(super) struct KindRow {
     pub(super) memory_bytes: u64,
     #[serde(default)]
     pub(super) reserved_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RateRow {
+    pub(super) kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) operations_per_second: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) bytes_per_second: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) source: Option<String>,
 }

@@ -1,6 +1,6 @@
 //! Writing `adaptis.profiles/1`.
 
-use super::shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, ProfileRow, SourceRow};
+use super::shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, ProfileRow, RateRow, SourceRow};
 use crate::profiles::account::{BadProfile, Collection, Source};
 use crate::profiles::measurement::{FORMAT, MeasuredPhase};
 use crate::profiles::sketch::Sketch;
@@ -19,6 +19,7 @@ pub fn write(collection: &Collection) -> Result<String, BadProfile> {
         memories: Vec::new(),
         layers: Vec::new(),
         kinds: Vec::new(),
+        rates: Vec::new(),
     };
     for account in collection.accounts() {
         let Source { id, name, how, samples, first_seen, last_seen, merged } = account.source.clone();
@@ -76,6 +77,12 @@ pub fn write(collection: &Collection) -> Result<String, BadProfile> {
             kind: kind.clone(),
             memory_bytes: memory.memory_bytes,
             reserved_bytes: memory.reserved_bytes,
+            source: source.clone(),
+        }));
+        file.rates.extend(account.rates.iter().map(|(kind, rates)| RateRow {
+            kind: kind.clone(),
+            operations_per_second: rates.operations_per_s,
+            bytes_per_second: rates.bytes_per_s,
             source: source.clone(),
         }));
         file.sources.push(SourceRow { id, name, how, samples, first_seen, last_seen, merged });

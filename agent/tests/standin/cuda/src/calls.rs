@@ -9,6 +9,8 @@ use crate::machine::{
 };
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_MODE`.
+const COMPUTE_MODE: c_uint = 20;
 /// The only context.
 const CONTEXT: usize = 0xc0;
 const NAME: &[u8] = b"NVIDIA Stand-in 80GB\0";
@@ -110,18 +112,24 @@ extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _device: c_int) -> u32 {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuDeviceGetAttribute(value: *mut c_int, _attribute: c_uint, _device: c_int) -> u32 {
-    call(|_| put(value, 1))
+extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, _device: c_int) -> u32 {
+    call(|machine| put(value, if attribute == COMPUTE_MODE { machine.get("compute_mode") as c_int } else { 1 }))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, _device: c_int) -> u32 {
-    call(|_| put(context, CONTEXT as *mut c_void))
+    call(|machine| {
+        machine.add("contexts", 1);
+        put(context, CONTEXT as *mut c_void)
+    })
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> u32 {
-    call(|_| SUCCESS)
+    call(|machine| {
+        machine.add("contexts", -1);
+        SUCCESS
+    })
 }
 
 #[unsafe(no_mangle)]

@@ -17,7 +17,7 @@ pub(crate) const CAPTURE_UNSUPPORTED: u32 = 900;
 pub(crate) const CAPTURED_EVENT: u32 = 907;
 
 /// What a test may set and ask for.
-pub(crate) const KNOBS: [&str; 18] = [
+pub(crate) const KNOBS: [&str; 20] = [
     // Settings.
     "devices",        // number of devices
     "launch_ns",      // from a call to the device's beginning
@@ -32,10 +32,12 @@ pub(crate) const KNOBS: [&str; 18] = [
     "memory_bytes",   // of the device
     "flops",          // operations a second of a matrix product
     "copy_bytes_per_s",
+    "compute_mode", // who may have a context: 0 several processes
     // What was seen.
     "events",       // events that exist
     "recorded",     // events recorded
     "rerecorded",   // events recorded again while pending
+    "contexts",     // contexts that are retained
     "synchronised", // calls that wait
     "captured",     // events recorded into a graph, or asked for in the middle of a capture
 ];
