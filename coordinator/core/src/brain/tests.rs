@@ -1,6 +1,7 @@
 //! The brain among stand-ins: ranks that keep DESIGN section 7's rules, a ledger in memory, a wire that loses, doubles
 //! and reorders. Names of invariants are those of that section.
 
+mod calibrations;
 mod cluster;
 mod courses;
 mod crashes;

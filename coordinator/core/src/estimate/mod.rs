@@ -130,6 +130,11 @@ impl Estimator {
         self.rates = rates;
     }
 
+    /// What kinds did in the calibrations of their agents.
+    pub fn rates(&self) -> &BTreeMap<String, Rates> {
+        &self.rates
+    }
+
     /// Another membership: a device of the same name and kind keeps what is known of it, unless `restarted` names it as
     /// another piece of the same kind. What departed ones measured still counts for their kind.
     pub fn set_devices(&mut self, devices: Vec<DeviceCard>, restarted: &[DeviceIndex]) {

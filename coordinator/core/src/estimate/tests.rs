@@ -299,7 +299,7 @@ fn another_membership_keeps_what_is_known() {
     let slowdowns: Vec<f64> = estimated.problem.devices.iter().map(|device| device.slowdown).collect();
     assert!((slowdowns[0] - 1.0).abs() < 0.02 && (slowdowns[1] - 1.0).abs() < 0.6, "{slowdowns:?}");
     assert_eq!(estimated.uncertainty.figures[0][14][0].source, Source::SameSignature);
-    assert_eq!(estimated.uncertainty.figures[2][14][0].source, Source::OtherKind);
+    assert_eq!(estimated.uncertainty.figures[2][14][0].source, Source::UnknownKind);
     assert!(predicted_ns(&estimated, 2, 14, 0) > 0.0);
 }
 
