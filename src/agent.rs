@@ -12,10 +12,6 @@ use std::path::PathBuf;
 ///
 /// It drains the ring that the training process writes, probes the device, and streams samples to the coordinator. What
 /// the coordinator does not take is kept in the spool. It never stops training, whatever happens to it.
-///
-/// When it starts before training it calibrates the device within a second, by a few matrix products and copies: the GPU
-/// that --gpu names (some hundred megabytes of its memory, given back at once), else the host's processor. So layers
-/// have an expected time on a kind of device that nobody has profiled.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
   adaptis agent --device gpu0 --ring /dev/shm/gpu0 --spool spool/gpu0 --coordinator tcp://127.0.0.1:29611")]
@@ -39,7 +35,9 @@ pub struct Arguments {
     /// The GPU to probe, as GPU-... or its number; none for a device that is no GPU
     #[arg(long)]
     gpu: Option<String>,
-    /// Do not calibrate the device
+    /// Do not calibrate the device. Without this, an agent that starts before training runs a few products and copies
+    /// within a second, on the GPU of --gpu (whose memory is given back at once) or else on the host's processor, so that
+    /// layers have an expected time on a kind that nobody has profiled
     #[arg(long)]
     no_calibration: bool,
     /// Leave once the training process has ended and all is acknowledged
