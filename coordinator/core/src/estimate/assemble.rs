@@ -1,7 +1,7 @@
 //! The planning problem from the fitted parts, each number with its source.
 
 use super::figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty};
-use super::fit::{self, Fit, Fitted, Observation, Row};
+use super::fit::{self, Fit, Observation, Row};
 use super::joint::Joint;
 use super::scatter::Scatter;
 use super::{Estimator, Memory, jitter, link, rates, robust, window};
