@@ -1,18 +1,22 @@
-//! `adaptis plan --job`: a recorded job on other devices, at the costs that a store of profiles knows.
+//! `adaptis plan --job`: a recorded job on other devices, at the costs that a store of profiles knows or tells.
+
+mod basis;
+
+pub use basis::Basis;
 
 use crate::profiles::store::{self, Store};
 use crate::{failure, files};
-use adaptis_coordinator::next_job::{Missing, NextJob, Profiles, Refused, Remark, Request, Wanted, next_job};
+use adaptis_coordinator::next_job::{Missing, NoPrediction, Profiles, Refused, Request, Wanted, next_job};
 use adaptis_coordinator::profiles::account::{Collection, KindMemory};
-use adaptis_coordinator::profiles::evidence::{Chosen, evidence, keep_comparable};
-use adaptis_coordinator::profiles::library;
+use adaptis_coordinator::profiles::evidence::{evidence, keep_comparable, measurements};
+use adaptis_coordinator::profiles::{Cell, MeasuredPhase, Predictor, library};
 use adaptis_coordinator::{RunRecord, record_of};
 use adaptis_executor::preset::card::Card;
 use adaptis_plan::problem::DEVICES_MAX;
-use adaptis_plan::{Device, Link, Problem};
-use adaptis_proto::sample::Phase;
+use adaptis_plan::{Device, Link};
 use anyhow::Result;
 use serde::Deserialize;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -33,21 +37,6 @@ pub struct Asked<'a> {
     pub microbatches: Option<u64>,
     /// Where profiles are, besides the run itself.
     pub store: &'a Store,
-}
-
-/// A problem and what it stands on.
-pub struct Basis {
-    pub problem: Problem,
-    run: String,
-    stores: Vec<String>,
-    next: Next,
-}
-
-struct Next {
-    measured: BTreeMap<String, (usize, u64)>,
-    remarks: Vec<Remark>,
-    chosen: Vec<Chosen>,
-    memory: BTreeMap<String, &'static str>,
 }
 
 #[derive(Deserialize)]
@@ -116,10 +105,24 @@ pub fn problem(asked: &Asked<'_>) -> Result<Basis> {
         between_nodes: given(file.links.between_nodes_gb_per_second),
         unseen_link: UNSEEN_LINK,
     };
-    let nobody = |_: &str, _: &str, _: Phase| None;
-    let next = next_job(&request, &profiles, &nobody).map_err(|refused| not_planned(&refused, &profiles, &stores))?;
-    let NextJob { problem, remarks, measured } = next;
-    Ok(Basis { problem, run: job.run.0, stores, next: Next { measured, remarks, chosen, memory } })
+    // Fitted only where something was not measured.
+    let fitted = OnceCell::new();
+    let predict = |cell: &Cell| fitted.get_or_init(|| predictor(&request, &profiles)).predict(cell);
+    let next = next_job(&request, &profiles, &predict).map_err(|refused| not_planned(&refused, &profiles, &stores))?;
+    Ok(Basis { next, run: job.run.0, stores, chosen, memory })
+}
+
+/// What profiles tell about costs that they lack.
+fn predictor(request: &Request<'_>, profiles: &Profiles) -> Predictor {
+    let mut asked = std::collections::BTreeSet::new();
+    for kind in request.devices.iter().map(|wanted| &wanted.device.kind) {
+        for signature in request.layers.iter().map(|layer| &layer.signature) {
+            for phase in MeasuredPhase::ALL {
+                asked.insert(Cell { kind: kind.clone(), signature: signature.clone(), phase });
+            }
+        }
+    }
+    Predictor::fit(&measurements(profiles), &asked.into_iter().collect::<Vec<_>>())
 }
 
 /// The profiles of the store and of the run itself, and where they were.
@@ -240,7 +243,7 @@ fn not_planned(refused: &Refused, profiles: &Profiles, stores: &[String]) -> any
         Refused::Implausible(error) => return failure::usage(format!("the profiles make no problem: {error}")),
         Refused::Missing(missing) => missing,
     };
-    let mut text = format!("no plan without these profiles, which {} lacks:", stores.join(" with "));
+    let mut text = format!("no plan without these times, which {} neither has nor tells:", stores.join(" with "));
     for of in missing.iter().take(MISSING_SHOWN) {
         text += &format!("\n  {of}");
     }
@@ -249,54 +252,18 @@ fn not_planned(refused: &Refused, profiles: &Profiles, stores: &[String]) -> any
     }
     let kinds: std::collections::BTreeSet<&str> = profiles.times.keys().map(|(kind, ..)| kind.as_str()).collect();
     let unknown = missing.iter().find_map(|of| match of {
-        Missing::Time { kind, .. } if !kinds.contains(kind.as_str()) => Some(kind),
+        Missing::Time { kind, why: NoPrediction::UnknownKind, .. } => Some(kind),
         _ => None,
     });
     if let Some(kind) = unknown {
         let known = kinds.into_iter().collect::<Vec<_>>().join(", ");
-        text +=
-            &format!("\nthere are profiles of {}, none of {kind}", if known.is_empty() { "nothing" } else { &known });
+        let known = if known.is_empty() { "nothing" } else { &known };
+        text += &format!(
+            "\nthere are profiles of {known}, none of {kind}: a few layers of this type or another that ran on {kind} are \
+             enough to predict the others, the more the closer"
+        );
     }
     text += "\nmerge a run that measured them (`adaptis profiles merge RUN`), import them (`adaptis profiles import FILE`), or \
              plan for kinds that have them";
     failure::negative(text)
-}
-
-impl Basis {
-    /// What was measured and what was guessed, in words.
-    pub fn text(&self) -> String {
-        let mut out = format!("job {}, profiles of {}\n", self.run, self.stores.join(" and "));
-        for (kind, (times, samples)) in &self.next.measured {
-            out += &format!("measured: {times} times on {kind}, {samples} samples\n");
-        }
-        for (kind, origin) in &self.next.memory {
-            out += &format!("memory of {kind}: by {origin}\n");
-        }
-        for chosen in &self.next.chosen {
-            let software = if chosen.software.is_empty() { "without a name" } else { &chosen.software };
-            out += &format!("of several softwares on {}: the newest, {software}\n", chosen.kind);
-        }
-        for remark in &self.next.remarks {
-            out += &format!("{remark}\n");
-        }
-        out + "guessed: a boundary takes no time, and no device is slower than its kind\n"
-    }
-
-    /// The same for programs.
-    pub fn json(&self) -> serde_json::Value {
-        let measured = self.next.measured.iter();
-        let measured = measured
-            .map(|(kind, (times, samples))| (kind.clone(), serde_json::json!({ "times": times, "samples": samples })));
-        let is_predicted = |remark: &&Remark| matches!(remark, Remark::Predicted { .. });
-        let texts = |remarks: Vec<&Remark>| remarks.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let (predicted, guessed): (Vec<&Remark>, Vec<&Remark>) = self.next.remarks.iter().partition(is_predicted);
-        serde_json::json!({
-            "job": self.run,
-            "stores": self.stores,
-            "measured": serde_json::Value::Object(measured.collect()),
-            "memory": self.next.memory,
-            "predicted": texts(predicted),
-            "guessed": texts(guessed),
-        })
-    }
 }

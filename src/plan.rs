@@ -33,7 +33,8 @@ pub struct Arguments {
     #[arg(required_unless_present = "job", conflicts_with = "job")]
     problem: Option<PathBuf>,
     /// Plan the layers of a recorded job instead: the folder of its run. Times come from the store of profiles and the run
-    /// itself; what was measured and what was guessed is told on standard error, with --json as the member "basis"
+    /// itself; one that was not measured on its kind is predicted from those that were, with an interval. What was measured,
+    /// predicted and guessed is told on standard error, with --json as the member "basis"
     #[arg(long, value_name = "RUN", requires = "devices")]
     job: Option<PathBuf>,
     /// With --job: on which devices, COUNTxKIND,.. or a TOML file with `[[device]]` name, kind, node; `[[kind]]` name,
@@ -116,6 +117,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     };
     let Some(out) = &arguments.out else {
         files::print(&plan.write())?;
+        if let Some(basis) = &basis {
+            files::say(basis.reliance(&plan)?.trim_end());
+        }
         if arguments.explain {
             files::say(explain::text(&explain::explained(&problem, &plan, &search)?).trim_end());
         }
@@ -137,7 +141,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
             "evaluations": evaluations,
         });
         if let Some(basis) = &basis {
-            answer["basis"] = basis.json();
+            answer["basis"] = basis.json(&plan)?;
         }
         if let Some(moved) = &moved {
             answer["moved_layers"] = moved.layers.into();
@@ -151,6 +155,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         files::print(&format!("{answer:#}\n"))?;
     } else {
         files::print(&simulate::table(&problem, &plan, &timeline, bound_ns))?;
+        if let Some(basis) = &basis {
+            files::print(&basis.reliance(&plan)?)?;
+        }
         if let Some(explained) = &explained {
             files::print(&format!("\n{}", explain::text(explained)))?;
         }
@@ -164,7 +171,7 @@ fn given(arguments: &Arguments) -> Result<(Problem, Option<job::Basis>)> {
         (_, Some(run), Some(devices)) => {
             let (microbatches, store) = (arguments.microbatches, &arguments.store);
             let basis = job::problem(&job::Asked { run, devices, microbatches, store })?;
-            Ok((basis.problem.clone(), Some(basis)))
+            Ok((basis.problem().clone(), Some(basis)))
         }
         (Some(path), ..) => Ok((files::problem(path)?, None)),
         _ => Err(failure::usage("name a problem, or a recorded job with --job and --devices")),

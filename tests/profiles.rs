@@ -144,7 +144,7 @@ fn a_plan_without_profiles_says_what_is_missing() {
     fails(
         &plan("2xh100-80g,2xl4-24g"),
         1,
-        &["forward of attention/2048h16", "on l4-24g", "none of l4-24g", "profiles merge"],
+        &["forward of attention/2048h16", "on l4-24g", "none of l4-24g: a few layers", "profiles merge"],
     );
     fails(&plan("2xh100-80g,2xgiant"), 2, &["giant", "memory_gib"]);
     fails(&plan("twoxh100-80g,0xa100-40g"), 2, &["COUNTxKIND"]);
@@ -170,6 +170,72 @@ fn a_plan_without_profiles_says_what_is_missing() {
     let store = home.text("real");
     let mixed = ["plan", "--job", &job, "--devices", "2xh100-80g,2xl4-24g", "--store", &store];
     fails(&adaptis(&home, &mixed), 1, &["on l4-24g"]);
+}
+
+/// A kind that ran the head and the embedding of the job, and an MLP of another shape: attention and MLP are predicted.
+#[test]
+fn a_layer_that_never_ran_on_a_kind_is_predicted_and_told_with_its_interval() {
+    let home = Folder::new();
+    record(&home.path("job"), "job", ["h100-80g", "a100-40g"], 11);
+    let mut store = Store::open(&home.path("few"), RECORDS_BYTES_MAX).expect("a folder");
+    store.reign().expect("the ledger is empty");
+    let mut profiles = Profiles::default();
+    for (signature, milliseconds) in [CLASSES[0], CLASSES[2], CLASSES[3]] {
+        let phases = [Phase::Forward, Phase::InputGradient, Phase::WeightGradient];
+        for (phase, ms) in phases.into_iter().zip(milliseconds).filter(|(_, ms)| *ms > 0) {
+            (0..9).for_each(|_| profiles.record(signature, "l4-24g", phase, "", ms * 3_000_000));
+        }
+    }
+    store.merge(&mut profiles, 1_700_000_000).expect("it is ours");
+    drop(store);
+    let (job, few, problem, out) =
+        (home.text("job"), home.text("few"), home.text("problem.json"), home.text("plan.json"));
+    let asked = ["plan", "--job", &job, "--devices", "2xa100-40g,2xl4-24g", "--store", &few, "--evaluations", "100"];
+    let written = ["--problem-out", &problem, "--out", &out];
+    let output = adaptis(&home, &[&asked[..], &written, &["--json"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let answer = json(&output);
+    let basis = &answer["basis"];
+    let predicted = basis["predicted"].as_array().expect("a list");
+    assert_eq!(predicted.len(), 3, "{basis:#}");
+    for (found, (phase, ms)) in
+        predicted.iter().zip(["forward", "input_gradient", "weight_gradient"].iter().zip(CLASSES[1].1))
+    {
+        assert_eq!(
+            (&found["kind"], &found["phase"], &found["source"]),
+            (&"l4-24g".into(), &(*phase).into(), &"other kinds".into())
+        );
+        assert_eq!((found["layers"].as_array().map(Vec::len), &found["layers"][0]), (Some(8), &"attention0".into()));
+        let [seconds, low, high] = ["seconds", "low", "high"].map(|name| found[name].as_f64().expect("a number"));
+        let truth = ms as f64 * 3e-3;
+        assert!((seconds / truth - 1.0).abs() < 0.15 && low < truth && truth < high, "{found}");
+    }
+    let number = |of: &serde_json::Value| of.as_f64().expect("a number");
+    let share = number(&basis["predicted_share"]);
+    assert!(share > 0.0 && share < 0.6, "attention is less than half of the work of any device: {share}");
+    let [low, told, high] =
+        [&basis["predicted_iteration"]["low_ns"], &answer["iteration_ns"], &basis["predicted_iteration"]["high_ns"]]
+            .map(number);
+    assert!(low < told && told < high, "{basis:#}");
+    let widths = predicted.iter().map(|found| number(&found["high"]) / number(&found["low"]));
+    let widest = &basis["predicted_widest"];
+    assert_eq!(number(&widest["high"]) / number(&widest["low"]), widths.fold(0.0, f64::max));
+    let guessed = basis["guessed"].to_string();
+    assert!(guessed.contains("attention/2048h16/bf16/b1xs4096 holds on l4-24g what it holds on a100-40g"), "{guessed}");
+    assert_eq!(adaptis(&home, &["audit", &problem, &out]).status.code(), Some(0));
+
+    let output = adaptis(&home, &[&asked[..], &written].concat());
+    for told in
+        ["predicted: attention/2048h16/bf16/b1xs4096 (8 layers, attention0 to attention7) on l4-24g", "forward "]
+    {
+        assert!(text(&output.stderr).contains(told), "{}", text(&output.stderr));
+    }
+    for told in ["of the work in an iteration rests on predicted times", "widest: "] {
+        assert!(text(&output.stdout).contains(told), "{}", text(&output.stdout));
+    }
+    // To standard output goes the plan alone.
+    let output = adaptis(&home, &asked);
+    assert!(text(&output.stderr).contains("widest: ") && json(&output)["format"] == "adaptis.plan/1");
 }
 
 #[test]

@@ -1,15 +1,21 @@
 //! The planning problem of a job that has not begun, from profiles of earlier ones: layers as a recorded job had them,
 //! devices as asked for, costs by kind and signature.
 //!
-//! 1. A time that was measured on the kind is taken as it was; one that was not is asked of whoever predicts; where that
-//!    knows nothing, the problem is refused with all that is missing.
+//! 1. A time that was measured on the kind is taken as it was; one that was not is predicted; where nothing can be, the
+//!    problem is refused with all that is missing. A kind on which nothing at all was measured has no speed to predict
+//!    from.
 //! 2. Of a phase that no profile of a signature knows, while its forward is known, it is said that the layer has none.
-//! 3. Every number that is not measured on its kind is a remark.
+//! 3. Every number that is not measured on its kind is listed as predicted, or is a remark.
 //!
 //! Left out on purpose: differences between two devices of a kind, jitter, and what a boundary takes: they are known when
 //! the job runs.
 
+mod predicted;
+
+pub use predicted::{Predicted, Reliance};
+
 use crate::estimate::fit_sizes;
+use crate::predict::{CannotPredict, Cell, MeasuredPhase, Prediction, Source};
 use adaptis_plan::problem::TOTAL_MAX;
 use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
 use adaptis_proto::message::JobLayer;
@@ -26,7 +32,7 @@ pub struct Known {
     pub low: f64,
     /// See `low`.
     pub high: f64,
-    /// Samples behind it; 0 for a prediction.
+    /// Samples behind it.
     pub count: u64,
 }
 
@@ -90,24 +96,13 @@ pub struct Request<'a> {
     pub unseen_link: Link,
 }
 
-/// Who answers where nothing was measured: kind, signature, phase.
-pub type Predict<'a> = &'a dyn Fn(&str, &str, Phase) -> Option<Known>;
+/// Who answers where nothing was measured.
+pub type Predict<'a> = &'a dyn Fn(&Cell) -> Result<Prediction, CannotPredict>;
 
-/// Something that was not measured on its kind.
+/// Something that was guessed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Remark {
-    /// A time was predicted.
-    Predicted {
-        /// On which kind.
-        kind: String,
-        /// Of which layers.
-        signature: String,
-        /// What was done.
-        phase: Phase,
-        /// What was said.
-        time: Known,
-    },
-    /// No optimizer step of a layer was measured on a kind: it counts as 0.
+    /// No optimizer step of a layer was measured or could be predicted: it counts as 0.
     NoOptimizer {
         /// On which kind.
         kind: String,
@@ -166,12 +161,23 @@ pub enum Missing {
         signature: String,
         /// What was done.
         phase: Phase,
+        /// Why there is no prediction.
+        why: NoPrediction,
     },
     /// What a layer holds, on any kind.
     Memory {
         /// Of which layers.
         signature: String,
     },
+}
+
+/// Why a time that was not measured is not predicted either.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NoPrediction {
+    /// Nothing was measured on the kind: a prediction would be the mean of all other kinds.
+    UnknownKind,
+    /// Nothing like it was measured.
+    Nothing(CannotPredict),
 }
 
 /// Why there is no problem.
@@ -189,6 +195,8 @@ pub struct NextJob {
     /// Checked.
     pub problem: Problem,
     /// In the order of kinds and layers, each once.
+    pub predicted: Vec<Predicted>,
+    /// In the order of kinds and layers, each once.
     pub remarks: Vec<Remark>,
     /// By kind: times that were measured on it, and samples behind them.
     pub measured: BTreeMap<String, (usize, u64)>,
@@ -199,8 +207,14 @@ pub struct NextJob {
 /// # Errors
 /// What is missing, or what the problem's check says.
 pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>) -> Result<NextJob, Refused> {
-    let mut assembly =
-        Assembly { profiles, predict, remarks: Vec::new(), missing: BTreeSet::new(), used: BTreeMap::new() };
+    let mut assembly = Assembly {
+        profiles,
+        predict,
+        predicted: Vec::new(),
+        remarks: Vec::new(),
+        missing: BTreeSet::new(),
+        used: BTreeMap::new(),
+    };
     let kinds: BTreeSet<&str> = request.devices.iter().map(|wanted| wanted.device.kind.as_str()).collect();
     let signatures: Vec<&str> = {
         let mut seen = BTreeSet::new();
@@ -233,12 +247,13 @@ pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>
     problem.check().map_err(Refused::Implausible)?;
     let used = assembly.used.iter();
     let measured = used.map(|(kind, of)| (kind.clone(), (of.len(), of.values().sum()))).collect();
-    Ok(NextJob { problem, remarks: assembly.remarks, measured })
+    Ok(NextJob { problem, predicted: assembly.predicted, remarks: assembly.remarks, measured })
 }
 
 struct Assembly<'a> {
     profiles: &'a Profiles,
     predict: Predict<'a>,
+    predicted: Vec<Predicted>,
     remarks: Vec<Remark>,
     missing: BTreeSet<Missing>,
     /// By kind: what was measured on it and is in the problem, with its samples.
@@ -261,7 +276,7 @@ impl Assembly<'_> {
                 workspace_bytes: memory.workspace_bytes,
                 ..Cost::default()
             };
-            let optimizer = self.measured(kind, signature, Phase::Optimizer);
+            let optimizer = self.optimizer(kind, signature);
             without_optimizer += usize::from(optimizer.is_none());
             costs.insert(signature, (cost, optimizer.unwrap_or(0)));
         }
@@ -285,14 +300,31 @@ impl Assembly<'_> {
         if phase != Phase::Forward && self.has_no(signature, phase) {
             return 0;
         }
-        if let Some(time) = (self.predict)(kind, signature, phase) {
+        self.predicted(kind, signature, phase).unwrap_or_else(|why| {
             let (kind, signature) = (kind.to_owned(), signature.to_owned());
-            self.remarks.push(Remark::Predicted { kind, signature, phase, time });
-            return nanoseconds(time.seconds);
-        }
+            self.missing.insert(Missing::Time { kind, signature, phase, why });
+            0
+        })
+    }
+
+    fn predicted(&mut self, kind: &str, signature: &str, phase: Phase) -> Result<u64, NoPrediction> {
         let (kind, signature) = (kind.to_owned(), signature.to_owned());
-        self.missing.insert(Missing::Time { kind, signature, phase });
-        0
+        let cell = Cell { kind: kind.clone(), signature: signature.clone(), phase: MeasuredPhase::from(phase) };
+        let time = (self.predict)(&cell).map_err(NoPrediction::Nothing)?;
+        if time.source == Source::UnknownKind {
+            return Err(NoPrediction::UnknownKind);
+        }
+        self.predicted.push(Predicted { kind, signature, phase, time });
+        Ok(nanoseconds(time.seconds))
+    }
+
+    /// The optimizer step of layers, of which no kind need know one: nobody may have measured it.
+    fn optimizer(&mut self, kind: &str, signature: &str) -> Option<u64> {
+        let is_known = |(_, of, phase): &(String, String, Phase)| of == signature && *phase == Phase::Optimizer;
+        match self.measured(kind, signature, Phase::Optimizer) {
+            None if self.profiles.times.keys().any(is_known) => self.predicted(kind, signature, Phase::Optimizer).ok(),
+            measured => measured,
+        }
     }
 
     /// Whether layers of a signature lack a phase: of some kind both other phases of training are known, or this kind of
@@ -383,28 +415,21 @@ fn of_kinds(request: &Request<'_>, profiles: &Profiles, kinds: &(String, String)
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Missing::Time { kind, signature, phase } => write!(f, "{} of {signature} on {kind}", word(*phase)),
+            Missing::Time { kind, signature, phase, why } => {
+                let phase = MeasuredPhase::from(*phase);
+                match why {
+                    NoPrediction::UnknownKind => write!(f, "{phase} of {signature} on {kind}"),
+                    NoPrediction::Nothing(why) => write!(f, "{phase} of {signature} on {kind}: {why}"),
+                }
+            }
             Missing::Memory { signature } => write!(f, "what {signature} holds in memory, on any kind"),
         }
     }
 }
 
-/// A phase in words.
-fn word(phase: Phase) -> &'static str {
-    crate::predict::MeasuredPhase::from(phase).word()
-}
-
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Remark::Predicted { kind, signature, phase, time } => write!(
-                f,
-                "predicted: {} of {signature} on {kind}: {:.3} ms, between {:.3} and {:.3} ms at 90%",
-                word(*phase),
-                time.seconds * 1e3,
-                time.low * 1e3,
-                time.high * 1e3
-            ),
             Remark::NoOptimizer { kind, signatures } => {
                 write!(
                     f,

@@ -1,9 +1,11 @@
 //! A job to come, from profiles: what is measured, what is predicted, what is guessed, what is refused.
 
 use adaptis_coordinator_core::next_job::{
-    Known, LayerMemory, Missing, NextJob, Profiles, Refused, Remark, Request, Transfers, Wanted, next_job,
+    Known, LayerMemory, Missing, NextJob, NoPrediction, Profiles, Refused, Remark, Request, Transfers, Wanted, next_job,
 };
-use adaptis_plan::{Device, Link};
+use adaptis_coordinator_core::predict::{CannotPredict, Cell, MeasuredPhase, Prediction, Source};
+use adaptis_plan::{Action, Device, Instruction, Link, Plan, Problem, Stage};
+use adaptis_planner::simulate::simulate;
 use adaptis_proto::message::JobLayer;
 use adaptis_proto::sample::Phase;
 
@@ -57,7 +59,7 @@ fn profiles() -> Profiles {
 fn asked(
     profiles: &Profiles,
     kinds: &[&str],
-    predict: &dyn Fn(&str, &str, Phase) -> Option<Known>,
+    predict: &dyn Fn(&Cell) -> Result<Prediction, CannotPredict>,
 ) -> Result<NextJob, Refused> {
     let devices: Vec<Wanted> = kinds.iter().enumerate().map(|(at, kind)| wanted(&format!("gpu{at}"), kind)).collect();
     let layers = layers();
@@ -72,8 +74,13 @@ fn asked(
     next_job(&request, profiles, predict)
 }
 
-fn nobody(_: &str, _: &str, _: Phase) -> Option<Known> {
-    None
+fn nobody(_: &Cell) -> Result<Prediction, CannotPredict> {
+    Err(CannotPredict::Nothing)
+}
+
+/// Half and twice as long at the ends of its interval.
+fn prediction(ms: f64, source: Source) -> Prediction {
+    Prediction { seconds: ms / 1e3, low: ms / 2e3, high: ms / 5e2, source }
 }
 
 #[test]
@@ -95,20 +102,34 @@ fn what_was_measured_is_taken_as_it_was() {
 
 #[test]
 fn what_was_not_measured_is_predicted_or_refused_with_all_that_is_missing() {
-    let times = |missing: &[Phase], signature: &str| {
-        let time = |&phase: &Phase| Missing::Time { kind: "right".into(), signature: signature.into(), phase };
+    let times = |missing: &[Phase], signature: &str, why: &NoPrediction| {
+        let time = |&phase: &Phase| {
+            let (kind, signature, why) = ("right".into(), signature.into(), why.clone());
+            Missing::Time { kind, signature, phase, why }
+        };
         missing.iter().map(time).collect::<Vec<_>>()
     };
-    let refused = asked(&profiles(), &["left", "right"], &nobody).unwrap_err();
-    let missing = [times(&[Phase::Forward, Phase::WeightGradient], "embedding"), times(&TRAINED, "mlp")].concat();
-    assert_eq!(refused, Refused::Missing(missing), "an embedding has no input gradient on any kind");
+    let unknown = |_: &Cell| Ok(prediction(1.0, Source::UnknownKind));
+    let nothing = NoPrediction::Nothing(CannotPredict::Nothing);
+    for (predict, why) in [
+        (&nobody as &dyn Fn(&Cell) -> Result<Prediction, CannotPredict>, &nothing),
+        (&unknown, &NoPrediction::UnknownKind),
+    ] {
+        let refused = asked(&profiles(), &["left", "right"], predict).unwrap_err();
+        let embedding = times(&[Phase::Forward, Phase::WeightGradient], "embedding", why);
+        let missing = [embedding, times(&TRAINED, "mlp", why)].concat();
+        assert_eq!(refused, Refused::Missing(missing), "an embedding has no input gradient on any kind");
+    }
 
-    let predict = |kind: &str, _: &str, phase: Phase| (kind == "right").then(|| known(20.0 + f64::from(phase as u8)));
-    let found = asked(&profiles(), &["left", "right"], &predict).unwrap();
-    assert_eq!(found.problem.costs["right"][1].input_gradient_ns, 21_000_000);
+    let found = asked(&profiles(), &["left", "right"], &on_right).unwrap();
+    assert_eq!(found.problem.costs["right"][1].input_gradient_ns, 30_000_000);
     assert_eq!(found.problem.costs["right"][0].input_gradient_ns, 0);
-    let predicted = |remark: &&Remark| matches!(remark, Remark::Predicted { kind, .. } if kind == "right");
-    assert_eq!(found.remarks.iter().filter(predicted).count(), 5);
+    assert_eq!(found.problem.optimizer_ns["right"], [30_000_000, 0, 0], "of the mlp no kind knows a step");
+    let told: Vec<_> =
+        found.predicted.iter().map(|found| (found.kind.as_str(), &*found.signature, found.phase)).collect();
+    let of = |signature, phases: &[Phase]| phases.iter().map(|phase| ("right", signature, *phase)).collect::<Vec<_>>();
+    let embedding = of("embedding", &[Phase::Forward, Phase::WeightGradient, Phase::Optimizer]);
+    assert_eq!(told, [embedding, of("mlp", &TRAINED)].concat());
     let of_other = Remark::MemoryOfOtherKind { signature: "mlp".into(), kind: "right".into(), measured: "left".into() };
     assert!(found.remarks.contains(&of_other), "{:?}", found.remarks);
     assert!(!found.measured.contains_key("right"));
@@ -117,6 +138,46 @@ fn what_was_not_measured_is_predicted_or_refused_with_all_that_is_missing() {
     forgetful.memories.remove(&("mlp".into(), "left".into()));
     let refused = asked(&forgetful, &["left"], &nobody).unwrap_err();
     assert_eq!(refused, Refused::Missing(vec![Missing::Memory { signature: "mlp".into() }]));
+}
+
+/// Everything takes 30 ms on `right`; where two things of it do, the forward of `mlp` is the one less sure.
+fn on_right(cell: &Cell) -> Result<Prediction, CannotPredict> {
+    let is_unsure = cell.signature == "mlp" && cell.phase == MeasuredPhase::Forward;
+    let sure = prediction(30.0, Source::OtherKinds);
+    match cell.kind.as_str() {
+        "right" if is_unsure => Ok(Prediction { high: 0.12, ..sure }),
+        "right" => Ok(sure),
+        _ => Err(CannotPredict::Nothing),
+    }
+}
+
+/// One stage on each of two devices, layers split at `cut`, four microbatches all forward and then all back.
+fn plan(problem: &Problem, cut: u32) -> Plan {
+    let stage = |layers, device| Stage { layers, device, recompute: Vec::new(), note: None };
+    let program = |stage: usize| {
+        let row = |action| (0..4).map(move |at| Instruction::new(stage, action, at));
+        row(Action::Forward).chain(row(Action::Backward)).collect::<Vec<_>>()
+    };
+    Plan::new(problem, vec![stage([0, cut], 0), stage([cut, 3], 1)], vec![program(0), program(1)])
+}
+
+#[test]
+fn a_plan_tells_how_far_it_rests_on_predictions() {
+    let found = asked(&profiles(), &["left", "right"], &on_right).unwrap();
+    // On the left 10 + 5 and 6 ms, on the right 90 ms of each mlp, four times, and 5 ms of optimizer once.
+    for (cut, measured_ms, predicted_ms) in [(1, 4.0 * 10.0 + 5.0, 4.0 * 180.0), (2, 4.0 * 16.0 + 5.0, 4.0 * 90.0)] {
+        let plan = plan(&found.problem, cut);
+        let reliance = found.reliance(&plan).unwrap().expect("the right was never measured");
+        assert!((reliance.share - predicted_ms / (predicted_ms + measured_ms)).abs() < 1e-9, "{reliance:?}");
+        assert_eq!((&*reliance.widest.signature, reliance.widest.phase), ("mlp", Phase::Forward));
+        let iteration_ns = simulate(&found.problem, &plan).unwrap().iteration_ns;
+        let (low, high) = (reliance.low_ns as f64, reliance.high_ns as f64);
+        // The right one does nearly all: its ends are half and (120 + 60 + 60) / 90 of what is said.
+        let ends = [low, high].map(|ns| ns / iteration_ns as f64);
+        assert!((0.5..0.56).contains(&ends[0]) && (2.4..2.67).contains(&ends[1]), "{ends:?}");
+    }
+    let all_left = asked(&profiles(), &["left", "left"], &on_right).unwrap();
+    assert_eq!(all_left.reliance(&plan(&all_left.problem, 1)).unwrap(), None);
 }
 
 #[test]

@@ -71,18 +71,15 @@ pub fn evidence(collection: &Collection) -> Result<(Profiles, Vec<Chosen>), BadP
     Ok((profiles, chosen))
 }
 
-/// All times as measurements.
-///
-/// # Errors
-/// Names the profile that can't be read.
-pub fn measurements(collection: &Collection) -> Result<Vec<Measurement>, BadProfile> {
-    let times = evidence(collection)?.0.times.into_iter().filter(|(_, known)| known.seconds > 0.0);
-    let measurement = |((kind, signature, phase), known): ((String, String, Phase), Known)| Measurement {
-        cell: Cell { kind, signature, phase: MeasuredPhase::from(phase) },
+/// All times as measurements, for whoever predicts from them.
+pub fn measurements(profiles: &Profiles) -> Vec<Measurement> {
+    let times = profiles.times.iter().filter(|(_, known)| known.seconds > 0.0);
+    let measurement = |((kind, signature, phase), known): (&(String, String, Phase), &Known)| Measurement {
+        cell: Cell { kind: kind.clone(), signature: signature.clone(), phase: MeasuredPhase::from(*phase) },
         seconds: known.seconds,
         count: known.count,
     };
-    Ok(times.map(measurement).collect())
+    times.map(measurement).collect()
 }
 
 type Works = Vec<(WorkKey, Distribution)>;

@@ -67,7 +67,7 @@ impl Source {
 }
 
 /// Why nothing can be said about a cell.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum CannotPredict {
     /// Nothing was measured at all.
     #[error("there is no measurement")]
