@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release -p adaptis-coordinator --example predict -- FOLDER [EVERY]
 //!
-//! EVERY: of single measurements, one in so many is removed in turn (1). A kind that is new keeps three measurements, a
+//! EVERY: of single measurements, one in so many is removed in turn (1). A kind that is new keeps a few measurements, a
 //! model that is new those of one kind.
 
 #![expect(clippy::print_stdout, reason = "an example prints its result")]
@@ -10,12 +10,11 @@
 #[path = "../tests/removal/mod.rs"]
 mod removal;
 
-use removal::{Outcome, Summary, by_kind_layer_phase, groups, judge, layer, measured, model, singles, summary};
+use removal::{
+    Outcome, Summary, by_kind_layer_phase, groups, judge, kinds_but_for, layer, measured, model, singles, summary,
+};
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// What a kind that is new has measured.
-const FEW: usize = 3;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,16 +40,9 @@ fn main() {
     row("(kind, model)", summary(&judge(&all, &groups(&all, |cell| (&cell.kind, model(cell))))));
     row("model", summary(&judge(&all, &groups(&all, model))));
     row("kind", summary(&judge(&all, &groups(&all, |cell| &cell.kind))));
-    let mut but_few = groups(&all, |cell| &cell.kind);
-    for of_kind in &mut but_few {
-        let apart = of_kind.len().div_ceil(FEW);
-        let mut number = 0;
-        of_kind.retain(|_| {
-            number += 1;
-            number % apart != 0
-        });
+    for few in [3, 6, 12] {
+        row(&format!("kind but for {few}"), summary(&judge(&all, &kinds_but_for(&all, few))));
     }
-    row("kind but for a few", summary(&judge(&all, &but_few)));
 }
 
 fn split(what: &str, outcomes: &[Outcome]) {

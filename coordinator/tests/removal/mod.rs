@@ -65,6 +65,20 @@ pub fn by_kind_layer_phase(measurements: &[Measurement]) -> Vec<Vec<usize>> {
     groups(measurements, |cell| (&cell.kind, layer(cell), cell.phase))
 }
 
+/// Of each kind all but at most `few`, spread over what is sorted.
+pub fn kinds_but_for(measurements: &[Measurement], few: usize) -> Vec<Vec<usize>> {
+    let mut of_kinds = groups(measurements, |cell| &cell.kind);
+    for of_kind in &mut of_kinds {
+        let apart = of_kind.len().div_ceil(few);
+        let mut number = 0;
+        of_kind.retain(|_| {
+            number += 1;
+            number % apart != 0
+        });
+    }
+    of_kinds
+}
+
 /// Each group removed in turn and predicted from all others; what nothing can be said of is not judged.
 pub fn judge(measurements: &[Measurement], groups: &[Vec<usize>]) -> Vec<Outcome> {
     let mut outcomes = Vec::new();

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 const SECONDS_MIN: f64 = 5e-5;
 /// Share of truths that lie in an interval.
 const COVERAGE: f64 = 0.9;
-/// Fewer measurements of a shape on a kind do not tell how both go together.
+/// Fewer measurements of a shape on a kind do not tell how both go together, nor fewer of a kind what it is like.
 const TOGETHER_MIN: usize = 6;
 
 /// Measurements that agree far better than usual are copies of one another, or rounded alike: of the usual, so much stays.
@@ -58,20 +58,28 @@ impl Gap {
         }
     }
 
+    /// What is missing around a place. A kind or a shape of which there are but optimizers says nothing of works, and the
+    /// other way round.
     fn of(place: &Place, measured: &[Place]) -> Vec<Gap> {
-        let any = |is_such: &dyn Fn(&&Place) -> bool| measured.iter().any(|other| is_such(&other));
-        if any(&|other| other.shares_curve(place)) {
+        let like: Vec<&Place> = measured.iter().filter(|other| other.is_work() == place.is_work()).collect();
+        if like.iter().any(|other| other.shares_curve(place)) {
             return vec![Gap::Point];
         }
-        let (is_kind, is_family) = (any(&|other| other.kind == place.kind), any(&|other| other.family == place.family));
-        let together = measured.iter().filter(|other| (other.kind, other.family) == (place.kind, place.family)).count();
-        match (is_kind, is_family) {
+        let count = |is_such: &dyn Fn(&Place) -> bool| like.iter().filter(|other| is_such(other)).count();
+        let of_kind = count(&|other| other.kind == place.kind);
+        let of_family = count(&|other| other.family == place.family);
+        let together = count(&|other| (other.kind, other.family) == (place.kind, place.family));
+        let mut gaps = match (of_kind > 0, of_family > 0) {
             (true, true) if together >= TOGETHER_MIN => vec![Gap::Group],
             (true, true) => vec![Gap::Group, Gap::Pair],
             (true, false) => vec![Gap::Pair, Gap::Family],
             (false, true) => vec![Gap::Pair, Gap::Kind],
             (false, false) => vec![Gap::Family, Gap::Kind],
+        };
+        if (1..TOGETHER_MIN).contains(&of_kind) {
+            gaps.push(Gap::Kind);
         }
+        gaps
     }
 }
 
@@ -130,6 +138,37 @@ fn lean(found: &mut [f64], worth: f64, (usual, usual_worth): (f64, f64)) -> f64 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_around_a_cell() {
+        use super::super::measurement::Cell;
+        use super::super::place::Names;
+        let mut names = Names::default();
+        let mut place = |kind: &str, signature: &str, phase: MeasuredPhase| {
+            names.learn(&Cell { kind: kind.into(), signature: signature.into(), phase })
+        };
+        let mut measured = Vec::new();
+        for microbatch in [1, 2, 4] {
+            let signature = format!("block/m/b{microbatch}");
+            for phase in [MeasuredPhase::Forward, MeasuredPhase::Backward, MeasuredPhase::Optimizer] {
+                measured.push(place("known", &signature, phase));
+            }
+            measured.push(place("streams", &signature, MeasuredPhase::Optimizer));
+        }
+        measured.push(place("hardly", "block/m/b1", MeasuredPhase::Backward));
+        let forward = MeasuredPhase::Forward;
+        for (asked, gaps) in [
+            (place("known", "block/m/b8", forward), &[Gap::Point][..]),
+            (place("known", "head/m/b1", forward), &[Gap::Group]),
+            (place("known", "block/n/b1", forward), &[Gap::Pair, Gap::Family]),
+            (place("hardly", "block/m/b1", forward), &[Gap::Group, Gap::Pair, Gap::Kind]),
+            // Its optimizers say nothing of its arithmetic.
+            (place("streams", "block/m/b1", forward), &[Gap::Pair, Gap::Kind]),
+            (place("streams", "block/m/b8", MeasuredPhase::Optimizer), &[Gap::Point]),
+        ] {
+            assert_eq!(Gap::of(&asked, &measured), gaps, "{asked:?}");
+        }
+    }
 
     #[test]
     fn many_measurements_speak_for_themselves_and_few_lean_on_the_usual() {

@@ -206,7 +206,9 @@ impl Predictor {
         if self.places.is_empty() {
             return Err(CannotPredict::Nothing);
         }
-        let any = |is_such: &dyn Fn(&Place) -> bool| self.places.iter().any(is_such);
+        // Of works an optimizer tells nothing.
+        let tells = |other: &Place| !place.is_work() || other.is_work();
+        let any = |is_such: &dyn Fn(&Place) -> bool| self.places.iter().any(|other| tells(other) && is_such(other));
         if !any(&|other| other.layer == place.layer) {
             let layer = super::place::Parts::of(&cell.signature).layer.to_owned();
             return Err(CannotPredict::Layer { layer, signature: cell.signature.clone() });

@@ -78,6 +78,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Whether the layer works on a microbatch: its optimizer does not.
+    pub fn is_work(&self) -> bool {
+        self.phase != MeasuredPhase::Optimizer
+    }
+
     /// Whether both lie on one curve: all but the sizes is equal.
     pub fn shares_curve(&self, other: &Place) -> bool {
         self.family == other.family && self.shares_group(other)

@@ -153,6 +153,40 @@ fn nothing_can_be_said_where_nothing_like_it_was_measured() {
 }
 
 #[test]
+fn of_a_kind_that_ran_but_optimizers_works_are_unknown() {
+    let optimizer = |kind: &str, seconds| Measurement {
+        cell: cell(kind, "block/m/b4", MeasuredPhase::Optimizer),
+        seconds,
+        count: 1,
+    };
+    let mut measurements = table();
+    measurements.extend([optimizer("a", 0.004), optimizer("d", 0.006)]);
+    let forward = |kind: &str, measurements: &[Measurement]| {
+        let asked = cell(kind, "block/m/b4", MeasuredPhase::Forward);
+        Predictor::fit(measurements, &[]).predict(&asked).expect("a prediction")
+    };
+    let [of_optimizer, of_nothing] = ["d", "e"].map(|kind| forward(kind, &measurements));
+    assert_eq!((of_optimizer.source, of_nothing.source), (Source::UnknownKind, Source::UnknownKind));
+    let width = |predicted: Prediction| predicted.high / predicted.low;
+    assert!(width(of_optimizer) > 0.8 * width(of_nothing), "{of_optimizer:?} {of_nothing:?}");
+
+    // One backward tells the kind's speed, and one work is not much to go by.
+    let backward = cell("d", "block/m/b4", MeasuredPhase::Backward);
+    measurements.push(Measurement { cell: backward, seconds: 0.021 * 4_f64.powf(0.95), count: 1 });
+    let known = forward("d", &measurements);
+    assert_eq!(known.source, Source::OtherPhase);
+    assert!((known.seconds / (0.01 * 4_f64.powf(0.95)) - 1.0).abs() < 0.1, "{known:?}");
+    let all = forward(
+        "a",
+        &table()
+            .into_iter()
+            .filter(|found| found.cell != cell("a", "block/m/b4", MeasuredPhase::Forward))
+            .collect::<Vec<_>>(),
+    );
+    assert!(width(known) > width(all) && width(known) < width(of_nothing), "{known:?} {all:?}");
+}
+
+#[test]
 fn of_very_many_measurements_those_that_matter_are_fitted() {
     let mut many = table();
     for number in 0..1_500 {
