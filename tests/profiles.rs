@@ -216,7 +216,8 @@ fn a_layer_that_never_ran_on_a_kind_is_predicted_and_told_with_its_interval() {
     let [low, told, high] =
         [&basis["predicted_iteration"]["low_ns"], &answer["iteration_ns"], &basis["predicted_iteration"]["high_ns"]]
             .map(number);
-    assert!(low < told && told < high, "{basis:#}");
+    // Where the search puts little on the device with the predicted times, others may bound the iteration at their lower end.
+    assert!(low <= told && told <= high && low < high, "{basis:#}");
     let widths = predicted.iter().map(|found| number(&found["high"]) / number(&found["low"]));
     let widest = &basis["predicted_widest"];
     assert_eq!(number(&widest["high"]) / number(&widest["low"]), widths.fold(0.0, f64::max));
