@@ -1,7 +1,7 @@
 //! `adaptis replay`: what is slow in a recorded job, what does it cost, and what would win it back?
 
 use crate::{failure, files, values};
-use adaptis_coordinator::replay::{Diagnosis, Finding, Kind, Options, Place, ReplayError, replay};
+use adaptis_coordinator::replay::{Diagnosis, Doubt, Finding, Kind, Options, Phase, Place, ReplayError, replay};
 use adaptis_planner::export::milliseconds;
 use anyhow::Result;
 use std::fmt::Write;
@@ -10,22 +10,35 @@ use std::path::PathBuf;
 /// Replays a recorded job and says what is slow, what that costs, and what would win it back.
 ///
 /// FILE is the folder of a run of ours (`adaptis demo --out`), of which it says which device or link became slower, when
-/// and by how much; or a trace of StragglerAnalysis in Parquet: a row for each operation of each worker, with the columns dp_rank,
-/// stage, rank, step, optype, start_ts, duration, mb_id, gmc; times in seconds. Each iteration is simulated from its
-/// operations' times, then again with one cause made even: a worker, a stage, a type of operation, a link, the lengths of
-/// sequences. What noise explains is not told.
+/// and by how much; or a trace of StragglerAnalysis in Parquet, a row for each operation of each worker. Each iteration is
+/// simulated from its operations' times, then again with one cause made even: a worker, a stage, a type of operation, a
+/// link, the lengths of sequences. What noise explains is not told. Where the simulation does not give the recorded times
+/// back, that is said with the reason, nothing found is to be relied on, and the exit code is 1.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Columns of a trace (whole numbers of 8 to 64 bits, times of 32 or 64 bits; others are passed over):
+  dp_rank, stage    the worker: its replica and its place in the pipeline, from 0
+  rank              its number in the job; of those with the same dp_rank and stage the lowest is taken
+  step              the iteration
+  optype            forward-compute, backward-compute; forward-send, forward-recv, backward-send, backward-recv, or several
+                    of these joined by - where a worker waits for them as one; text
+  start_ts          when it began, in seconds, on one clock a worker; 64 bits if it counts from 1970
+  duration          how long it took, in seconds; a send and its receive last until both sides are done
+  mb_id, gmc        of a compute: its microbatch, and the position of its chunk in the whole model, from 0; else -1
+
+Examples:
   adaptis replay trace.parquet
   adaptis replay trace.parquet --json | jq '.findings[0]'
   adaptis replay demo-run                      # what became slow in a run of ours, and when
-  adaptis replay trace.parquet --layers 12     # a stage of the recorded job has 12 layers")]
+  adaptis replay trace.parquet --layers 12     # a stage of the recorded job has 12 layers"
+)]
 pub struct Arguments {
     /// The trace, or the folder of a run
     file: PathBuf,
     /// Print adaptis.diagnosis/1: {"iterations", "measured_median_ns", "simulated_median_ns", "simulated_ns",
-    /// "measured_ns", "findings": [{"kind", "where", "factor", "factor_low", "factor_high", "lost_share"}],
-    /// "better_plan": {"iteration_ns", "low_ns", "high_ns", "change"}}
+    /// "measured_ns", "findings": [{"kind", "where", "factor", "factor_low", "factor_high", "lost_share", "reliable"}],
+    /// "better_plan": {"iteration_ns", "low_ns", "high_ns", "change"}, "reliable", "doubts": [{"kind", ..}],
+    /// "set_aside": [{"iteration", "reason", ..}], "phases": [{"from", "to", "epoch", ..}] of a run of ours}
     #[arg(long)]
     json: bool,
     /// Equal layers that each stage of the recorded job is taken to have; a better plan moves such layers
@@ -45,11 +58,20 @@ pub fn run(arguments: Arguments) -> Result<()> {
     })?;
     if arguments.json {
         let answer = serde_json::to_string_pretty(&diagnosis).expect("a diagnosis has string keys and finite numbers");
-        files::print(&format!("{answer}\n"))
+        files::print(&format!("{answer}\n"))?;
     } else {
-        files::print(&text(&diagnosis))
+        files::print(&text(&diagnosis))?;
     }
+    if diagnosis.is_reliable {
+        return Ok(());
+    }
+    let doubts: Vec<String> = diagnosis.doubts.iter().map(ToString::to_string).collect();
+    let path = arguments.file.display();
+    Err(failure::negative(format!("{path}: not to be relied on: {}", doubts.join("; "))))
 }
+
+/// Iterations set aside that are told each; of more, how many there are.
+const TOLD: usize = 3;
 
 /// A diagnosis at a glance.
 fn text(diagnosis: &Diagnosis) -> String {
@@ -62,9 +84,28 @@ fn text(diagnosis: &Diagnosis) -> String {
         milliseconds(diagnosis.measured_median_ns),
         milliseconds(diagnosis.simulated_median_ns),
     );
-    if diagnosis.findings.is_empty() {
-        out += "nothing is slow: what is above an even job is noise\n";
+    for Phase { from, to, epoch, measured_median_ns, simulated_median_ns } in &diagnosis.phases {
+        let (measured, simulated) = (milliseconds(*measured_median_ns), milliseconds(*simulated_median_ns));
+        let _ = writeln!(out, "iterations {from} to {to}, plan {epoch}: {measured}; the replay says {simulated}");
     }
+    for set_aside in diagnosis.set_aside.iter().take(TOLD) {
+        let _ = writeln!(out, "set aside: {set_aside}");
+    }
+    if diagnosis.set_aside.len() > TOLD {
+        let _ = writeln!(out, "set aside: {} iterations more", diagnosis.set_aside.len() - TOLD);
+    }
+    for doubt in &diagnosis.doubts {
+        let _ = writeln!(out, "beware: {doubt}");
+    }
+    let are_too_few = diagnosis.doubts.iter().any(|doubt| matches!(doubt, Doubt::Few { .. }));
+    out += match (diagnosis.findings.is_empty(), diagnosis.is_reliable) {
+        (false, true) => "",
+        (false, false) => "not to be relied on:\n",
+        (true, false) => "what is slow can't be told\n",
+        (true, true) if are_too_few => "nothing is slow by so much that so few iterations show it\n",
+        (true, true) if !diagnosis.phases.is_empty() => "no device or link became slower: what else is lost is noise\n",
+        (true, true) => "nothing is slow: what is above an even job is noise\n",
+    };
     for finding in &diagnosis.findings {
         let _ = writeln!(
             out,
@@ -83,14 +124,15 @@ fn text(diagnosis: &Diagnosis) -> String {
         );
     }
     if let Some(better) = &diagnosis.better_plan {
-        let won = 1.0 - better.iteration_ns as f64 / diagnosis.measured_median_ns.max(1) as f64;
+        let won = 1.0 - better.iteration_ns as f64 / better.instead_of_ns.max(1) as f64;
         let _ = writeln!(
             out,
-            "better: {}: {} ({} to {}), {:.1}% less",
+            "better: {}: {} ({} to {}) instead of {}, {:.1}% less",
             better.change,
             milliseconds(better.iteration_ns),
             milliseconds(better.low_ns),
             milliseconds(better.high_ns),
+            milliseconds(better.instead_of_ns),
             won * 100.0,
         );
     }

@@ -80,8 +80,10 @@ fn the_plan_follows_the_fault_and_the_training_does_not_notice() {
         .arg(folder.path().join("adaptive"))
         .output()
         .expect("the command starts");
-    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
     let diagnosis: Value = serde_json::from_slice(&replayed.stdout).expect("the diagnosis is JSON");
+    // A host that is held up through all of a plan may leave times that no replay of works explains, and then says so.
+    let code = i32::from(diagnosis["reliable"] == false);
+    assert_eq!(replayed.status.code(), Some(code), "{}", String::from_utf8_lossy(&replayed.stderr));
     let finding = &diagnosis["findings"][0];
     assert_eq!((&finding["kind"], &finding["where"]["device"]), (&"worker".into(), &"gpu1".into()), "{finding}");
     let since = finding["where"]["iteration"].as_u64().expect("an iteration");

@@ -14,7 +14,9 @@ use adaptis_proto::{DeviceIndex, Epoch, Incarnation};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use adaptis_coordinator_core::diagnose::{BetterPlan, Diagnosis, FORMAT, Finding, Kind, Options, Place, Refusal};
+pub use adaptis_coordinator_core::diagnose::{
+    BetterPlan, Compute, Diagnosis, Doubt, FORMAT, Finding, Kind, Oddity, Options, Phase, Place, Refusal, SetAside,
+};
 
 /// Why a recorded job can't be replayed.
 #[derive(Debug, thiserror::Error)]

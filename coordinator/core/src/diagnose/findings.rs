@@ -1,10 +1,11 @@
 //! Which causes there may be, what each costs, and which of them count.
 
-use super::graph::{Graph, Node, Pipeline};
+use super::graph::{Node, Pipeline};
 use super::interval::{self, median_ns};
 use super::levels::{DIRECTIONS, Levels};
 use super::recording::{Direction, Recording, Worker};
-use super::{BetterPlan, Finding, Kind, Options, Place, Refusal, remedy};
+use super::transfers::Transfers;
+use super::{BetterPlan, Finding, Kind, Options, Place, Refusal, onset, remedy};
 use crate::estimate::robust::{MAD_TO_SD, lower_median, median};
 
 /// Least factor that is told: devices of a kind differ by some percent, and nobody mends that.
@@ -33,6 +34,8 @@ pub(super) enum Cause {
     Worker(u32, u32, Option<Direction>),
     /// One worker at times: the logarithm of its mean factor.
     Unsteady(u32, u32, f64),
+    /// One worker from an iteration on, by its place: the logarithm of its factor since.
+    Since(u32, u32, usize, f64),
     Replica(u32),
     /// Links by number, and the logarithm of their factor.
     Links(Vec<usize>, f64),
@@ -53,6 +56,11 @@ impl Cause {
             }
             (Cause::Unsteady(dp_rank, stage, ln), Node::Compute(worker, ..))
                 if (worker.dp_rank, worker.stage) == (*dp_rank, *stage) =>
+            {
+                *ln
+            }
+            (Cause::Since(dp_rank, stage, from, ln), Node::Compute(worker, ..))
+                if (worker.dp_rank, worker.stage) == (*dp_rank, *stage) && iteration >= *from =>
             {
                 *ln
             }
@@ -91,7 +99,7 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    fn new(cause: Cause, kind: Kind, place: Place, factors: Vec<f64>) -> Candidate {
+    pub fn new(cause: Cause, kind: Kind, place: Place, factors: Vec<f64>) -> Candidate {
         Candidate {
             cause,
             kind,
@@ -108,6 +116,11 @@ impl Candidate {
     fn ln(&self) -> (f64, f64) {
         let ln = if self.is_unsteady { interval::ln_mean(&self.factors) } else { interval::ln_median(&self.factors) };
         ln.unwrap_or((0.0, 0.0))
+    }
+
+    /// Place of the first iteration that it shows in, where that is not the first of all.
+    pub fn from(&self) -> Option<usize> {
+        if let Cause::Since(_, _, from, _) = self.cause { Some(from) } else { None }
     }
 
     /// Beyond what noise gives the largest of so many.
@@ -179,8 +192,17 @@ fn of_computes(recording: &Recording, levels: &Levels) -> Vec<Candidate> {
         };
         let steady: Vec<Candidate> = recording.workers.iter().map(worker).collect();
         let unsteady = recording.workers.iter().zip(&steady).map(|(worker, steady)| of_times(levels, *worker, steady));
-        candidates.extend(beyond_their_like(unsteady.collect()).into_iter().filter(|of| of.is_unsteady));
-        candidates.extend(beyond_their_like(steady));
+        let unsteady: Vec<Candidate> =
+            beyond_their_like(unsteady.collect()).into_iter().filter(|of| of.is_unsteady).collect();
+        let since: Vec<Candidate> = recording.workers.iter().filter_map(|of| since(recording, levels, *of)).collect();
+        // A worker that became slow is that, and neither slow all along nor at times.
+        let is_told = |of: &Candidate| {
+            let place = |of: &Candidate| (of.place.dp_rank, of.place.stage);
+            since.iter().any(|since| place(since) == place(of))
+        };
+        let others = unsteady.into_iter().chain(beyond_their_like(steady)).filter(|of| !is_told(of));
+        candidates.extend(others.collect::<Vec<_>>());
+        candidates.extend(since);
     }
     let lengths = levels.length_factors();
     if levels.length_share >= LENGTH_SHARE_MIN {
@@ -240,80 +262,27 @@ fn of_times(levels: &Levels, worker: Worker, steady: &Candidate) -> Candidate {
     }
 }
 
-/// Transfers by link.
-struct Transfers {
-    /// By link and iteration: those that were alone if there are such, in nanoseconds; no number where there was none.
-    by_iteration: Vec<Vec<f64>>,
-    middle_ns: Vec<f64>,
-}
-
-impl Transfers {
-    fn of(recording: &Recording, pipeline: &Pipeline) -> Result<Transfers, Refusal> {
-        let mut by_iteration = vec![Vec::with_capacity(recording.iterations.len()); pipeline.links.len()];
-        for iteration in &recording.iterations {
-            let Graph { nodes, ns, .. } = pipeline.graph(iteration)?;
-            let mut seen = vec![[Vec::new(), Vec::new()]; pipeline.links.len()];
-            for (node, &ns) in nodes.iter().zip(&ns) {
-                if let Node::Transfer(link, partner) = node {
-                    seen[*link][usize::from(partner.is_some())].push((ns as f64).max(1.0));
-                }
-            }
-            for (of, [mut alone, mut batched]) in by_iteration.iter_mut().zip(seen) {
-                of.push(median(&mut alone).or_else(|| median(&mut batched)).unwrap_or(f64::NAN));
-            }
-        }
-        let middle_ns = by_iteration.iter().map(|of| known(of.iter().copied(), median)).collect();
-        Ok(Transfers { by_iteration, middle_ns })
-    }
-
-    /// By direction: what a transfer takes in an even job.
-    fn even_ns(&self, pipeline: &Pipeline) -> [f64; DIRECTIONS] {
-        Direction::ALL.map(|direction| {
-            let own = pipeline.links.iter().zip(&self.middle_ns).filter(|(link, _)| link.direction == direction);
-            let even = known(own.map(|(_, ns)| *ns), lower_median);
-            if even.is_finite() { even } else { 0.0 }
-        })
-    }
-
-    /// Each link against the same one of the other replicas, or, with one replica, against the other links.
-    fn candidates(&self, pipeline: &Pipeline, levels: &Levels) -> Vec<Candidate> {
-        let links = &pipeline.links;
-        let iterations = levels.times.iterations;
-        let factors = |own: &[usize], others: &[usize]| -> Vec<f64> {
-            let level =
-                |of: &[usize], at: usize| known(of.iter().map(|&link| self.by_iteration[link][at]), lower_median);
-            let ratios = (0..iterations).map(|at| level(own, at) / level(others, at));
-            ratios.filter(|ratio| ratio.is_finite() && *ratio > 0.0).collect()
-        };
-        let candidate = |own: Vec<usize>, others: &[usize], dp_rank: Option<u32>| {
-            let (from_stage, to_stage) = (Some(links[own[0]].from), Some(links[own[0]].to));
-            let place = Place { dp_rank, from_stage, to_stage, ..Place::default() };
-            let factors = factors(&own, others);
-            let ln = interval::ln_median(&factors).map_or(0.0, |(ln, _)| ln);
-            Candidate::new(Cause::Links(own, ln), Kind::Link, place, factors)
-        };
-        let all = |is: &dyn Fn(usize) -> bool| (0..links.len()).filter(|&link| is(link)).collect::<Vec<usize>>();
-        let mut candidates = Vec::new();
-        for (number, link) in links.iter().enumerate() {
-            let is_same_pair =
-                |at: usize| (links[at].from, links[at].to, links[at].direction) == (link.from, link.to, link.direction);
-            let twins = all(&|at| at != number && is_same_pair(at));
-            let others = all(&|at| !is_same_pair(at) && links[at].direction == link.direction);
-            if !twins.is_empty() {
-                candidates.push(candidate(vec![number], &twins, Some(link.dp_rank)));
-            }
-            let is_first = all(&is_same_pair).first() == Some(&number);
-            if is_first && !others.is_empty() {
-                let dp_rank = twins.is_empty().then_some(link.dp_rank);
-                candidates.push(candidate(all(&is_same_pair), &others, dp_rank));
-            }
-        }
-        candidates
-    }
-}
-
-fn known(values: impl Iterator<Item = f64>, middle: impl FnOnce(&mut [f64]) -> Option<f64>) -> f64 {
-    middle(&mut values.filter(|value| value.is_finite()).collect::<Vec<_>>()).unwrap_or(f64::NAN)
+/// A worker that became slower within the recording: what it takes over the others of its stage is more from an iteration
+/// on, and was little before.
+fn since(recording: &Recording, levels: &Levels, worker: Worker) -> Option<Candidate> {
+    let Worker { dp_rank, stage } = worker;
+    let (replica, chunks) = (levels.times.replica(dp_rank), levels.times.chunks_of(stage as usize));
+    let own = |at, chunk, way| levels.usual(at, replica, chunk, way);
+    let other = |at, chunk, way| levels.of_replicas(at, chunk, way, Some(replica));
+    let ln: Vec<f64> = levels.ratios(&chunks, &BOTH, own, other).into_iter().map(f64::ln).collect();
+    // One without a value would move the places of those behind it.
+    let found = onset::of(&ln).filter(|_| ln.len() == levels.times.iterations)?;
+    let change = found.after - found.before;
+    let iteration = u64::try_from(recording.iterations[found.at].number).ok();
+    let place = Place { dp_rank: Some(dp_rank), stage: Some(stage), iteration, ..Place::default() };
+    let factors = ln[found.at..].iter().map(|ln| (ln - found.before).exp()).collect();
+    let candidate = Candidate {
+        common_sd: found.before_sd,
+        ..Candidate::new(Cause::Since(dp_rank, stage, found.at, change), Kind::Worker, place, factors)
+    };
+    // It could have begun in any iteration.
+    let among = recording.workers.len() * levels.times.iterations;
+    (found.before < 0.5 * found.after && candidate.is_beyond_noise(among)).then_some(candidate)
 }
 
 impl Replayed {
@@ -325,12 +294,15 @@ impl Replayed {
         measured_ns: &[u64],
         options: &Options,
     ) -> (Vec<Finding>, Option<BetterPlan>) {
-        let (even_ns, simulated_ns) = (median_ns(&self.even_ns) as f64, median_ns(&self.simulated_ns) as f64);
-        let lost_ns = median_differences(&self.simulated_ns, &self.even_ns);
+        let (even_ns, middle_ns) = (median_ns(&self.even_ns) as f64, |of: &[u64]| (median_ns(of) as f64).max(1.0));
+        // What did not last for the whole recording is not to be seen in the middle of it.
+        let has_begun = self.candidates.iter().any(|candidate| candidate.from().is_some());
+        let differences = if has_begun { mean_differences } else { median_differences };
+        let lost_ns = differences(&self.simulated_ns, &self.even_ns);
         let mut found: Vec<(f64, &Candidate)> = Vec::new();
         for candidate in &self.candidates {
-            let alone_ns = median_differences(&candidate.alone_ns, &self.even_ns);
-            let last_ns = median_differences(&self.simulated_ns, &candidate.without_ns);
+            let alone_ns = differences(&candidate.alone_ns, &self.even_ns);
+            let last_ns = differences(&self.simulated_ns, &candidate.without_ns);
             let cost_ns = alone_ns.max(0.0).midpoint(last_ns.max(0.0));
             let is_worth_telling = alone_ns.max(last_ns) >= COST_MIN * even_ns;
             if lost_ns > 0.0 && is_worth_telling && cost_ns >= SHARE_MIN * lost_ns {
@@ -340,8 +312,9 @@ impl Replayed {
         found.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         let total = found.iter().map(|(share, _)| share).sum::<f64>().max(1.0);
         let without = |candidate: &Candidate| {
-            let ratio = median_ns(&candidate.without_ns) as f64 / simulated_ns.max(1.0);
-            (median_ns(measured_ns) as f64 * ratio).round() as u64
+            let from = candidate.from().unwrap_or(0);
+            let ratio = median_ns(&candidate.without_ns[from..]) as f64 / middle_ns(&self.simulated_ns[from..]);
+            (median_ns(&measured_ns[from..]) as f64 * ratio).round() as u64
         };
         let finding = |(share, candidate): &(f64, &Candidate)| {
             let factor = match candidate.is_unsteady {
@@ -355,6 +328,7 @@ impl Replayed {
                 factor_low: factor.low / (interval::NORMAL_95 * candidate.common_sd).exp(),
                 factor_high: factor.high * (interval::NORMAL_95 * candidate.common_sd).exp(),
                 lost_share: share / total,
+                is_reliable: true,
                 without_ns: without(candidate),
             })
         };
@@ -372,4 +346,10 @@ impl Replayed {
 pub(super) fn median_differences(more: &[u64], less: &[u64]) -> f64 {
     let mut differences: Vec<f64> = more.iter().zip(less).map(|(&more, &less)| more as f64 - less as f64).collect();
     median(&mut differences).unwrap_or(0.0)
+}
+
+/// Mean of it.
+fn mean_differences(more: &[u64], less: &[u64]) -> f64 {
+    let sum: f64 = more.iter().zip(less).map(|(&more, &less)| more as f64 - less as f64).sum();
+    sum / more.len().max(1) as f64
 }

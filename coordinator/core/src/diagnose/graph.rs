@@ -14,7 +14,9 @@
 //! 2. A transfer takes the earlier end less the later start of its two sides: waiting for the other side is no work.
 //! 3. A worker begins its iteration when it was seen to begin. Between operations it loses no time: what it lost there
 //!    is what the replay is off by.
-//! 4. Nodes stand in an order in which each comes after all that it waits for.
+//! 4. Where computes were seen to run while a send before them was under way, nobody waits for a send: one that happened to
+//!    be over in time would else hold its worker up in a replay in which the other side is late.
+//! 5. Nodes stand in an order in which each comes after all that it waits for.
 //!
 //! Left out on purpose: what comes before the first and after the last operation of the pipeline (the optimizer,
 //! collectives among replicas), of which an iteration here consists of nothing.
@@ -30,6 +32,8 @@ const SLACK_NS: u64 = 100_000;
 const OVERLAP_MAX: usize = 256;
 /// Ends of a send and its receive on one clock differ by no more than this, where they must be told from others.
 const SAME_END_NS: i64 = 2_000_000;
+/// Share of the sends that computes run beside, from which on sends do not block.
+const BESIDE_MIN: f64 = 0.1;
 
 /// A directed pair of workers of one replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +91,8 @@ pub(super) struct Pipeline {
     stages: u32,
     /// More than one chunk of the model a worker: the last stage hands on to the first.
     is_ring: bool,
+    /// A worker waits until what it sends has been taken.
+    are_sends_blocking: bool,
     index: BTreeMap<Worker, usize>,
     pub links: Vec<Link>,
     /// By worker: what its clock is ahead of the first of its replica.
@@ -116,9 +122,15 @@ impl Pipeline {
             }
         }
         links.sort_unstable();
-        let mut pipeline = Pipeline { stages, is_ring, index, links, ahead_ns: vec![0; recording.workers.len()] };
+        let (are_sends_blocking, ahead_ns) = (are_sends_blocking(recording), vec![0; recording.workers.len()]);
+        let mut pipeline = Pipeline { stages, is_ring, are_sends_blocking, index, links, ahead_ns };
         pipeline.align(recording);
         pipeline
+    }
+
+    /// Sides of sends and receives that have their other one.
+    pub fn paired(&self, recording: &Recording) -> usize {
+        recording.iterations.iter().map(|iteration| 2 * self.pairs(iteration, &in_order(iteration)).len()).sum()
     }
 
     /// A send and its receive end together: the median difference of what two clocks say is what they are apart.
@@ -254,7 +266,7 @@ impl Pipeline {
             let begin = iteration.operations[first].start_ns.saturating_sub(origin_ns);
             let begin = draft.add(Node::Begin, begin.max(0).unsigned_abs());
             for (place, &at) in own.iter().enumerate() {
-                let waits = before(iteration, own, place, slack_ns);
+                let waits = before(iteration, own, place, slack_ns, self.are_sends_blocking);
                 waits.iter().for_each(|&other| draft.wait(post[at], end[other]));
                 if waits.is_empty() {
                     draft.wait(post[at], begin);
@@ -312,11 +324,13 @@ fn in_order(iteration: &Iteration) -> Vec<usize> {
 
 /// Those of a worker's operations that one waits for: they had ended when it began, and none between them and it had.
 /// Computes run one at a time whatever the record says.
-fn before(iteration: &Iteration, own: &[usize], place: usize, slack_ns: u64) -> Vec<usize> {
+fn before(iteration: &Iteration, own: &[usize], place: usize, slack_ns: u64, are_sends_blocking: bool) -> Vec<usize> {
     let of = |at: usize| &iteration.operations[at];
     let (start_ns, computes) = (of(own[place]).start_ns, matches!(of(own[place]).work, Work::Compute { .. }));
     let is_before = |other: usize| {
-        has_ended(of(other), start_ns, slack_ns) && of(other).start_ns < start_ns
+        (are_sends_blocking || !only_sends(of(other)))
+            && has_ended(of(other), start_ns, slack_ns)
+            && of(other).start_ns < start_ns
             || computes && matches!(of(other).work, Work::Compute { .. })
     };
     let nearest = place.saturating_sub(OVERLAP_MAX);
@@ -324,6 +338,29 @@ fn before(iteration: &Iteration, own: &[usize], place: usize, slack_ns: u64) -> 
     let Some(latest_ns) = candidates.iter().map(|&other| of(other).start_ns).max() else { return Vec::new() };
     let is_behind = |other: &usize| of(*other).start_ns < latest_ns && has_ended(of(*other), latest_ns, slack_ns);
     candidates.into_iter().filter(|other| !is_behind(other)).collect()
+}
+
+fn only_sends(operation: &Operation) -> bool {
+    matches!(operation.work, Work::Exchange(of) if of.receives == [false; 2])
+}
+
+/// Whether workers wait for their sends: where they do, the next compute comes after it.
+fn are_sends_blocking(recording: &Recording) -> bool {
+    let (mut sends, mut beside) = (0_usize, 0_usize);
+    for iteration in &recording.iterations {
+        let order = in_order(iteration);
+        for (place, &at) in order.iter().enumerate() {
+            let send = &iteration.operations[at];
+            if only_sends(send) {
+                let next = order[place + 1..].iter().map(|&next| &iteration.operations[next]);
+                let mut next = next.take(OVERLAP_MAX).take_while(|next| next.worker == send.worker);
+                let next = next.find(|next| matches!(next.work, Work::Compute { .. }));
+                sends += 1;
+                beside += usize::from(next.is_some_and(|next| !has_ended(send, next.start_ns, SLACK_NS)));
+            }
+        }
+    }
+    beside as f64 <= BESIDE_MIN * sends as f64
 }
 
 fn has_ended(operation: &Operation, at_ns: i64, slack_ns: u64) -> bool {

@@ -11,8 +11,8 @@ const ENDS: [f64; 2] = [0.05, 0.95];
 pub(super) const NORMAL_95: f64 = 1.644_853_626_951_472_7;
 /// Relative standard deviation of a median of too few iterations to tell.
 const UNKNOWN_SD: f64 = 0.1;
-/// Iterations from which on their spread is known.
-const SPREAD_ITERATIONS_MIN: usize = 4;
+/// Iterations from which on their spread is known; an interval of fewer is as wide as [`UNKNOWN_SD`] makes it.
+pub(super) const SPREAD_ITERATIONS_MIN: usize = 4;
 
 /// A median with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +20,18 @@ pub(super) struct Interval {
     pub middle: f64,
     pub low: f64,
     pub high: f64,
+}
+
+impl Interval {
+    /// Wider if it is of so few iterations that resampling them shows no spread.
+    pub fn of_count(self, iterations: usize) -> Interval {
+        if iterations >= SPREAD_ITERATIONS_MIN { self } else { self.widened(NORMAL_95 * UNKNOWN_SD) }
+    }
+
+    /// Wider by this much of its logarithm at either end.
+    pub fn widened(self, ln: f64) -> Interval {
+        Interval { low: self.low / ln.exp(), high: self.high * ln.exp(), ..self }
+    }
 }
 
 /// Places of a resampling of so many iterations: the same seed and number give the same ones.
@@ -46,7 +58,7 @@ pub(super) fn of_median(values: &[f64], seed: u64) -> Option<Interval> {
         let mut drawn: Vec<f64> = resampled(values.len(), seed, number).into_iter().map(|at| values[at]).collect();
         median(&mut drawn).unwrap_or(middle)
     };
-    Some(around(middle, (0..DRAWS).map(one).collect()))
+    Some(around(middle, (0..DRAWS).map(one).collect()).of_count(values.len()))
 }
 
 /// The mean of a value per iteration, with its interval.
@@ -57,7 +69,7 @@ pub(super) fn of_mean(values: &[f64], seed: u64) -> Option<Interval> {
         let drawn = resampled(values.len(), seed, number);
         mean(&mut drawn.iter().map(|&at| values[at]), values.len())
     };
-    Some(around(middle, (0..DRAWS).map(one).collect()))
+    Some(around(middle, (0..DRAWS).map(one).collect()).of_count(values.len()))
 }
 
 /// The logarithm of the mean of a factor per iteration, and its standard deviation.

@@ -4,7 +4,8 @@
 //! replayed as it was, then with one thing made even, and the difference is what that thing costs.
 //!
 //! ```text
-//!   recording -> levels (stage, worker, length: what each operation should take, and why it does not)
+//!   recording -> screen (iterations unlike the others are set aside)
+//!             -> levels (stage, worker, length: what each operation should take, and why it does not)
 //!             -> graph  (what waits for what) -> replay: as recorded, even, one cause at a time -> findings -> remedy
 //! ```
 //!
@@ -17,23 +18,32 @@
 //!    So neither two equal culprits hide each other, nor does one count twice.
 //! 4. Intervals are of 90%, by resampling whole iterations; the same seed gives the same answer.
 //!
-//! 5. A worker that is slow at times only is told by its mean; of all else, medians count.
+//! 5. A worker that became slow is told with its first iteration, and one that is slow at times only by its mean; of all
+//!    else, medians count.
+//! 6. A replay that does not give the recorded times back explains nothing: what was found is then marked, its intervals are
+//!    wider by what the replay is off by, and no better plan is told.
 //!
 //! Left out on purpose: other causes that come and go within a recording, and a type of operation that is slow everywhere, which no recording tells from one that has to be.
 
+mod doubt;
 mod findings;
 mod graph;
 mod interval;
 mod levels;
+mod onset;
 mod recording;
 mod remedy;
 pub mod run;
+mod screen;
 #[cfg(test)]
 mod synthetic;
 #[cfg(test)]
 mod tests;
+mod transfers;
 
+pub use doubt::Doubt;
 pub use recording::{Direction, Exchange, Iteration, Operation, Recording, Work, Worker};
+pub use screen::{Compute, Oddity, SetAside};
 
 use serde::Serialize;
 
@@ -149,6 +159,9 @@ pub struct Finding {
     pub factor_high: f64,
     /// Share of the time above an even job that it explains.
     pub lost_share: f64,
+    /// Whether the replay that it rests on explains the recording.
+    #[serde(rename = "reliable")]
+    pub is_reliable: bool,
     /// What an iteration would take without it, in the middle.
     #[serde(skip)]
     pub without_ns: u64,
@@ -165,6 +178,24 @@ pub struct BetterPlan {
     pub high_ns: u64,
     /// In words.
     pub change: String,
+    /// What an iteration takes today, in the middle of those that it is compared with.
+    #[serde(skip)]
+    pub instead_of_ns: u64,
+}
+
+/// Iterations of one plan, of a run of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Phase {
+    /// First iteration.
+    pub from: u64,
+    /// Last one.
+    pub to: u64,
+    /// The plan.
+    pub epoch: u64,
+    /// In the middle, the cold ones aside.
+    pub measured_median_ns: u64,
+    /// The replay of the same iterations.
+    pub simulated_median_ns: u64,
 }
 
 /// What a recording says, `adaptis.diagnosis/1`.
@@ -186,6 +217,16 @@ pub struct Diagnosis {
     pub findings: Vec<Finding>,
     /// None where nothing was found that wins time back.
     pub better_plan: Option<BetterPlan>,
+    /// Whether the replay explains the recording; where not, nothing here is to be relied on.
+    #[serde(rename = "reliable")]
+    pub is_reliable: bool,
+    /// What speaks against what is said here.
+    pub doubts: Vec<Doubt>,
+    /// Iterations that nothing was concluded from.
+    pub set_aside: Vec<SetAside>,
+    /// By plan, of a run of ours.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<Phase>,
     /// An even job's iteration, in the middle.
     #[serde(skip)]
     pub even_ns: u64,
@@ -197,12 +238,20 @@ pub struct Diagnosis {
 /// It holds no pipeline, or one that can't have run.
 pub fn diagnose(recording: &Recording, options: &Options) -> Result<Diagnosis, Refusal> {
     check(recording)?;
+    let screen::Screened { recording, set_aside, mut doubts } = screen::screen(recording);
+    check_size(&recording)?;
+    let recording = &recording;
     let levels = levels::Levels::fit(levels::Times::of(recording));
     let pipeline = graph::Pipeline::of(recording);
     let replayed = findings::replay(recording, &pipeline, &levels)?;
     let measured_ns: Vec<u64> = recording.iterations.iter().map(Iteration::measured_ns).collect();
     let (findings, better_plan) = replayed.conclude(recording, &levels, &measured_ns, options);
-    Ok(Diagnosis {
+    let unexplained = doubt::unexplained(&replayed.simulated_ns, &measured_ns);
+    doubts.extend(doubt::few(recording.iterations.len()));
+    let lacks = doubt::lacks(recording, pipeline.paired(recording));
+    let is_orderless = lacks.iter().any(Doubt::is_orderless);
+    doubts.extend(lacks);
+    let mut diagnosis = Diagnosis {
         format: FORMAT,
         iterations: recording.iterations.len(),
         measured_median_ns: interval::median_ns(&measured_ns),
@@ -212,7 +261,37 @@ pub fn diagnose(recording: &Recording, options: &Options) -> Result<Diagnosis, R
         measured_ns,
         findings,
         better_plan,
-    })
+        is_reliable: true,
+        doubts,
+        set_aside,
+        phases: Vec::new(),
+    };
+    if let Some(unexplained) = unexplained {
+        diagnosis.unexplain(unexplained);
+    } else if is_orderless {
+        diagnosis.mark();
+    }
+    Ok(diagnosis)
+}
+
+impl Diagnosis {
+    /// The replay does not give the recorded times back: factors are uncertain by as much.
+    fn unexplain(&mut self, unexplained: Doubt) {
+        if let Doubt::Unexplained { error, .. } = unexplained {
+            for Finding { factor_low, factor_high, .. } in &mut self.findings {
+                (*factor_low, *factor_high) = (*factor_low / (1.0 + error), *factor_high * (1.0 + error));
+            }
+        }
+        self.mark();
+        self.doubts.insert(0, unexplained);
+    }
+
+    /// Nothing in it is to be relied on.
+    fn mark(&mut self) {
+        self.findings.iter_mut().for_each(|finding| finding.is_reliable = false);
+        self.is_reliable = false;
+        self.better_plan = None;
+    }
 }
 
 fn check(recording: &Recording) -> Result<(), Refusal> {
@@ -226,6 +305,10 @@ fn check(recording: &Recording) -> Result<(), Refusal> {
             return Err(Refusal::Nothing { operation: direction.operation() });
         }
     }
+    Ok(())
+}
+
+fn check_size(recording: &Recording) -> Result<(), Refusal> {
     let cells = levels::Times::cells(recording);
     if cells > CELLS_MAX { Err(Refusal::TooLarge { cells }) } else { Ok(()) }
 }

@@ -8,7 +8,7 @@
 use super::findings::{Candidate, Cause};
 use super::interval::{self, median_ns, resampled};
 use super::levels::{DIRECTIONS, Levels};
-use super::recording::{Direction, Recording, Work};
+use super::recording::{Direction, Iteration, Recording, Work};
 use super::{BetterPlan, Options};
 use crate::estimate::robust::{median, scale_around};
 use adaptis_plan::{Action, Cost, Device, Instruction, Layer, Link, Links, Pair, Plan, Problem, Stage, audit};
@@ -27,6 +27,8 @@ const EVALUATIONS_MIN: u64 = 64;
 const MOST_OF_IT: f64 = 0.3;
 /// Least gain, as a share of the iteration, that is worth another plan.
 const GAIN_MIN: f64 = 0.005;
+/// Iterations that are looked at for a whole one.
+const TRIED: usize = 64;
 /// Draws of jitter, resamplings of iterations that costs are fitted to.
 const JITTER_DRAWS: usize = 16;
 const RESAMPLINGS: usize = 64;
@@ -54,7 +56,7 @@ pub(super) fn of(
 ) -> Option<BetterPlan> {
     let change = match &candidate.cause {
         Cause::Stage(_) => return another_plan(recording, levels, replay, options),
-        Cause::Worker(dp_rank, stage, _) | Cause::Unsteady(dp_rank, stage, _) => {
+        Cause::Worker(dp_rank, stage, _) | Cause::Unsteady(dp_rank, stage, _) | Cause::Since(dp_rank, stage, ..) => {
             format!("replace the worker of dp rank {dp_rank}, stage {stage}, or leave it out")
         }
         Cause::Replica(dp_rank) => format!("replace the workers of dp rank {dp_rank}, or leave them out"),
@@ -66,30 +68,29 @@ pub(super) fn of(
 
 /// An iteration without the cause.
 fn mended(candidate: &Candidate, replay: &Replay<'_>, change: String, options: &Options) -> Option<BetterPlan> {
-    let scaled = replay.measured_ns.iter().zip(replay.simulated_ns).zip(&candidate.without_ns);
+    let from = candidate.from().unwrap_or(0);
+    let (measured_ns, simulated_ns) = (&replay.measured_ns[from..], &replay.simulated_ns[from..]);
+    let scaled = measured_ns.iter().zip(simulated_ns).zip(&candidate.without_ns[from..]);
     let without: Vec<f64> = scaled
         .map(|((&measured, &simulated), &without)| measured as f64 * without as f64 / (simulated as f64).max(1.0))
         .collect();
     let interval = interval::of_median(&without, options.seed)?;
-    Some(better(interval, change))
+    Some(better(interval, median_ns(measured_ns), change))
 }
 
-pub(super) fn better(interval: interval::Interval, change: String) -> BetterPlan {
+pub(super) fn better(interval: interval::Interval, instead_of_ns: u64, change: String) -> BetterPlan {
     let ns = |value: f64| value.round().max(0.0) as u64;
-    BetterPlan { iteration_ns: ns(interval.middle), low_ns: ns(interval.low), high_ns: ns(interval.high), change }
+    let (low_ns, high_ns) = (ns(interval.low), ns(interval.high));
+    BetterPlan { iteration_ns: ns(interval.middle), low_ns, high_ns, change, instead_of_ns }
 }
 
 /// Other places of the layers, or another order.
 fn another_plan(recording: &Recording, levels: &Levels, replay: &Replay<'_>, options: &Options) -> Option<BetterPlan> {
     let layers = options.layers.max(1);
-    let running = running(recording, levels, layers)?;
     let all: Vec<usize> = (0..levels.times.iterations).collect();
     let mut problem = problem(recording, levels, replay, layers, &all);
-    let peak_bytes = simulate(&problem, &running).ok()?.peak_bytes.into_iter().max()?;
+    let (running, peak_bytes) = running(recording, levels, layers, &problem)?;
     problem.devices.iter_mut().for_each(|device| device.memory_bytes = peak_bytes);
-    if !audit(&problem, &running).is_empty() {
-        return None;
-    }
     let instructions = running.programs.iter().map(|program| program.len() as u64).sum::<u64>().max(1);
     let evaluations = (EVALUATIONS * INSTRUCTIONS / instructions).clamp(EVALUATIONS_MIN, EVALUATIONS);
     let search_options = adaptis_planner::search::Options {
@@ -116,8 +117,9 @@ fn another_plan(recording: &Recording, levels: &Levels, replay: &Replay<'_>, opt
         ratio(&problem).map_or(f64::NAN, |ratio| ratio * median_ns(&measured) as f64)
     };
     let drawn: Vec<f64> = (0..RESAMPLINGS).map(one).collect();
-    let interval = interval::around(middle * median_ns(replay.measured_ns) as f64, drawn);
-    Some(better(interval, change(&running, &plan)))
+    let measured_ns = median_ns(replay.measured_ns);
+    let interval = interval::around(middle * measured_ns as f64, drawn).of_count(all.len());
+    Some(better(interval, measured_ns, change(&running, &plan)))
 }
 
 /// The cheapest kind of change that gives most of the gain.
@@ -129,9 +131,18 @@ fn cheapest(problem: &Problem, running: &Plan, outcome: Outcome) -> Option<Plan>
     Some(rung.map_or(outcome.plan, |rung| rung.plan))
 }
 
-/// The plan that was recorded: the order of computes of the first replica's first whole iteration.
-fn running(recording: &Recording, levels: &Levels, layers: u32) -> Option<Plan> {
-    let iteration = recording.iterations.first()?;
+/// The plan that was recorded, with the memory that it takes: the order of computes of the first replica in the first
+/// iteration that has all of them in an order that can be.
+fn running(recording: &Recording, levels: &Levels, layers: u32, problem: &Problem) -> Option<(Plan, u64)> {
+    let whole = |iteration: &Iteration| {
+        let plan = recorded(recording, iteration, levels, layers)?;
+        let peak_bytes = simulate(problem, &plan).ok()?.peak_bytes.into_iter().max()?;
+        audit(problem, &plan).is_empty().then_some((plan, peak_bytes))
+    };
+    recording.iterations.iter().take(TRIED).find_map(whole)
+}
+
+fn recorded(recording: &Recording, iteration: &Iteration, levels: &Levels, layers: u32) -> Option<Plan> {
     let dp_rank = recording.workers.first()?.dp_rank;
     let (chunks, stages) = (levels.times.chunks, levels.times.stages);
     let mut programs: Vec<Vec<(i64, usize, Action, u32)>> = vec![Vec::new(); stages];

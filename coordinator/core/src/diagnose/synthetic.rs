@@ -2,6 +2,7 @@
 
 use super::recording::{Direction, Exchange, Iteration, Operation, Recording, Work, Worker};
 use crate::estimate::random::Random;
+use std::collections::BTreeMap;
 
 const FORWARD_NS: f64 = 60e6;
 const BACKWARD_NS: f64 = 130e6;
@@ -23,6 +24,10 @@ pub(super) struct Job {
     pub workers: Vec<(u32, u32, [f64; 2])>,
     /// The share of their operations in which they are slow; all if it is 0.
     pub at_times: f64,
+    /// The first iteration in which they are slow.
+    pub from: u32,
+    /// Sends do not block, and all F come before all B (GPipe).
+    pub is_async: bool,
     /// Stage, factor.
     pub slow_stages: Vec<(u32, f64)>,
     /// Replica, from, to, factor.
@@ -46,8 +51,14 @@ impl Job {
         let iterations = (0..self.iterations).map(|number| {
             let common = (self.common * random.normal()).exp();
             let mut operations = Vec::new();
+            // Before it, nobody is slow.
+            let quiet = Job { workers: Vec::new(), ..self.clone() };
+            let job = if number < self.from { &quiet } else { self };
             for replica in 0..self.replicas {
-                self.replica(replica, common, &mut random, &mut operations);
+                match self.is_async {
+                    true => job.replica_async(replica, &mut random, &mut operations),
+                    false => job.replica(replica, common, &mut random, &mut operations),
+                }
             }
             Iteration { number: i64::from(number), operations }
         });
@@ -104,6 +115,41 @@ impl Job {
         for operation in &mut operations[first..] {
             first = operation.worker as usize % stages;
             operation.start_ns += self.clocks_ns * first as i64;
+        }
+    }
+
+    /// The same where a worker hands its results over and goes on.
+    fn replica_async(&self, replica: u32, random: &mut Random, operations: &mut Vec<Operation>) {
+        use Direction::{Backward, Forward};
+        let stages = self.stages as usize;
+        let numbers: Vec<u32> = (0..self.microbatches).collect();
+        let program: Vec<(Direction, u32)> =
+            [Forward, Backward].into_iter().flat_map(|way| numbers.iter().map(move |&number| (way, number))).collect();
+        let (mut at, mut free) = (vec![0; stages], vec![0.0_f64; stages]);
+        // By direction, microbatch and receiver: when it was handed over.
+        let mut sent: BTreeMap<(Direction, u32, usize), f64> = BTreeMap::new();
+        while (0..stages).any(|stage| at[stage] < program.len()) {
+            for stage in 0..stages {
+                let Some(&(direction, microbatch)) = program.get(at[stage]) else { continue };
+                let (from, to) = match direction {
+                    Forward => (stage.checked_sub(1), Some(stage + 1).filter(|&to| to < stages)),
+                    Backward => (Some(stage + 1).filter(|&from| from < stages), stage.checked_sub(1)),
+                };
+                if let Some(from) = from {
+                    let Some(&handed) = sent.get(&(direction, microbatch, stage)) else { continue };
+                    let end = handed.max(free[stage]) + TRANSFER_NS * self.deviation(random);
+                    let (mut give, mut take) = (Exchange::default(), Exchange::default());
+                    (give.sends[direction as usize], take.receives[direction as usize]) = (true, true);
+                    operations.push(self.operation(replica, from as u32, Work::Exchange(give), handed, end));
+                    operations.push(self.operation(replica, stage as u32, Work::Exchange(take), free[stage], end));
+                    free[stage] = end;
+                }
+                let end = free[stage] + self.compute_ns(replica, stage as u32, direction, random);
+                let work = Work::Compute { direction, chunk: stage as u32, microbatch };
+                operations.push(self.operation(replica, stage as u32, work, free[stage], end));
+                (free[stage], at[stage]) = (end, at[stage] + 1);
+                to.map(|to| sent.insert((direction, microbatch, to), end));
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! Made-up jobs with something slow in them, and what is named.
 
+mod doubts;
+
 use super::synthetic::Job;
 use super::*;
 

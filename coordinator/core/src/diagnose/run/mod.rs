@@ -8,7 +8,7 @@
 //!
 //! 1. What is slow is what drift says: a change of a device or link against itself, with its first iteration.
 //! 2. An iteration is replayed on the plan that it ran on; works that were not sampled take what others of their layer and
-//!    phase took in it.
+//!    phase took in it; so do those that show the host and not their device.
 //! 3. Samples may come twice: the store is read twice, so that no more than some iterations are in memory at a time.
 //!
 //! Left out on purpose: runs of which a device left or joined, but for their last membership.
@@ -20,7 +20,7 @@ pub use watch::Watch;
 pub use works::Works;
 
 use super::findings::median_differences;
-use super::{BetterPlan, Diagnosis, FORMAT, Finding, Kind, Options, Place, Refusal, interval};
+use super::{BetterPlan, Diagnosis, Doubt, FORMAT, Finding, Kind, Options, Phase, Place, Refusal, doubt, interval};
 use crate::drift::Who;
 use crate::estimate::Estimated;
 use adaptis_plan::Plan;
@@ -36,6 +36,10 @@ const DRAWS: u64 = 32;
 const GAIN_MIN: f64 = 0.01;
 /// Least share of the lost time that is told.
 const SHARE_MIN: f64 = 0.05;
+/// Iterations of a plan that are cold, and not judged by.
+const COLD: usize = 3;
+/// Share of works that show the host from which on iterations take longer than their works.
+const HASTY_MIN: f64 = 0.02;
 
 /// A device or link that became slower.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +116,7 @@ pub fn conclude(watched: &Watched, works: Works, last: &Plan, options: &Options)
             factor_low: factor.low,
             factor_high: factor.high,
             lost_share: share,
+            is_reliable: true,
             without_ns: (interval::median_ns(&of(&replayed.measured_ns)) as f64 - gain_ns).max(0.0).round() as u64,
         });
     }
@@ -120,17 +125,75 @@ pub fn conclude(watched: &Watched, works: Works, last: &Plan, options: &Options)
     findings.sort_by(|a, b| b.lost_share.total_cmp(&a.lost_share));
     let latest: Vec<u64> = replayed.of_epoch(last.epoch);
     let better_plan = watched.estimated.as_ref().and_then(|estimated| another_plan(estimated, last, &latest, options));
-    Ok(Diagnosis {
+    let is_held_up = replayed.hasty > HASTY_MIN;
+    let mut doubts: Vec<Doubt> = doubt::few(replayed.steps.len()).into_iter().collect();
+    if is_held_up {
+        doubts.push(Doubt::HeldUp { works: replayed.hasty });
+    }
+    let unexplained = unexplained(&replayed, is_held_up);
+    let mut diagnosis = Diagnosis {
         format: FORMAT,
         iterations: replayed.measured_ns.len(),
         measured_median_ns: interval::median_ns(&replayed.measured_ns),
         simulated_median_ns: interval::median_ns(&replayed.simulated_ns),
         even_ns: interval::median_ns(&replayed.even_ns),
+        phases: phases(&replayed).iter().map(|of| phase(&replayed, of)).collect(),
         simulated_ns: replayed.simulated_ns,
         measured_ns: replayed.measured_ns,
         findings,
         better_plan,
-    })
+        is_reliable: true,
+        doubts,
+        set_aside: Vec::new(),
+    };
+    if let Some(unexplained) = unexplained {
+        diagnosis.unexplain(unexplained);
+    }
+    Ok(diagnosis)
+}
+
+/// Places of the iterations of each plan, in the order in which they ran.
+fn phases(replayed: &works::Replayed) -> Vec<std::ops::Range<usize>> {
+    let mut phases: Vec<std::ops::Range<usize>> = Vec::new();
+    for at in 0..replayed.epochs.len() {
+        match phases.last_mut() {
+            Some(last) if replayed.epochs[last.start] == replayed.epochs[at] => last.end = at + 1,
+            _ => phases.push(at..at + 1),
+        }
+    }
+    phases
+}
+
+/// Those that are not cold; all where there are no others.
+fn warm(of: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+    if of.len() > COLD { of.start + COLD..of.end } else { of.clone() }
+}
+
+fn phase(replayed: &works::Replayed, of: &std::ops::Range<usize>) -> Phase {
+    let warm = warm(of);
+    Phase {
+        from: replayed.steps[of.start].0,
+        to: replayed.steps[of.end - 1].0,
+        epoch: replayed.epochs[of.start].0,
+        measured_median_ns: interval::median_ns(&replayed.measured_ns[warm.clone()]),
+        simulated_median_ns: interval::median_ns(&replayed.simulated_ns[warm]),
+    }
+}
+
+/// What the replay is off by under the plan where it is farthest off, if that is too much. Iterations in which the host was
+/// held up take longer than their works whatever the model; so there the middle alone counts.
+fn unexplained(replayed: &works::Replayed, is_held_up: bool) -> Option<Doubt> {
+    let of = |places: Vec<usize>| {
+        let times = |of: &[u64]| places.iter().map(|&at| of[at]).collect::<Vec<u64>>();
+        doubt::fit(&times(&replayed.simulated_ns), &times(&replayed.measured_ns))
+    };
+    let warm: Vec<std::ops::Range<usize>> = phases(replayed).iter().map(warm).collect();
+    let fits = warm.iter().filter(|of| of.len() >= interval::SPREAD_ITERATIONS_MIN);
+    let fits: Vec<(f64, f64)> = fits.filter_map(|range| of(range.clone().collect())).collect();
+    let (_, within) = of(warm.into_iter().flatten().collect())?;
+    let error = fits.into_iter().map(|(error, _)| error).max_by(f64::total_cmp)?;
+    let is_off = error > doubt::OFF_MAX || !is_held_up && within < doubt::WITHIN_MIN;
+    is_off.then_some(Doubt::Unexplained { error, within })
 }
 
 fn total(more: &[u64], less: &[u64]) -> f64 {
@@ -170,5 +233,5 @@ fn another_plan(estimated: &Estimated, last: &Plan, latest_ns: &[u64], options: 
         1 => "move 1 layer to another device".to_owned(),
         _ => format!("move {moved} layers to other devices"),
     };
-    Some(super::remedy::better(interval, change))
+    Some(super::remedy::better(interval, interval::median_ns(latest_ns), change))
 }

@@ -29,6 +29,8 @@ struct Recorded {
     epoch: Epoch,
     /// By layer, phase and microbatch.
     works: BTreeMap<(usize, usize, usize), u64>,
+    /// The same of works that show the host and not their device.
+    hasty: BTreeMap<(usize, usize, usize), u64>,
     /// By directed pair: start and duration.
     transfers: BTreeMap<(usize, usize), Vec<(u64, u64)>>,
     optimizer_ns: Vec<u64>,
@@ -45,6 +47,13 @@ pub struct Works {
     boundary_ns: u64,
     open: BTreeMap<Step, Recorded>,
     done: Option<Step>,
+    /// By plan, layer and phase: what works took in the iterations before.
+    before: BTreeMap<(Epoch, usize, usize), u64>,
+    /// By device and layer: the optimizer in the iterations before.
+    optimizer_ns: BTreeMap<(usize, usize), u64>,
+    /// Works, and those of them that show the host.
+    works: u64,
+    hasty: u64,
     replayed: Replayed,
 }
 
@@ -63,6 +72,8 @@ pub struct Replayed {
     pub without_ns: Vec<Vec<u64>>,
     /// Without any of them, and works of a layer and phase all alike.
     pub even_ns: Vec<u64>,
+    /// Share of the works that show the host and not their device.
+    pub hasty: f64,
 }
 
 impl Replayed {
@@ -78,7 +89,8 @@ impl Works {
     pub fn new(plans: BTreeMap<Epoch, Plan>, slowdowns: &[Slowdown], devices: usize, boundary_ns: u64) -> Self {
         let replayed = Replayed { without_ns: vec![Vec::new(); slowdowns.len()], ..Replayed::default() };
         let (slowdowns, open, done) = (slowdowns.to_vec(), BTreeMap::new(), None);
-        Self { plans, slowdowns, devices, boundary_ns, open, done, replayed }
+        let (before, optimizer_ns, works, hasty) = (BTreeMap::new(), BTreeMap::new(), 0, 0);
+        Self { plans, slowdowns, devices, boundary_ns, open, done, before, optimizer_ns, works, hasty, replayed }
     }
 
     /// Takes a sample of a device.
@@ -97,12 +109,19 @@ impl Works {
         recorded.epoch = place.epoch;
         recorded.optimizer_ns.resize(self.devices, 0);
         match *sample {
-            Sample::Work { phase: Phase::Optimizer, duration_ns, .. } => {
+            Sample::Work { layer, phase: Phase::Optimizer, duration_ns, mark, .. } => {
+                let before = self.optimizer_ns.entry((device.index(), layer.index())).or_insert(duration_ns);
+                if mark != Mark::Hasty {
+                    *before = duration_ns;
+                }
                 let of = &mut recorded.optimizer_ns[device.index()];
-                *of = of.saturating_add(duration_ns);
+                *of = of.saturating_add(*before);
             }
-            Sample::Work { layer, phase, microbatch, duration_ns, .. } => {
-                recorded.works.insert((layer.index(), phase as usize, microbatch.index()), duration_ns);
+            Sample::Work { layer, phase, microbatch, duration_ns, mark, .. } => {
+                let of = if mark == Mark::Hasty { &mut recorded.hasty } else { &mut recorded.works };
+                of.insert((layer.index(), phase as usize, microbatch.index()), duration_ns);
+                self.works += 1;
+                self.hasty += u64::from(mark == Mark::Hasty);
             }
             Sample::Transfer { from, start_ns, duration_ns, .. } => {
                 let of = recorded.transfers.entry((from.index(), device.index())).or_default();
@@ -140,6 +159,7 @@ impl Works {
         if recorded.duration_ns == 0 {
             return;
         }
+        stand_in(&mut self.before, &mut recorded);
         let optimizer_ns = recorded.optimizer_ns.iter().copied().max().unwrap_or(0);
         let Some(graph) = graph(plan, &mut recorded) else { return };
         let tail_ns = optimizer_ns.saturating_add(self.boundary_ns);
@@ -179,7 +199,23 @@ impl Works {
     /// Replays what is left.
     pub fn finish(mut self) -> Replayed {
         self.replay_until(Step(u64::MAX));
+        self.replayed.hasty = self.hasty as f64 / self.works.max(1) as f64;
         self.replayed
+    }
+}
+
+/// Works that show the host count as if they had not been sampled: others of their layer and phase stand for them, of the
+/// iteration, else of those before it. Where there are none, they are all that is known.
+fn stand_in(before: &mut BTreeMap<(Epoch, usize, usize), u64>, recorded: &mut Recorded) {
+    let epoch = recorded.epoch;
+    let known = usual(&recorded.works);
+    before.extend(known.iter().map(|(&(layer, phase), &ns)| ((epoch, layer, phase), ns)));
+    for (key, ns) in std::mem::take(&mut recorded.hasty) {
+        let (layer, phase, _) = key;
+        if !known.contains_key(&(layer, phase)) {
+            let ns = before.get(&(epoch, layer, phase)).copied().unwrap_or(ns);
+            recorded.works.insert(key, ns);
+        }
     }
 }
 
