@@ -167,6 +167,17 @@ fn a_damaged_plan_is_named() {
 }
 
 #[test]
+fn a_table_that_is_gone_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let connection = rusqlite::Connection::open(dir.path().join(STORE_FILE)).unwrap();
+    connection.execute("DROP TABLE records", []).unwrap();
+    drop(connection);
+    let error = adaptis_coordinator::work_of(dir.path(), 0..=9).unwrap_err();
+    assert!(error.is_of_the_file() && error.to_string().contains("no such table: records"), "{error}");
+}
+
+#[test]
 fn doubled_early_and_lost_batches() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path());

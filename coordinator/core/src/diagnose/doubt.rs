@@ -54,6 +54,11 @@ pub enum Doubt {
         /// The median compute.
         compute_ns: u64,
     },
+    /// The clocks of a replica's workers differ; the replay sets them right, and the measured times have it in them.
+    Clocks {
+        /// By how much at most.
+        apart_ns: u64,
+    },
     /// Computes that took no time.
     Zero {
         /// How many.
@@ -115,6 +120,11 @@ impl std::fmt::Display for Doubt {
                 *resolution_ns as f64 / 1e6,
                 *compute_ns as f64 / 1e6,
             ),
+            Doubt::Clocks { apart_ns } => write!(
+                f,
+                "the workers' clocks (start_ts) are {:.0} ms apart, and the measured times longer for it: the replay sets them right",
+                *apart_ns as f64 / 1e6
+            ),
             Doubt::Zero { computes, of } => write!(f, "{computes} of {of} computes took no time (duration)"),
             Doubt::NoExchange => {
                 f.write_str("no send or receive is recorded (optype): who waited for whom is not known")
@@ -156,6 +166,12 @@ pub(super) fn few(iterations: usize) -> Option<Doubt> {
     (iterations < least).then_some(Doubt::Few { iterations, least })
 }
 
+/// Clocks so far apart that measured times show it.
+pub(super) fn clocks(apart_ns: u64, measured_ns: &[u64]) -> Option<Doubt> {
+    let is_far = apart_ns as f64 > OFF_MAX * interval::median_ns(measured_ns) as f64;
+    is_far.then_some(Doubt::Clocks { apart_ns })
+}
+
 /// What a recording lacks that a replay needs; `paired` of its sends and receives have their other side.
 pub(super) fn lacks(recording: &Recording, paired: usize) -> Vec<Doubt> {
     let operations = || recording.iterations.iter().flat_map(|iteration| &iteration.operations);
@@ -170,7 +186,10 @@ pub(super) fn lacks(recording: &Recording, paired: usize) -> Vec<Doubt> {
     let compute_ns = crate::estimate::robust::median(&mut known.clone()).unwrap_or(0.0);
     let instants: BTreeSet<i64> = operations().map(|of| of.start_ns).collect();
     let steps = instants.iter().zip(instants.iter().skip(1)).map(|(one, next)| next.abs_diff(*one));
-    if let Some(resolution_ns) = steps.min()
+    // Where all began at once, it is the longest that they took at least.
+    let longest_ns = operations().map(|of| of.duration_ns).max().filter(|_| known.len() > 1);
+    if let Some(resolution_ns) = steps.min().or(longest_ns)
+        && compute_ns > 0.0
         && resolution_ns as f64 > COARSE * compute_ns
     {
         doubts.push(Doubt::Coarse { resolution_ns, compute_ns: compute_ns as u64 });

@@ -214,6 +214,22 @@ impl Pipeline {
         operation.end_ns() - self.ahead_ns[operation.worker as usize]
     }
 
+    fn first_ns(&self, iteration: &Iteration) -> i64 {
+        (0..iteration.operations.len()).map(|at| self.start_ns(iteration, at)).min().unwrap_or(0)
+    }
+
+    /// From the first start to the last end, on one clock.
+    pub fn measured_ns(&self, iteration: &Iteration) -> u64 {
+        let last = (0..iteration.operations.len()).map(|at| self.end_ns(iteration, at)).max().unwrap_or(0);
+        last.saturating_sub(self.first_ns(iteration)).max(0).unsigned_abs()
+    }
+
+    /// What the clocks of a replica's workers are apart at most.
+    pub fn apart_ns(&self) -> u64 {
+        let (low, high) = self.ahead_ns.iter().fold((0, 0), |(low, high), &ns| (ns.min(low), ns.max(high)));
+        high.abs_diff(low)
+    }
+
     /// What waits for what in an iteration.
     ///
     /// # Errors
@@ -229,7 +245,7 @@ impl Pipeline {
         let order = in_order(iteration);
         let pairs = self.pairs(iteration, &order);
         let workers: Vec<Worker> = self.index.keys().copied().collect();
-        let origin_ns = iteration.operations.iter().map(|operation| operation.start_ns).min().unwrap_or(0);
+        let origin_ns = self.first_ns(iteration);
         let mut draft = Draft::default();
         // Each operation is a post, where it begins, and an end; a compute is one node that is both.
         let mut post = vec![0; iteration.operations.len()];
@@ -263,7 +279,7 @@ impl Pipeline {
             let worker = iteration.operations[first].worker;
             let count = order[from..].iter().take_while(|&&at| iteration.operations[at].worker == worker).count();
             let own = &order[from..from + count];
-            let begin = iteration.operations[first].start_ns.saturating_sub(origin_ns);
+            let begin = self.start_ns(iteration, first).saturating_sub(origin_ns);
             let begin = draft.add(Node::Begin, begin.max(0).unsigned_abs());
             for (place, &at) in own.iter().enumerate() {
                 let waits = before(iteration, own, place, slack_ns, self.are_sends_blocking);

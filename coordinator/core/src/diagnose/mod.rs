@@ -246,7 +246,10 @@ pub fn diagnose(recording: &Recording, options: &Options) -> Result<Diagnosis, R
     let replayed = findings::replay(recording, &pipeline, &levels)?;
     let measured_ns: Vec<u64> = recording.iterations.iter().map(Iteration::measured_ns).collect();
     let (findings, better_plan) = replayed.conclude(recording, &levels, &measured_ns, options);
-    let unexplained = doubt::unexplained(&replayed.simulated_ns, &measured_ns);
+    // What clocks are apart is in the measured times, and no fault of the replay.
+    let on_one_clock: Vec<u64> = recording.iterations.iter().map(|iteration| pipeline.measured_ns(iteration)).collect();
+    let unexplained = doubt::unexplained(&replayed.simulated_ns, &on_one_clock);
+    doubts.extend(doubt::clocks(pipeline.apart_ns(), &on_one_clock));
     doubts.extend(doubt::few(recording.iterations.len()));
     let lacks = doubt::lacks(recording, pipeline.paired(recording));
     let is_orderless = lacks.iter().any(Doubt::is_orderless);

@@ -112,6 +112,11 @@ fn a_replay_that_explains_nothing_says_so_and_why() {
         true
     });
     assert!(coarse.iter().any(|of| matches!(of, Doubt::Coarse { resolution_ns: 128_000_000_000, .. })), "{coarse:?}");
+    let at_once = doubted(|of, _| {
+        of.start_ns = 0;
+        true
+    });
+    assert!(at_once.iter().any(|of| matches!(of, Doubt::Coarse { .. })), "{at_once:?}");
     let alone = doubted(|_, stage| stage == 1);
     assert!(alone.contains(&Doubt::NoStage { stages: vec![0] }), "{alone:?}");
     assert!(alone.iter().any(|of| matches!(of, Doubt::Unpaired { .. })), "{alone:?}");
@@ -122,6 +127,16 @@ fn a_replay_that_explains_nothing_says_so_and_why() {
         true
     });
     assert!(zero.iter().any(|of| matches!(of, Doubt::Zero { computes, of } if computes == of)), "{zero:?}");
+}
+
+#[test]
+fn clocks_that_are_apart_are_set_right_and_told() {
+    let job = Job { clocks_ns: 500_000_000, workers: vec![(1, 2, [1.4, 1.4])], ..Job::new(2, 4, 8) };
+    let diagnosis = of(&job.record(1));
+    assert!(diagnosis.is_reliable, "{:?}", diagnosis.doubts);
+    assert_eq!(named(&diagnosis), ["Worker 1 2"]);
+    let [Doubt::Clocks { apart_ns }] = diagnosis.doubts[..] else { panic!("{:?}", diagnosis.doubts) };
+    assert!(apart_ns.abs_diff(1_500_000_000) < 1_000_000, "{apart_ns}");
 }
 
 #[test]
