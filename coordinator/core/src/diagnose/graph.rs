@@ -32,6 +32,8 @@ const SLACK_NS: u64 = 100_000;
 const OVERLAP_MAX: usize = 256;
 /// Ends of a send and its receive on one clock differ by no more than this, where they must be told from others.
 const SAME_END_NS: i64 = 2_000_000;
+/// Clocks that are no farther apart count as one.
+const APART_NS: u64 = 5_000_000;
 /// Share of the sends that computes run beside, from which on sends do not block.
 const BESIDE_MIN: f64 = 0.1;
 
@@ -215,7 +217,12 @@ impl Pipeline {
     }
 
     fn first_ns(&self, iteration: &Iteration) -> i64 {
-        (0..iteration.operations.len()).map(|at| self.start_ns(iteration, at)).min().unwrap_or(0)
+        (0..iteration.operations.len()).map(|at| self.begin_ns(iteration, at)).min().unwrap_or(0)
+    }
+
+    /// When an operation started, as its own clock has it where clocks are no farther apart than they can be told to be.
+    fn begin_ns(&self, iteration: &Iteration, at: usize) -> i64 {
+        if self.apart_ns() <= APART_NS { iteration.operations[at].start_ns } else { self.start_ns(iteration, at) }
     }
 
     /// From the first start to the last end, on one clock.
@@ -279,7 +286,7 @@ impl Pipeline {
             let worker = iteration.operations[first].worker;
             let count = order[from..].iter().take_while(|&&at| iteration.operations[at].worker == worker).count();
             let own = &order[from..from + count];
-            let begin = self.start_ns(iteration, first).saturating_sub(origin_ns);
+            let begin = self.begin_ns(iteration, first).saturating_sub(origin_ns);
             let begin = draft.add(Node::Begin, begin.max(0).unsigned_abs());
             for (place, &at) in own.iter().enumerate() {
                 let waits = before(iteration, own, place, slack_ns, self.are_sends_blocking);
