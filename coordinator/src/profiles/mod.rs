@@ -20,12 +20,16 @@ pub mod library;
 pub mod measurement;
 pub mod sailor;
 pub mod sketch;
+mod source;
 pub mod straggler;
 pub(crate) mod tables;
+mod text;
 
 pub use adaptis_coordinator_core::predict::{CannotPredict, Prediction, Predictor, Source};
 pub use error::LibraryError;
 pub use measurement::{Cell, MeasuredPhase, Measurement, condense};
+pub use source::content_of;
+pub use text::NoJson;
 
 /// The wall clock in seconds since 1970: profiles outlive every other clock.
 pub fn now() -> u64 {
