@@ -40,7 +40,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let layers = u32::try_from(arguments.layers).unwrap_or(u32::MAX);
     let options = Options { layers, seed: arguments.seed };
     let diagnosis = replay(&arguments.file, &options).map_err(|error| match error {
-        ReplayError::Store { .. } => failure::environment(error),
+        ReplayError::Store { ref source, .. } if !source.is_of_the_file() => failure::environment(error),
         other => failure::usage(other),
     })?;
     if arguments.json {

@@ -13,6 +13,7 @@
 mod counters;
 mod ledger;
 mod profiles;
+pub(crate) mod reading;
 mod run;
 mod samples;
 mod upgrade;
@@ -29,6 +30,7 @@ pub(crate) use work::{each_sample, ledger_of};
 use adaptis_coordinator_core::Head;
 use adaptis_coordinator_core::ledger::Contradiction;
 use adaptis_proto::{Epoch, Term};
+use reading::ReadingError;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -129,13 +131,40 @@ pub enum StoreError {
     Database(#[source] rusqlite::Error),
 }
 
+impl StoreError {
+    /// What is written in the file is wrong, and not where it lies or who else has it.
+    pub fn is_of_the_file(&self) -> bool {
+        match self {
+            StoreError::Foreign { .. }
+            | StoreError::Version { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::Contradictory(_)
+            | StoreError::Conflict { .. } => true,
+            StoreError::InUse { .. }
+            | StoreError::Environment { .. }
+            | StoreError::Deposed { .. }
+            | StoreError::Database(_) => false,
+        }
+    }
+}
+
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode as Code;
+        let extended = error.sqlite_error().map_or(0, |error| error.extended_code);
         match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            Some(Code::DatabaseCorrupt | Code::NotADatabase) => {
                 StoreError::Damaged { what: "a page of the file".to_owned() }
             }
-            _ => StoreError::Database(error),
+            // The file ends in the middle of a page.
+            Some(Code::SystemIoFailure) if extended == rusqlite::ffi::SQLITE_IOERR_SHORT_READ => {
+                StoreError::Damaged { what: "its end".to_owned() }
+            }
+            // All statements are ours and go with the version: a table or column that they name is gone.
+            Some(Code::Unknown | Code::TypeMismatch) => StoreError::Damaged { what: error.to_string() },
+            Some(_) => StoreError::Database(error),
+            // A value is of another type or range than any that we write.
+            None => StoreError::Damaged { what: error.to_string() },
         }
     }
 }
@@ -171,8 +200,8 @@ impl Store {
             Err(std::fs::TryLockError::Error(source)) => return Err(failed(&lock_path)(source)),
         }
         let path = dir.join(FILE);
-        let (mut connection, version) =
-            connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let (mut connection, version) = connect(&path, Connection::open_with_flags(&path, flags))?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         if version == upgrade::BEFORE {
             upgrade::upgrade(&mut connection, written(&path))?;
@@ -193,9 +222,23 @@ fn written(path: &Path) -> u64 {
     modified.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
 }
 
-/// Opens the file, checks that it is ours, and gives an empty one its tables. Gives its version too: this one, or the one
-/// before.
-fn connect(path: &Path, flags: OpenFlags) -> Result<(Connection, i32), StoreError> {
+/// Opens the store of a folder for reading: this version's, or the one before. The run may still be going on; the folder
+/// may be one that nobody writes to.
+fn open_to_read(dir: &Path) -> Result<(Connection, i32), StoreError> {
+    let path = dir.join(FILE);
+    let environment = |source| StoreError::Environment { path: path.clone(), source };
+    let opened = match reading::open(&path) {
+        Ok(connection) => Ok(connection),
+        Err(ReadingError::Database(error)) => Err(error),
+        Err(ReadingError::Io(source)) => return Err(environment(source)),
+        Err(unfinished @ ReadingError::Unfinished(_)) => return Err(environment(std::io::Error::other(unfinished))),
+    };
+    connect(&path, opened)
+}
+
+/// Checks that the file is ours, and gives an empty one its tables if it may be written. Gives its version too: this one,
+/// or the one before.
+fn connect(path: &Path, opened: rusqlite::Result<Connection>) -> Result<(Connection, i32), StoreError> {
     let foreign = |error: rusqlite::Error| match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
         Some(
@@ -203,7 +246,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<(Connection, i32), StoreErro
         ) => StoreError::Environment { path: path.to_owned(), source: std::io::Error::other(error) },
         _ => error.into(),
     };
-    let mut connection = Connection::open_with_flags(path, flags).map_err(foreign)?;
+    let mut connection = opened.map_err(foreign)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     let number = |connection: &Connection, pragma: &str| {
         connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(foreign)
@@ -212,7 +255,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<(Connection, i32), StoreErro
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0)).map_err(foreign)?;
     match (application, version, tables) {
-        (0, 0, 0) => {
+        (0, 0, 0) if connection.pragma_query_value(None, "query_only", |row| row.get::<_, i32>(0))? == 0 => {
             connection.pragma_update(None, "journal_mode", "WAL")?;
             let transaction = connection.transaction()?;
             transaction.execute_batch(SCHEMA)?;

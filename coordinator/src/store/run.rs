@@ -1,11 +1,10 @@
 //! What a run's store tells of the run to those who plan the next one: the job, its devices, all profiles. The run may
 //! still be going on; nothing is changed.
 
-use super::{FILE, StoreError, VERSION, connect, ledger, profiles, upgrade, written};
+use super::{FILE, StoreError, VERSION, ledger, open_to_read, profiles, upgrade, written};
 use crate::profiles::account::{Account, KindMemory, Sizes};
 use adaptis_coordinator_core::ledger::GenerationRecord;
 use adaptis_proto::message::{DeviceCard, Job};
-use rusqlite::{Connection, OpenFlags};
 use std::path::Path;
 
 /// A run as it was declared.
@@ -22,7 +21,7 @@ pub struct RunRecord {
 /// # Errors
 /// There is no store in `dir`, or it fails.
 pub fn record_of(dir: &Path) -> Result<Option<RunRecord>, StoreError> {
-    let newest = ledger::generations(&open(dir)?.0)?.pop();
+    let newest = ledger::generations(&open_to_read(dir)?.0)?.pop();
     Ok(newest.map(|of| RunRecord { job: of.job, cards: of.cards }))
 }
 
@@ -31,7 +30,7 @@ pub fn record_of(dir: &Path) -> Result<Option<RunRecord>, StoreError> {
 /// # Errors
 /// There is no store in `dir`, or it fails, or holds what no build wrote.
 pub fn profiles_of(dir: &Path) -> Result<Account, StoreError> {
-    let (connection, version) = open(dir)?;
+    let (connection, version) = open_to_read(dir)?;
     let mut account = match version {
         VERSION => profiles::of_run(&connection)?,
         _ => upgrade::account(&connection, written(&dir.join(FILE)))?,
@@ -41,17 +40,6 @@ pub fn profiles_of(dir: &Path) -> Result<Account, StoreError> {
     let run = generations.last().map(|of| of.job.run.0.clone()).filter(|name| !name.is_empty());
     account.source.name = run.unwrap_or_else(|| dir.display().to_string());
     Ok(account)
-}
-
-fn open(dir: &Path) -> Result<(Connection, i32), StoreError> {
-    let path = dir.join(FILE);
-    if !path.is_file() {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(StoreError::Environment { path, source });
-    }
-    let (connection, version) = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.pragma_update(None, "query_only", true)?;
-    Ok((connection, version))
 }
 
 /// What ranks said of the job and themselves.

@@ -1,11 +1,10 @@
 //! What a run's store tells others: raw samples of some iterations, on one clock.
 
 use super::samples::records;
-use super::{FILE, StoreError, connect, number, sql};
+use super::{StoreError, number, open_to_read, sql};
 use adaptis_coordinator_core::Recovered;
 use adaptis_proto::Incarnation;
 use adaptis_proto::sample::Sample;
-use rusqlite::{Connection, OpenFlags};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -16,7 +15,7 @@ use std::path::Path;
 /// # Errors
 /// There is no store in `dir`, or it fails.
 pub fn work_of(dir: &Path, steps: RangeInclusive<u64>) -> Result<Vec<(String, Sample)>, StoreError> {
-    let connection = open(dir)?;
+    let (connection, _) = open_to_read(dir)?;
     let mut statement = connection.prepare(
         "SELECT device, offset_ns, error_ns, body FROM records WHERE last_step >= ? AND first_step <= ? ORDER BY id",
     )?;
@@ -39,7 +38,7 @@ pub fn work_of(dir: &Path, steps: RangeInclusive<u64>) -> Result<Vec<(String, Sa
 /// # Errors
 /// There is no store in `dir`, or it fails.
 pub fn ledger_of(dir: &Path) -> Result<Recovered, StoreError> {
-    super::ledger::read(&open(dir)?)
+    super::ledger::read(&open_to_read(dir)?.0)
 }
 
 /// Calls `each` with every sample of a run's folder in the order in which they were stored, and with the device and the
@@ -48,7 +47,7 @@ pub fn ledger_of(dir: &Path) -> Result<Recovered, StoreError> {
 /// # Errors
 /// There is no store in `dir`, or it fails.
 pub fn each_sample(dir: &Path, mut each: impl FnMut(&str, Incarnation, &Sample)) -> Result<(), StoreError> {
-    let connection = open(dir)?;
+    let (connection, _) = open_to_read(dir)?;
     let mut statement = connection.prepare("SELECT device, ring, body FROM records ORDER BY id")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -59,18 +58,6 @@ pub fn each_sample(dir: &Path, mut each: impl FnMut(&str, Incarnation, &Sample))
         }
     }
     Ok(())
-}
-
-/// Opens the store of a folder for reading.
-fn open(dir: &Path) -> Result<Connection, StoreError> {
-    let path = dir.join(FILE);
-    if !path.is_file() {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(StoreError::Environment { path, source });
-    }
-    let (connection, _) = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.pragma_update(None, "query_only", true)?;
-    Ok(connection)
 }
 
 fn step_of(sample: &Sample) -> u64 {
