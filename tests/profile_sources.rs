@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use support::{Folder, data, fails, json, text};
 
@@ -165,4 +167,51 @@ fn traces_of_two_jobs_share_no_signature_unless_they_are_said_to() {
     assert_eq!(import(&["--model", "Llama 70B"]), "replaced");
     let named = signatures();
     assert!(named.len() == own.len() && named.iter().all(|signature| signature.starts_with("chunk/llama-70b/")));
+}
+
+/// Whoever runs the tests may be one whom no permission stops: the command is then run by nobody.
+#[test]
+fn a_store_where_nobody_may_write_is_read() {
+    const NOBODY: u32 = 65_534;
+    let home = Folder::new();
+    let sailor = data("profiles/LLAMA-3-8.V100-16.json");
+    assert!(profiles(&home, &["import", &sailor, SPLIT[0], SPLIT[1]]).status.success());
+    let cells = home
+        .write("cells.json", r#"[{"kind": "v100-16g", "signature": "block/llama-3-8/b1/tp4", "phase": "forward"}]"#);
+    let program = home.path("adaptis");
+    std::fs::copy(env!("CARGO_BIN_EXE_adaptis"), &program).expect("a copy");
+    let allow = |path: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("it is ours");
+    };
+    allow(&home.path("store").join("profiles.db"), 0o444);
+    for path in [home.path("store"), program.parent().expect("a folder").to_owned()] {
+        allow(&path, 0o555);
+    }
+    let is_root = std::fs::File::create(home.path("store").join("probe")).is_ok();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.arg("profiles").args(arguments).env("ADAPTIS_STORE", home.path("store"));
+        if is_root {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command.output().expect("the command starts")
+    };
+    let store = home.text("store");
+    for arguments in [
+        &["list"][..],
+        &["list", "--sources"],
+        &["show", "block/llama-3-8/b1/tp4"],
+        &["diff", &store, &store],
+        &["export", "--to", "csv"],
+        &["predict", "--from", &store, "--cells", &cells],
+        &["remove", "LLAMA-3-8.V100-16.json"],
+    ] {
+        let output = run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        assert!(!output.stdout.is_empty());
+    }
+    fails(&run(&["remove", "LLAMA-3-8.V100-16.json", "--yes"]), 3, &["profiles.db"]);
+    for path in [program.parent().expect("a folder").to_owned(), home.path("store")] {
+        allow(&path, 0o755);
+    }
 }

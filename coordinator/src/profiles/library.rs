@@ -12,6 +12,7 @@ use super::account::{Account, Collection, EMULATED, Source};
 use super::error::LibraryError;
 use super::exchange;
 use super::tables::{self, TableError};
+use crate::store::reading::{self, ReadingError};
 use crate::store::{self, StoreError};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,7 +76,7 @@ impl Library {
         std::fs::create_dir_all(dir).map_err(environment)?;
         let path = dir.join(FILE);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-        let connection = connect(&path, flags)?;
+        let connection = connect(&path, Connection::open_with_flags(&path, flags))?;
         Ok(Library { path, connection })
     }
 
@@ -240,11 +241,23 @@ pub fn emulated(dir: &Path) -> Option<String> {
 }
 
 fn read_library(path: &Path) -> Result<Collection, LibraryError> {
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let environment = |source| LibraryError::Environment { path: path.to_owned(), source };
+    // The folder may be one that nobody can write to.
+    let opened = match reading::open(path) {
+        Ok(connection) => Ok(connection),
+        Err(ReadingError::Database(error)) => Err(error),
+        Err(ReadingError::Io(source)) => return Err(environment(source)),
+        Err(unfinished @ ReadingError::Unfinished(_)) => return Err(environment(std::io::Error::other(unfinished))),
+    };
+    let connection = connect(path, opened)?;
     let accounts = || -> Result<Collection, TableError> {
         // One transaction: a merge that ends meanwhile is seen as a whole or not at all.
         let transaction = connection.unchecked_transaction()?;
         let mut collection = Collection::default();
+        if state(&transaction)? == (0, 0, 0) {
+            // Another process is about to give it its tables.
+            return Ok(collection);
+        }
         for source in tables::sources(&transaction)? {
             collection.take(tables::account(&transaction, source)?);
         }
@@ -280,14 +293,19 @@ fn of_tables(path: &Path, error: TableError) -> LibraryError {
     }
 }
 
-/// Opens the file, checks that it is ours, and gives an empty one its tables.
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, LibraryError> {
+/// Checks that the file is ours, and gives an empty one its tables if it may be written.
+fn connect(path: &Path, opened: rusqlite::Result<Connection>) -> Result<Connection, LibraryError> {
     let of = |error| LibraryError::of(path, error);
-    let mut connection = Connection::open_with_flags(path, flags).map_err(of)?;
+    let mut connection = opened.map_err(of)?;
     connection.busy_timeout(PATIENCE).map_err(of)?;
     // At one instant: another process may be giving it its tables.
     let found = connection.transaction().and_then(|reading| state(&reading)).map_err(of)?;
-    let found = if found == (0, 0, 0) { create(&mut connection).map_err(of)? } else { found };
+    let is_read = connection.pragma_query_value(None, "query_only", |row| row.get::<_, i32>(0)).map_err(of)? != 0;
+    let found = match found {
+        (0, 0, 0) if is_read => return Ok(connection),
+        (0, 0, 0) => create(&mut connection).map_err(of)?,
+        found => found,
+    };
     match found {
         (APPLICATION, VERSION, _) => Ok(connection),
         (APPLICATION, found, _) => Err(LibraryError::Version { path: path.to_owned(), found }),
