@@ -169,7 +169,12 @@ fn a_plan_without_profiles_says_what_is_missing() {
         .expect("a file");
     let store = home.text("real");
     let mixed = ["plan", "--job", &job, "--devices", "2xh100-80g,2xl4-24g", "--store", &store];
-    fails(&adaptis(&home, &mixed), 1, &["on l4-24g"]);
+    fails(
+        &adaptis(&home, &mixed),
+        1,
+        &["on l4-24g", "11 of l4-24g", "are of real devices", "adaptis demo --devices 2xh100"],
+    );
+    assert!(!text(&adaptis(&home, &mixed).stderr).contains("profiles import"), "an import would not count either");
 }
 
 /// A kind that ran the head and the embedding of the job, and an MLP of another shape: attention and MLP are predicted.

@@ -209,7 +209,7 @@ mod tests {
         for kind in ["v100-32g", "V100-32", "gh-96g", "cpu", "4xA100-40", "rtx4090-24g"] {
             assert_eq!(check_kind(kind, &store), Ok(()), "{kind}");
         }
-        for (kind, near) in [("v10-32g", "v100-32g"), ("h100-80gg", "h100-80g"), ("4xl40-48g", "l40s-48g")] {
+        for (kind, near) in [("v10-32g", "v100-32g"), ("h10-80g", "h100-80g"), ("4xl40-48g", "l40s-48g")] {
             let error = check_kind(kind, &store).expect_err(kind);
             assert!(error.contains(&format!("did you mean `{near}`")) && error.contains("--new-kind"), "{error}");
         }
