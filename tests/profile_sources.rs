@@ -215,3 +215,30 @@ fn a_store_where_nobody_may_write_is_read() {
         allow(&path, 0o755);
     }
 }
+
+/// The file of GPT-Neo on a GH is no such thing: it has another number of layers than the others of its model.
+#[test]
+fn a_file_that_does_not_fit_to_the_others_is_kept_and_told() {
+    let home = Folder::new();
+    let names = ["OPT-30.A100-40", "OPT-30.GH-96", "OPT-30.V100-16", "LLAMA-3-8.A100-40", "LLAMA-3-8.GH-96"];
+    let more = ["GPT-Neo-2.7.A100-40", "GPT-Neo-2.7.A100-80", "GPT-Neo-2.7.V100-16"];
+    let import = |name: &str| {
+        let file = data(&format!("sailor/{name}.json"));
+        let output = profiles(&home, &["import", &file, SPLIT[0], SPLIT[1], "--json"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (json(&output)["doubts"].as_array().expect("a list").clone(), text(&output.stderr))
+    };
+    for name in names.into_iter().chain(more) {
+        let (doubts, said) = import(name);
+        assert!(doubts.is_empty() && said.is_empty(), "{name}: {said}");
+    }
+    let (doubts, said) = import("GPT-Neo-2.7.GH-96");
+    assert!(!doubts.is_empty() && doubts.iter().all(|of| of["kind"] == "gh-96"), "{doubts:?}");
+    for told in ["GPT-Neo-2.7.GH-96.json: ", " on gh-96: ", "times what the other profiles predict", "profiles remove"]
+    {
+        assert!(said.contains(told), "{said}");
+    }
+    assert_eq!(sources(&home).len(), names.len() + more.len() + 1, "it is kept");
+    let (again, said) = import("GPT-Neo-2.7.GH-96");
+    assert!(again.is_empty() && said.is_empty(), "it is known already: {said}");
+}

@@ -1,10 +1,11 @@
 //! `adaptis profiles import`.
 
 use super::sources;
-use super::store::{Into, merge, merged_text, read};
+use super::store::{Into, bad, merge, merged_text, read};
 use crate::{failure, files, values};
-use adaptis_coordinator::profiles::account::Collection;
+use adaptis_coordinator::profiles::account::{Account, Collection};
 use adaptis_coordinator::profiles::content_of;
+use adaptis_coordinator::profiles::doubt::doubts;
 use adaptis_coordinator::profiles::import::{Format, Given, Unit, detect, import};
 use adaptis_coordinator::profiles::kind::kind_of;
 use adaptis_coordinator::profiles::library::FILE;
@@ -65,7 +66,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", value_parser = values::text)]
     model: Option<String>,
     /// Print {"into", "merged": [{"id", "name", "how", "samples", "profiles", "became": "new" | "replaced" | "known",
-    /// ..}]}
+    /// ..}], "doubts": [{"name", "kind", "type", "factor", "outside", "of"}]}
     #[arg(long)]
     json: bool,
 }
@@ -149,11 +150,36 @@ pub fn run(arguments: Arguments) -> Result<()> {
         read_now.insert(content, (path, ids));
         collection.take_all(found);
     }
+    let doubts = doubted(&into, known, &collection)?;
     let merged = merge(&into, collection, &read_now.into_keys().collect())?;
     match arguments.json {
-        true => files::print(&format!("{:#}\n", serde_json::json!({ "into": into, "merged": merged }))),
+        true => {
+            files::print(&format!("{:#}\n", serde_json::json!({ "into": into, "merged": merged, "doubts": doubts })))
+        }
         false => files::print(&merged_text(&into, &merged)),
     }
+}
+
+/// What does not fit to what is known, which with that is told: each new file is looked at beside all others.
+fn doubted(into: &Path, known: Collection, new: &Collection) -> Result<Vec<serde_json::Value>> {
+    let is_new = |account: &&Account| known.accounts().all(|of| of.source.id != account.source.id);
+    let fresh: Vec<&Account> = new.accounts().filter(is_new).collect();
+    let mut all = known.clone();
+    all.take_all(new.clone());
+    let mut rows = Vec::new();
+    for account in fresh {
+        let name = &account.source.name;
+        for of in doubts(&all, account).map_err(|error| bad(into, error))? {
+            files::say(&format!(
+                "adaptis: {name}: {of}; is it of the model and the card that its name says? It is kept; `adaptis profiles \
+                 remove {name}` takes it out"
+            ));
+            rows.push(serde_json::json!({
+                "name": name, "kind": of.kind, "type": of.layer_type, "factor": of.factor, "outside": of.outside, "of": of.of
+            }));
+        }
+    }
+    Ok(rows)
 }
 
 /// What a file tells, with the digest of its bytes.

@@ -184,14 +184,14 @@ impl Collection {
     /// Takes an account, unless what is known of its origin counts.
     pub fn take(&mut self, account: Account) {
         let origin = account.source.origin().to_owned();
-        if let Some(known) = self.accounts.get_mut(&origin) {
-            if !account.replaces(known) {
-                // The same, perhaps merged at another time.
-                if !known.replaces(&account) {
-                    known.source.merged = known.source.merged.max(account.source.merged);
-                }
-                return;
+        if let Some(known) = self.accounts.get_mut(&origin)
+            && !account.replaces(known)
+        {
+            // The same, perhaps merged at another time.
+            if !known.replaces(&account) {
+                known.source.merged = known.source.merged.max(account.source.merged);
             }
+            return;
         }
         self.accounts.insert(origin, account);
     }

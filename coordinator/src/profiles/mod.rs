@@ -10,6 +10,7 @@ pub mod account;
 mod aceso;
 pub mod cells;
 pub mod columns;
+pub mod doubt;
 mod error;
 pub mod evidence;
 pub mod exchange;
