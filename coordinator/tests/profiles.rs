@@ -73,7 +73,8 @@ fn of_one_file_the_reading_counts_that_was_asked_for_last() {
     assert_eq!(first.source.origin(), second.source.origin());
     let read_now = [first.source.origin().to_owned()].into();
     let mut library = Library::open(dir.path()).unwrap();
-    let mut import = |account: &Account| library.import(&[account.clone()], &read_now, 100).unwrap().remove(0);
+    let mut import =
+        |account: &Account| library.import(std::slice::from_ref(account), &read_now, 100).unwrap().remove(0);
     let kinds = || -> Vec<String> {
         let mut kinds: Vec<String> =
             library::read(dir.path()).unwrap().works().unwrap().into_keys().map(|key| key.kind).collect();
@@ -88,7 +89,7 @@ fn of_one_file_the_reading_counts_that_was_asked_for_last() {
     assert!(matches!(import(&reading(file, "v100-16g", 50)), Merged::Replaced { .. }));
     assert_eq!(kinds(), ["v100-16g"]);
     // What another store has of it is older.
-    assert!(matches!(merge(dir.path(), &[second.clone()])[..], [Merged::Outdated { .. }]));
+    assert!(matches!(merge(dir.path(), std::slice::from_ref(&second))[..], [Merged::Outdated { .. }]));
     assert_eq!(kinds(), ["v100-16g"]);
 
     let id = library::read(dir.path()).unwrap().accounts().next().unwrap().source.id.clone();
