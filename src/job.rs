@@ -1,8 +1,10 @@
 //! `adaptis plan --job`: a recorded job on other devices, at the costs that a store of profiles knows or tells.
 
 mod basis;
+mod clocks;
 
 pub use basis::Basis;
+use clocks::Clocks;
 
 use crate::profiles::store::{self, Store};
 use crate::{failure, files};
@@ -87,7 +89,9 @@ pub fn problem(asked: &Asked<'_>) -> Result<Basis> {
         .map_err(|error| failure::usage(format!("--job {run}: {error}; name the folder of a run")))?
         .ok_or_else(|| failure::usage(format!("--job {run}: its ranks had not declared a job yet")))?;
     let (mut collection, stores) = profiles(asked)?;
-    keep_comparable(&mut collection, library::emulated(asked.run).as_deref());
+    let emulated = library::emulated(asked.run);
+    let left_out = keep_comparable(&mut collection, emulated.as_deref());
+    let clocks = Clocks { is_emulated: emulated.is_some(), left_out };
     let (profiles, chosen) = evidence(&collection).map_err(|error| store::bad(asked.run, error))?;
     let file = devices(asked.devices)?;
     let mut memory = BTreeMap::new();
@@ -108,8 +112,9 @@ pub fn problem(asked: &Asked<'_>) -> Result<Basis> {
     // Fitted only where something was not measured.
     let fitted = OnceCell::new();
     let predict = |cell: &Cell| fitted.get_or_init(|| predictor(&request, &profiles)).predict(cell);
-    let next = next_job(&request, &profiles, &predict).map_err(|refused| not_planned(&refused, &profiles, &stores))?;
-    Ok(Basis { next, run: job.run.0, stores, chosen, memory })
+    let next = next_job(&request, &profiles, &predict)
+        .map_err(|refused| not_planned(&refused, &profiles, &stores, &clocks, asked.devices))?;
+    Ok(Basis { next, run: job.run.0, stores, chosen, memory, clocks })
 }
 
 /// What profiles tell about costs that they lack.
@@ -238,7 +243,13 @@ fn memory_of(
 }
 
 /// Why there is no plan, and what would help.
-fn not_planned(refused: &Refused, profiles: &Profiles, stores: &[String]) -> anyhow::Error {
+fn not_planned(
+    refused: &Refused,
+    profiles: &Profiles,
+    stores: &[String],
+    clocks: &Clocks,
+    devices: &str,
+) -> anyhow::Error {
     let missing = match refused {
         Refused::Implausible(error) => return failure::usage(format!("the profiles make no problem: {error}")),
         Refused::Missing(missing) => missing,
@@ -255,9 +266,17 @@ fn not_planned(refused: &Refused, profiles: &Profiles, stores: &[String]) -> any
         Missing::Time { kind, why: NoPrediction::UnknownKind, .. } => Some(kind),
         _ => None,
     });
+    let known = kinds.into_iter().collect::<Vec<_>>().join(", ");
+    let known = if known.is_empty() { "nothing" } else { &known };
+    let of_kind = |of: &Missing| match of {
+        Missing::Time { kind, .. } => Some(kind.clone()),
+        _ => None,
+    };
+    let missed: std::collections::BTreeSet<String> = missing.iter().filter_map(of_kind).collect();
+    if let Some(advice) = clocks.advice(&missed.iter().map(String::as_str).collect(), known, devices) {
+        return failure::negative(format!("{text}\n{}{advice}", clocks.text()));
+    }
     if let Some(kind) = unknown {
-        let known = kinds.into_iter().collect::<Vec<_>>().join(", ");
-        let known = if known.is_empty() { "nothing" } else { &known };
         text += &format!(
             "\nthere are profiles of {known}, none of {kind}: a few layers of this type or another that ran on {kind} are \
              enough to predict the others, the more the closer"

@@ -169,7 +169,12 @@ fn a_plan_without_profiles_says_what_is_missing() {
         .expect("a file");
     let store = home.text("real");
     let mixed = ["plan", "--job", &job, "--devices", "2xh100-80g,2xl4-24g", "--store", &store];
-    fails(&adaptis(&home, &mixed), 1, &["on l4-24g"]);
+    fails(
+        &adaptis(&home, &mixed),
+        1,
+        &["on l4-24g", "11 of l4-24g", "are of real devices", "adaptis demo --devices 2xh100"],
+    );
+    assert!(!text(&adaptis(&home, &mixed).stderr).contains("profiles import"), "an import would not count either");
 }
 
 /// A kind that ran the head and the embedding of the job, and an MLP of another shape: attention and MLP are predicted.
@@ -291,7 +296,7 @@ fn profiles_are_kept_listed_shown_compared_and_exchanged() {
     for told in [
         "mlp/2048x8192/bf16/b1xs4096",
         "a100-40g weight_gradient: 42 samples",
-        "21 of them: may (run)",
+        "21 of them: may (run, merged 20",
         "holds on h100-80g: 64.0 MiB",
     ] {
         assert!(text(&shown.stdout).contains(told), "{}", text(&shown.stdout));
@@ -367,7 +372,7 @@ fn an_import_asks_for_what_a_file_lacks() {
     assert!(rows("block/llama-3-8/b1/tp4").iter().all(|(kind, ..)| kind == "v100-16g"));
     // Given anew it takes the place of what it was.
     let output = import(&[&aceso, "--unit", "us", "--kind", "v100-32g", "--split-backward", "0.5:0.5", "--json"]);
-    assert_eq!(json(&output)["merged"][0]["became"], "grown", "{}", text(&output.stderr));
+    assert_eq!(json(&output)["merged"][0]["became"], "replaced", "{}", text(&output.stderr));
     near(rows("enc-MLP-GEMM-1/"), [("forward", 867), ("input_gradient", 738), ("weight_gradient", 738)]);
 }
 

@@ -1,5 +1,6 @@
 //! What the plan of a recorded job stands on: measured, predicted, guessed.
 
+use super::clocks::Clocks;
 use crate::failure;
 use adaptis_coordinator::next_job::{NextJob, Predicted};
 use adaptis_coordinator::profiles::MeasuredPhase;
@@ -21,6 +22,8 @@ pub struct Basis {
     pub(super) chosen: Vec<Chosen>,
     /// By kind: where its memory is from.
     pub(super) memory: BTreeMap<String, &'static str>,
+    /// Which profiles did not count.
+    pub(super) clocks: Clocks,
 }
 
 impl Basis {
@@ -42,6 +45,7 @@ impl Basis {
             let software = if chosen.software.is_empty() { "without a name" } else { &chosen.software };
             out += &format!("of several softwares on {}: the newest, {software}\n", chosen.kind);
         }
+        out += &self.clocks.text();
         let is_one = |a: &Predicted, b: &Predicted| (&a.kind, &a.signature) == (&b.kind, &b.signature);
         for of_layers in self.next.predicted.chunk_by(is_one) {
             let Predicted { kind, signature, .. } = &of_layers[0];
@@ -90,6 +94,7 @@ impl Basis {
             "predicted_iteration": reliance.as_ref().map(|reliance| json!({ "low_ns": reliance.low_ns, "high_ns": reliance.high_ns })),
             "predicted_widest": reliance.as_ref().map(|reliance| self.predicted_json(reliance.widest)),
             "guessed": guessed,
+            "left_out": self.clocks.json(),
         }))
     }
 

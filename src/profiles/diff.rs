@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 /// What takes longer in one store than in another: the ratio of the medians of every profile that both have, between
 /// which it lies at 90%, sorted by what changed most; then what only one has.
 ///
-/// The interval comes from the spread and the number of samples; there is none below four samples on either side.
+/// The interval comes from the spread and the number of samples on either side, and from how differently the profiles of a
+/// kind moved: two runs of one thing differ by more than their samples do, and what all profiles did does not count as a
+/// change. There is none below four samples on either side.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   adaptis profiles diff RUN-OF-MAY RUN-OF-JUNE
@@ -41,11 +43,18 @@ const MEDIAN_SD: f64 = 1.2533;
 /// Half of a bin of a sketch, as a part of the time: no median is better known.
 const BIN_SD: f64 = 0.0005;
 
+/// Standard deviation of normal values over the median of their distances from the middle.
+const MAD_SD: f64 = 1.4826;
+/// Profiles of a kind that tell how its ratios scatter.
+const SCATTER_MIN: usize = 8;
+
 struct Change {
     a: Row,
     b: Row,
     ratio: f64,
     interval: Option<(f64, f64)>,
+    /// Standard deviation of the ratio's logarithm by the samples alone.
+    sampling_sd: Option<f64>,
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
@@ -58,6 +67,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
             None => only_a.push(row),
         }
     }
+    widen(&mut changes);
     let only_b: Vec<Row> = b.into_values().collect();
     changes.sort_by(|a, b| b.ratio.ln().abs().total_cmp(&a.ratio.ln().abs()));
     if arguments.json {
@@ -70,6 +80,49 @@ pub fn run(arguments: Arguments) -> Result<()> {
         return files::print(&format!("{answer:#}\n"));
     }
     files::print(&words(&arguments, &changes, &only_a, &only_b))
+}
+
+/// Widens intervals by what runs of one thing differ: per kind, the scatter of its ratios around their middle, less what the
+/// samples explain. The middle half tells it, so that a few profiles that did change do not. A kind with few profiles is
+/// taken to scatter as all kinds do.
+fn widen(changes: &mut [Change]) {
+    let mut kinds: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for change in changes.iter() {
+        if let Some(sd) = change.sampling_sd {
+            kinds.entry(change.a.key.kind.clone()).or_default().push((change.ratio.ln(), sd));
+        }
+    }
+    for found in kinds.values_mut() {
+        let middle = median(found.iter().map(|(ln_ratio, _)| *ln_ratio));
+        found.iter_mut().for_each(|(ln_ratio, _)| *ln_ratio -= middle);
+    }
+    let all: Vec<(f64, f64)> = kinds.values().flatten().copied().collect();
+    let of_all = between_sd(&all);
+    let by_kind: BTreeMap<String, f64> = kinds
+        .into_iter()
+        .map(|(kind, found)| (kind, if found.len() >= SCATTER_MIN { between_sd(&found) } else { of_all }))
+        .collect();
+    for change in changes {
+        let sd = by_kind.get(&change.a.key.kind).copied().unwrap_or(0.0);
+        change.widen(sd);
+    }
+}
+
+/// The scatter that samples do not explain, of ratios less their middle with what samples explain of each.
+fn between_sd(found: &[(f64, f64)]) -> f64 {
+    let scatter = MAD_SD * median(found.iter().map(|(off, _)| off.abs()));
+    let sampling = median(found.iter().map(|(_, sd)| *sd));
+    (scatter * scatter - sampling * sampling).max(0.0).sqrt()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        count if count % 2 == 1 => values[count / 2],
+        count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
+    }
 }
 
 type Key = (String, String, &'static str, String);
@@ -93,11 +146,19 @@ impl Change {
         let ln = |row: &Row| row.seconds.max(1e-9).ln();
         let ln_ratio = ln(&b) - ln(&a);
         let sd = |row: &Row| Some((MEDIAN_SD * row.ln_spread? / (row.count as f64).sqrt()).hypot(BIN_SD));
-        let interval = sd(&a).zip(sd(&b)).map(|(a, b)| {
-            let width = CENTRAL_90_SD * a.hypot(b);
+        let sampling_sd = sd(&a).zip(sd(&b)).map(|(a, b)| a.hypot(b));
+        let mut change = Change { ratio: ln_ratio.exp(), interval: None, sampling_sd, a, b };
+        change.widen(0.0);
+        change
+    }
+
+    /// The interval, where runs differ by so much besides.
+    fn widen(&mut self, between_sd: f64) {
+        let ln_ratio = self.ratio.ln();
+        self.interval = self.sampling_sd.map(|sampling_sd| {
+            let width = CENTRAL_90_SD * sampling_sd.hypot(between_sd);
             ((ln_ratio - width).exp(), (ln_ratio + width).exp())
         });
-        Change { ratio: ln_ratio.exp(), interval, a, b }
     }
 
     fn json(&self) -> serde_json::Value {
@@ -145,4 +206,44 @@ fn words(arguments: &Arguments, changes: &[Change], only_a: &[Row], only_b: &[Ro
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_coordinator::profiles::account::WorkKey;
+    use adaptis_proto::sample::Phase;
+
+    fn row(kind: &str, at: u64, seconds: f64) -> Row {
+        let (signature, kind, software) = (format!("mlp/{at}"), kind.to_owned(), String::new());
+        let key = WorkKey { signature, kind, phase: Phase::Forward, software };
+        let (low, high) = (seconds, seconds);
+        Row { key, count: 400, seconds, low, high, ln_spread: Some(0.02), first_seen: 0, last_seen: 0 }
+    }
+
+    /// Of two runs of the same things, 3% apart at random where their samples are known to a tenth of a percent.
+    #[test]
+    fn what_differs_between_runs_is_in_the_intervals() {
+        let mut state = 7_u64;
+        let mut normal = || {
+            let uniform = |state: &mut u64| {
+                *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (*state >> 33) as f64 / (1_u64 << 31) as f64
+            };
+            (0..12).map(|_| uniform(&mut state)).sum::<f64>() - 6.0
+        };
+        let mut changes: Vec<Change> =
+            (0..400).map(|at| Change::of(row("k", at, 0.01), row("k", at, 0.01 * (0.03 * normal()).exp()))).collect();
+        let excluding = |changes: &[Change]| {
+            changes.iter().filter(|of| of.interval.is_some_and(|(low, high)| low > 1.0 || high < 1.0)).count()
+        };
+        assert!(excluding(&changes) > 300, "by the samples alone");
+        widen(&mut changes);
+        let found = excluding(&changes);
+        assert!((20..=60).contains(&found), "{found} of 400 exclude 1, and 40 should");
+        // One that did change is still told among many that did not.
+        changes.push(Change::of(row("k", 400, 0.01), row("k", 400, 0.013)));
+        widen(&mut changes);
+        assert!(changes[400].interval.is_some_and(|(low, _)| low > 1.1));
+    }
 }

@@ -1,12 +1,19 @@
 //! `adaptis profiles import`.
 
-use super::store::{Into, merge, merged_text};
+use super::sources;
+use super::store::{Into, bad, merge, merged_text, read};
 use crate::{failure, files, values};
-use adaptis_coordinator::profiles::account::Collection;
+use adaptis_coordinator::profiles::account::{Account, Collection};
+use adaptis_coordinator::profiles::content_of;
+use adaptis_coordinator::profiles::doubt::doubts;
 use adaptis_coordinator::profiles::import::{Format, Given, Unit, detect, import};
+use adaptis_coordinator::profiles::kind::kind_of;
+use adaptis_coordinator::profiles::library::FILE;
 use adaptis_coordinator::profiles::sailor::Facts;
 use adaptis_coordinator::profiles::straggler;
+use adaptis_executor::preset::card::Card;
 use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,10 +21,12 @@ use std::path::{Path, PathBuf};
 /// Keeps what others measured.
 ///
 /// sailor: MODEL.GPU.json, seconds. aceso: MODEL_mbs1_tp1_algo0.csv, a row per operator. straggler: a trace of
-/// StragglerAnalysis, seconds, of which each chunk of the pipeline is a layer. adaptis: what `profiles export` writes. The format is told by the file where it is plain. What a file does not say is asked for and never guessed: the
-/// unit of its times, the kind of GPU, how its backward splits into the gradients of input and weights (all of an
-/// embedding's is the weights': tokens have no gradient). A file that is imported again, with other arguments, takes the
-/// place of what it was.
+/// StragglerAnalysis, seconds, of which each chunk of the pipeline is a layer. adaptis: what `profiles export` writes. The
+/// format is told by the file where it is plain. What a file does not say is asked for and never guessed: the unit of its
+/// times, the kind of GPU, how its backward splits into the gradients of input and weights (all of an embedding's is the
+/// weights': tokens have no gradient). One file is one measurement: imported again with other arguments, or under another
+/// name that says another thing, it takes the place of what it was; `adaptis profiles list --sources` tells how each was
+/// read, `adaptis profiles remove` takes it out.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   adaptis profiles import OPT-30.A100-40.json --split-backward 0.5:0.5
@@ -38,6 +47,9 @@ pub struct Arguments {
     /// Kind of GPU that the files are of: card and memory, as in v100-32g
     #[arg(long, value_name = "KIND", value_parser = values::text)]
     kind: Option<String>,
+    /// The kind is one that no profile in the store is of and no table knows
+    #[arg(long, requires = "kind")]
+    new_kind: bool,
     /// Shares of the input gradient and of the weight gradient in a backward, as in 0.5:0.5
     #[arg(long, value_name = "I:W", value_parser = split, allow_hyphen_values = true)]
     split_backward: Option<f64>,
@@ -50,7 +62,11 @@ pub struct Arguments {
     /// Tokens of a Sailor file's sequences, for its signatures
     #[arg(long, value_name = "TOKENS", value_parser = values::whole(1..=u64::MAX), allow_negative_numbers = true)]
     sequence: Option<u64>,
-    /// Print {"into", "merged": [{"id", "name", "how", "samples", "profiles", "became"}]}
+    /// What a trace is of, for its signatures: traces of one model are compared. Else each has signatures of its own
+    #[arg(long, value_name = "NAME", value_parser = values::text)]
+    model: Option<String>,
+    /// Print {"into", "merged": [{"id", "name", "how", "samples", "profiles", "became": "new" | "replaced" | "known",
+    /// ..}], "doubts": [{"name", "kind", "type", "factor", "outside", "of"}]}
     #[arg(long)]
     json: bool,
 }
@@ -97,6 +113,10 @@ fn is_parquet(path: &Path) -> bool {
 
 pub fn run(arguments: Arguments) -> Result<()> {
     let into = arguments.into.path()?;
+    let known = if into.join(FILE).is_file() { read(&into.join(FILE))? } else { Collection::default() };
+    if let Some(kind) = arguments.kind.as_ref().filter(|_| !arguments.new_kind) {
+        check_kind(kind, &known).map_err(failure::usage)?;
+    }
     let given = Given {
         unit: arguments.unit.map(|unit| match unit {
             UnitName::S => Unit::Seconds,
@@ -108,38 +128,118 @@ pub fn run(arguments: Arguments) -> Result<()> {
         split_backward: arguments.split_backward,
         software: arguments.software.clone(),
         facts: Facts { dtype: arguments.dtype.clone(), sequence: arguments.sequence },
+        model: arguments.model.clone(),
     };
-    let now = adaptis_coordinator::profiles::now();
     let mut collection = Collection::default();
+    // What was read of each file, by its bytes.
+    let mut read_now: BTreeMap<String, (&Path, BTreeSet<String>)> = BTreeMap::new();
     for path in &arguments.files {
-        let wrong = |why: &dyn std::fmt::Display| failure::usage(format!("{}: {why}", path.display()));
-        if matches!(arguments.format, Some(FormatName::Straggler)) || (arguments.format.is_none() && is_parquet(path)) {
-            collection.take(straggler::import(path, &given, now).map_err(|error| wrong(&error))?);
+        let (content, found) = one(path, arguments.format, &given)?;
+        let ids: BTreeSet<String> = found.accounts().map(|account| account.source.id.clone()).collect();
+        if let Some((other, read)) = read_now.get(&content) {
+            let [path, other] = [path.as_path(), other].map(Path::display);
+            if *read != ids {
+                return Err(failure::usage(format!(
+                    "{path} holds the same bytes as {other} and would be taken for another measurement: one of them is not \
+                     what its name says; import the one that is"
+                )));
+            }
+            files::say(&format!("adaptis: {path} holds the same bytes as {other}: it is kept once"));
             continue;
         }
-        let text = files::text(path)?;
-        let format = match arguments.format {
-            Some(FormatName::Straggler) => unreachable!("a trace is no text"),
-            Some(FormatName::Sailor) => Format::Sailor,
-            Some(FormatName::Aceso) => Format::Aceso,
-            Some(FormatName::Adaptis) => Format::Adaptis,
-            None => detect(&text).ok_or_else(|| {
-                wrong(&"its format is not plain: say it with --format sailor, aceso, straggler or adaptis")
-            })?,
-        };
-        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        collection.take_all(import(&name, &text, format, &given, now).map_err(|error| wrong(&error))?);
+        read_now.insert(content, (path, ids));
+        collection.take_all(found);
     }
-    let merged = merge(&into, collection)?;
+    let doubts = doubted(&into, known, &collection)?;
+    let merged = merge(&into, collection, &read_now.into_keys().collect())?;
     match arguments.json {
-        true => files::print(&format!("{:#}\n", serde_json::json!({ "into": into, "merged": merged }))),
+        true => {
+            files::print(&format!("{:#}\n", serde_json::json!({ "into": into, "merged": merged, "doubts": doubts })))
+        }
         false => files::print(&merged_text(&into, &merged)),
     }
+}
+
+/// What does not fit to what is known, which with that is told: each new file is looked at beside all others.
+fn doubted(into: &Path, known: Collection, new: &Collection) -> Result<Vec<serde_json::Value>> {
+    let is_new = |account: &&Account| known.accounts().all(|of| of.source.id != account.source.id);
+    let fresh: Vec<&Account> = new.accounts().filter(is_new).collect();
+    let mut all = known.clone();
+    all.take_all(new.clone());
+    let mut rows = Vec::new();
+    for account in fresh {
+        let name = &account.source.name;
+        for of in doubts(&all, account).map_err(|error| bad(into, error))? {
+            files::say(&format!(
+                "adaptis: {name}: {of}; is it of the model and the card that its name says? It is kept; `adaptis profiles \
+                 remove {name}` takes it out"
+            ));
+            rows.push(serde_json::json!({
+                "name": name, "kind": of.kind, "type": of.layer_type, "factor": of.factor, "outside": of.outside, "of": of.of
+            }));
+        }
+    }
+    Ok(rows)
+}
+
+/// What a file tells, with the digest of its bytes.
+fn one(path: &Path, format: Option<FormatName>, given: &Given) -> Result<(String, Collection)> {
+    let wrong = |why: &dyn std::fmt::Display| failure::usage(format!("{}: {why}", path.display()));
+    let now = adaptis_coordinator::profiles::now();
+    if matches!(format, Some(FormatName::Straggler)) || (format.is_none() && is_parquet(path)) {
+        let account = straggler::import(path, given, now).map_err(|error| wrong(&error))?;
+        let mut collection = Collection::default();
+        let content = account.source.origin().to_owned();
+        collection.take(account);
+        return Ok((content, collection));
+    }
+    let text = files::text(path)?;
+    let format = match format {
+        Some(FormatName::Straggler) => unreachable!("a trace is no text"),
+        Some(FormatName::Sailor) => Format::Sailor,
+        Some(FormatName::Aceso) => Format::Aceso,
+        Some(FormatName::Adaptis) => Format::Adaptis,
+        None => detect(&text).map_err(|error| wrong(&error))?,
+    };
+    let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let collection = import(&name, &text, format, given, now).map_err(|error| wrong(&error))?;
+    Ok((content_of(text.as_bytes()), collection))
+}
+
+/// Whether a kind that was given is one that somebody knows: a slip of the pen would be a kind of its own for good.
+fn check_kind(given: &str, store: &Collection) -> Result<(), String> {
+    let kind = kind_of(given);
+    let mut known: BTreeSet<&str> = store.accounts().flat_map(sources::kinds).collect();
+    for kind in Card::kinds() {
+        known.insert(kind);
+    }
+    // A group is known where its card is.
+    let group = kind.split_once('x').filter(|(count, _)| count.parse::<u32>().is_ok());
+    let card = group.map_or(kind.as_str(), |(_, card)| card);
+    if known.contains(kind.as_str()) || known.contains(card) {
+        return Ok(());
+    }
+    let near = adaptis_plan::json::similar(card, known.iter().copied());
+    let near = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
+    let known = known.into_iter().collect::<Vec<_>>().join(", ");
+    Err(format!("--kind {given}: {near}Known are {known}; if it is a new one, add --new-kind"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_that_somebody_knows_are_taken() {
+        let store = Collection::default();
+        for kind in ["v100-32g", "V100-32", "gh-96g", "cpu", "4xA100-40", "rtx4090-24g"] {
+            assert_eq!(check_kind(kind, &store), Ok(()), "{kind}");
+        }
+        for (kind, near) in [("v10-32g", "v100-32g"), ("h10-80g", "h100-80g"), ("4xl40-48g", "l40s-48g")] {
+            let error = check_kind(kind, &store).expect_err(kind);
+            assert!(error.contains(&format!("did you mean `{near}`")) && error.contains("--new-kind"), "{error}");
+        }
+    }
 
     #[test]
     fn shares_add_up() {

@@ -4,20 +4,27 @@ use super::store::{Store, bad};
 use super::text;
 use crate::files;
 use adaptis_coordinator::profiles::MeasuredPhase;
+use adaptis_coordinator::profiles::account::Account;
 use adaptis_coordinator::profiles::exchange::{Row, rows};
 use anyhow::Result;
 
-/// A row per signature, kind of device and phase: samples, median, spread, when it was seen last.
+/// A row per signature, kind of device and phase: samples, median, spread, when it was seen last. With --sources a row per
+/// run and imported file: when it came, how its bytes were read, of which kinds and software it tells.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   adaptis profiles list --kind a100-40g
+  adaptis profiles list --sources                     # where all of it comes from
   adaptis profiles list --store RUN --signature attention --json")]
 pub struct Arguments {
     #[command(flatten)]
     store: Store,
     #[command(flatten)]
     filter: Filter,
-    /// Print {"profiles": [{"kind", "signature", "phase", "software", "count", "seconds", "low", "high", ..}], "sources"}
+    /// List where the profiles come from, instead of the profiles
+    #[arg(long)]
+    sources: bool,
+    /// Print {"profiles": [{"kind", "signature", "phase", "software", "count", "seconds", "low", "high", ..}], "sources": [{"id", "name",
+    /// "how", "samples", "first_seen", "last_seen", "merged", "profiles", "kinds", "software"}]}
     #[arg(long)]
     json: bool,
 }
@@ -45,8 +52,17 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let (path, collection) = arguments.store.read()?;
     let mut rows = rows(&collection).map_err(|error| bad(&path, error))?;
     rows.retain(|row| arguments.filter.takes(&row.key.kind, &row.key.signature));
+    // A source without works, of links or memory alone, is nobody's to filter.
+    let is_told = |account: &&Account| {
+        let mut keys = account.works.keys();
+        account.works.is_empty() || keys.any(|key| arguments.filter.takes(&key.kind, &key.signature))
+    };
+    let told: Vec<&Account> = collection.accounts().filter(is_told).collect();
+    if arguments.sources && !arguments.json {
+        return files::print(&super::sources::table(told));
+    }
     if arguments.json {
-        let sources = collection.accounts().map(|account| super::show::source(&account.source));
+        let sources = told.iter().map(|account| super::sources::json(account));
         let answer = serde_json::json!({
             "store": path,
             "profiles": rows.iter().map(json).collect::<Vec<_>>(),

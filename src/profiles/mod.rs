@@ -6,7 +6,9 @@ mod import;
 mod list;
 mod merge;
 mod predict;
+mod remove;
 mod show;
+mod sources;
 pub mod store;
 mod text;
 
@@ -22,6 +24,8 @@ use clap::Subcommand;
   adaptis profiles merge RUN                       # keep what a run measured
   adaptis profiles import OPT-30.A100-40.json --split-backward 0.5:0.5
   adaptis profiles list --kind a100-40g --signature attention
+  adaptis profiles list --sources                  # which runs and files it comes from
+  adaptis profiles remove OPT-30.A100-40.json      # what would go; --yes removes it
   adaptis profiles diff RUN-OF-MAY RUN-OF-JUNE     # what became slower
   adaptis profiles predict --from OPT-30.*.json --cells cells.json
   adaptis plan --job RUN --devices 4xgh-96,4xa100-40g --out plan.json")]
@@ -38,6 +42,7 @@ enum Command {
     Diff(diff::Arguments),
     Merge(merge::Arguments),
     Import(import::Arguments),
+    Remove(remove::Arguments),
     Export(export::Arguments),
     Predict(predict::Arguments),
 }
@@ -49,6 +54,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Diff(arguments) => diff::run(arguments),
         Command::Merge(arguments) => merge::run(arguments),
         Command::Import(arguments) => import::run(arguments),
+        Command::Remove(arguments) => remove::run(arguments),
         Command::Export(arguments) => export::run(arguments),
         Command::Predict(arguments) => predict::run(arguments),
     }

@@ -1,14 +1,17 @@
 //! `adaptis profiles predict`.
 
+use super::store;
 use crate::{failure, files};
 use adaptis_coordinator::profiles::cells::{self, AskedCell};
+use adaptis_coordinator::profiles::evidence::{evidence, keep_comparable, measurements};
 use adaptis_coordinator::profiles::gathered::{self, Text};
+use adaptis_coordinator::profiles::library;
 use adaptis_coordinator::profiles::sailor::Facts;
-use adaptis_coordinator::profiles::{CannotPredict, Cell, Prediction, Predictor};
+use adaptis_coordinator::profiles::{CannotPredict, Cell, Measurement, Prediction, Predictor};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What layers cost where they were never measured, with an interval in which nine of ten lie.
 ///
@@ -23,6 +26,7 @@ use std::path::PathBuf;
 Examples:
   adaptis profiles predict --from OPT-30.A100-40.json OPT-30.V100-16.json --cells cells.json
   adaptis profiles predict --from profiles.json --cells cells.json --json
+  adaptis profiles predict --from RUN ~/.config/adaptis --cells cells.json
 
 cells.json:
   [ { \"kind\": \"a100-40g\", \"signature\": \"block/opt-30/b4/tp2\", \"phase\": \"forward\" },
@@ -31,7 +35,7 @@ cells.json:
 A layer of Sailor's files has the signature TYPE/MODEL/bMICROBATCH/tpN, without /tp1; TYPE is embedding, block, norm or
 head.")]
 pub struct Arguments {
-    /// What was measured: files of Sailor, named MODEL.GPU.json, and of adaptis.profiles/1
+    /// What was measured: files of Sailor, named MODEL.GPU.json, and of adaptis.profiles/1; stores; run folders
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     from: Vec<PathBuf>,
     /// What is asked for: a list of {"kind", "signature", "phase"}, or in Sailor's terms
@@ -43,11 +47,16 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
-    let names: Vec<String> = arguments.from.iter().map(|path| path.display().to_string()).collect();
-    let texts: Vec<String> = arguments.from.iter().map(|path| files::text(path)).collect::<Result<_>>()?;
+    let is_store = |path: &&PathBuf| path.is_dir() || path.extension().is_some_and(|extension| extension == "db");
+    let (stores, texts): (Vec<&PathBuf>, Vec<&PathBuf>) = arguments.from.iter().partition(is_store);
+    let names: Vec<String> = texts.iter().map(|path| path.display().to_string()).collect();
+    let texts: Vec<String> = texts.iter().map(|path| files::text(path)).collect::<Result<_>>()?;
     let named: Vec<Text<'_>> = names.iter().zip(&texts).map(|(name, text)| Text { name, text }).collect();
     let facts = Facts::default();
-    let gathered = gathered::gather(&named, &facts).map_err(failure::usage)?;
+    let mut gathered = gathered::gather(&named, &facts).map_err(failure::usage)?;
+    for path in stores {
+        gathered.measurements.extend(of_store(path)?);
+    }
     for left_out in &gathered.left_out {
         files::say(&format!("adaptis: {left_out}"));
     }
@@ -70,6 +79,21 @@ pub fn run(arguments: Arguments) -> Result<()> {
         [one] => Err(failure::negative(format!("{path}: {one}"))),
         [one, more @ ..] => Err(failure::negative(format!("{path}: {one}; and {} more", more.len()))),
     }
+}
+
+/// What a store or a run measured. Emulated devices have a clock of their own: of a store their times are left out.
+fn of_store(path: &Path) -> Result<Vec<Measurement>> {
+    let mut collection = store::read(path)?;
+    let left_out = keep_comparable(&mut collection, library::emulated(path).as_deref());
+    let (profiles, _) = evidence(&collection).map_err(|error| store::bad(path, error))?;
+    let count: usize = left_out.iter().map(|of| of.profiles).sum();
+    if count > 0 {
+        let path = path.display();
+        files::say(&format!(
+            "adaptis: {path}: {count} profiles left out: emulated and real devices differ in their clocks"
+        ));
+    }
+    Ok(measurements(&profiles))
 }
 
 /// A cell with its answer.

@@ -1,5 +1,6 @@
 //! `adaptis profiles show`.
 
+use super::sources::source;
 use super::store::{Store, bad};
 use super::{list, text};
 use crate::simulate::size;
@@ -78,19 +79,6 @@ fn told_by<'a>(collection: &'a Collection, row: &'a Row) -> impl Iterator<Item =
     collection.accounts().filter_map(|account| Some((&account.source, account.works.get(&row.key)?.count)))
 }
 
-/// A source as JSON.
-pub fn source(source: &Source) -> serde_json::Value {
-    serde_json::json!({
-        "id": source.id,
-        "name": source.name,
-        "how": source.how,
-        "samples": source.samples,
-        "first_seen": source.first_seen,
-        "last_seen": source.last_seen,
-        "merged": source.merged,
-    })
-}
-
 fn json(collection: &Collection, signature: &str, rows: &[Row], sketches: &[Sketch]) -> serde_json::Value {
     let profile = |(row, sketch): (&Row, &Sketch)| {
         let mut value = list::json(row);
@@ -141,7 +129,9 @@ fn words(collection: &Collection, signature: &str, rows: &[Row], sketches: &[Ske
         }
         let _ = writeln!(out, "  |{}|", histogram(sketch));
         for (source, count) in told_by(collection, row) {
-            let _ = writeln!(out, "  {count} of them: {} ({})", source.name, source.how);
+            let merged =
+                if source.merged == 0 { String::new() } else { format!(", merged {}", text::instant(source.merged)) };
+            let _ = writeln!(out, "  {count} of them: {} ({}{merged})", source.name, source.how);
         }
     }
     let sizes = collection.sizes();

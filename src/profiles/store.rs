@@ -2,9 +2,10 @@
 
 use crate::failure;
 use adaptis_coordinator::profiles::LibraryError;
-use adaptis_coordinator::profiles::account::Collection;
+use adaptis_coordinator::profiles::account::{Account, Collection};
 use adaptis_coordinator::profiles::library::{self, Library, Merged};
 use anyhow::Result;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Where profiles are read.
@@ -49,7 +50,8 @@ impl Into {
     }
 }
 
-fn place(named: Option<&Path>, argument: &str) -> Result<PathBuf> {
+/// The folder that is named, else the user's own.
+pub fn place(named: Option<&Path>, argument: &str) -> Result<PathBuf> {
     let own = || {
         let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let config = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
@@ -71,43 +73,64 @@ pub fn read(path: &Path) -> Result<Collection> {
     library::read(path).map_err(failed)
 }
 
-/// Merges all accounts of a collection into a store.
-pub fn merge(into: &Path, collection: Collection) -> Result<Vec<serde_json::Value>> {
+/// Merges all accounts of a collection into a store; those of some origins are files that were read just now.
+pub fn merge(into: &Path, collection: Collection, read_now: &BTreeSet<String>) -> Result<Vec<serde_json::Value>> {
     let accounts = collection.into_accounts();
     let mut library = Library::open(into).map_err(failed)?;
-    let merged = library.merge(&accounts, adaptis_coordinator::profiles::now()).map_err(failed)?;
-    let row = |(account, merged): (&adaptis_coordinator::profiles::account::Account, &Merged)| {
-        let became = match merged {
-            Merged::New => "new",
-            Merged::Grown { .. } => "grown",
-            Merged::Known => "known",
-        };
-        let before = if let Merged::Grown { from } = merged { *from } else { 0 };
-        serde_json::json!({
-            "id": account.source.id,
-            "name": account.source.name,
-            "how": account.source.how,
-            "samples": account.source.samples,
-            "samples_before": before,
-            "profiles": account.works.len(),
-            "became": became,
-        })
+    let merged = library.import(&accounts, read_now, adaptis_coordinator::profiles::now()).map_err(failed)?;
+    Ok(accounts.iter().zip(&merged).map(|(account, merged)| row(account, merged)).collect())
+}
+
+fn row(account: &Account, merged: &Merged) -> serde_json::Value {
+    let mut row = serde_json::json!({
+        "id": account.source.id,
+        "name": account.source.name,
+        "how": account.source.how,
+        "samples": account.source.samples,
+        "samples_before": 0,
+        "profiles": account.works.len(),
+    });
+    let (became, other) = match merged {
+        Merged::New => ("new", None),
+        Merged::Grown { from } => {
+            row["samples_before"] = (*from).into();
+            ("grown", None)
+        }
+        Merged::Replaced { former } => ("replaced", Some(("former", former))),
+        Merged::Known { known } => ("known", Some(("known", known))),
+        Merged::Outdated { by } => ("outdated", Some(("by", by))),
     };
-    Ok(accounts.iter().zip(&merged).map(row).collect())
+    row["became"] = became.into();
+    if let Some((field, source)) = other {
+        row[field] = serde_json::json!({ "id": source.id, "name": source.name, "how": source.how });
+    }
+    row
 }
 
 /// What was merged, in words.
 pub fn merged_text(into: &Path, merged: &[serde_json::Value]) -> String {
     let mut out = String::new();
     for row in merged {
-        let name = row["name"].as_str().unwrap_or_default();
-        let (profiles, samples) = (&row["profiles"], &row["samples"]);
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let (name, profiles, samples) = (text(&row["name"]), &row["profiles"], &row["samples"]);
         out += &match row["became"].as_str() {
             Some("new") => format!("{name}: {profiles} profiles, {samples} samples\n"),
             Some("grown") => {
                 format!("{name}: {profiles} profiles, {samples} samples, before {}\n", row["samples_before"])
             }
-            _ => format!("{name}: known already, nothing to add\n"),
+            Some("replaced") => format!(
+                "{name}: {profiles} profiles, {samples} samples; they take the place of {}, the same bytes read otherwise: \
+                 {}\n",
+                text(&row["former"]["name"]),
+                text(&row["former"]["how"])
+            ),
+            Some("outdated") => format!(
+                "{name}: left out; {}, the same bytes, was read otherwise since, and that counts: {}\n",
+                text(&row["by"]["name"]),
+                text(&row["by"]["how"])
+            ),
+            _ if row["known"]["name"] == row["name"] => format!("{name}: known already, nothing to add\n"),
+            _ => format!("{name}: known already as {}, nothing to add\n", text(&row["known"]["name"])),
         };
     }
     out + &format!("kept in {}\n", into.display())

@@ -13,6 +13,11 @@ pub fn time(seconds: f64) -> String {
     }
 }
 
+/// So many of a thing.
+pub fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A day and minute of universal time.
 pub fn instant(seconds: u64) -> String {
     if seconds == 0 {

@@ -1,8 +1,11 @@
 //! What one source tells: a run, or a file that was imported.
 //!
 //! Accounts of different sources are kept apart for good and pooled only when they are read. So merging is a union: to
-//! merge an account twice, or along two ways, counts it once, and of two states of one source the one with more samples
-//! holds what the other one does.
+//! merge an account twice, or along two ways, counts it once; of two states of one run the one with more samples holds what
+//! the other one does, and of two readings of one file the last one counts. Accounts of one origin are in one order, so it
+//! does not matter in which they come.
+
+pub use super::source::Source;
 
 use super::sketch::{Sketch, Unreadable};
 use adaptis_proto::rates::Rates;
@@ -11,25 +14,6 @@ use std::collections::BTreeMap;
 
 /// Beginning of the software key of emulated devices: their times are no card's.
 pub const EMULATED: &str = "emulated";
-
-/// Where profiles come from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Source {
-    /// Tells it from every other: drawn when a run's store is made, the digest of an imported file.
-    pub id: String,
-    /// The run's name, or the file's.
-    pub name: String,
-    /// How it came here, in words: `run`, or `import sailor, unit s, backward split 0.5:0.5`.
-    pub how: String,
-    /// Samples that were taken of it: a source only grows.
-    pub samples: u64,
-    /// When its first sample came, in seconds since 1970; of a file, when it was imported.
-    pub first_seen: u64,
-    /// When its last one came.
-    pub last_seen: u64,
-    /// When it was merged last; 0 in a run's own store.
-    pub merged: u64,
-}
 
 /// What a profile of work is of.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +40,7 @@ pub struct TransferKey {
 }
 
 /// A distribution of times with its place in history. The sketch is kept packed: thousands of them fit anywhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Distribution {
     /// Samples in it.
     pub count: u64,
@@ -106,7 +90,7 @@ impl Distribution {
 }
 
 /// What a layer holds for one microbatch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Memory {
     /// From the start of F.
     pub activation_bytes: u64,
@@ -117,7 +101,7 @@ pub struct Memory {
 }
 
 /// What a layer takes wherever it lives; none where the source does not say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Sizes {
     /// Weights alone.
     pub parameter_bytes: Option<u64>,
@@ -130,7 +114,7 @@ pub struct Sizes {
 }
 
 /// What the devices of a kind have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KindMemory {
     /// Total memory.
     pub memory_bytes: u64,
@@ -158,14 +142,28 @@ pub struct Account {
 }
 
 impl Account {
-    /// Whether this state of a source takes the place of a known one: it has more samples; or it is the same file that was
-    /// read in another way, and not before.
-    pub fn replaces(&self, known: &Source) -> bool {
-        let own = &self.source;
-        match own.how == known.how {
-            true => own.samples > known.samples,
-            false => own.last_seen >= known.last_seen,
-        }
+    /// Where this account of an origin stands among all there may be of it: the last counts. Of a run's states the one with
+    /// more samples, of a file's readings the later one; else whatever tells them apart. When it was merged does not.
+    fn rank(&self) -> impl Ord + '_ {
+        let Account { source, works, transfers, memories, sizes, kinds, rates } = self;
+        let Source { id, name, how, samples, first_seen, last_seen, merged: _ } = source;
+        let rates = rates.iter().map(|(kind, rates)| (kind, rates.operations_per_s, rates.bytes_per_s));
+        let told = (works, transfers, memories, sizes, kinds, rates.collect::<Vec<_>>());
+        let is_file = source.is_file();
+        let age = if is_file { [last_seen, samples] } else { [samples, last_seen] };
+        (is_file, age, (id, how, name, first_seen), told)
+    }
+
+    /// Whether this account of an origin takes the place of a known one.
+    pub fn replaces(&self, known: &Account) -> bool {
+        self.rank() > known.rank()
+    }
+
+    /// Whether it tells nothing.
+    pub fn is_empty(&self) -> bool {
+        let Account { source: _, works, transfers, memories, sizes, kinds, rates } = self;
+        let has_none = works.is_empty() && transfers.is_empty() && memories.is_empty();
+        has_none && sizes.is_empty() && kinds.is_empty() && rates.is_empty()
     }
 
     /// Counts the samples of its distributions.
@@ -175,19 +173,27 @@ impl Account {
     }
 }
 
-/// Accounts of several sources, each source once.
+/// Accounts of several sources, each origin once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collection {
+    /// By origin.
     accounts: BTreeMap<String, Account>,
 }
 
 impl Collection {
-    /// Takes an account, unless it is known.
+    /// Takes an account, unless what is known of its origin counts.
     pub fn take(&mut self, account: Account) {
-        let known = self.accounts.get(&account.source.id);
-        if known.is_none_or(|known| account.replaces(&known.source)) {
-            self.accounts.insert(account.source.id.clone(), account);
+        let origin = account.source.origin().to_owned();
+        if let Some(known) = self.accounts.get_mut(&origin)
+            && !account.replaces(known)
+        {
+            // The same, perhaps merged at another time.
+            if !known.replaces(&account) {
+                known.source.merged = known.source.merged.max(account.source.merged);
+            }
+            return;
         }
+        self.accounts.insert(origin, account);
     }
 
     /// Takes all of another one's accounts.
@@ -195,7 +201,7 @@ impl Collection {
         other.accounts.into_values().for_each(|account| self.take(account));
     }
 
-    /// In order of their ids.
+    /// In order of their origins.
     pub fn accounts(&self) -> impl Iterator<Item = &Account> {
         self.accounts.values()
     }

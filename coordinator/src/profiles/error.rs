@@ -95,13 +95,7 @@ impl LibraryError {
             | LibraryError::Version { .. }
             | LibraryError::Damaged { .. }
             | LibraryError::Text { .. } => true,
-            LibraryError::Run { source, .. } => matches!(
-                source,
-                StoreError::Foreign { .. }
-                    | StoreError::Version { .. }
-                    | StoreError::Damaged { .. }
-                    | StoreError::Contradictory(_)
-            ),
+            LibraryError::Run { source, .. } => source.is_of_the_file(),
             LibraryError::Full { .. }
             | LibraryError::Busy { .. }
             | LibraryError::Environment { .. }

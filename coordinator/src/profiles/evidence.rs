@@ -4,18 +4,41 @@ use super::account::{BadProfile, Collection, Distribution, EMULATED, WorkKey};
 use super::measurement::{Cell, MeasuredPhase, Measurement};
 use adaptis_coordinator_core::next_job::{Known, LayerMemory, Profiles, Transfers};
 use adaptis_proto::sample::Phase;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Spread of a time of which there are too few samples to tell.
 const UNKNOWN_SPREAD: f64 = 0.1;
 
+/// Profiles of a kind that were left out, since their times are of another clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Of which kind.
+    pub kind: String,
+    /// Whether they are of emulated devices.
+    pub is_emulated: bool,
+    /// How many.
+    pub profiles: usize,
+}
+
 /// Leaves what can stand beside the times of a run: those of emulated devices run on a clock of their own, so that a run
-/// on emulated ones is compared with its like alone, and one on real ones with none of them.
-pub fn keep_comparable(collection: &mut Collection, emulated: Option<&str>) {
-    collection.retain_software(|software| match emulated {
+/// on emulated ones is compared with its like alone, and one on real ones with none of them. Gives what went.
+pub fn keep_comparable(collection: &mut Collection, emulated: Option<&str>) -> Vec<LeftOut> {
+    let is_kept = |software: &str| match emulated {
         Some(own) => software == own,
         None => !software.starts_with(EMULATED),
-    });
+    };
+    let mut went: BTreeMap<(&str, bool), BTreeSet<&WorkKey>> = BTreeMap::new();
+    for key in collection.accounts().flat_map(|account| account.works.keys()).filter(|key| !is_kept(&key.software)) {
+        went.entry((&key.kind, key.software.starts_with(EMULATED))).or_default().insert(key);
+    }
+    let left_out = |((kind, is_emulated), keys): ((&str, bool), BTreeSet<&WorkKey>)| LeftOut {
+        kind: kind.to_owned(),
+        is_emulated,
+        profiles: keys.len(),
+    };
+    let left_out = went.into_iter().map(left_out).collect();
+    collection.retain_software(is_kept);
+    left_out
 }
 
 /// Kinds and signatures of which there are times under several softwares: the one that was seen last counts.

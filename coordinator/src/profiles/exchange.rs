@@ -25,6 +25,7 @@ pub use write::write;
 use super::account::{Account, Collection, Distribution, KindMemory, Memory, Sizes, Source, TransferKey, WorkKey};
 use super::measurement::{FORMAT, MeasuredPhase};
 use super::sketch::Sketch;
+use super::source;
 use adaptis_plan::FormatError;
 use adaptis_plan::json;
 use adaptis_proto::rates::Rates;
@@ -87,14 +88,6 @@ pub(super) fn nanoseconds(seconds: f64) -> u64 {
 /// Not of the format: the path to the first such place.
 pub fn read(name: &str, text: &str, split_backward: Option<f64>, now: u64) -> Result<Collection, ExchangeError> {
     let file: File = json::read(text, FORMAT)?;
-    let own = Source {
-        id: blake3::hash(text.as_bytes()).to_hex()[..32].to_owned(),
-        name: name.to_owned(),
-        how: how(split_backward),
-        first_seen: now,
-        last_seen: now,
-        ..Source::default()
-    };
     let mut accounts: BTreeMap<String, Account> = BTreeMap::new();
     for (at, row) in file.sources.into_iter().enumerate() {
         let path = || format!("sources[{at}].id");
@@ -105,7 +98,9 @@ pub fn read(name: &str, text: &str, split_backward: Option<f64>, now: u64) -> Re
         let source = Source { id: id.clone(), name, how, samples, first_seen, last_seen, merged };
         accounts.insert(id, Account { source, ..Account::default() });
     }
-    let mut reading = Reading { accounts, own: Account { source: own, ..Account::default() }, split_backward };
+    let own = Source { first_seen: now, last_seen: now, ..Source::default() };
+    let own = Account { source: own, ..Account::default() };
+    let mut reading = Reading { accounts, own, split_backward, has_split: false };
     for (at, row) in file.profiles.into_iter().enumerate() {
         reading.profile(&format!("profiles[{at}]"), row)?;
     }
@@ -114,27 +109,23 @@ pub fn read(name: &str, text: &str, split_backward: Option<f64>, now: u64) -> Re
     }
     reading.rest(file.memories, file.layers, file.kinds)?;
     reading.rates(file.rates)?;
-    let Reading { accounts, mut own, .. } = reading;
+    let Reading { accounts, mut own, has_split, .. } = reading;
+    let split = split_backward.filter(|_| has_split).map(split_text);
+    let how = source::reading("adaptis", [("backward split", split)]);
+    own.source = Source::of_file(&source::content_of(text.as_bytes()), name, &how, now);
     own.count_samples();
     let mut collection = Collection::default();
     accounts.into_values().for_each(|account| collection.take(account));
-    let Account { works, transfers, memories, sizes, kinds, rates, .. } = &own;
-    let is_empty =
-        works.is_empty() && transfers.is_empty() && memories.is_empty() && sizes.is_empty() && kinds.is_empty();
-    if !(is_empty && rates.is_empty()) {
+    if !own.is_empty() {
         collection.take(own);
     }
     Ok(collection)
 }
 
-fn how(split_backward: Option<f64>) -> String {
-    let split = split_backward.map_or_else(String::new, split_text);
-    format!("import adaptis{split}")
-}
-
 /// How a backward was split, for the source's words.
 pub(super) fn split_text(input_share: f64) -> String {
-    format!(", backward split {}:{}", input_share, 1.0 - input_share)
+    let weight_share = ((1.0 - input_share) * 1e6).round() / 1e6;
+    format!("{input_share}:{weight_share}")
 }
 
 fn value(path: impl Into<String>, problem: impl Into<String>) -> ExchangeError {
@@ -145,6 +136,8 @@ struct Reading {
     accounts: BTreeMap<String, Account>,
     own: Account,
     split_backward: Option<f64>,
+    /// Whether a row of the file's own was split.
+    has_split: bool,
 }
 
 impl Reading {
@@ -174,6 +167,7 @@ impl Reading {
                 None => return Err(ExchangeError::Unsplit { path: path.to_owned() }),
             },
         };
+        self.has_split |= parts.len() > 1 && row.source.is_none();
         let account = self.account(path, row.source.as_deref())?;
         let seen =
             [row.first_seen.unwrap_or(account.source.first_seen), row.last_seen.unwrap_or(account.source.last_seen)];

@@ -3,14 +3,15 @@
 //! A file that lacks what a profile needs is refused with all that it lacks: the unit of its times, the kind of the card,
 //! how a backward splits. Nothing of that is guessed.
 
-use super::account::Distribution;
-use super::account::{Account, Collection, Source, WorkKey};
+use super::account::{Account, Collection, Distribution, Source, WorkKey};
 use super::aceso::{self, AcesoError};
 use super::exchange::{self, ExchangeError, SECONDS_MAX, nanoseconds, phase_of, split, split_text};
 use super::kind::kind_of;
 use super::measurement::MeasuredPhase;
 use super::sailor::{self, Facts, SailorError};
 use super::sketch::Sketch;
+use super::source::{content_of, reading};
+use super::text::{self, NoJson};
 use adaptis_proto::sample::Phase;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -72,6 +73,8 @@ pub struct Given {
     pub split_backward: Option<f64>,
     /// Driver, library versions, power limit.
     pub software: String,
+    /// What a trace is of, so that traces of one model are compared.
+    pub model: Option<String>,
     /// Number format and sequence length, for signatures.
     pub facts: Facts,
 }
@@ -113,6 +116,23 @@ pub enum ImportError {
         /// Which argument.
         flag: &'static str,
     },
+    /// It has no use for it.
+    #[error("{what} has no use for {flag}: leave it out, or import it apart from the others")]
+    NotItsOwn {
+        /// What it is.
+        what: &'static str,
+        /// Which argument.
+        flag: &'static str,
+    },
+    /// Nobody's format, as far as can be told.
+    #[error("its format is not plain: say it with --format sailor, aceso, straggler or adaptis")]
+    NotPlain,
+    /// It begins as JSON does and is none.
+    #[error(transparent)]
+    Json(#[from] NoJson),
+    /// There is nothing in it to keep.
+    #[error("no time in it is above zero: zero says that nothing was measured, so there is nothing to keep")]
+    Nothing,
     /// A time that is none.
     #[error("{signature}, {phase}: {seconds} s is no time of one layer; is {unit} the unit?")]
     Time {
@@ -143,106 +163,181 @@ fn listed(lacks: &[Lack]) -> String {
     lacks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", nor ")
 }
 
-/// Whose format a text is of, where that is plain.
-pub fn detect(text: &str) -> Option<Format> {
+/// Whose format a text is of.
+///
+/// # Errors
+/// It begins as JSON does and is none, or nobody's format is plain.
+pub fn detect(text: &str) -> Result<Format, ImportError> {
     if aceso::is_one(text) {
-        return Some(Format::Aceso);
+        return Ok(Format::Aceso);
     }
-    let value: serde_json::Value = serde_json::from_str(text).ok()?;
-    let object = value.as_object()?;
-    match object.get("format") {
-        Some(_) => Some(Format::Adaptis),
-        None => object.keys().next().filter(|key| key.parse::<u64>().is_ok()).map(|_| Format::Sailor),
+    if !text.trim_start().starts_with(['{', '[']) {
+        return Err(ImportError::NotPlain);
     }
+    let value = text::json(text)?;
+    let object = value.as_object().ok_or(ImportError::NotPlain)?;
+    let is_numbers = object.keys().next().is_some_and(|key| key.parse::<u64>().is_ok());
+    match object.contains_key("format") {
+        true => Ok(Format::Adaptis),
+        false if is_numbers => Ok(Format::Sailor),
+        false => Err(ImportError::NotPlain),
+    }
+}
+
+/// A file that is being read.
+struct Reading<'a> {
+    name: &'a str,
+    text: &'a str,
+    given: &'a Given,
+    now: u64,
 }
 
 /// Reads a file by its name and text; `now` is in seconds since 1970.
 ///
 /// # Errors
-/// Not of the format: the first such place; or what it does not say.
+/// Not of the format: the first such place; or what it does not say, or says itself; or it holds no profile.
 pub fn import(name: &str, text: &str, format: Format, given: &Given, now: u64) -> Result<Collection, ImportError> {
-    let id = blake3::hash(text.as_bytes()).to_hex()[..32].to_owned();
-    let source = |how: String| Source {
-        id: id.clone(),
-        name: name.to_owned(),
-        how,
-        first_seen: now,
-        last_seen: now,
-        ..Source::default()
-    };
+    let reading = Reading { name, text, given, now };
     let mut collection = Collection::default();
     match format {
-        Format::Adaptis => {
-            let says = |what, flag| Err(ImportError::Says { what, flag });
-            if given.unit.is_some_and(|unit| unit != Unit::Seconds) {
-                return says("the unit of its times", "--unit");
-            }
-            if given.kind.is_some() {
-                return says("the kind of GPU", "--kind");
-            }
-            let read = exchange::read(name, text, given.split_backward, now);
-            return read.map_err(|error| match error {
-                ExchangeError::Unsplit { .. } => ImportError::Lacks(vec![Lack::SplitBackward]),
-                other => other.into(),
-            });
-        }
-        Format::Sailor => {
-            let file = sailor::read(name, text, &given.facts);
-            let file = match (file, &given.kind) {
-                // The name may lack the card where the user gives it.
-                (Err(SailorError::Name), Some(kind)) => {
-                    let stem = name.rsplit(['/', '\\']).next().unwrap_or(name);
-                    let stem = stem.strip_suffix(".json").unwrap_or(stem);
-                    sailor::read(&format!("{stem}.{kind}.json"), text, &given.facts)?
-                }
-                (Err(SailorError::Name), None) => {
-                    let split = given.split_backward.is_none().then_some(Lack::SplitBackward);
-                    return Err(ImportError::Lacks([Lack::Kind].into_iter().chain(split).collect()));
-                }
-                (file, _) => file?,
-            };
-            let kind = given.kind.as_deref().map_or(file.kind, kind_of);
-            let unit = given.unit.unwrap_or(Unit::Seconds);
-            let share = share(given, file.measurements.iter().any(|of| of.cell.phase == MeasuredPhase::Backward))?;
-            let how = format!("import sailor, unit {unit}{}", split_text(share));
-            let mut works = Works { kind, unit, share, software: &given.software, now, works: BTreeMap::new() };
-            for of in &file.measurements {
-                works.take(&of.cell.signature, of.cell.phase, of.seconds, of.count)?;
-            }
-            let mut account = Account { source: source(how), works: works.packed(), ..Account::default() };
-            account.count_samples();
-            collection.take(account);
-        }
-        Format::Aceso => {
-            let operators = aceso::read(name, text)?;
-            let has_backward = operators.iter().any(|of| of.backward.is_some());
-            let lacks = [
-                (Lack::Unit, given.unit.is_none()),
-                (Lack::Kind, given.kind.is_none()),
-                (Lack::SplitBackward, has_backward && given.split_backward.is_none()),
-            ];
-            let lacks: Vec<Lack> = lacks.iter().filter(|(_, is_lacking)| *is_lacking).map(|(lack, _)| *lack).collect();
-            let (Some(unit), Some(kind), []) = (given.unit, &given.kind, lacks.as_slice()) else {
-                return Err(ImportError::Lacks(lacks));
-            };
-            let (kind, share) = (kind_of(kind), share(given, has_backward)?);
-            let how = format!("import aceso, unit {unit}{}", split_text(share));
-            let mut works =
-                Works { kind: kind.clone(), unit, share, software: &given.software, now, works: BTreeMap::new() };
-            let mut account = Account { source: source(how), ..Account::default() };
-            for of in operators {
-                for (phase, time) in [(MeasuredPhase::Forward, of.forward), (MeasuredPhase::Backward, of.backward)] {
-                    time.map_or(Ok(()), |time| works.take(&of.signature, phase, time, 1))?;
-                }
-                account.memories.insert((of.signature.clone(), kind.clone()), of.memory);
-                account.sizes.insert(of.signature, of.sizes);
-            }
-            account.works = works.packed();
-            account.count_samples();
-            collection.take(account);
-        }
+        Format::Adaptis => collection = reading.adaptis()?,
+        Format::Sailor => collection.take(reading.sailor()?),
+        Format::Aceso => collection.take(reading.aceso()?),
     }
-    Ok(collection)
+    let has_told = |account: &Account| match format {
+        Format::Adaptis => !account.is_empty(),
+        Format::Sailor | Format::Aceso => !account.works.is_empty(),
+    };
+    let is_told = collection.accounts().any(has_told);
+    if is_told { Ok(collection) } else { Err(ImportError::Nothing) }
+}
+
+impl Reading<'_> {
+    fn adaptis(&self) -> Result<Collection, ImportError> {
+        let given = self.given;
+        let software = Some(&given.software).filter(|software| !software.is_empty());
+        for (what, flag, is_given) in [
+            ("the unit of its times", "--unit", given.unit.is_some_and(|unit| unit != Unit::Seconds)),
+            ("the kind of GPU", "--kind", given.kind.is_some()),
+            ("the software of its times, where it has one,", "--software", software.is_some()),
+        ] {
+            if is_given {
+                return Err(ImportError::Says { what, flag });
+            }
+        }
+        given.no_facts("an export of profiles")?;
+        exchange::read(self.name, self.text, given.split_backward, self.now).map_err(|error| match error {
+            ExchangeError::Unsplit { .. } => ImportError::Lacks(vec![Lack::SplitBackward]),
+            other => other.into(),
+        })
+    }
+
+    fn sailor(&self) -> Result<Account, ImportError> {
+        let given = self.given;
+        if given.model.is_some() {
+            return Err(ImportError::Says { what: "the model by its name", flag: "--model" });
+        }
+        let file = match (sailor::read(self.name, self.text, &given.facts), &given.kind) {
+            // The name may lack the card where the user gives it.
+            (Err(SailorError::Name), Some(kind)) => {
+                let stem = self.name.rsplit(['/', '\\']).next().unwrap_or(self.name);
+                let stem = stem.strip_suffix(".json").unwrap_or(stem);
+                sailor::read(&format!("{stem}.{kind}.json"), self.text, &given.facts)?
+            }
+            (Err(SailorError::Name), None) => {
+                let split = given.split_backward.is_none().then_some(Lack::SplitBackward);
+                return Err(ImportError::Lacks([Lack::Kind].into_iter().chain(split).collect()));
+            }
+            (file, _) => file?,
+        };
+        let kind = given.kind.as_deref().map_or(file.kind, kind_of);
+        let unit = given.unit.unwrap_or(Unit::Seconds);
+        let has_backward = file.measurements.iter().any(|of| of.cell.phase == MeasuredPhase::Backward);
+        let share = share(given, has_backward)?;
+        let mut works = self.works(kind.clone(), unit, share);
+        for of in &file.measurements {
+            works.take(&of.cell.signature, of.cell.phase, of.seconds, of.count)?;
+        }
+        let facts = [("dtype", given.facts.dtype.clone()), ("sequence", given.facts.sequence.map(|of| of.to_string()))];
+        let parts = [("model", Some(file.model)), ("kind", Some(kind))].into_iter().chain(facts);
+        let source = self.source("sailor", parts, unit, has_backward.then_some(share));
+        let mut account = Account { source, works: works.packed(), ..Account::default() };
+        account.count_samples();
+        Ok(account)
+    }
+
+    fn aceso(&self) -> Result<Account, ImportError> {
+        let given = self.given;
+        if given.model.is_some() {
+            return Err(ImportError::Says { what: "the model by its name", flag: "--model" });
+        }
+        given.no_facts("a file of Aceso")?;
+        let operators = aceso::read(self.name, self.text)?;
+        let has_backward = operators.iter().any(|of| of.backward.is_some());
+        let lacks = [
+            (Lack::Unit, given.unit.is_none()),
+            (Lack::Kind, given.kind.is_none()),
+            (Lack::SplitBackward, has_backward && given.split_backward.is_none()),
+        ];
+        let lacks: Vec<Lack> = lacks.iter().filter(|(_, is_lacking)| *is_lacking).map(|(lack, _)| *lack).collect();
+        let (Some(unit), Some(kind), []) = (given.unit, &given.kind, lacks.as_slice()) else {
+            return Err(ImportError::Lacks(lacks));
+        };
+        let (kind, share) = (kind_of(kind), share(given, has_backward)?);
+        let mut works = self.works(kind.clone(), unit, share);
+        let setting = operators.first().and_then(|of| of.signature.split_once('/')).map(|(_, rest)| rest.to_owned());
+        let parts = [("model", setting), ("kind", Some(kind.clone()))];
+        let source = self.source("aceso", parts, unit, has_backward.then_some(share));
+        let mut account = Account { source, ..Account::default() };
+        for of in operators {
+            for (phase, time) in [(MeasuredPhase::Forward, of.forward), (MeasuredPhase::Backward, of.backward)] {
+                time.map_or(Ok(()), |time| works.take(&of.signature, phase, time, 1))?;
+            }
+            account.memories.insert((of.signature.clone(), kind.clone()), of.memory);
+            account.sizes.insert(of.signature, of.sizes);
+        }
+        account.works = works.packed();
+        account.count_samples();
+        Ok(account)
+    }
+
+    fn works(&self, kind: String, unit: Unit, share: f64) -> Works<'_> {
+        Works { kind, unit, share, software: &self.given.software, now: self.now, works: BTreeMap::new() }
+    }
+
+    fn source<'a>(
+        &self,
+        format: &str,
+        parts: impl IntoIterator<Item = (&'a str, Option<String>)>,
+        unit: Unit,
+        share: Option<f64>,
+    ) -> Source {
+        let rest = [
+            ("unit", Some(unit.to_string())),
+            ("backward split", share.map(split_text)),
+            ("software", self.given.software_text()),
+        ];
+        let how = reading(format, parts.into_iter().chain(rest));
+        Source::of_file(&content_of(self.text.as_bytes()), self.name, &how, self.now)
+    }
+}
+
+impl Given {
+    /// The software, quoted, if there is one.
+    pub(super) fn software_text(&self) -> Option<String> {
+        (!self.software.is_empty()).then(|| format!("{:?}", self.software))
+    }
+
+    /// What only Sailor's files take.
+    pub(super) fn no_facts(&self, what: &'static str) -> Result<(), ImportError> {
+        for (flag, is_given) in [("--dtype", self.facts.dtype.is_some()), ("--sequence", self.facts.sequence.is_some())]
+        {
+            if is_given {
+                return Err(ImportError::NotItsOwn { what, flag });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The input gradient's share of a backward, which must be given where there is one.

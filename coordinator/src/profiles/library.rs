@@ -1,18 +1,21 @@
 //! A store of profiles: one SQLite file in a folder of the user or the project, into which runs and files are merged.
 //!
 //! 1. A merge is one transaction: a killed one leaves the state before or after it, and of two at once both count.
-//! 2. An account of a source takes the place of what was known of it, if it has more samples; so merging is idempotent,
-//!    along whatever way an account came.
-//! 3. The file uses a rollback journal, not a write-ahead log: it may lie on a file system that a cluster shares.
+//! 2. Of the accounts of an origin the last in their order counts ([`Account::replaces`]), so merging is idempotent and
+//!    commutes, along whatever way an account came.
+//! 3. To import a file is to say how it is read from now on: that reading counts, whatever the clock says.
+//! 4. The file uses a rollback journal, not a write-ahead log: it may lie on a file system that a cluster shares.
 //!
-//! Left out on purpose: removing a source. A file that was imported wrongly is imported again, and that state counts.
+//! Left out on purpose: a memory of what was removed. A store that still has a source brings it back when it is merged.
 
-use super::account::{Account, Collection, EMULATED};
+use super::account::{Account, Collection, EMULATED, Source};
 use super::error::LibraryError;
 use super::exchange;
 use super::tables::{self, TableError};
+use crate::store::reading::{self, ReadingError};
 use crate::store::{self, StoreError};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,17 +34,30 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TEXT_BYTES_MAX: u64 = 1 << 30;
 
 /// What became of an account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Merged {
-    /// Its source was not known.
+    /// Its origin was not known.
     New,
     /// Its source was known with so many samples, and is now known better.
     Grown {
         /// Samples before.
         from: u64,
     },
+    /// It took the place of another reading of the same file.
+    Replaced {
+        /// What that was.
+        former: Source,
+    },
     /// It was there already, with as many samples or more.
-    Known,
+    Known {
+        /// What is there.
+        known: Source,
+    },
+    /// Another reading of the same file is there, a later one.
+    Outdated {
+        /// What that is.
+        by: Source,
+    },
 }
 
 /// A store of profiles, open for writing.
@@ -60,7 +76,7 @@ impl Library {
         std::fs::create_dir_all(dir).map_err(environment)?;
         let path = dir.join(FILE);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-        let connection = connect(&path, flags)?;
+        let connection = connect(&path, Connection::open_with_flags(&path, flags))?;
         Ok(Library { path, connection })
     }
 
@@ -74,33 +90,87 @@ impl Library {
     /// # Errors
     /// The file fails; nothing is changed then.
     pub fn merge(&mut self, accounts: &[Account], now: u64) -> Result<Vec<Merged>, LibraryError> {
+        self.import(accounts, &BTreeSet::new(), now)
+    }
+
+    /// [`Library::merge`], where the accounts of some origins are files that were read just now: their reading counts.
+    ///
+    /// # Errors
+    /// The file fails; nothing is changed then.
+    pub fn import(
+        &mut self,
+        accounts: &[Account],
+        read_now: &BTreeSet<String>,
+        now: u64,
+    ) -> Result<Vec<Merged>, LibraryError> {
         let path = self.path.clone();
-        let merged = merge(&mut self.connection, accounts, now);
+        let merged = merge(&mut self.connection, accounts, read_now, now);
         merged.map_err(|error| of_tables(&path, error))
+    }
+
+    /// Removes sources with all they told, all or none. Gives what went.
+    ///
+    /// # Errors
+    /// The file fails; nothing is changed then.
+    pub fn remove(&mut self, ids: &[&str]) -> Result<Vec<Account>, LibraryError> {
+        let path = self.path.clone();
+        let mut remove = || -> Result<Vec<Account>, TableError> {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut went = Vec::new();
+            for source in tables::sources(&transaction)?.into_iter().filter(|source| ids.contains(&source.id.as_str()))
+            {
+                went.push(tables::account(&transaction, source)?);
+            }
+            went.iter().try_for_each(|account| tables::remove(&transaction, &account.source.id))?;
+            transaction.commit()?;
+            Ok(went)
+        };
+        remove().map_err(|error| of_tables(&path, error))
     }
 }
 
-fn merge(connection: &mut Connection, accounts: &[Account], now: u64) -> Result<Vec<Merged>, TableError> {
+fn merge(
+    connection: &mut Connection,
+    accounts: &[Account],
+    read_now: &BTreeSet<String>,
+    now: u64,
+) -> Result<Vec<Merged>, TableError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut known = tables::sources(&transaction)?;
+    let by_origin = |source: Source| (source.origin().to_owned(), source);
+    let mut all: BTreeMap<String, Source> = tables::sources(&transaction)?.into_iter().map(by_origin).collect();
     let mut merged = Vec::with_capacity(accounts.len());
     for account in accounts {
-        let before = known.iter().position(|known| known.id == account.source.id);
-        let became = match before.map(|at| &known[at]) {
-            None => Merged::New,
-            Some(before) if account.replaces(before) => Merged::Grown { from: before.samples },
-            Some(_) => Merged::Known,
-        };
-        merged.push(became);
-        if became != Merged::Known {
-            let mut account = account.clone();
+        let mut account = account.clone();
+        let origin = account.source.origin().to_owned();
+        let Some(known) = all.get(&origin).cloned() else {
             account.source.merged = now;
             tables::replace_account(&transaction, &account)?;
-            match before {
-                Some(at) => known[at] = account.source,
-                None => known.push(account.source),
-            }
+            all.insert(origin, account.source);
+            merged.push(Merged::New);
+            continue;
+        };
+        let is_same = known.id == account.source.id;
+        let mut replaces = false;
+        if !read_now.contains(&origin) {
+            replaces = account.replaces(&tables::account(&transaction, known.clone())?);
+        } else if !is_same {
+            // The clock may have been set back, or the second be the same.
+            account.source.last_seen = account.source.last_seen.max(known.last_seen.saturating_add(1));
+            replaces = true;
         }
+        let samples = account.source.samples;
+        if replaces {
+            tables::remove(&transaction, &known.id)?;
+            account.source.merged = now;
+            tables::replace_account(&transaction, &account)?;
+            all.insert(origin, account.source);
+        }
+        merged.push(match (is_same, replaces) {
+            (true, true) if samples > known.samples => Merged::Grown { from: known.samples },
+            (true, _) => Merged::Known { known },
+            (false, true) => Merged::Replaced { former: known },
+            (false, false) => Merged::Outdated { by: known },
+        });
     }
     transaction.commit()?;
     Ok(merged)
@@ -171,11 +241,23 @@ pub fn emulated(dir: &Path) -> Option<String> {
 }
 
 fn read_library(path: &Path) -> Result<Collection, LibraryError> {
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let environment = |source| LibraryError::Environment { path: path.to_owned(), source };
+    // The folder may be one that nobody can write to.
+    let opened = match reading::open(path) {
+        Ok(connection) => Ok(connection),
+        Err(ReadingError::Database(error)) => Err(error),
+        Err(ReadingError::Io(source)) => return Err(environment(source)),
+        Err(unfinished @ ReadingError::Unfinished(_)) => return Err(environment(std::io::Error::other(unfinished))),
+    };
+    let connection = connect(path, opened)?;
     let accounts = || -> Result<Collection, TableError> {
         // One transaction: a merge that ends meanwhile is seen as a whole or not at all.
         let transaction = connection.unchecked_transaction()?;
         let mut collection = Collection::default();
+        if state(&transaction)? == (0, 0, 0) {
+            // Another process is about to give it its tables.
+            return Ok(collection);
+        }
         for source in tables::sources(&transaction)? {
             collection.take(tables::account(&transaction, source)?);
         }
@@ -211,14 +293,19 @@ fn of_tables(path: &Path, error: TableError) -> LibraryError {
     }
 }
 
-/// Opens the file, checks that it is ours, and gives an empty one its tables.
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, LibraryError> {
+/// Checks that the file is ours, and gives an empty one its tables if it may be written.
+fn connect(path: &Path, opened: rusqlite::Result<Connection>) -> Result<Connection, LibraryError> {
     let of = |error| LibraryError::of(path, error);
-    let mut connection = Connection::open_with_flags(path, flags).map_err(of)?;
+    let mut connection = opened.map_err(of)?;
     connection.busy_timeout(PATIENCE).map_err(of)?;
     // At one instant: another process may be giving it its tables.
     let found = connection.transaction().and_then(|reading| state(&reading)).map_err(of)?;
-    let found = if found == (0, 0, 0) { create(&mut connection).map_err(of)? } else { found };
+    let is_read = connection.pragma_query_value(None, "query_only", |row| row.get::<_, i32>(0)).map_err(of)? != 0;
+    let found = match found {
+        (0, 0, 0) if is_read => return Ok(connection),
+        (0, 0, 0) => create(&mut connection).map_err(of)?,
+        found => found,
+    };
     match found {
         (APPLICATION, VERSION, _) => Ok(connection),
         (APPLICATION, found, _) => Err(LibraryError::Version { path: path.to_owned(), found }),

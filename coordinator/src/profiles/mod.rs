@@ -10,6 +10,7 @@ pub mod account;
 mod aceso;
 pub mod cells;
 pub mod columns;
+pub mod doubt;
 mod error;
 pub mod evidence;
 pub mod exchange;
@@ -20,12 +21,16 @@ pub mod library;
 pub mod measurement;
 pub mod sailor;
 pub mod sketch;
+mod source;
 pub mod straggler;
 pub(crate) mod tables;
+mod text;
 
 pub use adaptis_coordinator_core::predict::{CannotPredict, Prediction, Predictor, Source};
 pub use error::LibraryError;
 pub use measurement::{Cell, MeasuredPhase, Measurement, condense};
+pub use source::content_of;
+pub use text::NoJson;
 
 /// The wall clock in seconds since 1970: profiles outlive every other clock.
 pub fn now() -> u64 {

@@ -19,6 +19,7 @@
 
 use super::kind::kind_of;
 use super::measurement::{Cell, MeasuredPhase, Measurement};
+use super::text::{self, NoJson};
 use serde_json::Value;
 use std::fmt;
 
@@ -91,8 +92,8 @@ pub enum SailorError {
     #[error("the name does not say what was measured: name it MODEL.GPU.json, as in OPT-30.A100-40.json")]
     Name,
     /// Not JSON.
-    #[error("{0}")]
-    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Json(#[from] NoJson),
     /// Not of the shape.
     #[error("{path}: expected {expected}, found {found}")]
     Shape {
@@ -155,7 +156,7 @@ pub fn read(name: &str, text: &str, facts: &Facts) -> Result<SailorFile, SailorE
 /// As of [`read`].
 pub fn read_as(name: &str, text: &str, facts: &Facts, known: &[LayerType]) -> Result<SailorFile, SailorError> {
     let (model, kind) = named(name).ok_or(SailorError::Name)?;
-    let root: Value = serde_json::from_str(text)?;
+    let root = text::json(text)?;
     let settings = settings(&root)?;
     let mut layers = types(&settings);
     if layers.is_empty() {
@@ -343,7 +344,7 @@ mod tests {
     #[test]
     fn damage_is_refused_with_its_place() {
         for (text, said) in [
-            ("", "EOF"),
+            ("", "the file ends in the middle"),
             ("[]", "file: expected an object with whole numbers as keys, found a list"),
             ("null", "file: expected an object"),
             ("{}", "no layer has an entry"),

@@ -209,12 +209,7 @@ fn distribution(row: &Row<'_>, at: usize) -> Result<Distribution, TableError> {
 /// Writes all that a source tells, in the place of what was known of it.
 pub(crate) fn replace_account(connection: &Connection, account: &Account) -> Result<(), TableError> {
     let id = &account.source.id;
-    for table in OF_SOURCE {
-        connection.prepare_cached(&format!("DELETE FROM {table} WHERE source = ?"))?.execute([id])?;
-    }
-    if has_rates(connection)? {
-        connection.execute("DELETE FROM rates WHERE source = ?", [id])?;
-    }
+    remove(connection, id)?;
     account.rates.iter().try_for_each(|(kind, rates)| put_rates(connection, id, kind, rates))?;
     put_source(connection, &account.source)?;
     for (key, distribution) in &account.works {
@@ -240,6 +235,18 @@ pub(crate) fn replace_account(connection: &Connection, account: &Account) -> Res
     for (kind, memory) in &account.kinds {
         put_kind(connection, id, kind, memory)?;
     }
+    Ok(())
+}
+
+/// Removes a source with all that it tells.
+pub(crate) fn remove(connection: &Connection, id: &str) -> Result<(), TableError> {
+    for table in OF_SOURCE {
+        connection.prepare_cached(&format!("DELETE FROM {table} WHERE source = ?"))?.execute([id])?;
+    }
+    if has_rates(connection)? {
+        connection.execute("DELETE FROM rates WHERE source = ?", [id])?;
+    }
+    connection.execute("DELETE FROM sources WHERE id = ?", [id])?;
     Ok(())
 }
 

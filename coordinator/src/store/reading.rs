@@ -34,7 +34,6 @@ pub(crate) enum ReadingError {
 pub(crate) fn open(path: &Path) -> Result<Connection, ReadingError> {
     std::fs::File::open(path).map_err(ReadingError::Io)?;
     let tried = probed(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE));
-    let log = log_of(path);
     let error = match tried {
         Ok(connection) => return Ok(connection),
         Err(error) => error,
@@ -43,7 +42,9 @@ pub(crate) fn open(path: &Path) -> Result<Connection, ReadingError> {
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {}
         _ => return Err(ReadingError::Database(error)),
     }
-    if std::fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+    // Of a write-ahead log, or of a rollback journal.
+    let logs = ["-wal", "-journal"].map(|end| beside(path, end));
+    if let Some(log) = logs.into_iter().find(|log| std::fs::metadata(log).is_ok_and(|log| log.len() > 0)) {
         return Err(ReadingError::Unfinished(log));
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
@@ -59,9 +60,9 @@ fn probed(opened: rusqlite::Result<Connection>) -> rusqlite::Result<Connection> 
     Ok(connection)
 }
 
-fn log_of(path: &Path) -> PathBuf {
+fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = OsString::from(path);
-    name.push("-wal");
+    name.push(end);
     PathBuf::from(name)
 }
 

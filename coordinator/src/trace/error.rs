@@ -15,7 +15,10 @@ pub enum TraceError {
         what: String,
     },
     /// It is compressed in a way that this build does not read.
-    #[error("compressed with {codec}: write it again uncompressed or with Snappy")]
+    #[error(
+        "compressed with {codec}, which this build does not read: write it again with Snappy, as by python3 -c \"import \
+         pyarrow.parquet as p; p.write_table(p.read_table('trace.parquet'), 'snappy.parquet', compression='snappy')\""
+    )]
     Codec {
         /// Which way.
         codec: String,
@@ -96,11 +99,39 @@ pub enum TraceError {
 impl TraceError {
     pub(super) fn of_parquet(error: &ParquetError) -> TraceError {
         match error {
-            ParquetError::NYI(what) => TraceError::Codec { codec: what.clone() },
+            ParquetError::NYI(what) => TraceError::Codec { codec: codec(what) },
             ParquetError::General(what) if what.contains("codec") || what.contains("feature") => {
-                TraceError::Codec { codec: what.clone() }
+                TraceError::Codec { codec: codec(what) }
             }
             other => TraceError::NotParquet { what: other.to_string() },
+        }
+    }
+}
+
+/// The name of a compression in what the reader says of it; all of that where it names none that is in use.
+fn codec(said: &str) -> String {
+    let lower = said.to_ascii_lowercase();
+    let known = [("zstd", "Zstandard"), ("gzip", "gzip"), ("flate2", "gzip"), ("brotli", "Brotli"), ("lz4", "LZ4")];
+    let found = known.iter().find(|(word, _)| lower.contains(word));
+    found.map_or_else(|| said.to_owned(), |(_, name)| (*name).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compression_is_named_with_what_to_do() {
+        for (said, name) in [
+            ("Disabled feature at compile time: zstd", "Zstandard"),
+            ("Disabled feature at compile time: flate2", "gzip"),
+            ("unknown codec 9", "unknown codec 9"),
+        ] {
+            let text = TraceError::of_parquet(&ParquetError::General(said.to_owned())).to_string();
+            assert!(
+                text.starts_with(&format!("compressed with {name}, ")) && text.contains("compression='snappy'"),
+                "{text}"
+            );
         }
     }
 }
