@@ -27,56 +27,136 @@ struct Cell {
 
 const NONE: Cell = Cell { latest: f64::INFINITY, squares: f64::INFINITY, from: 0 };
 
-/// The best last pass over an order of devices, after `passes` that give each `first` layers; in the same direction, or
-/// `turned` back. None where layers are too few or something is pinned.
-pub(crate) fn split(
-    costs: &Costs,
-    rules: &Rules,
-    order: &[u32],
-    (first, passes): (usize, usize),
+/// Layers of a short stage, at most.
+const FIRST_MAX: usize = 3;
+/// Passes of short stages, at most.
+const PASSES_MAX: usize = 3;
+/// Recomputed passes of short stages, in halves.
+const EASED_HALVES: [usize; 4] = [0, 2, 3, 4];
+/// A layer that takes less than this share of the longest is not counted.
+const SLIGHT: f64 = 0.15;
+
+/// What comes before the last pass, and how that goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lead {
+    /// Layers of a short stage; those that take next to nothing are not counted.
+    first: usize,
+    /// Short stages, over the devices in turn.
+    count: usize,
+    /// Every second pass of them goes back.
+    is_wave: bool,
+    /// The first so many of them are recomputed.
+    eased: usize,
+    /// Place of the device with which the last pass begins; it goes on from there, or back.
+    last: usize,
     turned: bool,
-) -> Option<Shape> {
+}
+
+impl Lead {
+    /// One pass of short stages.
+    pub(super) fn whole(devices: usize) -> Vec<Self> {
+        let lead = |first| Self { first, count: devices, is_wave: false, eased: 0, last: 0, turned: false };
+        let both = |first| [lead(first), Self { last: devices - 1, turned: true, ..lead(first) }];
+        (1..=FIRST_MAX).flat_map(both).collect()
+    }
+
+    /// Any number of short stages, the last pass before them or beside them; none recomputed.
+    pub(super) fn all(devices: usize) -> Vec<Self> {
+        let counts = (1..=FIRST_MAX).flat_map(|first| (1..=PASSES_MAX * devices).map(move |count| (first, count)));
+        let ways = counts.flat_map(|(first, count)| [false, true].map(|is_wave| (first, count, is_wave)));
+        let leads = ways.filter(|&(_, count, is_wave)| !is_wave || count > devices).flat_map(|(first, count, is_wave)| {
+            let goes_back = is_wave && (count - 1) / devices % 2 == 1;
+            let place = place(devices, is_wave, count - 1);
+            let next = (place + if goes_back { devices - 1 } else { 1 }) % devices;
+            let lasts = [(next, goes_back), (next, !goes_back), (place, !goes_back)];
+            lasts.map(|(last, turned)| Self { first, count, is_wave, eased: 0, last, turned })
+        });
+        leads.collect()
+    }
+
+    /// With more and more of its short stages recomputed.
+    pub(super) fn eased(self, devices: usize) -> impl Iterator<Item = Self> {
+        let mut eased = EASED_HALVES.map(|halves| (halves * devices / 2).min(self.count)).to_vec();
+        eased.dedup();
+        eased.into_iter().skip(1).map(move |eased| Self { eased, ..self })
+    }
+}
+
+/// Place of the device of a short stage.
+fn place(devices: usize, is_wave: bool, short: usize) -> usize {
+    let (pass, place) = (short / devices, short % devices);
+    if is_wave && pass % 2 == 1 { devices - 1 - place } else { place }
+}
+
+/// Steps of the dynamic program, at most.
+pub(super) fn steps(costs: &Costs, devices: usize) -> u64 {
+    (devices * costs.layers * width(costs.layers, devices)) as u64
+}
+
+/// Layers of a stage of the last pass, at most.
+fn width(layers: usize, devices: usize) -> usize {
+    layers.div_ceil(devices) * RUN_MAX + 1
+}
+
+/// The best last pass over an order of devices, after a lead of short stages. None where layers are too few or something
+/// is pinned.
+pub(crate) fn split(costs: &Costs, rules: &Rules, order: &[u32], lead: &Lead) -> Option<Shape> {
     let (layers, count) = (costs.layers, order.len());
-    let begun = count * first * passes;
-    if !rules.free || begun + count > layers {
+    if !rules.free {
         return None;
     }
-    let mut stages: Vec<Slot> = Vec::with_capacity(2 * count);
-    let mut begins: Vec<(u32, f64)> = Vec::with_capacity(count);
+    let own_ns = |layer: usize| {
+        let cost = costs.layer(order[0] as usize, layer);
+        (cost.forward_ns + cost.input_gradient_ns + cost.weight_gradient_ns) as f64
+    };
+    let slight_ns = (0..layers).map(own_ns).fold(0.0, f64::max) * SLIGHT;
+    let mut stages: Vec<Slot> = Vec::with_capacity(lead.count + count);
+    // When each place starts, and then what all microbatches take of it.
+    let mut begins: Vec<Option<f64>> = vec![None; count];
+    let mut busy_ns: Vec<f64> = vec![0.0; count];
     let mut start_ns = 0.0;
-    let recompute = vec![false; layers];
-    for (place, &device) in order.iter().enumerate() {
-        let slot = Slot { start: (place * first) as u32, end: ((place + 1) * first) as u32, device };
+    let mut recompute = vec![false; layers];
+    let mut begun = 0;
+    for short in 0..lead.count {
+        let place = place(count, lead.is_wave, short);
+        let device = order[place];
+        let mut end = begun;
+        let mut counted = 0;
+        while end < layers && counted < lead.first {
+            counted += usize::from(own_ns(end) >= slight_ns);
+            end += 1;
+        }
+        if counted < lead.first {
+            return None;
+        }
+        let slot = Slot { start: begun as u32, end: end as u32, device };
+        recompute[slot.range()].fill(short < lead.eased);
         let cost = costs.stage(device as usize, slot.range(), &recompute);
-        let load_ns: f64 = cost.ns[..3].iter().map(|&ns| ns as f64).sum();
-        begins.push((device, start_ns + load_ns * costs.microbatches as f64));
+        begins[place].get_or_insert(start_ns);
+        busy_ns[place] += cost.ns[..3].iter().map(|&ns| ns as f64).sum::<f64>() * costs.microbatches as f64;
         start_ns += cost.ns[0] as f64;
-        if let Some(&next) = order.get(place + 1) {
-            let bytes = costs.output_bytes[slot.end as usize - 1];
-            let (transfer_ns, latency_ns) = costs.transfer(device as usize, next as usize, bytes);
+        let next = order[self::place(count, lead.is_wave, short + 1)];
+        if next != device && end < layers {
+            let (transfer_ns, latency_ns) = costs.transfer(device as usize, next as usize, costs.output_bytes[end - 1]);
             start_ns += (transfer_ns + latency_ns) as f64;
         }
         stages.push(slot);
+        begun = end;
     }
-    for pass in 1..passes {
-        for (place, &device) in order.iter().enumerate() {
-            let start = ((pass * count + place) * first) as u32;
-            let slot = Slot { start, end: start + first as u32, device };
-            begins[place].1 += costs.stage(device as usize, slot.range(), &recompute).ns[..3].iter().sum::<u64>()
-                as f64
-                * costs.microbatches as f64;
-            stages.push(slot);
-        }
+    if begun + count > layers {
+        return None;
     }
-    if turned {
-        begins.reverse();
-    }
-    let width = (layers - begun).div_ceil(count) * RUN_MAX + 1;
+    let places: Vec<usize> = (0..count)
+        .map(|step| if lead.turned { (lead.last + count - step) % count } else { (lead.last + step) % count })
+        .collect();
+    let width = width(layers - begun, count);
     let mut rows: Vec<Vec<Cell>> = vec![vec![NONE; layers + 1]];
     rows[0][begun] = Cell { latest: 0.0, squares: 0.0, from: 0 };
-    for (place, &(device, begin_ns)) in begins.iter().enumerate() {
+    for (row_number, &place) in places.iter().enumerate() {
+        let device = order[place];
+        let begin_ns = begins[place].unwrap_or(start_ns) + busy_ns[place];
         let sums = whole_sums(costs, device as usize);
-        let before = &rows[place];
+        let before = &rows[row_number];
         let mut row = vec![NONE; layers + 1];
         for start in (begun..=layers).filter(|&start| before[start].latest.is_finite()) {
             let held = before[start];
@@ -98,14 +178,15 @@ pub(crate) fn split(
         return None;
     }
     let mut end = layers as u32;
-    for (place, &(device, _)) in begins.iter().enumerate().rev() {
-        let start = rows[place + 1][end as usize].from;
+    for (row_number, &place) in places.iter().enumerate().rev() {
+        let start = rows[row_number + 1][end as usize].from;
         if start < end {
-            stages.insert(count * passes, Slot { start, end, device });
+            stages.insert(lead.count, Slot { start, end, device: order[place] });
         }
         end = start;
     }
     let mut shape = Shape::new(layers, stages);
+    shape.recompute = recompute;
     shape.merge();
     Some(shape)
 }
@@ -158,7 +239,8 @@ mod tests {
         let problem = problem(4, 35);
         let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
         for (turned, order) in [(false, [0, 1, 2, 3]), (true, [3, 2, 1, 0])] {
-            let shape = split(&costs, &rules, &[0, 1, 2, 3], (1, 1), turned).expect("layers suffice");
+            let lead = Lead { first: 1, count: 4, is_wave: false, eased: 0, last: order[0] as usize, turned };
+            let shape = split(&costs, &rules, &[0, 1, 2, 3], &lead).expect("layers suffice");
             let of = shape.device_of_layers();
             assert_eq!(of.len(), 35);
             assert_eq!(of[..4], [0, 1, 2, 3]);

@@ -2,7 +2,7 @@
 
 use super::relabel;
 use super::running::Running;
-use super::sketch::{Sketch, Trust};
+use super::sketch::{Estimate, Sketch, Trust};
 use super::{Control, Options, Progress};
 use crate::costs::Costs;
 use crate::listing::{Listing, admissible};
@@ -221,6 +221,12 @@ impl<'a> Judge<'a> {
     pub(crate) fn floor_ns(&mut self, shape: &Shape) -> f64 {
         self.spend_sketch(shape.stages.len());
         self.sketch.estimate(self.costs, shape, 0.0).floor_ns
+    }
+
+    /// About what an iteration of a shape takes.
+    pub(crate) fn estimate(&mut self, shape: &Shape) -> Estimate {
+        self.spend_sketch(shape.stages.len());
+        self.sketch.estimate(self.costs, shape, f64::INFINITY)
     }
 
     /// The best split over a sequence of devices; where pins leave none, the best without them, to be repaired.

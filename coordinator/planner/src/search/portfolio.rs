@@ -1,8 +1,8 @@
 //! Where the search starts: orders of devices, patterns of stages, named orders and the running plan.
 
 use super::RungKind;
-use super::early;
-use super::judge::{Candidate, Judge};
+use super::early::{self, Lead};
+use super::judge::{Candidate, Judge, STEPS_PER_INSTRUCTION};
 use crate::costs::Costs;
 use crate::partition::{Splitter, Weigh};
 use crate::random::Random;
@@ -43,9 +43,13 @@ const IN_FLIGHT: [usize; 7] = [100, 60, 30, 20, 12, 6, 0];
 /// Short passes with so many layers, and the last one turned back or not. From so many devices times microbatches on one
 /// of them is tried, on several orders of devices; below, where no device waits long for the first, up to three on one.
 const EARLY_MIN: usize = 1_000;
-const EARLY: [(usize, bool); 6] = [(1, false), (1, true), (2, false), (2, true), (3, false), (3, true)];
+const EARLY_GENES_LARGE: usize = 3;
+/// Elsewhere, by how long they likely take: so many are listed in so many ways, and so many of those in all.
+const EARLY_ORDERS_SMALL: usize = 1;
+const EARLY_MAX: usize = 80;
+const EARLY_GENES: usize = 5;
+const EARLY_KEPT: usize = 10;
 const EARLY_ORDERS: usize = 6;
-const EARLY_PASSES: usize = 3;
 /// With a running plan only this part of them.
 const RUNNING_SHARE: u64 = 5;
 /// Starts this much worse than the best are not looked at to their end.
@@ -311,26 +315,70 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
 }
 
 /// Shapes whose first passes over the devices are short: where there are many devices to wait for one another, and where
-/// memory binds with the first pass, which is held longest, recomputed.
+/// memory binds with the first passes, which are held longest, recomputed.
 fn offer_early(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
-    let (costs, rules) = (judge.costs, judge.rules);
-    let is_large = rules.usable.len() * costs.microbatches >= EARLY_MIN;
-    let (orders, passes, genes) = if is_large { (orders, 1, 3) } else { (&orders[..1], EARLY_PASSES, 5) };
-    let places = (1..=passes).flat_map(|passes| EARLY.map(|(first, turned)| (first, passes, turned)));
-    for ((first, passes, turned), order) in places.flat_map(|place| orders.iter().map(move |order| (place, order))) {
-        judge.worth = worth(judge, pool);
-        let Some(shape) = early::split(costs, rules, order, (first, passes), turned) else { continue };
-        let mut eased = shape.clone();
-        eased.recompute[..first * order.len()].fill(true);
-        for shape in [Some(shape), Some(eased).filter(|_| !is_large)].into_iter().flatten() {
-            if let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD[..genes]) {
-                pool.offer(judge, candidate);
+    let devices = judge.rules.usable.len();
+    if devices * judge.costs.microbatches >= EARLY_MIN || judge.homes().is_some() {
+        for shape in orders.iter().flat_map(|order| Lead::whole(devices).into_iter().map(move |lead| (order, lead))) {
+            if let Some(shape) = early::split(judge.costs, judge.rules, shape.0, &shape.1) {
+                offer_listed(judge, pool, &shape, &Genes::STANDARD[..EARLY_GENES_LARGE]);
             }
+            if judge.done() {
+                return;
+            }
+        }
+        return;
+    }
+    let mut likely: Vec<(f64, Shape)> = Vec::new();
+    for order in orders.iter().take(EARLY_ORDERS_SMALL) {
+        for lead in Lead::all(devices) {
+            let mut offer = |lead: Lead| {
+                let shape = early::split(judge.costs, judge.rules, order, &lead)?;
+                judge.work(early::steps(judge.costs, devices) / STEPS_PER_INSTRUCTION);
+                let estimate = judge.estimate(&shape);
+                likely.push((estimate.likely_ns, shape));
+                Some(estimate.is_tight)
+            };
+            if offer(lead) == Some(true) {
+                lead.eased(devices).for_each(|lead| {
+                    offer(lead);
+                });
+            }
+            if judge.done() {
+                return;
+            }
+        }
+    }
+    likely.sort_by(|a, b| a.0.total_cmp(&b.0));
+    likely.dedup_by(|a, b| a.1 == b.1);
+    likely.truncate(EARLY_MAX);
+    // A few listings tell which are worth the others.
+    let (few, others) = Genes::STANDARD.split_at(EARLY_GENES);
+    let mut listed: Vec<(f64, Shape)> = Vec::new();
+    for (_, shape) in likely {
+        if let Some(value) = offer_listed(judge, pool, &shape, few) {
+            listed.push((value, shape));
         }
         if judge.done() {
             return;
         }
     }
+    listed.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (_, shape) in listed.into_iter().take(EARLY_KEPT) {
+        offer_listed(judge, pool, &shape, others);
+        if judge.done() {
+            return;
+        }
+    }
+}
+
+/// The best of some listings of a shape, and what it is worth.
+fn offer_listed(judge: &mut Judge, pool: &mut Pool, shape: &Shape, genes: &[Genes]) -> Option<f64> {
+    judge.worth = worth(judge, pool);
+    let candidate = judge.best_listing(shape, genes)?;
+    let value = candidate.value;
+    pool.offer(judge, candidate);
+    Some(value)
 }
 
 /// What a start may be worth at most to be looked at to its end. Next to a running plan only what is better: the search
