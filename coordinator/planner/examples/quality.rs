@@ -66,7 +66,7 @@ fn main() {
         }
         println!();
         match found {
-            Ok(outcome) => { if let Ok(out) = std::env::var("OUT") { std::fs::write(out, serde_json::to_string(&outcome.plan).unwrap()).unwrap(); } println!(
+            Ok(outcome) => println!(
                 "  search {}  bound {:.1}  {} evaluations in {:.2} s  {} stages, {} layers recomputed  first {:?}, starts {starts:?}",
                 milliseconds(&problem, &outcome.plan),
                 outcome.lower_bound_ns as f64 / 1e6,
@@ -75,7 +75,7 @@ fn main() {
                 outcome.plan.stages.len(),
                 outcome.plan.stages.iter().map(|stage| stage.recompute.len()).sum::<usize>(),
                 first,
-            ) },
+            ),
             Err(error) => println!("  {error}"),
         }
     }

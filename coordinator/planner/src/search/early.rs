@@ -7,10 +7,17 @@
 //!   device 2                   4-5             23-27        ones wait for most of the model.
 //! ```
 //!
-//! With the short passes given, starts are known, and a dynamic program over the boundaries of the last minimises the
-//! latest of `start + microbatches x load` over the devices, then the sum of squares. Memory is left to the listing.
+//! The short ones are the lead: any number of stages over the devices in turn, or there and back. Where memory binds, the
+//! first of them, which are held longest, are recomputed; how long a lead is best, and where the last pass is to begin,
+//! depends on all of it, so every lead is sketched, and what is likely best is listed.
+//!
+//! With the lead given, starts are known, and a dynamic program over the boundaries of the last pass minimises the latest
+//! of `start + microbatches x load` over the devices, then the sum of squares. Memory is left to the listing.
 
+use super::judge::{Judge, STEPS_PER_INSTRUCTION};
+use super::portfolio::{Pool, worth};
 use crate::costs::Costs;
+use crate::recipe::Genes;
 use crate::rules::Rules;
 use crate::shape::{Shape, Slot};
 
@@ -27,6 +34,15 @@ struct Cell {
 
 const NONE: Cell = Cell { latest: f64::INFINITY, squares: f64::INFINITY, from: 0 };
 
+/// From so many devices times microbatches on, one whole pass of short stages is tried, on several orders of devices and
+/// listed in so many ways: there no device should wait long for the first.
+const LARGE: usize = 1_000;
+const LARGE_GENES: usize = 3;
+/// Elsewhere, on the first order, all leads by how long they likely take: so many are listed in so many ways, and so many
+/// of those in all.
+const LISTED_MAX: usize = 80;
+const GENES: usize = 5;
+const KEPT: usize = 10;
 /// Layers of a short stage, at most.
 const FIRST_MAX: usize = 3;
 /// Passes of short stages, at most.
@@ -64,13 +80,14 @@ impl Lead {
     pub(super) fn all(devices: usize) -> Vec<Self> {
         let counts = (1..=FIRST_MAX).flat_map(|first| (1..=PASSES_MAX * devices).map(move |count| (first, count)));
         let ways = counts.flat_map(|(first, count)| [false, true].map(|is_wave| (first, count, is_wave)));
-        let leads = ways.filter(|&(_, count, is_wave)| !is_wave || count > devices).flat_map(|(first, count, is_wave)| {
-            let goes_back = is_wave && (count - 1) / devices % 2 == 1;
-            let place = place(devices, is_wave, count - 1);
-            let next = (place + if goes_back { devices - 1 } else { 1 }) % devices;
-            let lasts = [(next, goes_back), (next, !goes_back), (place, !goes_back)];
-            lasts.map(|(last, turned)| Self { first, count, is_wave, eased: 0, last, turned })
-        });
+        let leads =
+            ways.filter(|&(_, count, is_wave)| !is_wave || count > devices).flat_map(|(first, count, is_wave)| {
+                let goes_back = is_wave && (count - 1) / devices % 2 == 1;
+                let place = place(devices, is_wave, count - 1);
+                let next = (place + if goes_back { devices - 1 } else { 1 }) % devices;
+                let lasts = [(next, goes_back), (next, !goes_back), (place, !goes_back)];
+                lasts.map(|(last, turned)| Self { first, count, is_wave, eased: 0, last, turned })
+            });
         leads.collect()
     }
 
@@ -96,6 +113,82 @@ pub(super) fn steps(costs: &Costs, devices: usize) -> u64 {
 /// Layers of a stage of the last pass, at most.
 fn width(layers: usize, devices: usize) -> usize {
     layers.div_ceil(devices) * RUN_MAX + 1
+}
+
+/// Shapes whose first passes over the devices are short: where there are many devices to wait for one another, and where
+/// memory binds with the first passes, which are held longest, recomputed.
+pub(super) fn offer(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
+    let devices = judge.rules.usable.len();
+    if devices * judge.costs.microbatches >= LARGE || judge.homes().is_some() {
+        for (lead, order) in Lead::whole(devices).iter().flat_map(|lead| orders.iter().map(move |order| (lead, order)))
+        {
+            if let Some(shape) = split(judge.costs, judge.rules, order, lead) {
+                offer_listed(judge, pool, &shape, &Genes::STANDARD[..LARGE_GENES]);
+            }
+            if judge.done() {
+                return;
+            }
+        }
+    } else if let Some(order) = orders.first() {
+        let shapes = likely(judge, order);
+        offer_best(judge, pool, shapes);
+    }
+}
+
+/// Shapes of all leads over an order of devices, those first that likely take least.
+fn likely(judge: &mut Judge, order: &[u32]) -> Vec<Shape> {
+    let devices = order.len();
+    let mut likely: Vec<(f64, Shape)> = Vec::new();
+    for lead in Lead::all(devices) {
+        let mut sketch = |lead: Lead| {
+            let shape = split(judge.costs, judge.rules, order, &lead)?;
+            judge.work(steps(judge.costs, devices) / STEPS_PER_INSTRUCTION);
+            let estimate = judge.estimate(&shape);
+            likely.push((estimate.likely_ns, shape));
+            Some(estimate.is_tight)
+        };
+        if sketch(lead) == Some(true) {
+            lead.eased(devices).for_each(|lead| {
+                sketch(lead);
+            });
+        }
+        if judge.done() {
+            break;
+        }
+    }
+    likely.sort_by(|a, b| a.0.total_cmp(&b.0));
+    likely.dedup_by(|a, b| a.1 == b.1);
+    likely.into_iter().map(|(_, shape)| shape).take(LISTED_MAX).collect()
+}
+
+/// Lists shapes; a few listings of each tell which are worth the others.
+fn offer_best(judge: &mut Judge, pool: &mut Pool, shapes: Vec<Shape>) {
+    let (few, others) = Genes::STANDARD.split_at(GENES);
+    let mut listed: Vec<(f64, Shape)> = Vec::new();
+    for shape in shapes {
+        if let Some(value) = offer_listed(judge, pool, &shape, few) {
+            listed.push((value, shape));
+        }
+        if judge.done() {
+            return;
+        }
+    }
+    listed.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (_, shape) in listed.into_iter().take(KEPT) {
+        offer_listed(judge, pool, &shape, others);
+        if judge.done() {
+            return;
+        }
+    }
+}
+
+/// The best of some listings of a shape, and what it is worth.
+fn offer_listed(judge: &mut Judge, pool: &mut Pool, shape: &Shape, genes: &[Genes]) -> Option<f64> {
+    judge.worth = worth(judge, pool);
+    let candidate = judge.best_listing(shape, genes)?;
+    let value = candidate.value;
+    pool.offer(judge, candidate);
+    Some(value)
 }
 
 /// The best last pass over an order of devices, after a lead of short stages. None where layers are too few or something
@@ -234,13 +327,19 @@ mod tests {
         Problem::new(8, layers, (0..devices).map(device).collect(), costs, Links::all(0, 1e12))
     }
 
+    const ORDER: [u32; 4] = [0, 1, 2, 3];
+
+    fn lead(count: usize) -> Lead {
+        Lead { first: 1, count, is_wave: false, eased: 0, last: 0, turned: false }
+    }
+
     #[test]
-    fn the_second_pass_evens_out_what_the_first_left() {
+    fn the_last_pass_evens_out_what_the_lead_left() {
         let problem = problem(4, 35);
         let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
         for (turned, order) in [(false, [0, 1, 2, 3]), (true, [3, 2, 1, 0])] {
-            let lead = Lead { first: 1, count: 4, is_wave: false, eased: 0, last: order[0] as usize, turned };
-            let shape = split(&costs, &rules, &[0, 1, 2, 3], &lead).expect("layers suffice");
+            let lead = Lead { last: order[0] as usize, turned, ..lead(4) };
+            let shape = split(&costs, &rules, &ORDER, &lead).expect("layers suffice");
             let of = shape.device_of_layers();
             assert_eq!(of.len(), 35);
             assert_eq!(of[..4], [0, 1, 2, 3]);
@@ -254,14 +353,54 @@ mod tests {
     }
 
     #[test]
+    fn a_lead_ends_anywhere_and_goes_back_where_it_is_a_wave() {
+        let problem = problem(4, 40);
+        let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
+        let of = |lead: &Lead| split(&costs, &rules, &ORDER, lead).expect("layers suffice").device_of_layers();
+        let cycle = Lead { last: 2, turned: true, ..lead(6) };
+        assert_eq!(of(&cycle)[..6], [0, 1, 2, 3, 0, 1]);
+        let mut last = of(&cycle)[6..].to_vec();
+        last.dedup();
+        assert_eq!(last, [2, 1, 0, 3]);
+        assert_eq!(of(&Lead { is_wave: true, last: 1, turned: true, ..cycle })[..6], [0, 1, 2, 3, 3, 2]);
+    }
+
+    #[test]
+    fn what_is_recomputed_is_counted() {
+        let problem = problem(4, 40);
+        let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
+        let shape = |eased| split(&costs, &rules, &ORDER, &Lead { eased, ..lead(4) }).expect("layers suffice");
+        assert_eq!(shape(2).recompute.iter().filter(|&&recomputed| recomputed).count(), 2);
+        assert!(shape(2).recompute[..2].iter().all(|&recomputed| recomputed));
+        let count = |eased: usize, device: u32| {
+            shape(eased).device_of_layers().iter().filter(|&&other| other == device).count()
+        };
+        // The devices that recompute have less of the last pass.
+        assert!(count(2, 0) <= count(0, 0) && count(2, 2) >= count(0, 2));
+        let all =
+            [lead(3), lead(4), lead(6), lead(12)].map(|lead| lead.eased(4).map(|lead| lead.eased).collect::<Vec<_>>());
+        assert_eq!(all, [vec![3], vec![4], vec![4, 6], vec![4, 6, 8]]);
+    }
+
+    #[test]
+    fn every_lead_begins_its_last_pass_at_a_device_and_none_comes_twice() {
+        let all = Lead::all(5);
+        for (at, lead) in all.iter().enumerate() {
+            assert!(lead.last < 5 && lead.count > 0);
+            assert!(!all[..at].contains(lead), "{lead:?}");
+        }
+    }
+
+    #[test]
     fn too_few_layers_and_pins_are_left_to_others() {
         let mut problem = problem(4, 8);
         let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
-        assert!(split(&costs, &rules, &[0, 1, 2, 3], (1, 1), false).is_some());
-        assert_eq!(split(&costs, &rules, &[0, 1, 2, 3], (2, 1), false), None);
+        assert!(split(&costs, &rules, &ORDER, &lead(4)).is_some());
+        assert_eq!(split(&costs, &rules, &ORDER, &Lead { first: 2, ..lead(4) }), None);
+        assert_eq!(split(&costs, &rules, &ORDER, &lead(9)), None);
         let pinned = vec![Pin { layer: 0, device: "gpu1".to_owned(), note: None }];
         problem.constraints = Constraints { pinned, ..Constraints::default() };
         let rules = Rules::new(&problem).expect("a pin contradicts nothing");
-        assert_eq!(split(&costs, &rules, &[0, 1, 2, 3], (1, 1), false), None);
+        assert_eq!(split(&costs, &rules, &ORDER, &lead(4)), None);
     }
 }

@@ -73,7 +73,20 @@ impl Island {
         let value = pool.members[0].value;
         let (cut, spent, out, gained_spent, gained_cut) = (0, 0, 0, 0, 0);
         let kind = None;
-        Self { pool, number, kind, is_fresh, cut, structure_steps, order_steps, spent, out, value, gained_spent, gained_cut }
+        Self {
+            pool,
+            number,
+            kind,
+            is_fresh,
+            cut,
+            structure_steps,
+            order_steps,
+            spent,
+            out,
+            value,
+            gained_spent,
+            gained_cut,
+        }
     }
 
     /// The round of the next task, of so many each, and its number there; counts it.

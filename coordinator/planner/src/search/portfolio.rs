@@ -1,8 +1,8 @@
 //! Where the search starts: orders of devices, patterns of stages, named orders and the running plan.
 
 use super::RungKind;
-use super::early::{self, Lead};
-use super::judge::{Candidate, Judge, STEPS_PER_INSTRUCTION};
+use super::early;
+use super::judge::{Candidate, Judge};
 use crate::costs::Costs;
 use crate::partition::{Splitter, Weigh};
 use crate::random::Random;
@@ -40,15 +40,7 @@ const STARTS_INSTRUCTIONS_MAX: u64 = 20_000_000;
 const IN_FLIGHT_ORDERS: [usize; 4] = [100, 50, 20, 8];
 const ORDER_SHAPES: usize = 2;
 const IN_FLIGHT: [usize; 7] = [100, 60, 30, 20, 12, 6, 0];
-/// Short passes with so many layers, and the last one turned back or not. From so many devices times microbatches on one
-/// of them is tried, on several orders of devices; below, where no device waits long for the first, up to three on one.
-const EARLY_MIN: usize = 1_000;
-const EARLY_GENES_LARGE: usize = 3;
-/// Elsewhere, by how long they likely take: so many are listed in so many ways, and so many of those in all.
-const EARLY_ORDERS_SMALL: usize = 1;
-const EARLY_MAX: usize = 80;
-const EARLY_GENES: usize = 5;
-const EARLY_KEPT: usize = 10;
+/// Orders on which short passes first are tried.
 const EARLY_ORDERS: usize = 6;
 /// With a running plan only this part of them.
 const RUNNING_SHARE: u64 = 5;
@@ -258,7 +250,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     if let Some(running) = running {
         orders.insert(0, running_order(rules, running));
     }
-    offer_early(judge, pool, &orders[..orders.len().min(EARLY_ORDERS)]);
+    early::offer(judge, pool, &orders[..orders.len().min(EARLY_ORDERS)]);
     for order in orders {
         judge.worth = worth(judge, pool);
         let mut value = f64::INFINITY;
@@ -314,76 +306,9 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     }
 }
 
-/// Shapes whose first passes over the devices are short: where there are many devices to wait for one another, and where
-/// memory binds with the first passes, which are held longest, recomputed.
-fn offer_early(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
-    let devices = judge.rules.usable.len();
-    if devices * judge.costs.microbatches >= EARLY_MIN || judge.homes().is_some() {
-        for shape in orders.iter().flat_map(|order| Lead::whole(devices).into_iter().map(move |lead| (order, lead))) {
-            if let Some(shape) = early::split(judge.costs, judge.rules, shape.0, &shape.1) {
-                offer_listed(judge, pool, &shape, &Genes::STANDARD[..EARLY_GENES_LARGE]);
-            }
-            if judge.done() {
-                return;
-            }
-        }
-        return;
-    }
-    let mut likely: Vec<(f64, Shape)> = Vec::new();
-    for order in orders.iter().take(EARLY_ORDERS_SMALL) {
-        for lead in Lead::all(devices) {
-            let mut offer = |lead: Lead| {
-                let shape = early::split(judge.costs, judge.rules, order, &lead)?;
-                judge.work(early::steps(judge.costs, devices) / STEPS_PER_INSTRUCTION);
-                let estimate = judge.estimate(&shape);
-                likely.push((estimate.likely_ns, shape));
-                Some(estimate.is_tight)
-            };
-            if offer(lead) == Some(true) {
-                lead.eased(devices).for_each(|lead| {
-                    offer(lead);
-                });
-            }
-            if judge.done() {
-                return;
-            }
-        }
-    }
-    likely.sort_by(|a, b| a.0.total_cmp(&b.0));
-    likely.dedup_by(|a, b| a.1 == b.1);
-    likely.truncate(EARLY_MAX);
-    // A few listings tell which are worth the others.
-    let (few, others) = Genes::STANDARD.split_at(EARLY_GENES);
-    let mut listed: Vec<(f64, Shape)> = Vec::new();
-    for (_, shape) in likely {
-        if let Some(value) = offer_listed(judge, pool, &shape, few) {
-            listed.push((value, shape));
-        }
-        if judge.done() {
-            return;
-        }
-    }
-    listed.sort_by(|a, b| a.0.total_cmp(&b.0));
-    for (_, shape) in listed.into_iter().take(EARLY_KEPT) {
-        offer_listed(judge, pool, &shape, others);
-        if judge.done() {
-            return;
-        }
-    }
-}
-
-/// The best of some listings of a shape, and what it is worth.
-fn offer_listed(judge: &mut Judge, pool: &mut Pool, shape: &Shape, genes: &[Genes]) -> Option<f64> {
-    judge.worth = worth(judge, pool);
-    let candidate = judge.best_listing(shape, genes)?;
-    let value = candidate.value;
-    pool.offer(judge, candidate);
-    Some(value)
-}
-
 /// What a start may be worth at most to be looked at to its end. Next to a running plan only what is better: the search
 /// goes on from there.
-fn worth(judge: &Judge, pool: &Pool) -> f64 {
+pub(super) fn worth(judge: &Judge, pool: &Pool) -> f64 {
     let factor = if judge.homes().is_some() { 1.0 } else { START_WORTH };
     pool.members.first().map_or(f64::INFINITY, |best| best.value * factor)
 }
