@@ -43,6 +43,8 @@ const LARGE_GENES: usize = 3;
 const LISTED_MAX: usize = 80;
 const GENES: usize = 5;
 const KEPT: usize = 10;
+/// Beside a running plan, where time is short, so many times fewer.
+const RUNNING_SHARE: usize = 4;
 /// Layers of a short stage, at most.
 const FIRST_MAX: usize = 3;
 /// Passes of short stages, at most.
@@ -69,11 +71,13 @@ pub(super) struct Lead {
 }
 
 impl Lead {
-    /// One pass of short stages.
-    pub(super) fn whole(devices: usize) -> Vec<Self> {
-        let lead = |first| Self { first, count: devices, is_wave: false, eased: 0, last: 0, turned: false };
-        let both = |first| [lead(first), Self { last: devices - 1, turned: true, ..lead(first) }];
-        (1..=FIRST_MAX).flat_map(both).collect()
+    /// Whole passes of short stages, up to so many.
+    pub(super) fn whole(devices: usize, passes: usize) -> Vec<Self> {
+        let lead =
+            |first, passes| Self { first, count: passes * devices, is_wave: false, eased: 0, last: 0, turned: false };
+        let both = |lead: Self| [lead, Self { last: devices - 1, turned: true, ..lead }];
+        let leads = (1..=passes).flat_map(|passes| (1..=FIRST_MAX).map(move |first| lead(first, passes)));
+        leads.flat_map(both).collect()
     }
 
     /// Any number of short stages, the last pass before them or beside them; none recomputed.
@@ -119,19 +123,34 @@ fn width(layers: usize, devices: usize) -> usize {
 /// memory binds with the first passes, which are held longest, recomputed.
 pub(super) fn offer(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
     let devices = judge.rules.usable.len();
-    if devices * judge.costs.microbatches >= LARGE || judge.homes().is_some() {
-        for (lead, order) in Lead::whole(devices).iter().flat_map(|lead| orders.iter().map(move |order| (lead, order)))
-        {
-            if let Some(shape) = split(judge.costs, judge.rules, order, lead) {
-                offer_listed(judge, pool, &shape, &Genes::STANDARD[..LARGE_GENES]);
-            }
-            if judge.done() {
-                return;
+    if devices * judge.costs.microbatches >= LARGE {
+        for order in orders {
+            for lead in Lead::whole(devices, 1) {
+                offer_lead(judge, pool, order, &lead, LARGE_GENES);
+                if judge.done() {
+                    return;
+                }
             }
         }
-    } else if let Some(order) = orders.first() {
-        let shapes = likely(judge, order);
+    } else if judge.homes().is_some() {
+        // Next to a running plan they seldom pay.
+        for lead in Lead::whole(devices, PASSES_MAX) {
+            for eased in [0, devices] {
+                offer_lead(judge, pool, &orders[0], &Lead { eased, ..lead }, GENES);
+                if judge.done() {
+                    return;
+                }
+            }
+        }
+    } else {
+        let shapes = likely(judge, &orders[0]);
         offer_best(judge, pool, shapes);
+    }
+}
+
+fn offer_lead(judge: &mut Judge, pool: &mut Pool, order: &[u32], lead: &Lead, genes: usize) {
+    if let Some(shape) = split(judge.costs, judge.rules, order, lead) {
+        offer_listed(judge, pool, &shape, &Genes::STANDARD[..genes]);
     }
 }
 
@@ -158,7 +177,7 @@ fn likely(judge: &mut Judge, order: &[u32]) -> Vec<Shape> {
     }
     likely.sort_by(|a, b| a.0.total_cmp(&b.0));
     likely.dedup_by(|a, b| a.1 == b.1);
-    likely.into_iter().map(|(_, shape)| shape).take(LISTED_MAX).collect()
+    likely.into_iter().map(|(_, shape)| shape).take(LISTED_MAX / share(judge)).collect()
 }
 
 /// Lists shapes; a few listings of each tell which are worth the others.
@@ -174,12 +193,17 @@ fn offer_best(judge: &mut Judge, pool: &mut Pool, shapes: Vec<Shape>) {
         }
     }
     listed.sort_by(|a, b| a.0.total_cmp(&b.0));
-    for (_, shape) in listed.into_iter().take(KEPT) {
+    for (_, shape) in listed.into_iter().take(KEPT / share(judge)) {
         offer_listed(judge, pool, &shape, others);
         if judge.done() {
             return;
         }
     }
+}
+
+/// How many times fewer shapes are listed.
+fn share(judge: &Judge) -> usize {
+    if judge.has_running() { RUNNING_SHARE } else { 1 }
 }
 
 /// The best of some listings of a shape, and what it is worth.

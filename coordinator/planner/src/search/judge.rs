@@ -310,6 +310,11 @@ impl<'a> Judge<'a> {
         self.homes.filter(|_| !self.is_free)
     }
 
+    /// There is a running plan, to be stayed near to or not.
+    pub(crate) fn has_running(&self) -> bool {
+        self.homes.is_some()
+    }
+
     /// What moving layers to a device adds to the charge at least: sums over the layers before each, by device.
     pub(crate) fn tolls(&self) -> Vec<Vec<f64>> {
         let of = |device: u32| {
