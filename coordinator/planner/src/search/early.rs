@@ -7,10 +7,17 @@
 //!   device 2                   4-5             23-27        ones wait for most of the model.
 //! ```
 //!
-//! With the short passes given, starts are known, and a dynamic program over the boundaries of the last minimises the
-//! latest of `start + microbatches x load` over the devices, then the sum of squares. Memory is left to the listing.
+//! The short ones are the lead: any number of stages over the devices in turn, or there and back. Where memory binds, the
+//! first of them, which are held longest, are recomputed; how long a lead is best, and where the last pass is to begin,
+//! depends on all of it, so every lead is sketched, and what is likely best is listed.
+//!
+//! With the lead given, starts are known, and a dynamic program over the boundaries of the last pass minimises the latest
+//! of `start + microbatches x load` over the devices, then the sum of squares. Memory is left to the listing.
 
+use super::judge::{Judge, STEPS_PER_INSTRUCTION};
+use super::portfolio::{Pool, worth};
 use crate::costs::Costs;
+use crate::recipe::Genes;
 use crate::rules::Rules;
 use crate::shape::{Shape, Slot};
 
@@ -27,56 +34,246 @@ struct Cell {
 
 const NONE: Cell = Cell { latest: f64::INFINITY, squares: f64::INFINITY, from: 0 };
 
-/// The best last pass over an order of devices, after `passes` that give each `first` layers; in the same direction, or
-/// `turned` back. None where layers are too few or something is pinned.
-pub(crate) fn split(
-    costs: &Costs,
-    rules: &Rules,
-    order: &[u32],
-    (first, passes): (usize, usize),
+/// From so many devices times microbatches on, one whole pass of short stages is tried, on several orders of devices and
+/// listed in so many ways: there no device should wait long for the first.
+const LARGE: usize = 1_000;
+const LARGE_GENES: usize = 3;
+/// Elsewhere, on the first order, all leads by how long they likely take: so many are listed in so many ways, and so many
+/// of those in all.
+const LISTED_MAX: usize = 80;
+const GENES: usize = 5;
+const KEPT: usize = 10;
+/// Beside a running plan, where time is short, so many times fewer.
+const RUNNING_SHARE: usize = 4;
+/// Layers of a short stage, at most.
+const FIRST_MAX: usize = 3;
+/// Passes of short stages, at most.
+const PASSES_MAX: usize = 3;
+/// Recomputed passes of short stages, in halves.
+const EASED_HALVES: [usize; 4] = [0, 2, 3, 4];
+/// A layer that takes less than this share of the longest is not counted.
+const SLIGHT: f64 = 0.15;
+
+/// What comes before the last pass, and how that goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lead {
+    /// Layers of a short stage; those that take next to nothing are not counted.
+    first: usize,
+    /// Short stages, over the devices in turn.
+    count: usize,
+    /// Every second pass of them goes back.
+    is_wave: bool,
+    /// The first so many of them are recomputed.
+    eased: usize,
+    /// Place of the device with which the last pass begins; it goes on from there, or back.
+    last: usize,
     turned: bool,
-) -> Option<Shape> {
+}
+
+impl Lead {
+    /// Whole passes of short stages, up to so many.
+    pub(super) fn whole(devices: usize, passes: usize) -> Vec<Self> {
+        let lead =
+            |first, passes| Self { first, count: passes * devices, is_wave: false, eased: 0, last: 0, turned: false };
+        let both = |lead: Self| [lead, Self { last: devices - 1, turned: true, ..lead }];
+        let leads = (1..=passes).flat_map(|passes| (1..=FIRST_MAX).map(move |first| lead(first, passes)));
+        leads.flat_map(both).collect()
+    }
+
+    /// Any number of short stages, the last pass before them or beside them; none recomputed.
+    pub(super) fn all(devices: usize) -> Vec<Self> {
+        let counts = (1..=FIRST_MAX).flat_map(|first| (1..=PASSES_MAX * devices).map(move |count| (first, count)));
+        let ways = counts.flat_map(|(first, count)| [false, true].map(|is_wave| (first, count, is_wave)));
+        let leads =
+            ways.filter(|&(_, count, is_wave)| !is_wave || count > devices).flat_map(|(first, count, is_wave)| {
+                let goes_back = is_wave && (count - 1) / devices % 2 == 1;
+                let place = place(devices, is_wave, count - 1);
+                let next = (place + if goes_back { devices - 1 } else { 1 }) % devices;
+                let lasts = [(next, goes_back), (next, !goes_back), (place, !goes_back)];
+                lasts.map(|(last, turned)| Self { first, count, is_wave, eased: 0, last, turned })
+            });
+        leads.collect()
+    }
+
+    /// With more and more of its short stages recomputed.
+    pub(super) fn eased(self, devices: usize) -> impl Iterator<Item = Self> {
+        let mut eased = EASED_HALVES.map(|halves| (halves * devices / 2).min(self.count)).to_vec();
+        eased.dedup();
+        eased.into_iter().skip(1).map(move |eased| Self { eased, ..self })
+    }
+}
+
+/// Place of the device of a short stage.
+fn place(devices: usize, is_wave: bool, short: usize) -> usize {
+    let (pass, place) = (short / devices, short % devices);
+    if is_wave && pass % 2 == 1 { devices - 1 - place } else { place }
+}
+
+/// Steps of the dynamic program, at most.
+pub(super) fn steps(costs: &Costs, devices: usize) -> u64 {
+    (devices * costs.layers * width(costs.layers, devices)) as u64
+}
+
+/// Layers of a stage of the last pass, at most.
+fn width(layers: usize, devices: usize) -> usize {
+    layers.div_ceil(devices) * RUN_MAX + 1
+}
+
+/// Shapes whose first passes over the devices are short: where there are many devices to wait for one another, and where
+/// memory binds with the first passes, which are held longest, recomputed.
+pub(super) fn offer(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
+    let devices = judge.rules.usable.len();
+    if devices * judge.costs.microbatches >= LARGE {
+        for order in orders {
+            for lead in Lead::whole(devices, 1) {
+                offer_lead(judge, pool, order, &lead, LARGE_GENES);
+                if judge.done() {
+                    return;
+                }
+            }
+        }
+    } else if judge.homes().is_some() {
+        // Next to a running plan they seldom pay.
+        for lead in Lead::whole(devices, PASSES_MAX) {
+            for eased in [0, devices] {
+                offer_lead(judge, pool, &orders[0], &Lead { eased, ..lead }, GENES);
+                if judge.done() {
+                    return;
+                }
+            }
+        }
+    } else {
+        let shapes = likely(judge, &orders[0]);
+        offer_best(judge, pool, shapes);
+    }
+}
+
+fn offer_lead(judge: &mut Judge, pool: &mut Pool, order: &[u32], lead: &Lead, genes: usize) {
+    if let Some(shape) = split(judge.costs, judge.rules, order, lead) {
+        offer_listed(judge, pool, &shape, &Genes::STANDARD[..genes]);
+    }
+}
+
+/// Shapes of all leads over an order of devices, those first that likely take least.
+fn likely(judge: &mut Judge, order: &[u32]) -> Vec<Shape> {
+    let devices = order.len();
+    let mut likely: Vec<(f64, Shape)> = Vec::new();
+    for lead in Lead::all(devices) {
+        let mut sketch = |lead: Lead| {
+            let shape = split(judge.costs, judge.rules, order, &lead)?;
+            judge.work(steps(judge.costs, devices) / STEPS_PER_INSTRUCTION);
+            let estimate = judge.estimate(&shape);
+            likely.push((estimate.likely_ns, shape));
+            Some(estimate.is_tight)
+        };
+        if sketch(lead) == Some(true) {
+            lead.eased(devices).for_each(|lead| {
+                sketch(lead);
+            });
+        }
+        if judge.done() {
+            break;
+        }
+    }
+    likely.sort_by(|a, b| a.0.total_cmp(&b.0));
+    likely.dedup_by(|a, b| a.1 == b.1);
+    likely.into_iter().map(|(_, shape)| shape).take(LISTED_MAX / share(judge)).collect()
+}
+
+/// Lists shapes; a few listings of each tell which are worth the others.
+fn offer_best(judge: &mut Judge, pool: &mut Pool, shapes: Vec<Shape>) {
+    let (few, others) = Genes::STANDARD.split_at(GENES);
+    let mut listed: Vec<(f64, Shape)> = Vec::new();
+    for shape in shapes {
+        if let Some(value) = offer_listed(judge, pool, &shape, few) {
+            listed.push((value, shape));
+        }
+        if judge.done() {
+            return;
+        }
+    }
+    listed.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (_, shape) in listed.into_iter().take(KEPT / share(judge)) {
+        offer_listed(judge, pool, &shape, others);
+        if judge.done() {
+            return;
+        }
+    }
+}
+
+/// How many times fewer shapes are listed.
+fn share(judge: &Judge) -> usize {
+    if judge.has_running() { RUNNING_SHARE } else { 1 }
+}
+
+/// The best of some listings of a shape, and what it is worth.
+fn offer_listed(judge: &mut Judge, pool: &mut Pool, shape: &Shape, genes: &[Genes]) -> Option<f64> {
+    judge.worth = worth(judge, pool);
+    let candidate = judge.best_listing(shape, genes)?;
+    let value = candidate.value;
+    pool.offer(judge, candidate);
+    Some(value)
+}
+
+/// The best last pass over an order of devices, after a lead of short stages. None where layers are too few or something
+/// is pinned.
+pub(crate) fn split(costs: &Costs, rules: &Rules, order: &[u32], lead: &Lead) -> Option<Shape> {
     let (layers, count) = (costs.layers, order.len());
-    let begun = count * first * passes;
-    if !rules.free || begun + count > layers {
+    if !rules.free {
         return None;
     }
-    let mut stages: Vec<Slot> = Vec::with_capacity(2 * count);
-    let mut begins: Vec<(u32, f64)> = Vec::with_capacity(count);
+    let own_ns = |layer: usize| {
+        let cost = costs.layer(order[0] as usize, layer);
+        (cost.forward_ns + cost.input_gradient_ns + cost.weight_gradient_ns) as f64
+    };
+    let slight_ns = (0..layers).map(own_ns).fold(0.0, f64::max) * SLIGHT;
+    let mut stages: Vec<Slot> = Vec::with_capacity(lead.count + count);
+    // When each place starts, and then what all microbatches take of it.
+    let mut begins: Vec<Option<f64>> = vec![None; count];
+    let mut busy_ns: Vec<f64> = vec![0.0; count];
     let mut start_ns = 0.0;
-    let recompute = vec![false; layers];
-    for (place, &device) in order.iter().enumerate() {
-        let slot = Slot { start: (place * first) as u32, end: ((place + 1) * first) as u32, device };
+    let mut recompute = vec![false; layers];
+    let mut begun = 0;
+    for short in 0..lead.count {
+        let place = place(count, lead.is_wave, short);
+        let device = order[place];
+        let mut end = begun;
+        let mut counted = 0;
+        while end < layers && counted < lead.first {
+            counted += usize::from(own_ns(end) >= slight_ns);
+            end += 1;
+        }
+        if counted < lead.first {
+            return None;
+        }
+        let slot = Slot { start: begun as u32, end: end as u32, device };
+        recompute[slot.range()].fill(short < lead.eased);
         let cost = costs.stage(device as usize, slot.range(), &recompute);
-        let load_ns: f64 = cost.ns[..3].iter().map(|&ns| ns as f64).sum();
-        begins.push((device, start_ns + load_ns * costs.microbatches as f64));
+        begins[place].get_or_insert(start_ns);
+        busy_ns[place] += cost.ns[..3].iter().map(|&ns| ns as f64).sum::<f64>() * costs.microbatches as f64;
         start_ns += cost.ns[0] as f64;
-        if let Some(&next) = order.get(place + 1) {
-            let bytes = costs.output_bytes[slot.end as usize - 1];
-            let (transfer_ns, latency_ns) = costs.transfer(device as usize, next as usize, bytes);
+        let next = order[self::place(count, lead.is_wave, short + 1)];
+        if next != device && end < layers {
+            let (transfer_ns, latency_ns) = costs.transfer(device as usize, next as usize, costs.output_bytes[end - 1]);
             start_ns += (transfer_ns + latency_ns) as f64;
         }
         stages.push(slot);
+        begun = end;
     }
-    for pass in 1..passes {
-        for (place, &device) in order.iter().enumerate() {
-            let start = ((pass * count + place) * first) as u32;
-            let slot = Slot { start, end: start + first as u32, device };
-            begins[place].1 += costs.stage(device as usize, slot.range(), &recompute).ns[..3].iter().sum::<u64>()
-                as f64
-                * costs.microbatches as f64;
-            stages.push(slot);
-        }
+    if begun + count > layers {
+        return None;
     }
-    if turned {
-        begins.reverse();
-    }
-    let width = (layers - begun).div_ceil(count) * RUN_MAX + 1;
+    let places: Vec<usize> = (0..count)
+        .map(|step| if lead.turned { (lead.last + count - step) % count } else { (lead.last + step) % count })
+        .collect();
+    let width = width(layers - begun, count);
     let mut rows: Vec<Vec<Cell>> = vec![vec![NONE; layers + 1]];
     rows[0][begun] = Cell { latest: 0.0, squares: 0.0, from: 0 };
-    for (place, &(device, begin_ns)) in begins.iter().enumerate() {
+    for (row_number, &place) in places.iter().enumerate() {
+        let device = order[place];
+        let begin_ns = begins[place].unwrap_or(start_ns) + busy_ns[place];
         let sums = whole_sums(costs, device as usize);
-        let before = &rows[place];
+        let before = &rows[row_number];
         let mut row = vec![NONE; layers + 1];
         for start in (begun..=layers).filter(|&start| before[start].latest.is_finite()) {
             let held = before[start];
@@ -98,14 +295,15 @@ pub(crate) fn split(
         return None;
     }
     let mut end = layers as u32;
-    for (place, &(device, _)) in begins.iter().enumerate().rev() {
-        let start = rows[place + 1][end as usize].from;
+    for (row_number, &place) in places.iter().enumerate().rev() {
+        let start = rows[row_number + 1][end as usize].from;
         if start < end {
-            stages.insert(count * passes, Slot { start, end, device });
+            stages.insert(lead.count, Slot { start, end, device: order[place] });
         }
         end = start;
     }
     let mut shape = Shape::new(layers, stages);
+    shape.recompute = recompute;
     shape.merge();
     Some(shape)
 }
@@ -153,12 +351,19 @@ mod tests {
         Problem::new(8, layers, (0..devices).map(device).collect(), costs, Links::all(0, 1e12))
     }
 
+    const ORDER: [u32; 4] = [0, 1, 2, 3];
+
+    fn lead(count: usize) -> Lead {
+        Lead { first: 1, count, is_wave: false, eased: 0, last: 0, turned: false }
+    }
+
     #[test]
-    fn the_second_pass_evens_out_what_the_first_left() {
+    fn the_last_pass_evens_out_what_the_lead_left() {
         let problem = problem(4, 35);
         let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
         for (turned, order) in [(false, [0, 1, 2, 3]), (true, [3, 2, 1, 0])] {
-            let shape = split(&costs, &rules, &[0, 1, 2, 3], (1, 1), turned).expect("layers suffice");
+            let lead = Lead { last: order[0] as usize, turned, ..lead(4) };
+            let shape = split(&costs, &rules, &ORDER, &lead).expect("layers suffice");
             let of = shape.device_of_layers();
             assert_eq!(of.len(), 35);
             assert_eq!(of[..4], [0, 1, 2, 3]);
@@ -172,14 +377,54 @@ mod tests {
     }
 
     #[test]
+    fn a_lead_ends_anywhere_and_goes_back_where_it_is_a_wave() {
+        let problem = problem(4, 40);
+        let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
+        let of = |lead: &Lead| split(&costs, &rules, &ORDER, lead).expect("layers suffice").device_of_layers();
+        let cycle = Lead { last: 2, turned: true, ..lead(6) };
+        assert_eq!(of(&cycle)[..6], [0, 1, 2, 3, 0, 1]);
+        let mut last = of(&cycle)[6..].to_vec();
+        last.dedup();
+        assert_eq!(last, [2, 1, 0, 3]);
+        assert_eq!(of(&Lead { is_wave: true, last: 1, turned: true, ..cycle })[..6], [0, 1, 2, 3, 3, 2]);
+    }
+
+    #[test]
+    fn what_is_recomputed_is_counted() {
+        let problem = problem(4, 40);
+        let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
+        let shape = |eased| split(&costs, &rules, &ORDER, &Lead { eased, ..lead(4) }).expect("layers suffice");
+        assert_eq!(shape(2).recompute.iter().filter(|&&recomputed| recomputed).count(), 2);
+        assert!(shape(2).recompute[..2].iter().all(|&recomputed| recomputed));
+        let count = |eased: usize, device: u32| {
+            shape(eased).device_of_layers().iter().filter(|&&other| other == device).count()
+        };
+        // The devices that recompute have less of the last pass.
+        assert!(count(2, 0) <= count(0, 0) && count(2, 2) >= count(0, 2));
+        let all =
+            [lead(3), lead(4), lead(6), lead(12)].map(|lead| lead.eased(4).map(|lead| lead.eased).collect::<Vec<_>>());
+        assert_eq!(all, [vec![3], vec![4], vec![4, 6], vec![4, 6, 8]]);
+    }
+
+    #[test]
+    fn every_lead_begins_its_last_pass_at_a_device_and_none_comes_twice() {
+        let all = Lead::all(5);
+        for (at, lead) in all.iter().enumerate() {
+            assert!(lead.last < 5 && lead.count > 0);
+            assert!(!all[..at].contains(lead), "{lead:?}");
+        }
+    }
+
+    #[test]
     fn too_few_layers_and_pins_are_left_to_others() {
         let mut problem = problem(4, 8);
         let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
-        assert!(split(&costs, &rules, &[0, 1, 2, 3], (1, 1), false).is_some());
-        assert_eq!(split(&costs, &rules, &[0, 1, 2, 3], (2, 1), false), None);
+        assert!(split(&costs, &rules, &ORDER, &lead(4)).is_some());
+        assert_eq!(split(&costs, &rules, &ORDER, &Lead { first: 2, ..lead(4) }), None);
+        assert_eq!(split(&costs, &rules, &ORDER, &lead(9)), None);
         let pinned = vec![Pin { layer: 0, device: "gpu1".to_owned(), note: None }];
         problem.constraints = Constraints { pinned, ..Constraints::default() };
         let rules = Rules::new(&problem).expect("a pin contradicts nothing");
-        assert_eq!(split(&costs, &rules, &[0, 1, 2, 3], (1, 1), false), None);
+        assert_eq!(split(&costs, &rules, &ORDER, &lead(4)), None);
     }
 }

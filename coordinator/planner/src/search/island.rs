@@ -29,6 +29,8 @@ const RIVAL: f64 = 0.01;
 /// Islands that race, and evaluations of each in the first leg; what one has spent in all doubles from leg to leg.
 const RACERS: usize = 4;
 const LEG_EVALUATIONS: u64 = 5_000;
+/// A kind whose best racer was so much worse than another's after the first leg does not race again.
+const BEHIND: f64 = 0.03;
 /// Kinds of start this much worse than the best do not race.
 const WORTH: f64 = 1.12;
 /// The first race is one of so many kinds or more, and its first leg takes so many evaluations.
@@ -43,6 +45,8 @@ pub(super) struct Island {
     pub(super) pool: Pool,
     /// Counted from 0.
     pub(super) number: u32,
+    /// Number of stages a device of its starts; none where they have several.
+    kind: Option<usize>,
     /// It began from starts, not from all that was found.
     is_fresh: bool,
     /// Tasks cut.
@@ -59,8 +63,8 @@ pub(super) struct Island {
 }
 
 impl Island {
-    fn fresh(number: u32, starts: &[Candidate]) -> Self {
-        Self::new(number, true, starts, (STRUCTURE_STEPS, ORDER_STEPS))
+    fn fresh(number: u32, kind: Option<usize>, starts: &[Candidate]) -> Self {
+        Self { kind, ..Self::new(number, true, starts, (STRUCTURE_STEPS, ORDER_STEPS)) }
     }
 
     fn new(number: u32, is_fresh: bool, members: &[Candidate], (structure_steps, order_steps): (usize, usize)) -> Self {
@@ -68,7 +72,21 @@ impl Island {
         pool.members = members.to_vec();
         let value = pool.members[0].value;
         let (cut, spent, out, gained_spent, gained_cut) = (0, 0, 0, 0, 0);
-        Self { pool, number, is_fresh, cut, structure_steps, order_steps, spent, out, value, gained_spent, gained_cut }
+        let kind = None;
+        Self {
+            pool,
+            number,
+            kind,
+            is_fresh,
+            cut,
+            structure_steps,
+            order_steps,
+            spent,
+            out,
+            value,
+            gained_spent,
+            gained_cut,
+        }
     }
 
     /// The round of the next task, of so many each, and its number there; counts it.
@@ -117,6 +135,8 @@ pub(super) struct Islands {
     at: usize,
     leg: u32,
     leg_evaluations: u64,
+    /// Kinds that do not race again.
+    behind: Vec<usize>,
     /// Of the next island: so many there have been.
     number: u32,
 }
@@ -127,7 +147,8 @@ impl Islands {
     pub(super) fn new(starts: &[Candidate], devices: usize, may_race: bool) -> Self {
         let starts = starts.to_vec();
         let (at, leg, leg_evaluations, number) = (0, 0, FIRST_LEG_EVALUATIONS, 0);
-        let mut islands = Self { starts, devices, field: Vec::new(), at, leg, leg_evaluations, number };
+        let (field, behind) = (Vec::new(), Vec::new());
+        let mut islands = Self { starts, devices, field, at, leg, leg_evaluations, behind, number };
         let kinds = islands.kinds().len();
         let is_large = islands.starts[0].programs.iter().map(Vec::len).sum::<usize>() > LARGE;
         let races = may_race && kinds >= FIRST_KINDS && !is_large;
@@ -154,6 +175,9 @@ impl Islands {
             self.at = (0..self.field.len()).min_by_key(taken).expect("several race");
             if self.field.iter().all(|island| island.spent >= self.leg_evaluations << self.leg) {
                 self.field.sort_by(|a, b| a.best().total_cmp(&b.best()));
+                if self.leg == 0 {
+                    self.leave_behind();
+                }
                 self.field.truncate(self.field.len().div_ceil(2));
                 (self.at, self.leg) = (0, self.leg + 1);
             }
@@ -168,6 +192,18 @@ impl Islands {
         }
     }
 
+    /// Notes the kinds that are behind after the first leg; the field is sorted.
+    fn leave_behind(&mut self) {
+        let most = self.field[0].best() * (1.0 + BEHIND);
+        for kind in self.kinds() {
+            // A racer from all starts may be of any kind.
+            let mut own = self.field.iter().filter(|island| island.kind == Some(kind)).peekable();
+            if own.peek().is_some() && own.all(|island| island.best() > most) {
+                self.behind.push(kind);
+            }
+        }
+    }
+
     /// Stages a device, on average.
     fn rounds(&self, start: &Candidate) -> usize {
         (2 * start.shape.stages.len() + self.devices) / (2 * self.devices)
@@ -178,8 +214,9 @@ impl Islands {
         let most = self.starts[0].value * WORTH;
         let mut kinds: Vec<usize> = Vec::new();
         for start in self.starts.iter().filter(|start| start.value <= most) {
-            if !kinds.contains(&self.rounds(start)) {
-                kinds.push(self.rounds(start));
+            let kind = self.rounds(start);
+            if !kinds.contains(&kind) && !self.behind.contains(&kind) {
+                kinds.push(kind);
             }
         }
         kinds
@@ -189,9 +226,10 @@ impl Islands {
     fn racers(&self, count: usize) -> Vec<Island> {
         let kinds = self.kinds();
         let racer = |place: usize| {
-            let kind = kinds[place % kinds.len()];
-            let own = self.starts.iter().filter(|start| place == 0 || self.rounds(start) == kind).cloned();
-            Island::fresh(self.number + place as u32, &own.collect::<Vec<_>>())
+            // Where all are behind one another in turn, all starts are left.
+            let kind = kinds.get(place % kinds.len().max(1)).copied().filter(|_| place > 0);
+            let own = self.starts.iter().filter(|start| kind.is_none_or(|kind| self.rounds(start) == kind)).cloned();
+            Island::fresh(self.number + place as u32, kind, &own.collect::<Vec<_>>())
         };
         (0..count).map(racer).collect()
     }

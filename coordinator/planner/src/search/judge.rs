@@ -2,7 +2,7 @@
 
 use super::relabel;
 use super::running::Running;
-use super::sketch::{Sketch, Trust};
+use super::sketch::{Estimate, Sketch, Trust};
 use super::{Control, Options, Progress};
 use crate::costs::Costs;
 use crate::listing::{Listing, admissible};
@@ -223,6 +223,12 @@ impl<'a> Judge<'a> {
         self.sketch.estimate(self.costs, shape, 0.0).floor_ns
     }
 
+    /// About what an iteration of a shape takes.
+    pub(crate) fn estimate(&mut self, shape: &Shape) -> Estimate {
+        self.spend_sketch(shape.stages.len());
+        self.sketch.estimate(self.costs, shape, f64::INFINITY)
+    }
+
     /// The best split over a sequence of devices; where pins leave none, the best without them, to be repaired.
     pub(crate) fn split(&mut self, sequence: &[u32], weigh: Weigh) -> Option<Shape> {
         let mut split = self.splitter.split(self.costs, self.rules, sequence, weigh);
@@ -302,6 +308,11 @@ impl<'a> Judge<'a> {
     /// Device of each layer in the running plan that is to be stayed near to.
     pub(crate) fn homes(&self) -> Option<&'a [u32]> {
         self.homes.filter(|_| !self.is_free)
+    }
+
+    /// There is a running plan, to be stayed near to or not.
+    pub(crate) fn has_running(&self) -> bool {
+        self.homes.is_some()
     }
 
     /// What moving layers to a device adds to the charge at least: sums over the layers before each, by device.

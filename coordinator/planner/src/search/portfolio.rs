@@ -40,12 +40,8 @@ const STARTS_INSTRUCTIONS_MAX: u64 = 20_000_000;
 const IN_FLIGHT_ORDERS: [usize; 4] = [100, 50, 20, 8];
 const ORDER_SHAPES: usize = 2;
 const IN_FLIGHT: [usize; 7] = [100, 60, 30, 20, 12, 6, 0];
-/// Short passes with so many layers, and the last one turned back or not. From so many devices times microbatches on one
-/// of them is tried, on several orders of devices; below, where no device waits long for the first, up to three on one.
-const EARLY_MIN: usize = 1_000;
-const EARLY: [(usize, bool); 6] = [(1, false), (1, true), (2, false), (2, true), (3, false), (3, true)];
+/// Orders on which short passes first are tried.
 const EARLY_ORDERS: usize = 6;
-const EARLY_PASSES: usize = 3;
 /// With a running plan only this part of them.
 const RUNNING_SHARE: u64 = 5;
 /// Starts this much worse than the best are not looked at to their end.
@@ -254,7 +250,7 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     if let Some(running) = running {
         orders.insert(0, running_order(rules, running));
     }
-    offer_early(judge, pool, &orders[..orders.len().min(EARLY_ORDERS)]);
+    early::offer(judge, pool, &orders[..orders.len().min(EARLY_ORDERS)]);
     for order in orders {
         judge.worth = worth(judge, pool);
         let mut value = f64::INFINITY;
@@ -310,32 +306,9 @@ fn starts(judge: &mut Judge, pool: &mut Pool, running: Option<&Shape>) {
     }
 }
 
-/// Shapes whose first passes over the devices are short: where there are many devices to wait for one another, and where
-/// memory binds with the first pass, which is held longest, recomputed.
-fn offer_early(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
-    let (costs, rules) = (judge.costs, judge.rules);
-    let is_large = rules.usable.len() * costs.microbatches >= EARLY_MIN;
-    let (orders, passes, genes) = if is_large { (orders, 1, 3) } else { (&orders[..1], EARLY_PASSES, 5) };
-    let places = (1..=passes).flat_map(|passes| EARLY.map(|(first, turned)| (first, passes, turned)));
-    for ((first, passes, turned), order) in places.flat_map(|place| orders.iter().map(move |order| (place, order))) {
-        judge.worth = worth(judge, pool);
-        let Some(shape) = early::split(costs, rules, order, (first, passes), turned) else { continue };
-        let mut eased = shape.clone();
-        eased.recompute[..first * order.len()].fill(true);
-        for shape in [Some(shape), Some(eased).filter(|_| !is_large)].into_iter().flatten() {
-            if let Some(candidate) = judge.best_listing(&shape, &Genes::STANDARD[..genes]) {
-                pool.offer(judge, candidate);
-            }
-        }
-        if judge.done() {
-            return;
-        }
-    }
-}
-
 /// What a start may be worth at most to be looked at to its end. Next to a running plan only what is better: the search
 /// goes on from there.
-fn worth(judge: &Judge, pool: &Pool) -> f64 {
+pub(super) fn worth(judge: &Judge, pool: &Pool) -> f64 {
     let factor = if judge.homes().is_some() { 1.0 } else { START_WORTH };
     pool.members.first().map_or(f64::INFINITY, |best| best.value * factor)
 }

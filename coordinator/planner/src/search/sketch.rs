@@ -35,6 +35,8 @@ pub(crate) struct Estimate {
     pub(crate) likely_ns: f64,
     /// The device that takes longest.
     pub(crate) busiest: u32,
+    /// Memory's limits make it longer.
+    pub(crate) is_tight: bool,
 }
 
 /// How many times longer than on an idle pipeline microbatches are taken to be held, at first, at least and at most.
@@ -201,19 +203,26 @@ impl Sketch {
         for device in (0..devices).filter(|&device| self.load_ns[device] > 0.0) {
             let room = costs.memory_bytes[device] as f64 - self.base_bytes[device] - self.rise_bytes[device];
             if room < 0.0 || room == 0.0 && self.held_byte_ns[device] > 0.0 {
-                return Estimate { floor_ns: f64::INFINITY, likely_ns: f64::INFINITY, busiest: device as u32 };
+                return Estimate {
+                    floor_ns: f64::INFINITY,
+                    likely_ns: f64::INFINITY,
+                    busiest: device as u32,
+                    is_tight: true,
+                };
             }
             self.room_bytes[device] = room;
             floor = floor.max(self.start_ns[device] + self.load_ns[device] * microbatches);
         }
         if floor > dear_ns {
-            return Estimate { floor_ns: floor, likely_ns: floor, busiest: 0 };
+            return Estimate { floor_ns: floor, likely_ns: floor, busiest: 0, is_tight: false };
         }
         self.waits_ns.clone_from(&self.start_ns);
         self.period_ns.clone_from(&self.load_ns);
+        let mut is_tight = false;
         for device in (0..devices).filter(|&device| self.held_byte_ns[device] > 0.0) {
             let by_memory = self.held_byte_ns[device] * self.trust.held_factor / self.room_bytes[device];
             self.period_ns[device] = self.load_ns[device].max(by_memory);
+            is_tight |= by_memory > self.load_ns[device];
         }
         if self.is_fine && shape.stages.len() <= FINE_STAGES_MAX {
             self.warm_up(costs, shape, down);
@@ -227,7 +236,7 @@ impl Sketch {
             sum += likely;
             used += 1.0;
         }
-        Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0), busiest }
+        Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0), busiest, is_tight }
     }
 
     /// What each device waits before the first I arrives: until then it can only run F, as many as its memory holds. Those
