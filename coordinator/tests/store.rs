@@ -173,7 +173,7 @@ fn a_table_that_is_gone_is_damage() {
     let connection = rusqlite::Connection::open(dir.path().join(STORE_FILE)).unwrap();
     connection.execute("DROP TABLE records", []).unwrap();
     drop(connection);
-    let error = adaptis_coordinator::work_of(dir.path(), 0..=9).unwrap_err();
+    let error = work_of(dir.path(), 0..=9).unwrap_err();
     assert!(error.is_of_the_file() && error.to_string().contains("no such table: records"), "{error}");
 }
 

@@ -15,8 +15,7 @@ use std::path::{Path, PathBuf};
 /// which it lies at 90%, sorted by what changed most; then what only one has.
 ///
 /// The interval comes from the spread and the number of samples on either side, and from how differently the profiles of a
-/// kind moved: two runs of one thing differ by more than their samples do, and what all profiles did does not count as a
-/// change. There is none below four samples on either side.
+/// kind moved: two runs of one thing differ by more than their samples do. There is none below four samples on either side.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   adaptis profiles diff RUN-OF-MAY RUN-OF-JUNE
