@@ -45,6 +45,8 @@ const GENES: usize = 5;
 const KEPT: usize = 10;
 /// Beside a running plan, where time is short, so many times fewer.
 const RUNNING_SHARE: usize = 4;
+/// Steps of their dynamic programs, over all leads: of many devices and layers not all leads are looked at.
+const STEPS_MAX: u64 = 100_000_000;
 /// Layers of a short stage, at most.
 const FIRST_MAX: usize = 3;
 /// Passes of short stages, at most.
@@ -158,10 +160,13 @@ fn offer_lead(judge: &mut Judge, pool: &mut Pool, order: &[u32], lead: &Lead, ge
 fn likely(judge: &mut Judge, order: &[u32]) -> Vec<Shape> {
     let devices = order.len();
     let mut likely: Vec<(f64, Shape)> = Vec::new();
+    let each = steps(judge.costs, devices);
+    let mut left = STEPS_MAX;
     for lead in Lead::all(devices) {
         let mut sketch = |lead: Lead| {
             let shape = split(judge.costs, judge.rules, order, &lead)?;
-            judge.work(steps(judge.costs, devices) / STEPS_PER_INSTRUCTION);
+            judge.work(each / STEPS_PER_INSTRUCTION);
+            left = left.saturating_sub(each);
             let estimate = judge.estimate(&shape);
             likely.push((estimate.likely_ns, shape));
             Some(estimate.is_tight)
@@ -171,7 +176,7 @@ fn likely(judge: &mut Judge, order: &[u32]) -> Vec<Shape> {
                 sketch(lead);
             });
         }
-        if judge.done() {
+        if left == 0 || judge.done() {
             break;
         }
     }
