@@ -41,6 +41,9 @@ impl Clocks {
 
     /// What helps where times of these kinds are missing; none where their clock is not why.
     pub fn advice(&self, missing: &BTreeSet<&str>, known: &str, devices: &str) -> Option<String> {
+        if missing.is_empty() {
+            return None;
+        }
         if self.is_emulated {
             let demo = if devices.ends_with(".toml") { "FILE" } else { devices };
             return Some(format!(

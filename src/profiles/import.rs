@@ -66,7 +66,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", value_parser = values::text)]
     model: Option<String>,
     /// Print {"into", "merged": [{"id", "name", "how", "samples", "profiles", "became": "new" | "replaced" | "known",
-    /// ..}], "doubts": [{"name", "kind", "type", "factor", "outside", "of"}]}
+    /// ..}], "doubts": [{"id", "name", "says", "kind", "type", "factor", "outside", "of"}]}
     #[arg(long)]
     json: bool,
 }
@@ -150,8 +150,17 @@ pub fn run(arguments: Arguments) -> Result<()> {
         read_now.insert(content, (path, ids));
         collection.take_all(found);
     }
-    let doubts = doubted(&into, known, &collection)?;
-    let merged = merge(&into, collection, &read_now.into_keys().collect())?;
+    let read_now: BTreeSet<String> = read_now.into_keys().collect();
+    let doubts = doubted(&into, known, &collection, &read_now)?;
+    let merged = merge(&into, collection, &read_now)?;
+    for doubt in &doubts {
+        let [id, name, says] = ["id", "name", "says"].map(|key| doubt[key].as_str().unwrap_or_default());
+        let store = into.display();
+        files::say(&format!(
+            "adaptis: {name}: {says}; is it of the model and the card that its name says? It is kept; `adaptis profiles \
+             remove {id} --store {store}` takes it out"
+        ));
+    }
     match arguments.json {
         true => {
             files::print(&format!("{:#}\n", serde_json::json!({ "into": into, "merged": merged, "doubts": doubts })))
@@ -161,21 +170,24 @@ pub fn run(arguments: Arguments) -> Result<()> {
 }
 
 /// What does not fit to what is known, which with that is told: each new file is looked at beside all others.
-fn doubted(into: &Path, known: Collection, new: &Collection) -> Result<Vec<serde_json::Value>> {
-    let is_new = |account: &&Account| known.accounts().all(|of| of.source.id != account.source.id);
+/// What an export of profiles brings was looked at where it was read.
+fn doubted(
+    into: &Path,
+    known: Collection,
+    new: &Collection,
+    read_now: &BTreeSet<String>,
+) -> Result<Vec<serde_json::Value>> {
+    let is_known = |account: &Account| known.accounts().any(|of| of.source.id == account.source.id);
+    let is_new = |account: &&Account| read_now.contains(account.source.origin()) && !is_known(account);
     let fresh: Vec<&Account> = new.accounts().filter(is_new).collect();
     let mut all = known.clone();
     all.take_all(new.clone());
     let mut rows = Vec::new();
     for account in fresh {
-        let name = &account.source.name;
+        let (id, name) = (&account.source.id, &account.source.name);
         for of in doubts(&all, account).map_err(|error| bad(into, error))? {
-            files::say(&format!(
-                "adaptis: {name}: {of}; is it of the model and the card that its name says? It is kept; `adaptis profiles \
-                 remove {name}` takes it out"
-            ));
             rows.push(serde_json::json!({
-                "name": name, "kind": of.kind, "type": of.layer_type, "factor": of.factor, "outside": of.outside, "of": of.of
+                "id": id, "name": name, "says": of.to_string(), "kind": of.kind, "type": of.layer_type, "factor": of.factor, "outside": of.outside, "of": of.of
             }));
         }
     }

@@ -2,6 +2,7 @@
 
 use super::store;
 use crate::{failure, files};
+use adaptis_coordinator::profiles::account::Collection;
 use adaptis_coordinator::profiles::cells::{self, AskedCell};
 use adaptis_coordinator::profiles::evidence::{evidence, keep_comparable, measurements};
 use adaptis_coordinator::profiles::gathered::{self, Text};
@@ -10,6 +11,7 @@ use adaptis_coordinator::profiles::sailor::Facts;
 use adaptis_coordinator::profiles::{CannotPredict, Cell, Measurement, Prediction, Predictor};
 use anyhow::Result;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -54,8 +56,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let named: Vec<Text<'_>> = names.iter().zip(&texts).map(|(name, text)| Text { name, text }).collect();
     let facts = Facts::default();
     let mut gathered = gathered::gather(&named, &facts).map_err(failure::usage)?;
-    for path in stores {
-        gathered.measurements.extend(of_store(path)?);
+    if !stores.is_empty() {
+        gathered.measurements.extend(of_stores(&stores, texts.is_empty())?);
     }
     for left_out in &gathered.left_out {
         files::say(&format!("adaptis: {left_out}"));
@@ -81,19 +83,31 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
 }
 
-/// What a store or a run measured. Emulated devices have a clock of their own: of a store their times are left out.
-fn of_store(path: &Path) -> Result<Vec<Measurement>> {
-    let mut collection = store::read(path)?;
-    let left_out = keep_comparable(&mut collection, library::emulated(path).as_deref());
-    let (profiles, _) = evidence(&collection).map_err(|error| store::bad(path, error))?;
+/// What stores and runs measured, each source once. Emulated devices have a clock of their own: their times are left out
+/// unless all is of runs that were emulated alike, and nothing else was given.
+fn of_stores(paths: &[&PathBuf], is_all: bool) -> Result<Vec<Measurement>> {
+    let mut collection = Collection::default();
+    for path in paths {
+        collection.take_all(store::read(path)?);
+    }
+    let emulations: BTreeSet<Option<String>> = paths.iter().map(|path| library::emulated(folder(path))).collect();
+    let emulation = emulations.first().filter(|_| is_all && emulations.len() == 1).cloned().flatten();
+    let left_out = keep_comparable(&mut collection, emulation.as_deref());
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let paths = paths.join(", ");
+    let (profiles, _) = evidence(&collection).map_err(|error| failure::usage(format!("{paths}: {error}")))?;
     let count: usize = left_out.iter().map(|of| of.profiles).sum();
     if count > 0 {
-        let path = path.display();
         files::say(&format!(
-            "adaptis: {path}: {count} profiles left out: emulated and real devices differ in their clocks"
+            "adaptis: {paths}: {count} profiles left out: emulated and real devices differ in their clocks"
         ));
     }
     Ok(measurements(&profiles))
+}
+
+/// The folder of a run or a store, which may be named by its file.
+fn folder(path: &Path) -> &Path {
+    if path.is_dir() { path } else { path.parent().unwrap_or(path) }
 }
 
 /// A cell with its answer.

@@ -56,6 +56,15 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let went: Vec<&Account> = if arguments.yes {
         let ids: Vec<&str> = wanted.iter().map(|account| account.source.id.as_str()).collect();
         removed = Library::open(&store).and_then(|mut library| library.remove(&ids)).map_err(failed)?;
+        if removed.len() < ids.len() {
+            return Err(failure::negative(format!(
+                "{}: {} of {} sources went; another process took out or replaced the others meanwhile: look at `adaptis \
+                 profiles list --sources`",
+                store.display(),
+                removed.len(),
+                ids.len()
+            )));
+        }
         removed.iter().collect()
     } else {
         wanted

@@ -220,6 +220,7 @@ impl Reading<'_> {
             ("the unit of its times", "--unit", given.unit.is_some_and(|unit| unit != Unit::Seconds)),
             ("the kind of GPU", "--kind", given.kind.is_some()),
             ("the software of its times, where it has one,", "--software", software.is_some()),
+            ("the models of its signatures", "--model", given.model.is_some()),
         ] {
             if is_given {
                 return Err(ImportError::Says { what, flag });

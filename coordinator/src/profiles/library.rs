@@ -153,7 +153,11 @@ fn merge(
         let mut replaces = false;
         if !read_now.contains(&origin) {
             replaces = account.replaces(&tables::account(&transaction, known.clone())?);
-        } else if !is_same {
+        } else if is_same {
+            // Said again, it is the later word against what another store was told.
+            let last_seen = known.last_seen.max(now);
+            tables::put_source(&transaction, &Source { last_seen, ..known.clone() })?;
+        } else {
             // The clock may have been set back, or the second be the same.
             account.source.last_seen = account.source.last_seen.max(known.last_seen.saturating_add(1));
             replaces = true;

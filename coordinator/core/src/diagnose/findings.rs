@@ -263,7 +263,7 @@ fn of_times(levels: &Levels, worker: Worker, steady: &Candidate) -> Candidate {
 }
 
 /// A worker that became slower within the recording: what it takes over the others of its stage is more from an iteration
-/// on, and was little before.
+/// on, and was little before. One that they were slower than before did not change itself.
 fn since(recording: &Recording, levels: &Levels, worker: Worker) -> Option<Candidate> {
     let Worker { dp_rank, stage } = worker;
     let (replica, chunks) = (levels.times.replica(dp_rank), levels.times.chunks_of(stage as usize));
@@ -272,17 +272,19 @@ fn since(recording: &Recording, levels: &Levels, worker: Worker) -> Option<Candi
     let ln: Vec<f64> = levels.ratios(&chunks, &BOTH, own, other).into_iter().map(f64::ln).collect();
     // One without a value would move the places of those behind it.
     let found = onset::of(&ln).filter(|_| ln.len() == levels.times.iterations)?;
-    let change = found.after - found.before;
+    let before = found.before.max(0.0);
+    let change = found.after - before;
     let iteration = u64::try_from(recording.iterations[found.at].number).ok();
     let place = Place { dp_rank: Some(dp_rank), stage: Some(stage), iteration, ..Place::default() };
-    let factors = ln[found.at..].iter().map(|ln| (ln - found.before).exp()).collect();
+    let factors = ln[found.at..].iter().map(|ln| (ln - before).exp()).collect();
     let candidate = Candidate {
         common_sd: found.before_sd,
         ..Candidate::new(Cause::Since(dp_rank, stage, found.at, change), Kind::Worker, place, factors)
     };
     // It could have begun in any iteration.
     let among = recording.workers.len() * levels.times.iterations;
-    (found.before < 0.5 * found.after && candidate.is_beyond_noise(among)).then_some(candidate)
+    let is_slow = found.after > FACTOR_MIN.ln() && before < 0.5 * found.after;
+    (is_slow && candidate.is_beyond_noise(among)).then_some(candidate)
 }
 
 impl Replayed {

@@ -99,6 +99,8 @@ pub(super) struct Pipeline {
     pub links: Vec<Link>,
     /// By worker: what its clock is ahead of the first of its replica.
     ahead_ns: Vec<i64>,
+    /// What the clocks of a replica's workers are apart at most.
+    apart_ns: u64,
 }
 
 /// Number of a link, and a send and its receive on it by their places among the operations.
@@ -125,8 +127,10 @@ impl Pipeline {
         }
         links.sort_unstable();
         let (are_sends_blocking, ahead_ns) = (are_sends_blocking(recording), vec![0; recording.workers.len()]);
-        let mut pipeline = Pipeline { stages, is_ring, are_sends_blocking, index, links, ahead_ns };
+        let mut pipeline = Pipeline { stages, is_ring, are_sends_blocking, index, links, ahead_ns, apart_ns: 0 };
         pipeline.align(recording);
+        let (low, high) = pipeline.ahead_ns.iter().fold((0, 0), |(low, high), &ns| (ns.min(low), ns.max(high)));
+        pipeline.apart_ns = high.abs_diff(low);
         pipeline
     }
 
@@ -222,7 +226,7 @@ impl Pipeline {
 
     /// When an operation started, as its own clock has it where clocks are no farther apart than they can be told to be.
     fn begin_ns(&self, iteration: &Iteration, at: usize) -> i64 {
-        if self.apart_ns() <= APART_NS { iteration.operations[at].start_ns } else { self.start_ns(iteration, at) }
+        if self.apart_ns <= APART_NS { iteration.operations[at].start_ns } else { self.start_ns(iteration, at) }
     }
 
     /// From the first start to the last end, on one clock.
@@ -233,8 +237,7 @@ impl Pipeline {
 
     /// What the clocks of a replica's workers are apart at most.
     pub fn apart_ns(&self) -> u64 {
-        let (low, high) = self.ahead_ns.iter().fold((0, 0), |(low, high), &ns| (ns.min(low), ns.max(high)));
-        high.abs_diff(low)
+        self.apart_ns
     }
 
     /// What waits for what in an iteration.

@@ -151,6 +151,7 @@ pub(super) fn offer(judge: &mut Judge, pool: &mut Pool, orders: &[Vec<u32>]) {
 }
 
 fn offer_lead(judge: &mut Judge, pool: &mut Pool, order: &[u32], lead: &Lead, genes: usize) {
+    judge.work(steps(judge.costs, order.len()) / STEPS_PER_INSTRUCTION);
     if let Some(shape) = split(judge.costs, judge.rules, order, lead) {
         offer_listed(judge, pool, &shape, &Genes::STANDARD[..genes]);
     }
@@ -162,7 +163,10 @@ fn likely(judge: &mut Judge, order: &[u32]) -> Vec<Shape> {
     let mut likely: Vec<(f64, Shape)> = Vec::new();
     let each = steps(judge.costs, devices);
     let mut left = STEPS_MAX;
-    for lead in Lead::all(devices) {
+    // Whole passes first, which of many devices may be all that is looked at.
+    let whole = Lead::whole(devices, PASSES_MAX);
+    let others = Lead::all(devices).into_iter().filter(|lead| !whole.contains(lead));
+    for lead in whole.iter().copied().chain(others) {
         let mut sketch = |lead: Lead| {
             let shape = split(judge.costs, judge.rules, order, &lead)?;
             judge.work(each / STEPS_PER_INSTRUCTION);

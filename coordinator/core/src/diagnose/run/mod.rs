@@ -190,8 +190,9 @@ fn unexplained(replayed: &works::Replayed, is_held_up: bool) -> Option<Doubt> {
     let warm: Vec<std::ops::Range<usize>> = phases(replayed).iter().map(warm).collect();
     let fits = warm.iter().filter(|of| of.len() >= interval::SPREAD_ITERATIONS_MIN);
     let fits: Vec<(f64, f64)> = fits.filter_map(|range| of(range.clone().collect())).collect();
-    let (_, within) = of(warm.into_iter().flatten().collect())?;
-    let error = fits.into_iter().map(|(error, _)| error).max_by(f64::total_cmp)?;
+    let (all_error, within) = of(warm.into_iter().flatten().collect())?;
+    // Where every plan ran for a few iterations, they are judged together.
+    let error = fits.into_iter().map(|(error, _)| error).max_by(f64::total_cmp).unwrap_or(all_error);
     let is_off = error > doubt::OFF_MAX || !is_held_up && within < doubt::WITHIN_MIN;
     is_off.then_some(Doubt::Unexplained { error, within })
 }

@@ -177,6 +177,23 @@ fn a_worker_that_becomes_slow_is_told_with_its_iteration_and_what_it_costs_since
 }
 
 #[test]
+fn a_worker_whose_twin_recovers_did_not_become_slow() {
+    for replicas in [2, 3] {
+        let quiet = Job { iterations: 32, ..Job::new(replicas, 4, 8) };
+        let job = Job { workers: vec![(1, 2, [1.6, 1.6])], ..quiet.clone() };
+        let mut recording = job.record(5);
+        // Slow in the first half.
+        recording.iterations.truncate(16);
+        recording.iterations.extend(quiet.record(6).iterations.drain(16..));
+        let diagnosis = diagnose(&recording, &Options::default()).expect("a job");
+        for finding in &diagnosis.findings {
+            let is_other = finding.place.dp_rank.is_some_and(|dp_rank| dp_rank != 1);
+            assert!(!is_other && finding.place.iteration.is_none(), "{replicas}: {finding:?}");
+        }
+    }
+}
+
+#[test]
 fn what_sends_do_not_block_is_not_held_up_by_them() {
     let quiet = Job { is_async: true, noise: 0.01, ..Job::new(2, 4, 8) };
     let even = of(&quiet.record(3)).measured_median_ns as f64;
