@@ -138,17 +138,18 @@ fn few_layers_move_for_a_slowdown_that_few_can_mend() {
     let running = planned(&problem, None, LONG).plan;
     problem.devices[3].slowdown = 1.3;
     let cold_ns = time_ns(&problem, &planned(&problem, None, LONG).plan) as f64;
-    let mut off: Vec<f64> = Vec::new();
+    let (mut off, mut shares): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
     for seed in 1..=5 {
         let options = Options { evaluations: Some(SHORT), seed, ..Options::default() };
         let again = search(&problem, Some(&running), &options, &mut |_| Control::Go).unwrap().plan;
         off.push(time_ns(&problem, &again) as f64 / cold_ns - 1.0);
-        let share = f64::from(avoidable(&problem, &running, &again)) / problem.layers.len() as f64;
-        assert!(share <= 0.17, "{share} of the layers moved");
+        shares.push(f64::from(avoidable(&problem, &running, &again)) / problem.layers.len() as f64);
     }
-    // So short a search depends on its seed.
+    // So short a search depends on its seed: the middle of five.
     off.sort_by(f64::total_cmp);
+    shares.sort_by(f64::total_cmp);
     assert!(off[2] < 0.03 && off[4] < 0.035, "{off:?}");
+    assert!(shares[2] <= 0.15, "{shares:?} of the layers moved");
 }
 
 proptest! {

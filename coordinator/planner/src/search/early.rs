@@ -44,7 +44,7 @@ const LISTED_MAX: usize = 80;
 const GENES: usize = 5;
 const KEPT: usize = 10;
 /// Beside a running plan, where time is short, so many times fewer.
-const RUNNING_SHARE: usize = 4;
+const BESIDE_RUNNING: usize = 4;
 /// Steps of their dynamic programs, over all leads: of many devices and layers not all leads are looked at.
 const STEPS_MAX: u64 = 100_000_000;
 /// Layers of a short stage, at most.
@@ -58,7 +58,7 @@ const SLIGHT: f64 = 0.15;
 
 /// What comes before the last pass, and how that goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lead {
+struct Lead {
     /// Layers of a short stage; those that take next to nothing are not counted.
     first: usize,
     /// Short stages, over the devices in turn.
@@ -74,7 +74,7 @@ pub(super) struct Lead {
 
 impl Lead {
     /// Whole passes of short stages, up to so many.
-    pub(super) fn whole(devices: usize, passes: usize) -> Vec<Self> {
+    fn whole(devices: usize, passes: usize) -> Vec<Self> {
         let lead =
             |first, passes| Self { first, count: passes * devices, is_wave: false, eased: 0, last: 0, turned: false };
         let both = |lead: Self| [lead, Self { last: devices - 1, turned: true, ..lead }];
@@ -82,8 +82,9 @@ impl Lead {
         leads.flat_map(both).collect()
     }
 
-    /// Any number of short stages, the last pass before them or beside them; none recomputed.
-    pub(super) fn all(devices: usize) -> Vec<Self> {
+    /// Any number of short stages, none recomputed; the last pass begins at the next device, in either direction, or turns
+    /// back at the last one.
+    fn all(devices: usize) -> Vec<Self> {
         let counts = (1..=FIRST_MAX).flat_map(|first| (1..=PASSES_MAX * devices).map(move |count| (first, count)));
         let ways = counts.flat_map(|(first, count)| [false, true].map(|is_wave| (first, count, is_wave)));
         let leads =
@@ -98,7 +99,7 @@ impl Lead {
     }
 
     /// With more and more of its short stages recomputed.
-    pub(super) fn eased(self, devices: usize) -> impl Iterator<Item = Self> {
+    fn eased(self, devices: usize) -> impl Iterator<Item = Self> {
         let mut eased = EASED_HALVES.map(|halves| (halves * devices / 2).min(self.count)).to_vec();
         eased.dedup();
         eased.into_iter().skip(1).map(move |eased| Self { eased, ..self })
@@ -112,7 +113,7 @@ fn place(devices: usize, is_wave: bool, short: usize) -> usize {
 }
 
 /// Steps of the dynamic program, at most.
-pub(super) fn steps(costs: &Costs, devices: usize) -> u64 {
+fn steps(costs: &Costs, devices: usize) -> u64 {
     (devices * costs.layers * width(costs.layers, devices)) as u64
 }
 
@@ -163,7 +164,7 @@ fn likely(judge: &mut Judge, order: &[u32]) -> Vec<Shape> {
     let mut likely: Vec<(f64, Shape)> = Vec::new();
     let each = steps(judge.costs, devices);
     let mut left = STEPS_MAX;
-    // Whole passes first, which of many devices may be all that is looked at.
+    // Whole passes first: where there are many devices, they may be all that is looked at.
     let whole = Lead::whole(devices, PASSES_MAX);
     let others = Lead::all(devices).into_iter().filter(|lead| !whole.contains(lead));
     for lead in whole.iter().copied().chain(others) {
@@ -212,7 +213,7 @@ fn offer_best(judge: &mut Judge, pool: &mut Pool, shapes: Vec<Shape>) {
 
 /// How many times fewer shapes are listed.
 fn share(judge: &Judge) -> usize {
-    if judge.has_running() { RUNNING_SHARE } else { 1 }
+    if judge.has_running() { BESIDE_RUNNING } else { 1 }
 }
 
 /// The best of some listings of a shape, and what it is worth.
@@ -226,7 +227,7 @@ fn offer_listed(judge: &mut Judge, pool: &mut Pool, shape: &Shape, genes: &[Gene
 
 /// The best last pass over an order of devices, after a lead of short stages. None where layers are too few or something
 /// is pinned.
-pub(crate) fn split(costs: &Costs, rules: &Rules, order: &[u32], lead: &Lead) -> Option<Shape> {
+fn split(costs: &Costs, rules: &Rules, order: &[u32], lead: &Lead) -> Option<Shape> {
     let (layers, count) = (costs.layers, order.len());
     if !rules.free {
         return None;
