@@ -92,8 +92,16 @@ proptest! {
         }
         if let Some([full, anew]) = outcome.rungs.last_chunk() {
             prop_assert_eq!((full.kind, anew.kind), (RungKind::Full, RungKind::Anew));
-            let is_near = 0.97 * full.iteration_ns as f64 <= anew.value_ns as f64;
-            prop_assert_eq!(&outcome.plan, if is_near { &full.plan } else { &anew.plan });
+            // A plan near the running one is taken up to 3% worse than the best. What it is worth without the toll lies
+            // between its time and its value, and values are rounded up.
+            let [least, most] = [full.iteration_ns, full.value_ns].map(|worth| 0.97 * worth as f64);
+            if (anew.value_ns as f64) < least {
+                prop_assert_eq!(&outcome.plan, &anew.plan);
+            } else if anew.value_ns as f64 - 1.0 >= most {
+                prop_assert_eq!(&outcome.plan, &full.plan);
+            } else {
+                prop_assert!(outcome.plan == full.plan || outcome.plan == anew.plan);
+            }
         }
     }
 
