@@ -13,6 +13,7 @@
 //! Solved by going round the three in turn until nothing moves: each step is a weighted mean. Cells and rows that hardly
 //! anything ties to others move slowly that way, so what is reached is then solved at once, as it is weighted.
 
+use super::own::{self, Block, Deviation};
 use super::posterior::{Posterior, System};
 use super::robust;
 
@@ -20,11 +21,7 @@ use super::robust;
 pub(super) const PHASES: usize = 4;
 /// Index of the optimizer, which says nothing of a device's compute.
 pub(super) const OPTIMIZER: usize = 3;
-/// How far a layer may be from its signature's cell: standard deviation of the logarithm, learned within this range.
-const LAYER_SD_RANGE: (f64, f64) = (0.01, 0.1);
-/// Degrees of freedom of a layer's term: a few odd layers keep theirs although the others have none.
-const LAYER_FREEDOM: f64 = 3.0;
-/// Rounds in which the layers' standard deviation is learned.
+/// Rounds in which the layers' standard deviations are learned.
 const LEARNING_ROUNDS: usize = 12;
 /// How far a row may be from the one before it, of the same device.
 const STEADY_SD: f64 = 0.1;
@@ -138,7 +135,7 @@ struct Solver<'a> {
     cell: Vec<f64>,
     layer: Vec<f64>,
     row: Vec<f64>,
-    layer_sd: f64,
+    own: own::Spread,
     weights: Vec<f64>,
     bases: Vec<Option<usize>>,
 }
@@ -181,7 +178,7 @@ fn solve<'a>(
         cell: vec![0.0; kinds * signatures * PHASES],
         layer: vec![0.0; signature_of.len() * PHASES],
         row: vec![0.0; rows.len()],
-        layer_sd: LAYER_SD_RANGE.1,
+        own: own::Spread::widest(),
         weights: observations.iter().map(|seen| seen.sd.powi(-2)).collect(),
         bases: vec![None; kinds],
     };
@@ -189,7 +186,7 @@ fn solve<'a>(
     for round in 0..ROUNDS {
         let moved = solver.round();
         if round < LEARNING_ROUNDS {
-            solver.learn_layer_sd();
+            solver.learn_own();
         } else if moved < SETTLED {
             break;
         }
@@ -232,8 +229,7 @@ impl Solver<'_> {
         for (at, mean) in self.cell_means().into_iter().enumerate() {
             self.cell[at] = mean.get().unwrap_or(0.0);
         }
-        for (at, mean) in self.layer_means().into_iter().enumerate() {
-            let value = mean.get().unwrap_or(0.0);
+        for (at, (value, _)) in self.layer_terms().into_iter().enumerate() {
             largest = largest.max((value - self.layer[at]).abs());
             self.layer[at] = value;
         }
@@ -316,22 +312,26 @@ impl Solver<'_> {
         means
     }
 
-    fn layer_means(&self) -> Vec<Mean> {
-        let mut means = self.layer_sums();
-        for (mean, layer) in means.iter_mut().zip(&self.layer) {
-            mean.weight += self.layer_prior(*layer);
-        }
-        means
+    /// The layers' own terms and their standard deviations, given cells and rows.
+    fn layer_terms(&self) -> Vec<(f64, f64)> {
+        let sums = self.layer_sums();
+        let of_layer = |(layer, sums): (usize, &[Mean])| {
+            let mut block = self.layer_prior(layer);
+            (0..PHASES).for_each(|phase| block[phase][phase] += sums[phase].weight);
+            let covariance = own::inverse(&block);
+            let value = |of: [f64; PHASES]| of.iter().zip(sums).map(|(by, mean)| by * mean.sum).sum::<f64>();
+            std::array::from_fn::<_, PHASES, _>(|at| (value(covariance[at]), covariance[at][at].sqrt()))
+        };
+        sums.chunks(PHASES).enumerate().flat_map(of_layer).collect()
     }
 
-    /// Precision of what holds a layer's term near 0: the normal distribution of Student's t at the present value
-    /// (expectation maximisation).
-    fn layer_prior(&self, layer: f64) -> f64 {
-        (LAYER_FREEDOM + 1.0) / (LAYER_FREEDOM * self.layer_sd.powi(2) + layer.powi(2))
+    /// Precision of what holds a layer's terms near 0.
+    fn layer_prior(&self, layer: usize) -> Block {
+        self.own.prior(std::array::from_fn(|phase| self.layer[layer * PHASES + phase]))
     }
 
     /// What the layers' deviations vary by beyond their noise.
-    fn learn_layer_sd(&mut self) {
+    fn learn_own(&mut self) {
         let sums = self.layer_sums();
         // Of a few layers, their cell takes a part of what they deviate by.
         let mut seen = vec![0.0; self.signatures * PHASES];
@@ -339,14 +339,14 @@ impl Solver<'_> {
             seen[self.signature_of[at / PHASES] * PHASES + at % PHASES] += 1.0;
         }
         let deviation = |(at, mean): (usize, Mean)| {
-            let layers: f64 = seen[self.signature_of[at / PHASES] * PHASES + at % PHASES];
+            let (layer, phase) = (at / PHASES, at % PHASES);
+            let layers: f64 = seen[self.signature_of[layer] * PHASES + phase];
             let kept = 1.0 - layers.max(1.0).recip();
-            (kept > 0.0).then_some(()).and(mean.get()).map(|value| (value / kept.sqrt(), mean.weight.recip()))
+            let value = (kept > 0.0).then_some(()).and(mean.get())?;
+            Some(Deviation { layer, phase, value: value / kept.sqrt(), noise: mean.weight.recip() })
         };
-        let (deviations, mut noise): (Vec<f64>, Vec<f64>) = sums.into_iter().enumerate().filter_map(deviation).unzip();
-        let noise = robust::median(&mut noise).unwrap_or(0.0);
-        let seen = robust::scale_around(&deviations, 0.0).unwrap_or(0.0);
-        self.layer_sd = (seen.powi(2) - noise).max(0.0).sqrt().clamp(LAYER_SD_RANGE.0, LAYER_SD_RANGE.1);
+        let deviations: Vec<Deviation> = sums.into_iter().enumerate().filter_map(deviation).collect();
+        self.own = own::Spread::learned(&deviations);
     }
 
     /// Moves what rows and cells of a kind share, so that invariant 1 holds.
@@ -407,13 +407,13 @@ impl Solver<'_> {
     }
 
     fn system(&self) -> System<'_> {
-        let prior = |(at, layer): (usize, &f64)| self.shares[at / PHASES].then(|| self.layer_prior(*layer));
+        let prior = |(layer, shares): (usize, &bool)| shares.then(|| self.layer_prior(layer));
         System {
             observations: self.observations,
             cell_of: self.observations.iter().map(|seen| self.cell_of(seen)).collect(),
             weights: &self.weights,
             cells: self.cell.len(),
-            layer_priors: self.layer.iter().enumerate().map(prior).collect(),
+            layer_priors: self.shares.iter().enumerate().map(prior).collect(),
             row_priors: self.row_priors().collect(),
             rows: self.rows.len(),
         }
@@ -444,7 +444,7 @@ impl Solver<'_> {
     }
 
     fn result(&self, posterior: Option<Posterior>, model_sd: f64) -> Fit {
-        let (cells, layers, rows) = (self.cell_means(), self.layer_means(), self.row_means());
+        let (cells, layers, rows) = (self.cell_means(), self.layer_terms(), self.row_means());
         let cells = (0..self.kinds).map(|kind| {
             let of_signature = |signature: usize| {
                 std::array::from_fn(|phase| {
@@ -457,7 +457,7 @@ impl Solver<'_> {
         let layers = (0..self.signature_of.len()).map(|layer| {
             std::array::from_fn(|phase| {
                 let at = layer * PHASES + phase;
-                (self.layer[at], layers[at].sd())
+                (self.layer[at], layers[at].1)
             })
         });
         Fit {

@@ -27,6 +27,7 @@ mod iterations;
 mod jitter;
 mod joint;
 mod link;
+mod own;
 mod posterior;
 pub(crate) mod random;
 mod rates;

@@ -1,13 +1,14 @@
 //! How well the fitted numbers are known together: the normal distribution around the fit.
 //!
 //! Cells, layers and rows add up in the logarithm, so the weights of the observations, and of what holds rows and layers
-//! near something, are its precision. A layer's own term touches no other layer: given cells and rows it is one number,
-//! hence only cells and rows are coupled (the Schur complement, whose Cholesky factor is kept).
+//! near something, are its precision. A layer's own terms touch no other layer: given cells and rows they are a block of
+//! few numbers, hence only cells and rows are coupled (the Schur complement, whose Cholesky factor is kept).
 //!
 //! What a layer takes on a device is a sum of three, and known far better than each of them: costs that are all too high
 //! by what the slowdowns are too low by predict the same times. So intervals are told of sums, and draws are joint.
 
 use super::fit::{OPTIMIZER, Observation, PHASES};
+use super::own::{self, Block};
 use super::random::Random;
 
 /// Cells and rows that may be coupled: the work grows with the third power.
@@ -20,19 +21,21 @@ pub(super) struct System<'a> {
     pub cell_of: Vec<usize>,
     pub weights: &'a [f64],
     pub cells: usize,
-    /// By layer and phase: precision of what holds its own term near 0; none if it has no term.
-    pub layer_priors: Vec<Option<f64>>,
+    /// By layer: precision of what holds its own terms near 0; none if it has no terms.
+    pub layer_priors: Vec<Option<Block>>,
     /// Row, the one before it if it is held near that one, precision of it.
     pub row_priors: Vec<(usize, Option<usize>, f64)>,
     pub rows: usize,
 }
 
-/// A layer's own term of one phase, given cells and rows.
+/// A layer's own terms, given cells and rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Own {
-    sd: f64,
-    /// How far cells and rows pull it along, by their number.
-    pulled: Vec<(usize, f64)>,
+    covariance: Block,
+    /// L of L L', the covariance.
+    lower: Block,
+    /// By phase: how far cells and rows pull the term along, by their number.
+    pulled: [Vec<(usize, f64)>; PHASES],
 }
 
 /// The distribution.
@@ -41,7 +44,6 @@ pub(crate) struct Posterior {
     /// By cell: its number among the coupled ones; none where nothing was seen. Rows follow.
     cells: Vec<Option<usize>>,
     first_row: usize,
-    /// By layer and phase.
     layers: Vec<Own>,
     /// L of L L', the precision of cells and rows.
     lower: Square,
@@ -102,7 +104,7 @@ impl Posterior {
                 *precision.at(before, at) -= weight;
             }
         }
-        let mut sums = vec![(0.0, Vec::new()); system.layer_priors.len()];
+        let mut sums = vec![(0.0, Vec::new()); system.layer_priors.len() * PHASES];
         for ((seen, &cell), &weight) in system.observations.iter().zip(&system.cell_of).zip(system.weights) {
             // The optimizer says nothing of a row.
             let row = (seen.phase != OPTIMIZER).then_some(first_row + seen.row);
@@ -114,13 +116,23 @@ impl Posterior {
                 of.iter().for_each(|&other| *precision.at(one, other) += weight);
             }
         }
-        let layers = sums.into_iter().zip(&system.layer_priors).map(|((sum, pulls), prior)| {
-            let Some(prior) = prior else { return Own::default() };
-            let sum = sum + prior;
-            for &(one, by) in &pulls {
-                pulls.iter().for_each(|&(other, with)| *precision.at(one, other) -= by * with / sum);
+        let layers = sums.chunks(PHASES).zip(&system.layer_priors).map(|(sums, prior)| {
+            let Some(mut block) = *prior else { return Own::default() };
+            (0..PHASES).for_each(|phase| block[phase][phase] += sums[phase].0);
+            let covariance = own::inverse(&block);
+            let pulled: [Vec<(usize, f64)>; PHASES] = std::array::from_fn(|phase| {
+                let mut pulled = Vec::new();
+                for ((_, pulls), by) in sums.iter().zip(covariance[phase]) {
+                    pulls.iter().for_each(|&(of, weight)| add(&mut pulled, of, -by * weight));
+                }
+                pulled
+            });
+            for ((_, pulls), pulled) in sums.iter().zip(&pulled) {
+                for &(one, by) in pulls {
+                    pulled.iter().for_each(|&(other, with)| *precision.at(one, other) += by * with);
+                }
             }
-            Own { sd: sum.sqrt().recip(), pulled: pulls.into_iter().map(|(of, by)| (of, -by / sum)).collect() }
+            Own { covariance, lower: own::cholesky(&covariance), pulled }
         });
         let layers = layers.collect();
         let lower = precision.cholesky()?;
@@ -132,33 +144,38 @@ impl Posterior {
     /// of its cell, layer and row together; of the optimizer, without the row.
     pub(super) fn mode(&self, system: &System<'_>, value: impl Fn(&Observation) -> f64) -> Mode {
         let mut right = vec![0.0; self.lower.size];
-        let mut sums = vec![0.0; self.layers.len()];
+        let mut sums = vec![0.0; self.layers.len() * PHASES];
         for ((seen, &cell), weight) in system.observations.iter().zip(&system.cell_of).zip(system.weights) {
             let pull = weight * value(seen);
             let row = (seen.phase != OPTIMIZER).then_some(self.first_row + seen.row);
             self.cells[cell].into_iter().chain(row).for_each(|of| right[of] += pull);
             sums[seen.layer * PHASES + seen.phase] += pull;
         }
-        for (own, sum) in self.layers.iter().zip(&sums) {
-            own.pulled.iter().for_each(|&(of, by)| right[of] += by * sum);
+        for (own, sums) in self.layers.iter().zip(sums.chunks(PHASES)) {
+            for (pulled, sum) in own.pulled.iter().zip(sums) {
+                pulled.iter().for_each(|&(of, by)| right[of] += by * sum);
+            }
         }
         let coupled: Vec<f64> = (0..self.lower.size)
             .map(|at| self.covariance.row(at).iter().zip(&right).map(|(a, b)| a * b).sum())
             .collect();
-        let layer = |(own, sum): (&Own, &f64)| {
-            sum * own.sd.powi(2) + own.pulled.iter().map(|&(of, by)| by * coupled[of]).sum::<f64>()
+        let of_layer = |(own, sums): (&Own, &[f64])| {
+            std::array::from_fn::<_, PHASES, _>(|phase| {
+                let told: f64 = own.covariance[phase].iter().zip(sums).map(|(by, sum)| by * sum).sum();
+                told + own.pulled[phase].iter().map(|&(of, by)| by * coupled[of]).sum::<f64>()
+            })
         };
         Mode {
             cells: self.cells.iter().map(|cell| cell.map_or(0.0, |cell| coupled[cell])).collect(),
             rows: coupled[self.first_row..].to_vec(),
-            layers: self.layers.iter().zip(&sums).map(layer).collect(),
+            layers: self.layers.iter().zip(sums.chunks(PHASES)).flat_map(of_layer).collect(),
         }
     }
 
     /// Standard deviation of what a layer's phase takes on a row, or without one; none where its cell was never seen.
     pub fn sd(&self, cell: usize, layer: usize, phase: usize, row: Option<usize>) -> Option<f64> {
-        let own = &self.layers[layer * PHASES + phase];
-        let mut sum = own.pulled.clone();
+        let own = &self.layers[layer];
+        let mut sum = own.pulled[phase].clone();
         add(&mut sum, self.cells[cell]?, 1.0);
         if let Some(row) = row {
             add(&mut sum, self.first_row + row, 1.0);
@@ -168,17 +185,20 @@ impl Posterior {
             .flat_map(|&(one, by)| sum.iter().map(move |&(other, with)| (one, other, by * with)))
             .map(|(one, other, weight)| weight * self.covariance.get(one, other))
             .sum();
-        Some((coupled.max(0.0) + own.sd.powi(2)).sqrt())
+        Some((coupled.max(0.0) + own.covariance[phase][phase]).sqrt())
     }
 
     /// One draw.
     pub fn draw(&self, random: &mut Random) -> Deviations<'_> {
         let coupled = self.lower.solve_transposed((0..self.lower.size).map(|_| random.normal()).collect());
-        let layer = |own: &Own| {
-            let pulled: f64 = own.pulled.iter().map(|&(of, by)| by * coupled[of]).sum();
-            pulled + own.sd * random.normal()
+        let of_layer = |own: &Own| {
+            let normal: [f64; PHASES] = std::array::from_fn(|_| random.normal());
+            std::array::from_fn::<_, PHASES, _>(|phase| {
+                let pulled: f64 = own.pulled[phase].iter().map(|&(of, by)| by * coupled[of]).sum();
+                pulled + own.lower[phase].iter().zip(normal).map(|(by, normal)| by * normal).sum::<f64>()
+            })
         };
-        let layers = self.layers.iter().map(layer).collect();
+        let layers = self.layers.iter().flat_map(of_layer).collect();
         Deviations { of: self, coupled, layers }
     }
 }
@@ -272,12 +292,13 @@ mod tests {
 
     /// Two layers of one signature on two devices of one kind, the second layer on both.
     fn system(observations: &[Observation], weights: &'static [f64]) -> Posterior {
+        let alone = std::array::from_fn(|row| std::array::from_fn(|at| if row == at { 400.0 } else { 0.0 }));
         let system = System {
             observations,
             cell_of: vec![0; observations.len()],
             weights,
             cells: 2,
-            layer_priors: vec![Some(400.0); 2 * PHASES],
+            layer_priors: vec![Some(alone); 2],
             row_priors: vec![(0, None, 10.0), (1, None, 10.0)],
             rows: 2,
         };

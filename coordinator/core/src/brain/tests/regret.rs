@@ -225,13 +225,13 @@ impl Tally {
         self.reverts += reverts.count() as u64;
     }
 
-    /// What the last estimate says, and what is true.
+    /// What is estimated in the end, and what is true.
     fn cover(&mut self, scenario: &Scenario, world: &World) {
         let mut truth = scenario.luck();
         truth.disturb(Step(ITERATIONS));
         let truth = truth.problem;
-        let estimated =
-            &world.brain.adapt.as_ref().and_then(|adapt| adapt.fit.as_ref()).expect("it was fitted").estimated;
+        let estimator = &world.brain.adapt.as_ref().expect("it adapts").estimator;
+        let estimated = estimator.problem().expect("all was measured");
         let is_within = |said: f64, is: f64, ln_sd: f64| (said.ln() - is.ln()).abs() <= NORMAL_90 * ln_sd;
         for (device, figures) in estimated.uncertainty.figures.iter().enumerate() {
             for (layer, figures) in figures.iter().enumerate() {
