@@ -3,7 +3,7 @@
 use crate::{failure, files, keys};
 use adaptis_link::{Client, Limits};
 use adaptis_planner::export::milliseconds;
-use adaptis_proto::message::{Answer, Ask, FromCoordinator, Status, ToCoordinator};
+use adaptis_proto::message::{Answer, Ask, FromCoordinator, PeakMemory, Status, ToCoordinator};
 use adaptis_proto::wire;
 use anyhow::Result;
 use std::fmt::Write;
@@ -30,31 +30,46 @@ pub struct Arguments {
 
 /// What the coordinator gets to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// What it gets to tell of memory: one of the version before does not know the question.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub fn run(arguments: Arguments) -> Result<()> {
     let security = keys::security(arguments.keys.as_deref(), &arguments.name)?;
     let identity = format!("status/{}", std::process::id());
     let client = Client::connect(&arguments.coordinator, &identity, &security, Limits::default())
         .map_err(|error| failure::usage(format!("--coordinator: {error}")))?;
-    client.send(wire::encode(&ToCoordinator::Ask(Ask::Status)))?;
-    let bytes = client.receive(TIMEOUT)?.ok_or_else(|| {
-        failure::environment(format!(
+    let Some(Answer::Status(status)) = ask(&client, Ask::Status, TIMEOUT)? else {
+        return Err(failure::environment(format!(
             "no answer from {} within {} s: is a coordinator running there, and with the same keys?",
             arguments.coordinator,
             TIMEOUT.as_secs()
-        ))
-    })?;
-    let status = match wire::decode(&bytes).map_err(failure::environment)? {
-        FromCoordinator::Answer(Answer::Status(status)) => status,
-        _ => return Err(failure::environment("the coordinator answered something else")),
+        )));
+    };
+    let memory = match ask(&client, Ask::Memory, MEMORY_TIMEOUT)? {
+        Some(Answer::Memory(memory)) => memory,
+        _ => Vec::new(),
     };
     match arguments.json {
-        true => files::print(&format!("{:#}\n", serde_json::to_value(&status)?)),
-        false => files::print(&table(&status)),
+        true => {
+            let mut status = serde_json::to_value(&status)?;
+            status["memory"] = serde_json::to_value(&memory)?;
+            files::print(&format!("{status:#}\n"))
+        }
+        false => files::print(&table(&status, &memory)),
     }
 }
 
-fn table(status: &Status) -> String {
+/// The coordinator's answer; none in time.
+fn ask(client: &Client, ask: Ask, timeout: Duration) -> Result<Option<Answer>> {
+    client.send(wire::encode(&ToCoordinator::Ask(ask)))?;
+    let Some(bytes) = client.receive(timeout)? else { return Ok(None) };
+    match wire::decode(&bytes).map_err(failure::environment)? {
+        FromCoordinator::Answer(answer) => Ok(Some(answer)),
+        _ => Err(failure::environment("the coordinator answered something else")),
+    }
+}
+
+fn table(status: &Status, memory: &[PeakMemory]) -> String {
     let mut out = String::new();
     if status.iterations == 0 && status.devices.is_empty() && status.failure.is_none() {
         return "no run yet: waiting for ranks\n".to_owned();
@@ -76,7 +91,10 @@ fn table(status: &Status) -> String {
         let layers: Vec<String> =
             device.stages.iter().map(|(from, to)| format!("{from}-{}", to.saturating_sub(1))).collect();
         let share = device.bubble.map_or("-".to_owned(), |share| format!("{:.0}%", share * 100.0));
-        let _ = writeln!(out, "{:<10} {:<12} idle {share:>4}  layers {}", device.name, device.kind, layers.join(","));
+        let peak = memory.iter().find(|peak| peak.epoch == status.place.epoch && peak.device == device.name);
+        let peak = peak.map_or(String::new(), in_gibibytes);
+        let (name, kind, layers) = (&device.name, &device.kind, layers.join(","));
+        let _ = writeln!(out, "{name:<10} {kind:<12} idle {share:>4}  {peak}layers {layers}");
     }
     if let Some(decision) = &status.last_decision {
         let _ = writeln!(out, "last decision, iteration {}: {decision}", status.last_decision_step.map_or(0, |s| s.0));
@@ -87,20 +105,62 @@ fn table(status: &Status) -> String {
     out
 }
 
+/// A peak of memory, and by how much it is more than was predicted.
+fn in_gibibytes(peak: &PeakMemory) -> String {
+    let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
+    let more = match peak.shortfall_bytes() {
+        None | Some(0) => String::new(),
+        Some(bytes) if peak.is_beyond_margin() => format!(" ({:.1} above plan, more than was left)", gibibytes(bytes)),
+        Some(bytes) => format!(" ({:.1} above plan)", gibibytes(bytes)),
+    };
+    format!("memory {:.1} of {:.1} GiB{more}  ", gibibytes(peak.measured_bytes), gibibytes(peak.memory_bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use adaptis_proto::message::State;
-    use adaptis_proto::{RunId, Step};
+
+    #[test]
+    fn a_peak_above_its_plan_is_told() {
+        let gib = |of: u64| of << 30;
+        let status = Status {
+            place: adaptis_proto::sample::Place { epoch: Epoch(2), ..Default::default() },
+            devices: vec![DeviceStatus { name: "gpu1".into(), stages: vec![(0, 4)], ..DeviceStatus::default() }],
+            ..Status::default()
+        };
+        let peak = |predicted: Option<u64>, measured_bytes| PeakMemory {
+            epoch: Epoch(2),
+            device: "gpu1".into(),
+            predicted_bytes: predicted.map(gib),
+            measured_bytes,
+            memory_bytes: gib(40),
+        };
+        for (of, expected) in [
+            (peak(None, gib(30)), "memory 30.0 of 40.0 GiB  layers 0-3"),
+            (peak(Some(32), gib(30)), "memory 30.0 of 40.0 GiB  layers"),
+            (peak(Some(28), gib(30)), "memory 30.0 of 40.0 GiB (2.0 above plan)  layers"),
+            (peak(Some(39), gib(41)), "memory 41.0 of 40.0 GiB (2.0 above plan, more than was left)  layers"),
+            (PeakMemory { epoch: Epoch(1), ..peak(None, 1) }, "idle    -  layers 0-3"),
+        ] {
+            let table = table(&status, std::slice::from_ref(&of));
+            assert!(table.contains(expected), "{table}");
+        }
+    }
+    use adaptis_proto::message::{DeviceStatus, State};
+    use adaptis_proto::{Epoch, RunId, Step};
 
     #[test]
     fn a_finished_run_has_done_all_its_iterations() {
         let mut status = Status { run: RunId("one".into()), iterations: 40, ..Status::default() };
-        assert!(table(&status).contains("0 of 40 iterations done"), "{}", table(&status));
+        assert!(table(&status, &[]).contains("0 of 40 iterations done"), "{}", table(&status, &[]));
         (status.state, status.place.step, status.duration_ns) = (State::Training, Step(38), Some(1));
-        assert!(table(&status).contains("39 of 40 iterations done"), "{}", table(&status));
+        assert!(table(&status, &[]).contains("39 of 40 iterations done"), "{}", table(&status, &[]));
         (status.state, status.duration_ns) = (State::Finished, None);
-        assert!(table(&status).starts_with("run one: Finished, 40 of 40 iterations done"), "{}", table(&status));
-        assert_eq!(table(&Status::default()), "no run yet: waiting for ranks\n");
+        assert!(
+            table(&status, &[]).starts_with("run one: Finished, 40 of 40 iterations done"),
+            "{}",
+            table(&status, &[])
+        );
+        assert_eq!(table(&Status::default(), &[]), "no run yet: waiting for ranks\n");
     }
 }

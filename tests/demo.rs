@@ -73,6 +73,8 @@ fn the_plan_follows_the_fault_and_the_training_does_not_notice() {
     assert_eq!(adaptive["final_state_digest"], control["final_state_digest"]);
     assert_eq!(adaptive["final_state_digest"].as_str().map(str::len), Some(64));
     assert_eq!(control["switches"].as_array().map(Vec::len), Some(0));
+    memory_is_as_predicted(&adaptive);
+    memory_is_as_predicted(&control);
 
     // Replayed from its folder alone, the run tells what was slow, since when, and by how much.
     let replayed = Command::new(env!("CARGO_BIN_EXE_adaptis"))
@@ -104,6 +106,17 @@ fn the_plan_follows_the_fault_and_the_training_does_not_notice() {
         assert!(folder.path().join("adaptive").join(file).exists(), "{file} is missing");
     }
     assert!(is_gone(folder.path()), "left running: {:?}", processes_of(folder.path()));
+}
+
+/// Emulated devices need what their layers add up to: predictions of memory are true to the byte.
+fn memory_is_as_predicted(report: &Value) {
+    let memory = report["memory"].as_array().expect("memory, by plan and device");
+    let plans = 1 + report["switches"].as_array().expect("switches").len();
+    assert_eq!(memory.len(), plans * report["devices"].as_array().expect("devices").len());
+    for row in memory {
+        assert!(row["measured_bytes"].as_u64() > Some(1 << 30), "{row}");
+        assert_eq!((&row["predicted_bytes"], &row["shortfall_bytes"]), (&row["measured_bytes"], &0.into()), "{row}");
+    }
 }
 
 #[test]

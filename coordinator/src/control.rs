@@ -277,6 +277,7 @@ impl Control {
     fn answer(&mut self, ask: &Ask) -> Answer {
         match ask {
             Ask::Status => Answer::Status(Box::new(self.status())),
+            Ask::Memory => Answer::Memory(self.brain.peaks()),
             Ask::Report => match self.write_report() {
                 Ok(path) => Answer::Report { path },
                 Err(error) => Answer::Failed { reason: error.to_string() },
@@ -298,7 +299,8 @@ impl Control {
     fn publish(&mut self) {
         self.published = Instant::now();
         let health = self.ingest.health().cloned().collect();
-        self.board.publish(Snapshot { status: self.status(), health, taken: self.published });
+        let (status, memory) = (self.status(), self.brain.peaks());
+        self.board.publish(Snapshot { status, memory, health, taken: self.published });
     }
 
     fn status(&self) -> Status {

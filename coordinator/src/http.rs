@@ -2,7 +2,7 @@
 //!
 //! `/`: where the run stands, for people; also `/status` where a browser asks. `/livez` and `/healthz`: the process
 //! answers. `/readyz`: the loop turned a moment ago and the run has not failed. `/status`, `/status.json`:
-//! `adaptis_proto::message::Status` as JSON. `/metrics`: Prometheus text.
+//! `adaptis_proto::message::Status` as JSON, and `memory`, a `PeakMemory` for each plan and device. `/metrics`: Prometheus text.
 
 mod door;
 mod page;
@@ -11,7 +11,7 @@ pub(crate) use door::Door;
 
 use crate::CoordinatorError;
 use crate::snapshot::{Board, Snapshot};
-use adaptis_proto::message::State as RunState;
+use adaptis_proto::message::{PeakMemory, State as RunState, Status};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -24,6 +24,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use serde::Serialize;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -107,7 +108,10 @@ async fn ready(State(board): State<Board>) -> Response {
 async fn page(State(board): State<Board>) -> Response {
     let snapshot = board.read();
     let is_stale = snapshot.taken.elapsed() > STALE;
-    ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Html(page::write(&snapshot.status, is_stale)))
+    (
+        [(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")],
+        Html(page::write(&snapshot.status, &snapshot.memory, is_stale)),
+    )
         .into_response()
 }
 
@@ -121,7 +125,16 @@ async fn status(State(board): State<Board>, headers: HeaderMap) -> Response {
 }
 
 async fn status_json(State(board): State<Board>) -> Response {
-    ([(header::VARY, "accept")], Json(&board.read().status)).into_response()
+    let snapshot = board.read();
+    ([(header::VARY, "accept")], Json(StatusAndMemory { status: &snapshot.status, memory: &snapshot.memory }))
+        .into_response()
+}
+
+#[derive(Serialize)]
+struct StatusAndMemory<'a> {
+    #[serde(flatten)]
+    status: &'a Status,
+    memory: &'a [PeakMemory],
 }
 
 async fn metrics(State(board): State<Board>) -> Response {

@@ -9,6 +9,7 @@ use adaptis_coordinator_core::ledger::{
     Decision, GenerationRecord, IterationRecord, PhaseRecord, PlanRecord, SwitchRecord,
 };
 use adaptis_plan::{Plan, Predicted};
+use adaptis_proto::message::PeakMemory;
 use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,6 +53,8 @@ struct Report<'a> {
     switches: Vec<SwitchRow>,
     phases: Vec<PhaseRow>,
     counters: BTreeMap<&'a str, u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    memory: Vec<MemoryRow<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
 }
@@ -134,6 +137,18 @@ struct PhaseRow {
     epoch: Epoch,
     measured_median_ns: u64,
     predicted_ns: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct MemoryRow<'a> {
+    epoch: Epoch,
+    device: &'a str,
+    predicted_bytes: Option<u64>,
+    measured_bytes: u64,
+    shortfall_bytes: Option<u64>,
+    /// What a person should know of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remark: Option<String>,
 }
 
 /// Writes the report into a folder, whole or not at all. Gives its path.
@@ -240,6 +255,7 @@ fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
         switches: recovered.switches.iter().map(switch).collect(),
         phases: phases(&recovered.phases, &latest),
         counters: counters.iter().map(|(name, count)| (name.as_str(), *count)).collect(),
+        memory: recovered.peaks.iter().map(memory).collect(),
         failure: recovered.failed.as_ref().map(ToString::to_string),
     }
 }
@@ -312,6 +328,26 @@ fn switch(record: &SwitchRecord) -> SwitchRow {
         layers_moved: record.layers_moved,
         bytes_moved: record.bytes_moved,
         pause_ns: record.pause_ns,
+    }
+}
+
+fn memory(peak: &PeakMemory) -> MemoryRow<'_> {
+    let remark = || {
+        format!(
+            "plan {} needed {} bytes more on {} than predicted, and left only {} free; plans made since reserve them",
+            peak.epoch,
+            peak.shortfall_bytes().unwrap_or(0),
+            peak.device,
+            peak.memory_bytes.saturating_sub(peak.predicted_bytes.unwrap_or(peak.memory_bytes)),
+        )
+    };
+    MemoryRow {
+        epoch: peak.epoch,
+        device: &peak.device,
+        predicted_bytes: peak.predicted_bytes,
+        measured_bytes: peak.measured_bytes,
+        shortfall_bytes: peak.shortfall_bytes(),
+        remark: peak.is_beyond_margin().then(remark),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A copy of where things stand, for those who look.
 
-use adaptis_proto::message::{Health, Status};
+use adaptis_proto::message::{Health, PeakMemory, Status};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -8,6 +8,7 @@ use std::time::Instant;
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     pub(crate) status: Status,
+    pub(crate) memory: Vec<PeakMemory>,
     pub(crate) health: Vec<Health>,
     pub(crate) taken: Instant,
 }
@@ -18,7 +19,8 @@ pub(crate) struct Board(Arc<Mutex<Arc<Snapshot>>>);
 
 impl Board {
     pub(crate) fn new() -> Self {
-        let snapshot = Snapshot { status: Status::default(), health: Vec::new(), taken: Instant::now() };
+        let (status, memory, health) = (Status::default(), Vec::new(), Vec::new());
+        let snapshot = Snapshot { status, memory, health, taken: Instant::now() };
         Self(Arc::new(Mutex::new(Arc::new(snapshot))))
     }
 

@@ -140,6 +140,66 @@ fn check_report(text: &str) {
 }
 
 #[test]
+fn memory_beyond_its_plan_is_told_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path(), |_| {});
+    let (rank, agent, person) = (service.client("rank"), service.client("agent"), service.client("person"));
+    ask(&rank, &hello(), is_started);
+    let place = |step| Place { step: Step(step), epoch: Epoch(1), generation: Generation(1) };
+    let peak =
+        |step, peak_bytes| Sample::DeviceMemory { place: place(step), peak_bytes, reserved_bytes: 5, late_ns: 0 };
+    let works = [LayerIndex(0), LayerIndex(1)].into_iter().flat_map(|layer| {
+        let memory = Sample::LayerMemory {
+            place: place(0),
+            layer,
+            activation_bytes: 10,
+            weight_gradient_bytes: 5,
+            workspace_bytes: 0,
+        };
+        let work = move |step, microbatch, phase| Sample::Work {
+            place: place(step),
+            layer,
+            microbatch: Microbatch(microbatch),
+            phase,
+            mark: Mark::Warm,
+            start_ns: 0,
+            duration_ns: 1_000_000,
+        };
+        let phases = [Phase::Forward, Phase::InputGradient, Phase::WeightGradient];
+        let works = (0..8)
+            .flat_map(move |step| (0..2).flat_map(move |microbatch| phases.map(|phase| work(step, microbatch, phase))));
+        std::iter::once(memory).chain(works)
+    });
+    let mut samples: Vec<Sample> = works.collect();
+    let end = |step| Sample::Iteration { place: place(step), start_ns: step, duration_ns: 100, loss_bits: 0 };
+    samples.extend((0..8).flat_map(|step| [peak(step, 2 << 20), end(step)]));
+    let count = samples.len() as u64;
+    assert_eq!(ask(&agent, &batch(0, &samples), stored), count);
+
+    let peaks = ask(&person, &ToCoordinator::Ask(Ask::Memory), |message| match message {
+        FromCoordinator::Answer(Answer::Memory(peaks)) => Some(peaks),
+        _ => None,
+    });
+    let [known] = &peaks[..] else { panic!("{peaks:?}") };
+    // What it reserves, the state of two layers, and one microbatch in flight: layer by layer 10 and 10.
+    assert_eq!(known.predicted_bytes, Some(5 + 8 + 20), "as first estimated");
+    assert_eq!((known.measured_bytes, known.is_beyond_margin()), (2 << 20, true));
+    let begun = Instant::now();
+    while !service.get("/status.json").contains(r#""measured_bytes":2097152"#) {
+        assert!(begun.elapsed() < PATIENCE, "{}", service.get("/status.json"));
+    }
+    assert!(service.get("/").contains("more than was left"), "{}", service.get("/"));
+    assert_eq!(service.end(), Ended::Stopped);
+    let report: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.path().join(REPORT_FILE)).unwrap()).unwrap();
+    let row = &report["memory"][0];
+    assert_eq!((&row["epoch"], &row["device"], &row["predicted_bytes"]), (&1.into(), &"gpu0".into(), &33.into()));
+    assert_eq!(row["shortfall_bytes"], (2 << 20) - 33);
+    let remark = row["remark"].as_str().unwrap();
+    assert!(remark.starts_with("plan 1 needed 2097119 bytes more on gpu0 than predicted"), "{remark}");
+}
+
+#[test]
 fn samples_of_a_job_that_the_ledger_does_not_hold_stay_with_their_agent() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path(), |_| {});

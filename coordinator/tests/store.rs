@@ -4,7 +4,7 @@ use adaptis_coordinator::{Profiles, RECORDS_BYTES_MAX, STORE_FILE, Store, StoreE
 use adaptis_coordinator_core::ledger::{Contradiction, GenerationRecord, PhaseRecord, PlanRecord};
 use adaptis_coordinator_core::{Durable, Head};
 use adaptis_plan::{Plan, Stage};
-use adaptis_proto::message::{Batch, ClockOffset, Job};
+use adaptis_proto::message::{Batch, ClockOffset, Job, PeakMemory};
 use adaptis_proto::sample::{Mark, Phase, Place, Record, Sample};
 use adaptis_proto::{Epoch, Generation, Incarnation, LayerIndex, Microbatch, RunId, Step, Term};
 use proptest::prelude::*;
@@ -82,6 +82,19 @@ fn terms_grow_and_the_ledger_outlives_the_process() {
     gone("DELETE FROM plans");
     let missed = open(dir.path()).reign();
     assert!(matches!(missed, Err(StoreError::Contradictory(Contradiction::HeadPlan(Epoch(1))))), "{missed:?}");
+}
+
+#[test]
+fn of_memory_the_latest_word_counts_and_a_store_without_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    store.reign().unwrap();
+    assert_eq!(store.recovered().unwrap().peaks, []);
+    let peak = |epoch, measured_bytes| PeakMemory { epoch: Epoch(epoch), measured_bytes, ..PeakMemory::default() };
+    store.commit(Term(1), &[Durable::Peak(peak(2, 7)), Durable::Peak(peak(1, 5))]).unwrap();
+    store.commit(Term(1), &[Durable::Peak(peak(2, 9))]).unwrap();
+    drop(store);
+    assert_eq!(open(dir.path()).reign().unwrap().peaks, [peak(1, 5), peak(2, 9)]);
 }
 
 #[test]

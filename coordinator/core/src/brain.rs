@@ -28,6 +28,7 @@ mod decide;
 mod follow;
 mod history;
 mod intake;
+mod peaks;
 mod start;
 mod status;
 #[cfg(test)]
@@ -196,6 +197,7 @@ pub struct Brain {
     decisions: Vec<Decision>,
     phases: Vec<PhaseRecord>,
     history: History,
+    peaks: peaks::PeakMemories,
     adapt: Option<Adapt>,
     calibrations: Calibrations,
     ended: BTreeMap<DeviceIndex, (Step, Vec<(LayerIndex, Digest)>)>,
@@ -233,6 +235,7 @@ impl Brain {
             decisions: Vec::new(),
             phases: Vec::new(),
             history: History::default(),
+            peaks: peaks::PeakMemories::default(),
             adapt: None,
             calibrations: Calibrations::default(),
             ended: BTreeMap::new(),

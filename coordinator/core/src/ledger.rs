@@ -14,7 +14,7 @@ pub use contradiction::Contradiction;
 
 use crate::admission;
 use crate::drift::Change;
-use adaptis_proto::message::{DeviceCard, Failure, Job, Member};
+use adaptis_proto::message::{DeviceCard, Failure, Job, Member, PeakMemory};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, Step, Term};
 use serde::{Deserialize, Serialize};
@@ -235,6 +235,8 @@ pub enum Durable {
     Phase(PhaseRecord),
     /// Written once.
     Finished(Finished),
+    /// The latest word on a device's memory under a plan counts: it may need more yet.
+    Peak(PeakMemory),
     /// Why the run failed; the latest word counts, for the first rank to say so may only repeat another.
     Failed(RunFailure),
 }
@@ -342,6 +344,8 @@ pub struct Recovered {
     pub phases: Vec<PhaseRecord>,
     /// The newest ones, oldest first.
     pub iterations: Vec<IterationRecord>,
+    /// In order of their plans.
+    pub peaks: Vec<PeakMemory>,
     /// If the run has ended.
     pub finished: Option<Finished>,
     /// If the run has failed.

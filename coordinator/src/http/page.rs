@@ -1,7 +1,7 @@
 //! Where a run stands, as a page for people. It loads nothing, runs no script, and asks for itself again.
 
 use adaptis_planner::export::{milliseconds, ranges_text};
-use adaptis_proto::message::{DeviceStatus, State, Status};
+use adaptis_proto::message::{PeakMemory, State, Status};
 use std::fmt::Write;
 
 /// Seconds between two looks.
@@ -21,7 +21,7 @@ th{color:var(--soft);font-weight:normal;font-size:.85rem}td.n,th.n{text-align:ri
 .bad{border-left:4px solid #c33;padding:.3rem .8rem}p{margin:1rem 0}footer{color:var(--soft);font-size:.85rem}";
 
 /// The page. `is_stale`: the coordinator's loop does not turn.
-pub(super) fn write(status: &Status, is_stale: bool) -> String {
+pub(super) fn write(status: &Status, memory: &[PeakMemory], is_stale: bool) -> String {
     let mut out = String::with_capacity(4 << 10);
     let run = match status.run.0.as_str() {
         "" => "no run yet".to_owned(),
@@ -44,7 +44,7 @@ pub(super) fn write(status: &Status, is_stale: bool) -> String {
         let _ = writeln!(out, "<p class=\"bad\">The run failed: {}</p>", escaped(failure));
     }
     figures(&mut out, status);
-    devices(&mut out, &status.devices);
+    devices(&mut out, status, memory);
     match (&status.last_decision, status.last_decision_step) {
         (Some(text), step) => {
             let at = step.map_or(String::new(), |step| format!(", iteration {step}"));
@@ -101,8 +101,8 @@ fn figures(out: &mut String, status: &Status) {
     }
 }
 
-fn devices(out: &mut String, devices: &[DeviceStatus]) {
-    if devices.is_empty() {
+fn devices(out: &mut String, status: &Status, memory: &[PeakMemory]) {
+    if status.devices.is_empty() {
         out.push_str("<p>No rank is there yet.</p>\n");
         return;
     }
@@ -110,13 +110,17 @@ fn devices(out: &mut String, devices: &[DeviceStatus]) {
         "<div class=\"wide\"><table><tr><th>device</th><th>kind</th><th>layers</th><th class=\"n\">idle</th>\
          <th class=\"n\">times its kind's</th><th class=\"n\">peak of memory</th></tr>\n",
     );
-    for device in devices {
+    for device in &status.devices {
+        let peak = memory.iter().find(|peak| peak.epoch == status.place.epoch && peak.device == device.name);
         let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
+        let predicted = peak.and_then(|peak| peak.predicted_bytes).map(gibibytes);
+        let predicted = predicted.map_or(String::new(), |of| format!(", predicted {of:.1}"));
+        let beyond = if peak.is_some_and(PeakMemory::is_beyond_margin) { ", more than was left" } else { "" };
         let peak = device.peak_bytes.map_or("-".to_owned(), |peak| format!("{:.1}", gibibytes(peak)));
         let _ = writeln!(
             out,
             "<tr><td>{}</td><td>{}</td><td class=\"many\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-             <td class=\"n\">{peak} of {:.1} GiB</td></tr>",
+             <td class=\"n\">{peak} of {:.1} GiB{predicted}{beyond}</td></tr>",
             escaped(&device.name),
             escaped(&device.kind),
             layers(&device.stages),
@@ -154,6 +158,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use adaptis_proto::message::DeviceStatus;
     use adaptis_proto::{Epoch, RunId, Step};
 
     #[test]
@@ -162,7 +167,7 @@ mod tests {
         let mut status = Status { run: RunId(name.into()), failure: Some(name.into()), ..Status::default() };
         status.last_decision = Some(name.into());
         status.devices = vec![DeviceStatus { name: name.into(), kind: name.into(), ..DeviceStatus::default() }];
-        let page = write(&status, true);
+        let page = write(&status, &[], true);
         assert!(!page.contains("<script"), "{page}");
         let whole = page.matches("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;").count();
         assert_eq!(whole, 6, "title, heading, failure, decision, name and kind: {page}");
@@ -182,7 +187,11 @@ mod tests {
         let mut status = Status { iterations: 120, loss: Some(4.1), devices: vec![device], ..Status::default() };
         (status.place.step, status.place.epoch, status.state) = (Step(41), Epoch(2), State::Searching);
         (status.duration_ns, status.predicted_ns) = (Some(882_000_000), Some(883_000_000));
-        let page = write(&status, false);
+        let peak =
+            PeakMemory { epoch: Epoch(2), device: "gpu1".into(), measured_bytes: 3 << 30, ..PeakMemory::default() };
+        let peak =
+            |epoch, gib: u64| PeakMemory { epoch: Epoch(epoch), predicted_bytes: Some(gib << 30), ..peak.clone() };
+        let page = write(&status, &[peak(1, 9), peak(2, 2)], false);
         for text in [
             "42 of 120",
             "value=\"42\"",
@@ -193,7 +202,7 @@ mod tests {
             "0-4, 9",
             "13%",
             "1.80",
-            "3.0 of 80.0 GiB",
+            "3.0 of 80.0 GiB, predicted 2.0",
         ] {
             assert!(page.contains(text), "`{text}` is not in {page}");
         }

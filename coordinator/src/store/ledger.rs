@@ -6,9 +6,14 @@ use adaptis_coordinator_core::brain::HISTORY_MAX;
 use adaptis_coordinator_core::ledger::{GenerationRecord, IterationRecord, PlanRecord};
 use adaptis_coordinator_core::{Durable, Head, Recovered};
 use adaptis_plan::Plan;
+use adaptis_proto::message::PeakMemory;
 use adaptis_proto::{Digest, Epoch, Generation, Step, Term};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
+
+/// Made when it is first written to, so that a store without it is one of this version, too.
+const PEAKS: &str =
+    "CREATE TABLE IF NOT EXISTS peaks (epoch INTEGER, device TEXT, body TEXT, PRIMARY KEY (epoch, device))";
 
 impl Store {
     /// Begins a reign: the next term is ours, whoever reigned before. Gives what the ledger holds.
@@ -99,6 +104,12 @@ fn write(transaction: &Transaction<'_>, term: Term, entry: &Durable) -> Result<(
             transaction.execute(statement, params![first, epoch, text(phase)])?;
             Ok(())
         }
+        Durable::Peak(peak) => {
+            transaction.execute_batch(PEAKS)?;
+            let statement = "INSERT OR REPLACE INTO peaks VALUES (?, ?, ?)";
+            transaction.execute(statement, params![sql(peak.epoch.0), peak.device, text(peak)])?;
+            Ok(())
+        }
         Durable::Finished(finished) => {
             let statement = "INSERT INTO endings VALUES ('finished', ?)";
             let result = transaction.execute(statement, [text(finished)]);
@@ -172,6 +183,7 @@ pub(super) fn read(connection: &Connection) -> Result<Recovered, StoreError> {
         switches: bodies(connection, "a switch", "switches ORDER BY epoch")?,
         phases: bodies(connection, "a phase", "phases ORDER BY first, epoch")?,
         iterations,
+        peaks: peaks(connection)?,
         finished: bodies(connection, "the end of the run", "endings WHERE kind = 'finished'")?.pop(),
         failed: bodies(connection, "the failure of the run", "endings WHERE kind = 'failed'")?.pop(),
         // A run's store holds one source.
@@ -188,6 +200,15 @@ fn bodies<T: DeserializeOwned>(connection: &Connection, what: &str, from: &str) 
     let mut statement = connection.prepare(&format!("SELECT body FROM {from}"))?;
     let texts: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     texts.iter().map(|text| parse(text, what)).collect()
+}
+
+/// What memory came to, in order of plans.
+fn peaks(connection: &Connection) -> Result<Vec<PeakMemory>, StoreError> {
+    let statement = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'peaks'";
+    match connection.query_row(statement, [], |row| row.get::<_, i64>(0))? {
+        0 => Ok(Vec::new()),
+        _ => bodies(connection, "what memory came to", "peaks ORDER BY epoch, device"),
+    }
 }
 
 /// All memberships, in order.

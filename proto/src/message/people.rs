@@ -1,7 +1,7 @@
 //! Between a person's tool and the coordinator.
 
 use crate::sample::Place;
-use crate::{RunId, Step, Term};
+use crate::{Epoch, RunId, Step, Term};
 use serde::{Deserialize, Serialize};
 
 /// What a tool asks.
@@ -11,6 +11,8 @@ pub enum Ask {
     Status,
     /// Write the report and tell where.
     Report,
+    /// What memory came to under each plan.
+    Memory,
 }
 
 /// What it is told.
@@ -28,6 +30,8 @@ pub enum Answer {
         /// Why.
         reason: String,
     },
+    /// What memory came to, by plan and device.
+    Memory(Vec<PeakMemory>),
 }
 
 /// What a display shows.
@@ -93,6 +97,34 @@ pub struct DeviceStatus {
     pub peak_bytes: Option<u64>,
     /// Its memory.
     pub memory_bytes: u64,
+}
+
+/// The memory of a device under a plan: what was predicted, and what came.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeakMemory {
+    /// The plan.
+    pub epoch: Epoch,
+    /// Name of the device.
+    pub device: String,
+    /// Peak as predicted with the plan; of a plan without a prediction, as first estimated. None before that.
+    pub predicted_bytes: Option<u64>,
+    /// Highest peak of any iteration under the plan.
+    pub measured_bytes: u64,
+    /// The device's memory.
+    pub memory_bytes: u64,
+}
+
+impl PeakMemory {
+    /// By how much the plan needed more than was predicted; none without a prediction, 0 where it needed less.
+    pub fn shortfall_bytes(&self) -> Option<u64> {
+        Some(self.measured_bytes.saturating_sub(self.predicted_bytes?))
+    }
+
+    /// The shortfall is larger than what the plan left free on the device: it no longer fits as it was predicted.
+    pub fn is_beyond_margin(&self) -> bool {
+        let margin_bytes = self.memory_bytes.saturating_sub(self.predicted_bytes.unwrap_or(self.memory_bytes));
+        self.shortfall_bytes().is_some_and(|shortfall_bytes| shortfall_bytes > margin_bytes)
+    }
 }
 
 /// What a run is doing.

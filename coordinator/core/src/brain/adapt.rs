@@ -298,7 +298,12 @@ impl Brain {
     pub(super) fn refit(&mut self) -> Option<Fit> {
         let (running, epoch) = (self.running.as_ref()?, self.head.epoch);
         let adapt = self.adapt.as_mut()?;
-        let estimated = adapt.estimator.problem().ok()?;
+        let mut estimated = adapt.estimator.problem().ok()?;
+        if let Ok(peaks) = adaptis_plan::peak_bytes(&estimated.problem, running) {
+            let names = estimated.problem.devices.iter().map(|device| device.name.as_str());
+            self.peaks.predict(epoch, names.zip(peaks));
+        }
+        adapt.estimator.reserve_for(running, &mut estimated);
         adapt.refer_to(&estimated);
         let present_ns = estimated.iterations(running).map_or(0, |draws| draws.median_ns());
         let correction = adapt.estimator.prediction_correction(epoch, present_ns);

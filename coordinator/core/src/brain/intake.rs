@@ -21,6 +21,7 @@ impl Brain {
         let Some(index) = self.member(device, ring) else { return };
         for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
             self.note_late(index, &sample);
+            self.note_peak(index, &sample);
             self.history.absorb(index, &sample);
             if let Some(adapt) = &mut self.adapt {
                 adapt.replay(index, &sample);
@@ -40,6 +41,7 @@ impl Brain {
         self.absorbed_ns = now_ns;
         for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
             self.note_late(index, &sample);
+            self.note_peak(index, &sample);
             let Some(adapt) = &mut self.adapt else { return };
             for shift in adapt.absorb(index, &sample) {
                 match shift {
@@ -55,6 +57,7 @@ impl Brain {
             }
         }
         self.persist_switches();
+        self.persist_peaks();
     }
 
     /// Writes what became known of switches.
@@ -74,6 +77,7 @@ impl Brain {
     /// The replay is over: what it told that an earlier reign did not get to write is written.
     pub(super) fn catch_up(&mut self) {
         self.persist_switches();
+        self.persist_peaks();
         if let Some((step, epoch)) = self.history.first_on_last_plan() {
             self.begin_phase(step, epoch);
         }

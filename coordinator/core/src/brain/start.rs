@@ -24,6 +24,7 @@ impl Brain {
         self.failure = recovered.failed;
         self.stage = Stage::Gathering;
         self.calibrations.recover(recovered.rates);
+        self.peaks.recover(recovered.peaks);
         if let Some(record) = generation {
             self.roster = Roster::of(&record, now_ns);
             self.history = History::new(record.members.len(), &recovered.iterations, &recovered.switches);

@@ -8,6 +8,7 @@ mod crashes;
 mod decisions;
 mod ledger;
 mod members;
+mod memory;
 mod rank;
 mod regret;
 mod truth;

@@ -6,6 +6,7 @@ use super::joint::Joint;
 use super::scatter::Scatter;
 use super::{Estimator, Memory, jitter, link, rates, robust, window};
 use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
+use adaptis_proto::message::DeviceCard;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -327,7 +328,7 @@ impl Costs<'_> {
     /// By device, layer and phase.
     fn figures(&self) -> Vec<Vec<[Figure; 4]>> {
         let devices = self.estimator.job.devices.iter().enumerate();
-        let of_device = |(device, card): (usize, &adaptis_proto::message::DeviceCard)| {
+        let of_device = |(device, card): (usize, &DeviceCard)| {
             let kind = self.names.kind(&card.kind);
             let of_layer = |layer: usize| std::array::from_fn(|phase| self.figure(device, kind, layer, phase));
             (0..self.names.signature_of.len()).map(of_layer).collect()
@@ -413,17 +414,19 @@ fn layers(estimator: &Estimator) -> Vec<Layer> {
 }
 
 fn devices(estimator: &Estimator, slowdowns: &[(f64, f64)]) -> Vec<Device> {
-    let cards = estimator.job.devices.iter().zip(&estimator.reserved_bytes).zip(slowdowns);
-    let device =
-        |((card, reserved), slowdown): ((&adaptis_proto::message::DeviceCard, &Option<u64>), &(f64, f64))| Device {
-            name: card.name.clone(),
-            kind: card.kind.clone(),
-            memory_bytes: card.memory_bytes,
-            slowdown: slowdown.0.exp().clamp(SLOWDOWN_RANGE.0, SLOWDOWN_RANGE.1),
-            reserved_bytes: reserved.unwrap_or(0).max(card.reserved_bytes),
-            note: None,
-        };
-    cards.map(device).collect()
+    let reserved_bytes = |at: usize, card: &DeviceCard| {
+        let own_bytes = estimator.reserved_bytes[at].unwrap_or(0).max(card.reserved_bytes);
+        own_bytes.saturating_add(estimator.peaks[at].reserved_bytes())
+    };
+    let device = |(at, (card, slowdown)): (usize, (&DeviceCard, &(f64, f64)))| Device {
+        name: card.name.clone(),
+        kind: card.kind.clone(),
+        memory_bytes: card.memory_bytes,
+        slowdown: slowdown.0.exp().clamp(SLOWDOWN_RANGE.0, SLOWDOWN_RANGE.1),
+        reserved_bytes: reserved_bytes(at, card),
+        note: None,
+    };
+    estimator.job.devices.iter().zip(slowdowns).enumerate().map(device).collect()
 }
 
 /// The links of the problem, how well each is known, and how well the default one is.

@@ -7,6 +7,7 @@
 //!   Transfer   -> link    (latency and bandwidth per directed pair) ----------------------------------+-> assemble
 //!   Iteration  -> iterations (what a plan takes; what is neither work nor optimizer) -----------------+   -> Estimated
 //!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------+
+//!   DeviceMemory -> peaks (what a plan needed beyond what was estimated of it) ------------------------+
 //!   calibrations of agents -> rates (kinds that ran nothing in common) ------------------------------+
 //! ```
 //!
@@ -28,6 +29,7 @@ mod jitter;
 mod joint;
 mod link;
 mod own;
+mod peaks;
 mod posterior;
 pub(crate) mod random;
 mod rates;
@@ -44,6 +46,7 @@ pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source
 pub(crate) use link::fit_sizes;
 
 use crate::drift::Who;
+use adaptis_plan::Plan;
 use adaptis_proto::message::{DeviceCard, JobLayer};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
@@ -97,6 +100,7 @@ pub struct Estimator {
     /// By kind and layer.
     memory: BTreeMap<(String, usize), Memory>,
     reserved_bytes: Vec<Option<u64>>,
+    peaks: Vec<peaks::Peaks>,
     /// By kind: what it did in calibrations.
     rates: BTreeMap<String, Rates>,
     iterations: iterations::Iterations,
@@ -114,6 +118,7 @@ impl Estimator {
             links: BTreeMap::new(),
             memory: BTreeMap::new(),
             reserved_bytes: vec![None; devices],
+            peaks: vec![peaks::Peaks::default(); devices],
             rates: BTreeMap::new(),
             iterations: iterations::Iterations::new(devices),
             correction: 1.0,
@@ -147,6 +152,8 @@ impl Estimator {
         let from: Vec<Option<usize>> = devices.iter().enumerate().map(stays).collect();
         self.histories = from.iter().map(|from| from.and_then(|from| old[from].take()).unwrap_or_default()).collect();
         self.reserved_bytes = from.iter().map(|from| from.and_then(|from| self.reserved_bytes[from])).collect();
+        let peaks = std::mem::take(&mut self.peaks);
+        self.peaks = from.iter().map(|from| from.map(|from| peaks[from].clone()).unwrap_or_default()).collect();
         let gone = old.into_iter().zip(&self.job.devices).filter_map(|(old, card)| Some((card.kind.clone(), old?)));
         self.departed.extend(gone);
         self.departed.drain(..self.departed.len().saturating_sub(DEPARTED));
@@ -185,7 +192,10 @@ impl Estimator {
                     self.memory.insert((card.kind.clone(), layer.index()), memory);
                 }
             }
-            Sample::DeviceMemory { reserved_bytes, .. } => self.reserved_bytes[at] = Some(reserved_bytes),
+            Sample::DeviceMemory { place, peak_bytes, reserved_bytes, .. } => {
+                self.reserved_bytes[at] = Some(reserved_bytes);
+                self.peaks[at].absorb(place.epoch, peak_bytes);
+            }
             Sample::Iteration { place, start_ns, duration_ns, .. } => {
                 self.iterations.iteration(device, place, start_ns, duration_ns);
             }
@@ -235,6 +245,19 @@ impl Estimator {
     /// [`NotYet`] while a layer's cost or memory can't even be guessed.
     pub fn problem(&self) -> Result<Estimated, NotYet> {
         assemble::assemble(self)
+    }
+
+    /// Holds the measured peaks of the plan in force against what the estimate says of it; what is missing on a device is
+    /// reserved there, in `estimated` and from then on.
+    pub fn reserve_for(&mut self, plan: &Plan, estimated: &mut Estimated) {
+        let Ok(of_plan) = adaptis_plan::peak_bytes(&estimated.problem, plan) else { return };
+        let devices = estimated.problem.devices.iter_mut().zip(&mut self.peaks).zip(of_plan);
+        for ((device, peaks), peak_bytes) in devices {
+            let before_bytes = peaks.reserved_bytes();
+            peaks.compare(plan.epoch, peak_bytes.saturating_sub(before_bytes), device.memory_bytes);
+            let own_bytes = device.reserved_bytes.saturating_sub(before_bytes);
+            device.reserved_bytes = own_bytes.saturating_add(peaks.reserved_bytes());
+        }
     }
 
     /// Relative standard deviation of a single work around its layer's cost; none before there are samples.

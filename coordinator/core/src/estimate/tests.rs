@@ -1,4 +1,5 @@
 mod hostile;
+mod memory;
 
 use super::random::Random;
 use super::synthetic::{Cluster, MICROBATCHES, Noise, RUN};

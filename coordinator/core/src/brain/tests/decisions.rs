@@ -61,7 +61,7 @@ pub(super) fn run_with(mode: Mode, is_static: bool, iterations: u64, change: imp
     world
 }
 
-fn world_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
+pub(super) fn world_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
     let mut job = job(DEVICES, iterations);
     for (index, layer) in job.layers.iter_mut().enumerate() {
         let kind = if index + 1 == 2 * DEVICES { "head/1/bf16/b1xs8" } else { "mlp/8/f32/b1xs8" };

@@ -67,6 +67,10 @@ impl Ledger {
                     None => held.phases.push(*phase),
                 }
             }
+            Durable::Peak(peak) => {
+                held.peaks.retain(|held| (held.epoch, &held.device) != (peak.epoch, &peak.device));
+                held.peaks.push(peak.clone());
+            }
             Durable::Finished(finished) => {
                 assert!(held.finished.replace(finished.clone()).is_none(), "a run ends once");
             }

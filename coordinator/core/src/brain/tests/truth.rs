@@ -1,7 +1,7 @@
 //! What layers truly cost, and what devices record of it.
 
 use crate::estimate::random::Random;
-use adaptis_plan::{Action, Plan, Problem};
+use adaptis_plan::{Action, Plan, Problem, peak_bytes};
 use adaptis_planner::noise::{self, Jitter, draws};
 use adaptis_planner::simulate::{Span, Timeline, simulate};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
@@ -50,6 +50,8 @@ pub struct Truth {
     pub course: Option<Course>,
     /// Iterations on that plan take so many times as long as their works say.
     pub burden: Option<(Epoch, f64)>,
+    /// What each device's memory comes to beyond its layers, if it tells of it.
+    pub more_bytes: Option<u64>,
     /// How single works and transfers deviate.
     pub noise: Noise,
     pub duration_ns: u64,
@@ -67,6 +69,7 @@ impl Truth {
             faults: VecDeque::new(),
             course: None,
             burden: None,
+            more_bytes: None,
             noise,
             duration_ns: 0,
             random: Random::new(88_172_645_463_325_252, 0),
@@ -133,6 +136,10 @@ impl Truth {
                 weight_gradient_bytes: self.problem.costs_of(device)[layer].weight_gradient_bytes,
                 workspace_bytes: 0,
             }));
+        }
+        if let (Some(more_bytes), Ok(peaks)) = (self.more_bytes, peak_bytes(&self.problem, &plan)) {
+            let peak_bytes = peaks[device] + more_bytes;
+            samples.push(Sample::DeviceMemory { place, peak_bytes, reserved_bytes: 0, late_ns: 0 });
         }
         samples
     }
