@@ -120,6 +120,35 @@ fn memory_is_as_predicted(report: &Value) {
 }
 
 #[test]
+fn long_sequences_are_neither_drift_nor_other_maths() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let differing = run(&folder.path().join("differing"), &["--fault", FAULT, "--lengths", "0.3"]);
+    let alike = run(&folder.path().join("alike"), &["--fault", "none"]);
+    assert_eq!(losses(&differing), losses(&alike));
+    assert_eq!(differing["final_state_digest"], alike["final_state_digest"]);
+    let switches = differing["switches"].as_array().expect("switches");
+    let after_fault = switches.iter().find(|switch| switch["iteration"].as_u64() >= Some(24));
+    let switched = after_fault.expect("a switch follows the throttle")["iteration"].as_u64().expect("an iteration");
+    assert!(switched <= 24 + 8, "switched only at {switched}");
+    let decisions = differing["decisions"].as_array().expect("decisions").iter();
+    let changes = || decisions.clone().map(|decision| &decision["change"]).filter(|change| !change.is_null());
+    let factors: Vec<f64> = changes().filter_map(|change| change["factor"].as_f64()).collect();
+    assert!(
+        factors.iter().any(|factor| (factor / 1.8 - 1.0).abs() < 0.1),
+        "by lengths alone no factor is as clear: {factors:?}"
+    );
+    let log = std::fs::read_to_string(folder.path().join("differing/logs/coordinator.log")).expect("a log");
+    assert!(log.contains("costs are those of the mean load"), "{log}");
+    let replayed = Command::new(env!("CARGO_BIN_EXE_adaptis"))
+        .args(["replay", "--json"])
+        .arg(folder.path().join("differing"))
+        .output()
+        .expect("the command starts");
+    let diagnosis: Value = serde_json::from_slice(&replayed.stdout).expect("the diagnosis is JSON");
+    assert_eq!(diagnosis["findings"][0]["where"]["device"], "gpu1", "{diagnosis}");
+}
+
+#[test]
 fn coordinator_and_agent_may_die_and_the_training_goes_on() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let faults = ["--fault", "12:kill:coordinator", "--fault", "18:kill:agent:gpu2", "--fault", FAULT];

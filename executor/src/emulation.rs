@@ -37,6 +37,10 @@ pub struct Emulation {
     pub text: PathBuf,
     /// Standard deviation of each operation's time, as a share of it.
     pub noise: f64,
+    /// Standard deviation of the logarithm of a microbatch's length: works take longer or shorter by it, and what is trained
+    /// on does not change.
+    #[serde(default, skip_serializing_if = "are_alike")]
+    pub lengths: f64,
     /// What goes wrong with devices and links.
     #[serde(default)]
     pub faults: Vec<Fault>,
@@ -186,6 +190,9 @@ impl Emulation {
         if !(0.0..=1.0).contains(&self.noise) {
             return Err(wrong("noise", "from 0 to 1"));
         }
+        if !(0.0..=1.0).contains(&self.lengths) {
+            return Err(wrong("lengths", "from 0 to 1"));
+        }
         for (at, fault) in self.faults.iter().enumerate() {
             let (names, factor) = match fault {
                 Fault::Throttle { device, factor, .. } => (std::slice::from_ref(device), *factor),
@@ -269,6 +276,11 @@ impl Emulation {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn are_alike(lengths: &f64) -> bool {
+    *lengths == 0.0
+}
+
 fn wrong(path: &str, problem: &str) -> FormatError {
     FormatError::Value { path: path.to_owned(), problem: problem.to_owned() }
 }
@@ -307,6 +319,9 @@ mod tests {
         let slow = Fault::SlowLink { iteration: 50, between: ["gpu0".into(), "gpu1".into()], factor: 4.0 };
         assert_eq!(emulation.faults[1], slow);
         assert_eq!(Emulation::read(&emulation.write()).unwrap(), emulation);
+        let differing = Emulation { lengths: 0.3, ..emulation.clone() };
+        assert_eq!(Emulation::read(&differing.write()).unwrap(), differing);
+        assert!(!emulation.write().contains("lengths"), "a reader one version older knows the file of a run without");
     }
 
     #[test]
@@ -315,6 +330,7 @@ mod tests {
             ("adaptis.emulation/1", "adaptis.emulation/2", "adaptis.emulation/2"),
             ("\"noise\": 0.1", "\"noise\": 2.0", "noise"),
             ("\"noise\": 0.1", "\"nose\": 0.1", "nose"),
+            ("\"noise\": 0.1", "\"noise\": 0.1, \"lengths\": 1.5", "lengths"),
             ("\"heads\": 2", "\"heads\": 3", "shape.heads"),
             ("\"hidden\": 8", "\"hidden\": 1000000000000000", "shape.hidden"),
             ("\"experts\": 2", "\"experts\": 18446744073709551615", "shape.experts"),

@@ -6,6 +6,9 @@
 //! Layout: word 0 = kind (8 bits), phase (8), flags (16), layer or peer (32); word 1 = step (40 bits), microbatch (24);
 //! word 2 = epoch (40), generation (24); words 3 to 5 by kind. Larger numbers do not occur in a job (a trillion steps)
 //! and are cut, which the property test of this module states.
+//!
+//! Kinds only grow in number and words never change their meaning: a reader one version older meets a kind that it does not
+//! know, an [`UnknownRecord`], and leaves it out.
 
 use crate::{DeviceIndex, Epoch, Generation, LayerIndex, Microbatch, Step};
 use serde::{Deserialize, Serialize};
@@ -130,6 +133,20 @@ pub enum Sample {
         /// The plan before, low 32 bits.
         from: u32,
     },
+    /// How much a microbatch is, where microbatches differ: what its works' times are compared by. Once for each, from any
+    /// rank that knows it.
+    Load {
+        /// When.
+        place: Place,
+        /// Which microbatch.
+        microbatch: Microbatch,
+        /// Tokens in it.
+        tokens: u64,
+        /// Sum of the squared lengths of its sequences, in tokens.
+        squares: u64,
+        /// Tokens that its busiest expert got; 0 where there are no experts.
+        busiest: u64,
+    },
 }
 
 /// Why a sample is set apart, if it is.
@@ -216,6 +233,9 @@ impl From<Sample> for Record {
             Sample::Switch { place, layers_moved, bytes_received, pause_ns, from } => {
                 words(head(6, 0, Mark::Warm, layers_moved), place, none, [bytes_received, pause_ns, u64::from(from)])
             }
+            Sample::Load { place, microbatch, tokens, squares, busiest } => {
+                words(head(7, 0, Mark::Warm, 0), place, microbatch, [tokens, squares, busiest])
+            }
         }
     }
 }
@@ -262,6 +282,7 @@ impl TryFrom<Record> for Sample {
                 pause_ns: word[4],
                 from: word[5] as u32,
             },
+            7 => Sample::Load { place, microbatch, tokens: word[3], squares: word[4], busiest: word[5] },
             other => return Err(UnknownRecord::Kind(other)),
         })
     }

@@ -63,6 +63,13 @@ fn samples() -> impl Strategy<Value = Sample> {
                 Sample::Switch { place, layers_moved, bytes_received, pause_ns, from }
             }
         ),
+        (places(), microbatches(), three()).prop_map(|(place, microbatch, (tokens, squares, busiest))| Sample::Load {
+            place,
+            microbatch,
+            tokens,
+            squares,
+            busiest
+        }),
     ]
 }
 
@@ -74,7 +81,7 @@ proptest! {
 
     /// Whatever a torn or foreign ring holds: an error value, or a sample whose record reads the same again.
     #[test]
-    fn no_record_harms_the_reader(words in any::<[u64; Record::WORDS]>(), kind in 0..8_u64) {
+    fn no_record_harms_the_reader(words in any::<[u64; Record::WORDS]>(), kind in 0..9_u64) {
         let mut record = Record(words);
         for word in [words[0], words[0] & !(0xff << 56) | kind << 56, kind << 56 | words[0] & 0x3_0000_0000] {
             record.0[0] = word;
@@ -124,13 +131,16 @@ fn the_layout_is_that_of_the_module() {
     let switch = Sample::Switch { place, layers_moved: 1, bytes_received: 2, pause_ns: 3, from: 4 };
     let words = [0x0600_0000_0000_0001, 0x0000_0000_1100_0000, 0x0000_0000_2200_0033, 2, 3, 4];
     assert_eq!(Record::from(switch), Record(words));
+    let load = Sample::Load { place, microbatch: Microbatch(0x55), tokens: 2, squares: 3, busiest: 4 };
+    let words = [0x0700_0000_0000_0000, 0x0000_0000_1100_0055, 0x0000_0000_2200_0033, 2, 3, 4];
+    assert_eq!(Record::from(load), Record(words));
 }
 
 #[test]
 fn what_no_version_writes_is_named() {
     for (head, expected) in [
         (0, UnknownRecord::Kind(0)),
-        (7 << 56, UnknownRecord::Kind(7)),
+        (8 << 56, UnknownRecord::Kind(8)),
         (1 << 56 | 5 << 48, UnknownRecord::Phase(5)),
         (1 << 56 | 4 << 32, UnknownRecord::Mark(4)),
     ] {

@@ -74,6 +74,10 @@ pub struct Arguments {
     /// Independent noise of every operation, as a share of its time (heavy tails)
     #[arg(long, default_value = "0", value_name = "SHARE", value_parser = values::share, allow_hyphen_values = true)]
     noise: f64,
+    /// How much sequences differ in length from microbatch to microbatch: standard deviation of the logarithm. Works take
+    /// longer or shorter by it; what is trained on stays the same, bit for bit
+    #[arg(long, default_value = "0", value_name = "DEVIATION", value_parser = values::share, allow_hyphen_values = true)]
+    lengths: f64,
     /// Text to train on; the project's own sources and documents without it
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,

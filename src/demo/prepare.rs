@@ -159,6 +159,7 @@ impl Stage {
             seed: arguments.seed,
             text: dir.join("text.bin"),
             noise: arguments.noise,
+            lengths: arguments.lengths,
             faults: faults.collect(),
             start_plan: self.start.clone(),
         }

@@ -56,7 +56,7 @@ const CASES: [Case; 14] = [
 ];
 
 fn setting((samples, noise, common, own): (u32, f64, f64, f64), devices: usize) -> Setting {
-    Setting { devices, samples, noise, common, own }
+    Setting { devices, samples, noise, common, own, lengths: job::Lengths::default() }
 }
 
 fn main() {

@@ -155,7 +155,11 @@ pub(crate) fn absorb(
                 }
             }
             Sample::DeviceMemory { reserved_bytes, .. } => profiles.record_reserved(&card.kind, reserved_bytes),
-            Sample::Work { .. } | Sample::Transfer { .. } | Sample::Iteration { .. } | Sample::Switch { .. } => {}
+            Sample::Work { .. }
+            | Sample::Transfer { .. }
+            | Sample::Iteration { .. }
+            | Sample::Switch { .. }
+            | Sample::Load { .. } => {}
         }
     }
     for ((layer, phase), durations_ns) in works {

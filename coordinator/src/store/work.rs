@@ -67,7 +67,8 @@ fn step_of(sample: &Sample) -> u64 {
         | Sample::LayerMemory { place, .. }
         | Sample::DeviceMemory { place, .. }
         | Sample::Iteration { place, .. }
-        | Sample::Switch { place, .. } => place.step.0,
+        | Sample::Switch { place, .. }
+        | Sample::Load { place, .. } => place.step.0,
     }
 }
 
@@ -76,7 +77,7 @@ fn moved(mut sample: Sample, offset_ns: i64) -> Sample {
         Sample::Work { start_ns, .. } | Sample::Transfer { start_ns, .. } | Sample::Iteration { start_ns, .. } => {
             *start_ns = start_ns.saturating_add_signed(offset_ns);
         }
-        Sample::LayerMemory { .. } | Sample::DeviceMemory { .. } | Sample::Switch { .. } => {}
+        Sample::LayerMemory { .. } | Sample::DeviceMemory { .. } | Sample::Switch { .. } | Sample::Load { .. } => {}
     }
     sample
 }

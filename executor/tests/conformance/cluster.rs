@@ -289,6 +289,7 @@ pub fn emulation(devices: usize, microbatches: u32, iterations: u64) -> Emulatio
         seed: 1,
         text: "unused".into(),
         noise: 0.0,
+        lengths: 0.0,
         faults: Vec::new(),
         start_plan: None,
     }

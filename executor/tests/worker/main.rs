@@ -77,6 +77,7 @@ fn emulation(folder: &Path, iterations: u64) -> Emulation {
         seed: 3,
         text,
         noise: 0.0,
+        lengths: 0.0,
         faults: Vec::new(),
         start_plan: None,
     }

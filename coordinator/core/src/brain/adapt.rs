@@ -14,7 +14,7 @@
 //! 2. A prediction of a phase is written at its first refit, or was written with the decision that began it.
 //! 3. One search at a time; a change makes the running one stale.
 
-use super::{Brain, Effect, Mode, SearchOrder, Stage};
+use super::{Announcement, Brain, Effect, Mode, SearchOrder, Stage};
 use crate::admission::{self, Admission, Policy, Trigger};
 use crate::drift::{Change, Drift, Gauge, Limits, Shift, Who};
 use crate::estimate::{Estimated, Estimator, JobView, Measured};
@@ -127,6 +127,8 @@ pub(super) struct Adapt {
     replayed_changes: Vec<Change>,
     completed: u64,
     has_decided: bool,
+    /// People know that costs are those of the mean load.
+    has_told_loads: bool,
     /// Plans given up since one took effect.
     aborts: u32,
     apart: u32,
@@ -169,6 +171,7 @@ impl Adapt {
             replayed_changes: changes,
             completed: 0,
             has_decided,
+            has_told_loads: false,
             aborts: 0,
             apart: 0,
             apart_from: Step(0),
@@ -304,6 +307,10 @@ impl Brain {
             self.peaks.predict(epoch, names.zip(peaks));
         }
         adapt.estimator.reserve_for(running, &mut estimated);
+        if let Some(covariates) = estimated.uncertainty.covariates.as_ref().filter(|_| !adapt.has_told_loads) {
+            adapt.has_told_loads = true;
+            self.outbox.push(Effect::Announce(Announcement::LoadsDiffer { mean: covariates.mean }));
+        }
         adapt.refer_to(&estimated);
         let present_ns = estimated.iterations(running).map_or(0, |draws| draws.median_ns());
         let correction = adapt.estimator.prediction_correction(epoch, present_ns);

@@ -2,6 +2,7 @@
 
 use crate::admission::Because;
 use crate::drift::{Cause, Change, Course, Evidence, Who};
+use crate::estimate::Load;
 use crate::ledger::{Decision, Reason, RunFailure, Verdict};
 use adaptis_proto::{Epoch, Generation, Step};
 use std::fmt;
@@ -57,6 +58,11 @@ pub enum Announcement {
         /// First iteration that showed it.
         step: Step,
     },
+    /// Microbatches differ, and times follow their loads: from here on costs are those of the mean load.
+    LoadsDiffer {
+        /// As seen so far.
+        mean: Load,
+    },
     /// Something was decided.
     Decided(Box<Decision>),
     /// All ranks are being armed with a plan.
@@ -110,6 +116,14 @@ impl fmt::Display for Announcement {
                 "a cost never measured on a device like {device} was corrected: it takes {factor:.2} times what was guessed, \
                  seen since iteration {step}"
             ),
+            Announcement::LoadsDiffer { mean: Load { tokens, squares, busiest } } => {
+                write!(
+                    f,
+                    "microbatches differ: costs are those of the mean load, {tokens:.0} tokens with a sum of squared lengths of \
+                     {squares:.0}"
+                )?;
+                if *busiest > 0.0 { write!(f, " and {busiest:.0} tokens of the busiest expert") } else { Ok(()) }
+            }
             Announcement::Decided(decision) => decision.fmt(f),
             Announcement::Preparing { epoch } => write!(f, "preparing plan {epoch}"),
             Announcement::Armed { epoch } => write!(f, "every rank is armed with plan {epoch}"),

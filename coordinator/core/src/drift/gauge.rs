@@ -1,9 +1,9 @@
 //! From samples to readings: each work against what the reference expects of it, one number per iteration.
 
 use super::{OfLayer, Reading, Readings, Who};
-use crate::estimate::{Estimated, phase_index, robust};
+use crate::estimate::{Estimated, Load, Loads, phase_index, robust};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
-use adaptis_proto::{DeviceIndex, Generation, LayerIndex, Step};
+use adaptis_proto::{DeviceIndex, Generation, LayerIndex, Microbatch, Step};
 use std::collections::BTreeMap;
 
 /// Iterations that are open at once; the oldest is given out as it is.
@@ -34,9 +34,12 @@ struct Expected {
 #[derive(Clone, Copy, Debug)]
 struct Ratio {
     of: Option<(LayerIndex, usize)>,
+    microbatch: Microbatch,
     expected_ln_ns: f64,
     ln: f64,
     ln_sd: f64,
+    /// How well it is known what its load makes of its time, standard deviation.
+    load_ln_sd: f64,
     is_guess: bool,
 }
 
@@ -52,6 +55,7 @@ struct Iteration {
 pub struct Gauge {
     reference: Estimated,
     generation: Generation,
+    loads: Loads,
     open: BTreeMap<Step, Iteration>,
     /// Iterations up to it were given out.
     done: Option<Step>,
@@ -60,7 +64,8 @@ pub struct Gauge {
 impl Gauge {
     /// Measures against `reference`.
     pub fn new(reference: &Estimated) -> Self {
-        Self { reference: reference.clone(), generation: Generation(0), open: BTreeMap::new(), done: None }
+        let (generation, loads) = (Generation(0), Loads::default());
+        Self { reference: reference.clone(), generation, loads, open: BTreeMap::new(), done: None }
     }
 
     /// Replaces the reference. Iterations that are half measured are dropped; tell [`super::Drift`] as well.
@@ -74,13 +79,16 @@ impl Gauge {
     /// out.
     pub fn absorb(&mut self, device: DeviceIndex, sample: &Sample) -> Vec<Readings> {
         match *sample {
-            Sample::Work { place, layer, phase, mark, duration_ns, .. } => {
+            Sample::Work { place, layer, microbatch, phase, mark, duration_ns, .. } => {
                 let expected = self.work(device, layer, phase);
-                self.add(place, mark, Who::Device(device), expected, duration_ns);
+                self.add(place, mark, (Who::Device(device), microbatch), expected, duration_ns);
             }
-            Sample::Transfer { place, from, mark, bytes, duration_ns, .. } => {
+            Sample::Transfer { place, from, microbatch, mark, bytes, duration_ns, .. } => {
                 let expected = self.transfer(from, device, bytes);
-                self.add(place, mark, Who::Link(from, device), expected, duration_ns);
+                self.add(place, mark, (Who::Link(from, device), microbatch), expected, duration_ns);
+            }
+            Sample::Load { place, microbatch, tokens, squares, busiest } => {
+                self.loads.absorb(place, microbatch, Load::new(tokens, squares, busiest));
             }
             Sample::Iteration { place, .. } => return self.end(device, place),
             Sample::LayerMemory { .. } | Sample::DeviceMemory { .. } | Sample::Switch { .. } => {}
@@ -118,7 +126,14 @@ impl Gauge {
         (ns >= NEGLIGIBLE_NS as f64).then(|| Expected { of: None, ln_ns: ns.ln(), ln_sd, is_guess: false })
     }
 
-    fn add(&mut self, place: Place, mark: Mark, who: Who, expected: Option<Expected>, duration_ns: u64) {
+    fn add(
+        &mut self,
+        place: Place,
+        mark: Mark,
+        (who, microbatch): (Who, Microbatch),
+        expected: Option<Expected>,
+        duration_ns: u64,
+    ) {
         if matches!(mark, Mark::Calibration | Mark::Hasty) {
             return;
         }
@@ -129,7 +144,7 @@ impl Gauge {
         if ratios.len() < WORKS {
             let ln = (duration_ns.max(1) as f64).ln() - expected.ln_ns;
             let Expected { of, ln_ns: expected_ln_ns, ln_sd, is_guess } = expected;
-            ratios.push(Ratio { of, expected_ln_ns, ln, ln_sd, is_guess });
+            ratios.push(Ratio { of, microbatch, expected_ln_ns, ln, ln_sd, load_ln_sd: 0.0, is_guess });
         }
     }
 
@@ -175,12 +190,13 @@ impl Gauge {
             Who::Link(..) => TRANSFER_SPREAD.max(self.reference.uncertainty.spread),
         };
         let of = iteration.of.into_iter().filter_map(|(who, mut ratios)| {
+            self.at_mean_load(step, who, &mut ratios);
             let is_guess = ratios.iter().all(|ratio| ratio.is_guess);
             ratios.retain(|ratio| ratio.is_guess == is_guess);
             if ratios.iter().any(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD) {
                 ratios.retain(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD);
             }
-            let spread = spread(who);
+            let spread = spread(who).hypot(load_spread(ratios.iter()));
             let lns = |of: &dyn Fn(&Ratio) -> bool| -> Vec<f64> {
                 ratios.iter().filter(|ratio| of(ratio)).map(|ratio| ratio.ln).collect()
             };
@@ -207,8 +223,30 @@ impl Gauge {
     }
 }
 
+impl Gauge {
+    /// Takes off what the load of each work's microbatch made of its time. Works of unknown load say nothing.
+    fn at_mean_load(&self, step: Step, who: Who, ratios: &mut Vec<Ratio>) {
+        let (Some(covariates), Who::Device(device)) = (&self.reference.uncertainty.covariates, who) else { return };
+        let Some(card) = self.reference.problem.devices.get(device.index()) else { return };
+        ratios.retain_mut(|ratio| {
+            let (Some((layer, phase)), Some(load)) = (ratio.of, self.loads.get(step, ratio.microbatch)) else {
+                return false;
+            };
+            let (factor, ln_sd) = covariates.factor(&card.kind, layer.index(), phase, load);
+            (ratio.ln, ratio.load_ln_sd) = (ratio.ln - factor.ln(), ln_sd);
+            true
+        });
+    }
+}
+
 fn count<T>(of: &[T]) -> u32 {
     u32::try_from(of.len()).unwrap_or(u32::MAX)
+}
+
+/// What it is not known of works' loads makes of their times, as part of their spread: it differs as loads do.
+fn load_spread<'a>(ratios: impl ExactSizeIterator<Item = &'a Ratio>) -> f64 {
+    let count = ratios.len().max(1) as f64;
+    (ratios.map(|ratio| ratio.load_ln_sd.powi(2)).sum::<f64>() / count).sqrt()
 }
 
 /// Each layer by itself, by its works that are long enough.

@@ -76,8 +76,9 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     let slowdown_ln_sd = slowdowns.iter().map(|slowdown| slowdown.1).collect();
     let noise = jitter::noise(estimator);
     let joint = joint(&names, &evidence, fit).map(Arc::new);
+    let (links, covariates) = (link_figures, None);
     let uncertainty =
-        Uncertainty { figures, slowdown_ln_sd, links: link_figures, default_link_ln_sd, spread, noise, joint };
+        Uncertainty { figures, slowdown_ln_sd, links, default_link_ln_sd, spread, noise, covariates, joint };
     Ok(Estimated { problem, uncertainty })
 }
 

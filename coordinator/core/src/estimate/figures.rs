@@ -1,5 +1,6 @@
 //! What the estimate says: a planning problem, and how well each of its numbers is known.
 
+use super::covariates::Covariates;
 use super::joint::{Drawn, Joint};
 use super::random::Random;
 use crate::drift::Who;
@@ -104,6 +105,8 @@ pub struct Uncertainty {
     /// How works deviate within an iteration, one independently of another: no uncertainty of a cost, but what lengthens
     /// iterations.
     pub noise: Noise,
+    /// How times follow the loads of microbatches, where these differ: costs are then of the mean load.
+    pub covariates: Option<Arc<Covariates>>,
     /// Costs and slowdowns as they are known together; none of numbers that no fit told.
     pub(crate) joint: Option<Arc<Joint>>,
 }

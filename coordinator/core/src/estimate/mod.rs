@@ -4,6 +4,7 @@
 //! ```text
 //!   Work       -> window  (medians per iteration, layer, phase; a segment ends at a change) -> fit ---+
 //!                     `-> jitter (deviations within an iteration) ------------------------------------+
+//!   Load       -> loads  -> covariates (a work's time over that at the mean load; all of the above is divided by it)
 //!   Transfer   -> link    (latency and bandwidth per directed pair) ----------------------------------+-> assemble
 //!   Iteration  -> iterations (what a plan takes; what is neither work nor optimizer) -----------------+   -> Estimated
 //!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------+
@@ -17,17 +18,23 @@
 //! 3. Every number says where it comes from and how far it may be off; a guess is never as narrow as a measurement.
 //! 4. Absorbing is constant time, and memory is bounded: each store names its limit.
 //!
-//! Left out on purpose: sizes that vary within a signature (the format has whole costs), a second slowdown for memory
+//! 5. Where microbatches differ and their loads are recorded, costs are those of the job's mean load ([`Covariates`]); else
+//!    nothing is divided by anything.
+//!
+//! Left out on purpose: what a plan takes whose microbatches differ (the format has one cost for all), a second slowdown for memory
 //! bound work (the format has one per device), what a separate I costs more than the same work in B (its samples come
 //! as one), and recomputation, which is F again.
 
 mod assemble;
+mod covariates;
 mod figures;
 mod fit;
 mod iterations;
 mod jitter;
 mod joint;
 mod link;
+mod loads;
+mod normalise;
 mod own;
 mod peaks;
 mod posterior;
@@ -41,9 +48,13 @@ pub(crate) mod synthetic;
 mod tests;
 mod window;
 
+pub use covariates::{Covariates, Fitted, Form};
 pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty, phase_index};
 
+pub use loads::Load;
+
 pub(crate) use link::fit_sizes;
+pub(crate) use loads::Loads;
 
 use crate::drift::Who;
 use adaptis_plan::Plan;
@@ -52,6 +63,7 @@ use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Step};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Least correction of a prediction.
 pub const CORRECTION_MIN: f64 = 0.9;
@@ -97,6 +109,7 @@ pub struct Estimator {
     histories: Vec<window::History>,
     departed: Vec<(String, window::History)>,
     links: BTreeMap<(usize, usize), link::History>,
+    loads: Loads,
     /// By kind and layer.
     memory: BTreeMap<(String, usize), Memory>,
     reserved_bytes: Vec<Option<u64>>,
@@ -116,6 +129,7 @@ impl Estimator {
             histories: vec![window::History::default(); devices],
             departed: Vec::new(),
             links: BTreeMap::new(),
+            loads: Loads::default(),
             memory: BTreeMap::new(),
             reserved_bytes: vec![None; devices],
             peaks: vec![peaks::Peaks::default(); devices],
@@ -177,7 +191,8 @@ impl Estimator {
                 self.iterations.work(device, place, phase, mark, start_ns, duration_ns);
                 if let Some(phase) = phase_index(phase) {
                     let when = (place.step, place.epoch, place.generation);
-                    self.histories[at].absorb(when, (layer.index(), phase), microbatch, mark, duration_ns);
+                    let key = (layer.index(), phase);
+                    self.histories[at].absorb(when, key, microbatch, mark, duration_ns, &self.loads);
                 }
             }
             Sample::Transfer { place, from, mark, bytes, duration_ns, .. } => {
@@ -198,6 +213,9 @@ impl Estimator {
             }
             Sample::Iteration { place, start_ns, duration_ns, .. } => {
                 self.iterations.iteration(device, place, start_ns, duration_ns);
+            }
+            Sample::Load { place, microbatch, tokens, squares, busiest } => {
+                self.loads.absorb(place, microbatch, Load::new(tokens, squares, busiest));
             }
             Sample::Switch { .. } => {}
         }
@@ -244,7 +262,20 @@ impl Estimator {
     /// # Errors
     /// [`NotYet`] while a layer's cost or memory can't even be guessed.
     pub fn problem(&self) -> Result<Estimated, NotYet> {
-        assemble::assemble(self)
+        match normalise::at_mean_load(self) {
+            None => assemble::assemble(self),
+            Some((estimator, covariates)) => {
+                let mut estimated = assemble::assemble(&estimator)?;
+                let middle_ln = self.loads.middle_ln();
+                for (card, layers) in self.job.devices.iter().zip(&mut estimated.uncertainty.figures) {
+                    for (layer, figures) in layers.iter_mut().enumerate() {
+                        covariates.widen(&card.kind, layer, figures, middle_ln);
+                    }
+                }
+                estimated.uncertainty.covariates = Some(Arc::new(covariates));
+                Ok(estimated)
+            }
+        }
     }
 
     /// Holds the measured peaks of the plan in force against what the estimate says of it; what is missing on a device is

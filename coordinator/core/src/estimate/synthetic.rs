@@ -1,7 +1,7 @@
 //! A made-up cluster for tests: true costs, slowdowns and links, and the samples that its agents would send.
 
 use super::random::Random;
-use super::{Estimator, JobView};
+use super::{Estimator, JobView, Load};
 use adaptis_proto::message::{DeviceCard, JobLayer};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Epoch, Generation, LayerIndex, Microbatch, Step};
@@ -22,6 +22,47 @@ pub(crate) enum Noise {
     Stalls,
 }
 
+/// Microbatches of one sequence each, whose length is log-normal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lengths {
+    /// Standard deviation of the logarithm.
+    pub ln_sd: f64,
+    /// The first device records loads.
+    pub are_told: bool,
+}
+
+/// By signature: shares of its time at the usual load that are fixed, follow tokens, squares and the busiest expert.
+const SHARES: [[f64; 4]; 6] = [
+    [0.1, 0.9, 0.0, 0.0],
+    [0.1, 0.5, 0.4, 0.0],
+    [0.05, 0.95, 0.0, 0.0],
+    [0.05, 0.45, 0.0, 0.5],
+    [0.1, 0.9, 0.0, 0.0],
+    [0.0, 1.0, 0.0, 0.0],
+];
+/// Median length, and the part of it that the busiest of the experts gets in the median.
+const LENGTH: f64 = 2_000.0;
+const BUSIEST: f64 = 0.25;
+
+impl Lengths {
+    fn draw(self, random: &mut Random) -> Load {
+        let tokens = (LENGTH * random.factor(self.ln_sd)).round();
+        Load { tokens, squares: tokens * tokens, busiest: (BUSIEST * tokens * random.factor(0.2)).round() }
+    }
+
+    /// Time of a layer's work with a load over that with the usual one: the mean of the distributions.
+    fn factor(self, signature: usize, load: Load) -> f64 {
+        let tokens = LENGTH * (self.ln_sd.powi(2) / 2.0).exp();
+        let usual = [tokens, (LENGTH * self.ln_sd.powi(2).exp()).powi(2), BUSIEST * tokens * 0.02_f64.exp()];
+        let shares = SHARES[signature];
+        load.terms()
+            .iter()
+            .zip(usual)
+            .zip(&shares[1..])
+            .fold(shares[0], |sum, ((of, usual), share)| sum + share * of / usual)
+    }
+}
+
 pub(crate) struct Cluster {
     pub job: JobView,
     /// By kind (in order of first use), layer, phase: nanoseconds.
@@ -32,6 +73,11 @@ pub(crate) struct Cluster {
     pub noise: Noise,
     pub random: Random,
     pub epoch: u64,
+    pub lengths: Option<Lengths>,
+    /// Of the iteration's microbatches.
+    loads: Vec<Load>,
+    /// Its own stream: all else is as without lengths.
+    loads_random: Random,
     clock_ns: u64,
 }
 
@@ -103,6 +149,9 @@ impl Cluster {
             noise,
             random: Random::new(seed, 0),
             epoch: 1,
+            lengths: None,
+            loads: Vec::new(),
+            loads_random: Random::new(seed, 1),
             clock_ns: 1_000_000,
         }
     }
@@ -110,6 +159,12 @@ impl Cluster {
     /// True time of a layer's phase on a device.
     pub fn true_ns(&self, device: usize, layer: usize, phase: usize) -> f64 {
         self.cost_ns[self.kind_of[device]][layer][phase] * self.slowdown[device]
+    }
+
+    /// The same with a load.
+    pub fn true_ns_at(&self, device: usize, layer: usize, phase: usize, load: Load) -> f64 {
+        let factor = self.lengths.map(|lengths| lengths.factor(signature(layer, self.job.layers.len()), load));
+        self.true_ns(device, layer, phase) * factor.unwrap_or(1.0)
     }
 
     /// Such a time once measured.
@@ -134,7 +189,11 @@ impl Cluster {
     }
 
     fn work(&mut self, step: u64, mark: Mark, device: usize, layer: usize, phase: usize, microbatch: u32) -> Sample {
-        let duration_ns = self.noisy(self.true_ns(device, layer, phase));
+        let ns = match self.loads.get(microbatch as usize) {
+            Some(&load) => self.true_ns_at(device, layer, phase, load),
+            None => self.true_ns(device, layer, phase),
+        };
+        let duration_ns = self.noisy(ns);
         Sample::Work {
             place: self.place(step),
             layer: LayerIndex::from(layer),
@@ -184,7 +243,7 @@ impl Cluster {
     /// One iteration of training: every device's works one behind the other, an optimizer step of 1 ms a layer, a
     /// boundary of 2 ms.
     pub fn iteration(&mut self, step: u64, mark: Mark) -> Vec<(DeviceIndex, Sample)> {
-        let mut samples = Vec::new();
+        let mut samples = self.draw_loads(step);
         let start_ns = self.clock_ns;
         let (mut longest_ns, mut optimizer_ns) = (0, 0);
         for device in 0..self.job.devices.len() {
@@ -218,6 +277,20 @@ impl Cluster {
         }
         self.clock_ns = start_ns + duration_ns;
         samples
+    }
+
+    /// Loads of an iteration, as far as they are told.
+    fn draw_loads(&mut self, step: u64) -> Vec<(DeviceIndex, Sample)> {
+        let Some(lengths) = self.lengths else { return Vec::new() };
+        self.loads = (0..MICROBATCHES).map(|_| lengths.draw(&mut self.loads_random)).collect();
+        let place = self.place(step);
+        let sample = |(load, microbatch): (&Load, u32)| {
+            let microbatch = Microbatch(microbatch);
+            let [tokens, squares, busiest] = load.terms().map(|term| term as u64);
+            (DeviceIndex(0), Sample::Load { place, microbatch, tokens, squares, busiest })
+        };
+        let told = if lengths.are_told { &self.loads[..] } else { &[] };
+        told.iter().zip(0..).map(sample).collect()
     }
 
     /// An estimator that saw the calibration and some iterations, the first three of them cold.

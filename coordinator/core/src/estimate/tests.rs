@@ -1,4 +1,5 @@
 mod hostile;
+mod loads;
 mod memory;
 
 use super::random::Random;

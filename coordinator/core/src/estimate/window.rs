@@ -8,10 +8,12 @@
 //! 1. Within a segment neither the plan nor, as far as known, the device's speed changed.
 //! 2. An iteration counts once per layer and phase, as the median of its works: a stall of one work moves nothing.
 //! 3. Memory is bounded: [`SEGMENTS`] x layers x phases x [`ITERATIONS`], [`WORKS`] durations of one iteration, and what
-//!    [`Deviations`] keeps.
+//!    [`Deviations`] keeps. Where loads are recorded, [`KEPT`] works of each iteration are kept with theirs: how times
+//!    follow loads is learned as more of them are seen, and then counts for all iterations.
 
 use super::fit::OPTIMIZER;
 use super::jitter::{self, Deviations};
+use super::loads::{Load, Loads};
 use super::robust;
 use adaptis_proto::sample::Mark;
 use adaptis_proto::{Epoch, Generation, Microbatch, Step};
@@ -24,26 +26,47 @@ const SEGMENTS: usize = 6;
 pub(crate) const ITERATIONS: usize = 8;
 /// Works kept of a layer and phase in one iteration; those beyond are left out.
 const WORKS: usize = 128;
+/// Works kept one by one of a closed iteration, evenly over its microbatches, where loads are recorded.
+const KEPT: usize = 64;
 
 /// Layer, and index of the phase in [`super::PHASES`].
 pub(crate) type Key = (usize, usize);
 
-/// The works of one layer and phase in one iteration.
+/// A work, and its load as soon as it is known.
 #[derive(Clone, Copy, Debug)]
-struct Past {
-    step: Step,
-    median_ns: f64,
-    works: usize,
+pub(super) struct Kept {
+    pub microbatch: Microbatch,
+    pub ns: u64,
+    pub load: Option<Load>,
+}
+
+/// The works of one layer and phase in one iteration.
+#[derive(Clone, Debug)]
+pub(super) struct Past {
+    pub step: Step,
+    pub median_ns: f64,
+    pub works: usize,
+    /// None where loads are not recorded.
+    pub kept: Vec<Kept>,
+}
+
+impl Past {
+    /// Loads may come after the works.
+    fn look_up(&mut self, loads: &Loads) {
+        for kept in self.kept.iter_mut().filter(|kept| kept.load.is_none()) {
+            kept.load = loads.get(self.step, kept.microbatch);
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
-struct Cell {
-    past: VecDeque<Past>,
-    open_step: Step,
-    open: Vec<(Microbatch, u64)>,
+pub(super) struct Cell {
+    pub past: VecDeque<Past>,
+    pub open_step: Step,
+    pub open: Vec<(Microbatch, u64)>,
     /// Of the last closed iteration.
-    sides: jitter::Sides,
-    cold_ns: VecDeque<u64>,
+    pub sides: jitter::Sides,
+    pub cold_ns: VecDeque<u64>,
 }
 
 /// What a segment says of a layer and phase.
@@ -81,7 +104,7 @@ pub(crate) struct Segment {
     pub after_change: bool,
     epoch: Epoch,
     from: Step,
-    cells: BTreeMap<Key, Cell>,
+    pub(super) cells: BTreeMap<Key, Cell>,
 }
 
 impl Segment {
@@ -106,7 +129,7 @@ impl Segment {
 
     /// A layer's iteration is closed: the layers beside it, whose works were parts of the same instructions, closed it
     /// before or will do so after it.
-    fn compare_with_neighbours(&self, (layer, phase): Key, deviations: &mut Deviations) {
+    pub(super) fn compare_with_neighbours(&self, (layer, phase): Key, deviations: &mut Deviations) {
         let Some(own) = self.cells.get(&(layer, phase)) else { return };
         for neighbour in [layer.checked_sub(1), layer.checked_add(1)].into_iter().flatten() {
             if let Some(other) = self.cells.get(&(neighbour, phase)) {
@@ -121,17 +144,24 @@ impl Segment {
 }
 
 impl Cell {
-    fn open_median(&self) -> Option<f64> {
+    pub(super) fn open_median(&self) -> Option<f64> {
         robust::median(&mut self.open.iter().map(|&(_, ns)| ns as f64).collect::<Vec<_>>())
     }
 
-    fn close(&mut self) -> Option<(f64, Vec<(Microbatch, u64)>)> {
+    fn close(&mut self, loads: &Loads) -> Option<(f64, Vec<(Microbatch, u64)>)> {
         let median_ns = self.open_median()?;
         let works = std::mem::take(&mut self.open);
         if self.past.len() == ITERATIONS {
             self.past.pop_front();
         }
-        self.past.push_back(Past { step: self.open_step, median_ns, works: works.len() });
+        let mut past = Past { step: self.open_step, median_ns, works: works.len(), kept: Vec::new() };
+        if !loads.is_empty() {
+            let every = works.len().div_ceil(KEPT).max(1);
+            let kept = works.iter().step_by(every).map(|&(microbatch, ns)| Kept { microbatch, ns, load: None });
+            past.kept = kept.collect();
+        }
+        self.past.push_back(past);
+        self.past.iter_mut().for_each(|past| past.look_up(loads));
         Some((median_ns, works))
     }
 
@@ -155,9 +185,9 @@ impl Cell {
 /// One device's history.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    segments: VecDeque<Segment>,
+    pub(super) segments: VecDeque<Segment>,
     generation: Generation,
-    deviations: Deviations,
+    pub(super) deviations: Deviations,
     /// Works of an iteration that was closed already.
     pub late: u64,
 }
@@ -181,6 +211,7 @@ impl History {
         microbatch: Microbatch,
         mark: Mark,
         duration_ns: u64,
+        loads: &Loads,
     ) {
         match mark {
             Mark::Calibration => return self.calibrate(key, microbatch, duration_ns),
@@ -214,7 +245,7 @@ impl History {
             return;
         }
         if step > cell.open_step {
-            let (closed, closed_step) = (cell.close(), std::mem::replace(&mut cell.open_step, step));
+            let (closed, closed_step) = (cell.close(loads), std::mem::replace(&mut cell.open_step, step));
             if let Some((median_ns, works)) = closed {
                 cell.sides = self.deviations.closed(key, closed_step, median_ns, &works);
                 latest.compare_with_neighbours(key, &mut self.deviations);
@@ -264,7 +295,7 @@ impl History {
             if cell.open_step >= from {
                 moved.open = std::mem::take(&mut cell.open);
             }
-            moved.past = cell.past.iter().filter(|past| past.step >= from).copied().collect();
+            moved.past = cell.past.iter().filter(|past| past.step >= from).cloned().collect();
             cell.past.retain(|past| past.step < from);
             next.cells.insert(key, moved);
         }
@@ -283,7 +314,7 @@ impl History {
         let (Some(passed), Some(latest)) = (self.segments.pop_back(), self.segments.back_mut()) else { return false };
         for (key, mut cell) in passed.cells {
             let own = latest.cells.entry(key).or_default();
-            own.past.extend(cell.past.iter().filter(|past| past.step >= until));
+            own.past.extend(cell.past.drain(..).filter(|past| past.step >= until));
             own.past.drain(..own.past.len().saturating_sub(ITERATIONS));
             if cell.open_step >= until {
                 own.open = std::mem::take(&mut cell.open);

@@ -28,6 +28,29 @@ pub struct Setting {
     pub common: f64,
     /// The same of an iteration of one device.
     pub own: f64,
+    /// Sequences of the microbatches.
+    pub lengths: Lengths,
+}
+
+/// How long the sequences of microbatches are, each of one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lengths {
+    /// Standard deviation of the logarithm of one.
+    pub one: f64,
+    /// The same of all in an iteration.
+    pub all: f64,
+    /// A rank records them.
+    pub are_told: bool,
+}
+
+/// By signature: shares of its time that are fixed, follow the length, and its square.
+const SHARES: [[f64; 3]; 3] = [[0.1, 0.5, 0.4], [0.05, 0.95, 0.0], [0.2, 0.8, 0.0]];
+const LENGTH: f64 = 2_000.0;
+
+/// Time of a layer's work with a length, over that with the usual one.
+fn of_length(layer: usize, length: f64) -> f64 {
+    let [fixed, tokens, squares] = SHARES[layer % SHARES.len()];
+    fixed + tokens * length + squares * length * length
 }
 
 /// What is slower than it was, in one iteration.
@@ -139,12 +162,29 @@ impl Job {
         (ns * (1.0 + self.setting.noise * self.dice.heavy()).max(0.1)).round() as u64
     }
 
+    /// By sample: the length of its microbatch over the usual one. No draw where all are alike.
+    fn lengths(&mut self, place: Place, samples: &mut Vec<(DeviceIndex, Sample)>) -> Vec<f64> {
+        let Lengths { one, all, are_told } = self.setting.lengths;
+        if one == 0.0 && all == 0.0 {
+            return vec![1.0; self.setting.samples as usize];
+        }
+        let all = (all * self.dice.normal()).exp();
+        let lengths: Vec<f64> = (0..self.setting.samples).map(|_| all * (one * self.dice.normal()).exp()).collect();
+        for (length, microbatch) in lengths.iter().zip(0..).filter(|_| are_told) {
+            let (microbatch, tokens) = (Microbatch(microbatch), (LENGTH * length).round() as u64);
+            let load = Sample::Load { place, microbatch, tokens, squares: tokens * tokens, busiest: 0 };
+            samples.push((DeviceIndex(0), load));
+        }
+        lengths
+    }
+
     /// Samples of an iteration, those that end it last.
     pub fn iteration(&mut self, step: u64, condition: &Condition, samples: &mut Vec<(DeviceIndex, Sample)>) {
         samples.clear();
         let mark = if step < COLD { Mark::Cold } else { Mark::Warm };
         let place = Self::place(step);
         let common = (self.setting.common * self.dice.normal()).exp();
+        let lengths = self.lengths(place, samples);
         let (start_ns, mut end_ns) = (self.clock_ns, self.clock_ns);
         for device in 0..self.setting.devices {
             let own = (self.setting.own * self.dice.normal()).exp();
@@ -156,7 +196,8 @@ impl Job {
                 let cell = (step as usize * self.setting.samples as usize + sample as usize) % (LAYERS * PHASES.len());
                 let (layer, phase) = (device * LAYERS + cell / PHASES.len(), cell % PHASES.len());
                 let of_layer = condition.layer.filter(|(slow, _)| *slow == layer).map_or(1.0, |(_, factor)| factor);
-                let duration_ns = self.noisy(COST_NS[layer % SIGNATURES.len()][phase] * level * of_layer);
+                let of_length = of_length(layer, lengths[sample as usize]);
+                let duration_ns = self.noisy(COST_NS[layer % SIGNATURES.len()][phase] * level * of_layer * of_length);
                 let (microbatch, layer) = (Microbatch(sample), LayerIndex::from(layer));
                 let phase = PHASES[phase];
                 let work = Sample::Work { place, layer, microbatch, phase, mark, start_ns: now_ns, duration_ns };

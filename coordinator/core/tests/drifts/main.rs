@@ -7,11 +7,15 @@ mod job;
 mod watching;
 
 use cases::{Case, Outcome};
-use job::Setting;
+use job::{Lengths, Setting};
 
 const DEVICES: usize = 4;
+/// Of microbatches that are all alike.
+const ALIKE: Lengths = Lengths { one: 0.0, all: 0.0, are_told: false };
+/// Of sequences that differ, and of iterations of longer and shorter ones.
+const DIFFERENT: Lengths = Lengths { one: 0.5, all: 0.15, are_told: true };
 /// Few samples, much noise: the hardest of the settings that figures are promised for.
-const HARD: Setting = Setting { devices: DEVICES, samples: 8, noise: 0.1, common: 0.0, own: 0.0 };
+const HARD: Setting = Setting { devices: DEVICES, samples: 8, noise: 0.1, common: 0.0, own: 0.0, lengths: ALIKE };
 /// The same with whole iterations that are slow or fast.
 const SHARED: Setting = Setting { common: 0.05, ..HARD };
 const USUAL: Setting = Setting { noise: 0.05, ..HARD };
@@ -91,4 +95,24 @@ fn causes_are_named() {
         let right = share(&outcomes, |outcome| outcome.is_cause_right && outcome.delay.is_some_and(|delay| delay <= 6));
         assert!(right >= least, "{case:?}: {right}");
     }
+}
+
+#[test]
+fn long_sequences_are_no_drift_and_hide_none() {
+    let told = Setting { lengths: DIFFERENT, ..HARD };
+    let untold = Setting { lengths: Lengths { are_told: false, ..DIFFERENT }, ..HARD };
+    let alarms = |setting| (0..30).map(|seed| cases::quiet(setting, 300, 900 + seed).0).sum::<u64>();
+    let (with, without) = (alarms(told), alarms(untold));
+    let found = |setting, case| {
+        let outcomes = outcomes(case, setting, 200);
+        share(&outcomes, |outcome| outcome.delay.is_some_and(|delay| delay <= 5))
+    };
+    let shares = [(told, 1.2), (untold, 1.2), (told, 1.5)].map(|(setting, by)| found(setting, Case::Step(by)));
+    let iterations = 30 * 300 * DEVICES;
+    println!("alarms in {iterations} iterations: {with} with loads, {without} without; found within five: {shares:?}");
+    // 1 in 10,000 would be 3.6.
+    assert!(with <= 6, "{with} alarms in {iterations} iterations");
+    assert!(shares[0] >= 0.95 && shares[2] >= 0.98, "{shares:?}");
+    // What makes the difference is that loads are told.
+    assert!(without > 3 * with || shares[1] < 0.8, "{with} {without} {shares:?}");
 }

@@ -8,6 +8,7 @@
 //! with one of the two left out, the other would pass for jitter of the device. A work that itself takes longer than the
 //! device would is measured as it is.
 
+use super::lengths::Lengths;
 use super::noise::Noise;
 use super::pace::{Late, Pace};
 use crate::clock::Clock;
@@ -34,6 +35,7 @@ pub(super) struct Task {
 pub(super) struct Bench<C> {
     pub pace: Pace<C>,
     pub noise: Noise,
+    pub lengths: Lengths,
     pub place: Place,
     pub mark: Mark,
     tape: Tape,
@@ -69,7 +71,8 @@ pub(super) struct Done {
 
 impl<C: Clock> Bench<C> {
     pub fn new(pace: Pace<C>, noise: Noise, tape: Tape) -> Self {
-        Bench { pace, noise, place: Place::default(), mark: Mark::Cold, tape, open: None, hasty: 0 }
+        let (lengths, place) = (Lengths::default(), Place::default());
+        Bench { pace, noise, lengths, place, mark: Mark::Cold, tape, open: None, hasty: 0 }
     }
 
     /// Begins an instruction with host and device level: what the host is behind is not caught up.
@@ -130,8 +133,14 @@ impl<C: Clock> Bench<C> {
 
     /// What a task costs this time, before the slowdown.
     pub fn cost_ns(&self, task: Task) -> f64 {
-        let factor = self.noise.factor(self.place.step.0, task.layer, task.microbatch.0, task.phase);
-        task.cost_ns as f64 * factor
+        let (step, Task { layer, microbatch, phase, cost_ns }) = (self.place.step.0, task);
+        let noise = self.noise.factor(step, layer, microbatch.0, phase);
+        // A calibration runs the usual length.
+        let length = match self.mark {
+            Mark::Calibration => 1.0,
+            _ => self.lengths.factor(step, layer, microbatch.0, phase),
+        };
+        cost_ns as f64 * noise * length
     }
 
     pub fn late(&self) -> Late {

@@ -1,6 +1,7 @@
 //! The device itself: its layers, what they hold, and the instructions of the interpreter.
 
 use super::bench::{Bench, Task};
+use super::lengths::Lengths;
 use super::memory::Memory;
 use super::noise::Noise;
 use super::pace::{Late, Pace};
@@ -74,13 +75,16 @@ impl<C: Clock> Device<C> {
         let at = index.index();
         let pace = Pace::new(clock, truth.devices[at].slowdown, stop);
         let noise = Noise::new(emulation.seed, at, emulation.noise);
+        let types = emulation.types()?;
+        let mut bench = Bench::new(pace, noise, tape);
+        bench.lengths = Lengths::new(emulation.seed, emulation.lengths, emulation.shape().sequence, types.clone());
         Ok(Device {
             index,
-            types: emulation.types()?,
+            types,
             shape: emulation.shape(),
             seed: emulation.seed,
             text,
-            bench: Bench::new(pace, noise, tape),
+            bench,
             optimizer: AdamW::default(),
             layers: BTreeMap::new(),
             stages: Vec::new(),
@@ -120,6 +124,11 @@ impl<C: Clock> Device<C> {
         self.bench.place = place;
         self.bench.mark = mark;
         self.bench.tape().set_step(place.step);
+        // Whoever reads the text knows how long it is.
+        if self.layers.contains_key(&0) {
+            let loads = self.bench.lengths.loads(place, self.truth.microbatches);
+            loads.for_each(|load| self.bench.tape().record(load));
+        }
         if fresh_plan {
             for &layer in self.layers.keys() {
                 let cost = self.cost(layer);

@@ -18,6 +18,7 @@ mod bench;
 mod busy;
 mod calibrate;
 mod device;
+mod lengths;
 pub mod links;
 pub mod memory;
 mod noise;

@@ -32,18 +32,23 @@ impl Noise {
     }
 }
 
-/// `Z / sqrt(V / 4)` with Z normal (Box and Muller) and V chi-square of 4 degrees, `-2 ln(u v)`.
+/// `Z / sqrt(V / 4)` with Z normal and V chi-square of 4 degrees, `-2 ln(u v)`.
 fn student_t4(seed: u64) -> f64 {
-    let uniform = |number: u64| {
-        // 53 bits, above 0 so that the logarithm is finite.
-        ((mix(seed.wrapping_add(number)) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
-    };
-    let normal = (-2.0 * uniform(1).ln()).sqrt() * (std::f64::consts::TAU * uniform(2)).cos();
-    normal / (-(uniform(3) * uniform(4)).ln() / 2.0).sqrt()
+    normal(seed) / (-(uniform(seed, 3) * uniform(seed, 4)).ln() / 2.0).sqrt()
+}
+
+/// Standard normal (Box and Muller).
+pub(super) fn normal(seed: u64) -> f64 {
+    (-2.0 * uniform(seed, 1).ln()).sqrt() * (std::f64::consts::TAU * uniform(seed, 2)).cos()
+}
+
+/// 53 bits, above 0 so that the logarithm is finite.
+fn uniform(seed: u64, number: u64) -> f64 {
+    ((mix(seed.wrapping_add(number)) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
 }
 
 /// SplitMix64's finaliser.
-fn mix(state: u64) -> u64 {
+pub(super) fn mix(state: u64) -> u64 {
     let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
