@@ -1,0 +1,49 @@
+"""Random numbers that do not depend on the plan: each layer's draws are keyed by seed, step, layer and microbatch."""
+
+from __future__ import annotations
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def _mixed(value: int) -> int:
+    """SplitMix64's last step: all bits of the result depend on all of the value."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    return value ^ (value >> 31)
+
+
+def key(seed: int, step: int, layer: int, microbatch: int) -> int:
+    """One number for all of them."""
+    value = _mixed(seed + 0x9E3779B97F4A7C15 & _MASK)
+    for part in (step, layer, microbatch):
+        value = _mixed(value + part * 0x9E3779B97F4A7C15 + 1 & _MASK)
+    return value
+
+
+class Generator:
+    """The default generator of a device, seeded for the layer that runs next and put back after the iteration."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.generators = [torch.default_generator]
+        if device.type == "cuda":
+            torch.cuda.init()
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self.generators.append(torch.cuda.default_generators[index])
+        self.kept: list[torch.Tensor] = []
+
+    def keep(self) -> None:
+        """What the job itself draws goes on as if no layer had drawn anything."""
+        self.kept = [generator.get_state() for generator in self.generators]
+
+    def seed(self, value: int) -> None:
+        """The next draws depend on this alone."""
+        for generator in self.generators:
+            generator.manual_seed(value)
+
+    def put_back(self) -> None:
+        """Undoes all since `keep`."""
+        for generator, state in zip(self.generators, self.kept):
+            generator.set_state(state)
+        self.kept = []

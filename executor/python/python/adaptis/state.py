@@ -1,0 +1,178 @@
+"""The state of a layer: parameters, buffers, gradients, and what optimizers keep for it. It moves as a whole.
+
+1. A parameter is one object on every rank for the whole run. Where its layer is not, it holds nothing: one NaN, seen in
+   its full shape. So optimizers, schedulers and clipping keep what they hold; what has no gradient they leave alone.
+2. A move changes no bit: the digest of what was sent is compared with that of what came.
+3. A tensor that several layers share moves with them, once; a plan that parts them is refused (`tied`).
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from typing import Any, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adaptis._native import digest
+
+
+def tensors_of(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, each once, by name."""
+    yield from layer.named_parameters()
+    yield from layer.named_buffers()
+
+
+def _blank(tensor: Tensor) -> Tensor:
+    filler = float("nan") if tensor.is_floating_point() or tensor.is_complex() else 0
+    return torch.full((), filler, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+
+
+def is_blank(tensor: Tensor) -> bool:
+    """Whether it only stands for a tensor that is on another rank."""
+    return tensor.numel() > 1 and all(stride == 0 for stride in tensor.stride())
+
+
+def drop(layer: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Frees the state of a layer that this rank does not hold."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.grad = None
+            parameter.data = _blank(parameter.data)
+            for optimizer in optimizers:
+                optimizer.state.pop(parameter, None)
+        for buffer in layer.buffers():
+            buffer.data = _blank(buffer.data)
+
+
+def tied(layers: Sequence[nn.Module]) -> list[list[int]]:
+    """Layers that share a parameter, each list in ascending order."""
+    owners: dict[int, list[int]] = {}
+    for at, layer in enumerate(layers):
+        for parameter in layer.parameters():
+            owners.setdefault(id(parameter), []).append(at)
+    groups: list[set[int]] = []
+    for among in (set(owner) for owner in owners.values() if len(owner) > 1):
+        touched = [group for group in groups if group & among]
+        groups = [group for group in groups if not group & among] + [among.union(*touched)]
+    return sorted(sorted(group) for group in groups)
+
+
+@dataclass
+class _Entry:
+    """A tensor of a layer's state: of which parameter or buffer, and what it is."""
+
+    kind: str
+    name: str
+    detail: str
+    optimizer: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass
+class _Header:
+    """What comes: the tensors that follow, in order, and all that is no tensor of the device."""
+
+    entries: list[_Entry]
+    plain: list[tuple[int, str, str, Any]]
+    bytes: int
+    digest: str
+
+
+def _entries(
+    layer: nn.Module, optimizers: Sequence[Optimizer], done: set[int]
+) -> tuple[list[_Entry], list[Tensor], list[Any]]:
+    entries: list[_Entry] = []
+    tensors: list[Tensor] = []
+    plain: list[Any] = []
+
+    def add(kind: str, name: str, detail: str, optimizer: int, tensor: Tensor) -> None:
+        entries.append(_Entry(kind, name, detail, optimizer, tensor.dtype, tuple(tensor.shape)))
+        tensors.append(tensor.detach())
+
+    for name, parameter in layer.named_parameters():
+        if id(parameter) in done:
+            continue
+        done.add(id(parameter))
+        add("parameter", name, "", 0, parameter)
+        if parameter.grad is not None:
+            add("gradient", name, "", 0, parameter.grad)
+        for at, optimizer in enumerate(optimizers):
+            for detail, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.device == parameter.device:
+                    add("optimizer", name, detail, at, value)
+                else:
+                    plain.append((at, name, detail, value))
+    for name, buffer in layer.named_buffers():
+        add("buffer", name, "", 0, buffer)
+    return entries, tensors, plain
+
+
+def _packed(tensors: list[Tensor], device: torch.device) -> Tensor:
+    parts = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in tensors if tensor.numel()]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8, device=device)
+
+
+def _digest(packed: Tensor) -> str:
+    return digest(packed.cpu().numpy().tobytes())
+
+
+class Mover:
+    """Sends and receives the state of layers between two iterations."""
+
+    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
+        self.group = group
+        self.device = device
+
+    def send(
+        self, to: int, layer: nn.Module, optimizers: Sequence[Optimizer], done: set[int]
+    ) -> list[tuple[Any, Tensor]]:
+        """Sends a layer's state without what is `done`, and adds to it; the result is to be waited for."""
+        entries, tensors, plain = _entries(layer, optimizers, done)
+        packed = _packed(tensors, self.device)
+        text = pickle.dumps(_Header(entries, plain, packed.numel(), _digest(packed)))
+        header = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self.device)
+        length = torch.tensor([header.numel()], dtype=torch.int64, device=self.device)
+        parts = [length, header] + ([packed] if packed.numel() else [])
+        return [(dist.isend(part, group=self.group, group_dst=to), part) for part in parts]
+
+    def receive(self, sender: int, layer: nn.Module, optimizers: Sequence[Optimizer]) -> int:
+        """Takes a layer's state in. How many bytes came."""
+        length = torch.empty(1, dtype=torch.int64, device=self.device)
+        dist.recv(length, group=self.group, group_src=sender)
+        text = torch.empty(int(length.item()), dtype=torch.uint8, device=self.device)
+        dist.recv(text, group=self.group, group_src=sender)
+        header: _Header = pickle.loads(text.cpu().numpy().tobytes())
+        packed = torch.empty(header.bytes, dtype=torch.uint8, device=self.device)
+        if header.bytes:
+            dist.recv(packed, group=self.group, group_src=sender)
+        found = _digest(packed)
+        if found != header.digest:
+            raise RuntimeError(f"a layer's state changed on its way: {header.digest} was sent, {found} came")
+        self._unpack(header, packed, layer, optimizers)
+        return header.bytes
+
+    def _unpack(self, header: _Header, packed: Tensor, layer: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        own: dict[str, Tensor] = dict(tensors_of(layer))
+        at = 0
+        with torch.no_grad():
+            for entry in header.entries:
+                # A copy of its own, so that it is aligned and is freed alone.
+                blank = torch.empty(entry.shape, dtype=entry.dtype, device=self.device)
+                size = blank.numel() * blank.element_size()
+                if size:
+                    blank.view(-1).view(torch.uint8).copy_(packed[at : at + size])
+                at += size
+                target = own[entry.name]
+                if entry.kind in ("parameter", "buffer"):
+                    target.data = blank
+                elif entry.kind == "gradient":
+                    target.grad = blank
+                else:
+                    optimizers[entry.optimizer].state[target][entry.detail] = blank
+            for optimizer, name, detail, value in header.plain:
+                optimizers[optimizer].state[own[name]][detail] = value

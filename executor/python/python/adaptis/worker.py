@@ -1,0 +1,244 @@
+"""What one rank computes: its layers, each a piece of autograd of its own.
+
+    F   every layer runs on a detached input; its outputs and their graph are kept, or, where the layer is recomputed,
+        its input alone
+    I   backwards through the pieces; weight gradients that can wait are left as debts
+    W   the debts are paid
+    B   I, and its debts at once
+
+1. Pieces make a layer the smallest unit that can be timed, recomputed and moved, and gradients do not depend on where
+   stages begin and end.
+2. A layer draws its random numbers from a key of its own (`chance`), so that neither a plan nor a recomputation changes
+   them. What a recomputation does to buffers, as running means, is undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adaptis import chance
+from adaptis.forms import Form, Forms
+from adaptis.split import Debt, Ledger, pay
+
+Bundle = tuple[Any, ...]
+"""What passes from layer to layer: tensors, one or several."""
+
+
+@dataclass
+class Piece:
+    """A layer's run on a microbatch."""
+
+    inputs: Bundle
+    # None while a recomputation is due.
+    outputs: Bundle | None
+    key: int
+
+
+@dataclass
+class Share:
+    """An iteration's data, cut into microbatches; none of it where it is not needed."""
+
+    inputs: Sequence[Bundle] | None
+    targets: Sequence[Any] | None
+    step: int
+
+
+@dataclass
+class Stage:
+    """Layers from `first` to before `end`, of which some are recomputed."""
+
+    first: int
+    end: int
+    recomputed: frozenset[int]
+
+
+@dataclass
+class Kept:
+    """What a microbatch left behind in a stage."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    loss: Tensor | None = None
+    # What the loss was computed from.
+    outputs: Bundle = ()
+    debts: list[Debt] = field(default_factory=list)
+
+
+def bundled(value: Any, layer: int) -> Bundle:
+    """A layer's result as a tuple of tensors."""
+    bundle = (value,) if isinstance(value, Tensor) else value
+    if isinstance(bundle, tuple) and bundle and all(isinstance(part, Tensor) for part in bundle):
+        return bundle
+    found = f"a tuple of {[type(part).__name__ for part in bundle]}" if isinstance(bundle, tuple) else type(value).__name__
+    raise TypeError(f"layer {layer} returned {found}: a layer returns a tensor or a tuple of tensors")
+
+
+def _leaf(tensor: Tensor, wants_gradient: bool) -> Tensor:
+    return tensor.detach().requires_grad_(wants_gradient)
+
+
+class Worker:
+    """Runs a rank's instructions; the interpreter calls it by stage and microbatch."""
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        loss_fn: Callable[..., Tensor],
+        microbatches: int,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.layers = layers
+        self.loss_fn = loss_fn
+        self.microbatches = microbatches
+        self.device = device
+        self.seed = seed
+        self.ledger = Ledger()
+        self.stages: dict[int, Stage] = {}
+        self.share = Share(None, None, 0)
+        self.losses: list[Tensor | None] = []
+        # Of what each layer here gave in this iteration.
+        self.forms: dict[int, Forms] = {}
+        self._kept: dict[tuple[int, int], Kept] = {}
+        self._generator = chance.Generator(device)
+
+    def adopt(self, stages: dict[int, Stage]) -> None:
+        """The stages of this rank from now on."""
+        self.stages = stages
+
+    def begin(self, share: Share) -> None:
+        """Before an iteration."""
+        self.share = share
+        self.losses = [None] * self.microbatches
+        self.forms = {}
+        self._kept.clear()
+        self.ledger.take()
+        self._generator.keep()
+
+    def end(self) -> None:
+        """After an iteration, also one that failed."""
+        self._kept.clear()
+        self.share = Share(None, None, 0)
+        self._generator.put_back()
+
+    def forward(self, stage: int, microbatch: int, value: Bundle | None) -> Bundle | None:
+        """F."""
+        here = self.stages[stage]
+        kept = self._kept[stage, microbatch] = Kept()
+        if value is None:
+            if self.share.inputs is None:
+                raise ValueError("step() needs x on the rank that holds the first layer")
+            value = self.share.inputs[microbatch]
+        for layer in range(here.first, here.end):
+            inputs = tuple(_leaf(part, part.requires_grad) for part in value)
+            number = chance.key(self.seed, self.share.step, layer, microbatch)
+            is_recomputed = layer in here.recomputed
+            outputs = self._run(layer, inputs, number, with_graph=not is_recomputed)
+            if is_recomputed:
+                wants = self._wants_gradient(layer, inputs)
+                value = tuple(_leaf(part, wants and part.is_floating_point()) for part in outputs)
+                kept.pieces.append(Piece(inputs, None, number))
+            else:
+                value = tuple(_leaf(part, part.requires_grad) for part in outputs)
+                kept.pieces.append(Piece(inputs, outputs, number))
+            if layer not in self.forms:
+                self.forms[layer] = tuple(Form.of(part) for part in value)
+        if here.end < len(self.layers):
+            return value
+        kept.outputs = value
+        kept.loss = self._loss(value, microbatch)
+        return None
+
+    def _run(self, layer: int, inputs: Bundle, number: int, with_graph: bool) -> Bundle:
+        self._generator.seed(number)
+        with torch.enable_grad() if with_graph else torch.no_grad():
+            try:
+                return bundled(self.layers[layer](*inputs), layer)
+            except RuntimeError as error:
+                if "leaf Variable" in str(error):
+                    hint = f"layer {layer} changes its input in place; let it work on a copy (inplace=False)"
+                    raise RuntimeError(f"{hint}: {error}") from error
+                raise
+
+    def _wants_gradient(self, layer: int, inputs: Bundle) -> bool:
+        given = any(part.requires_grad for part in inputs)
+        return given or any(parameter.requires_grad for parameter in self.layers[layer].parameters())
+
+    def _loss(self, outputs: Bundle, microbatch: int) -> Tensor:
+        if self.share.targets is None:
+            raise ValueError("step() needs target on the rank that holds the last layer")
+        self._generator.seed(chance.key(self.seed, self.share.step, len(self.layers), microbatch))
+        with torch.enable_grad():
+            output = outputs[0] if len(outputs) == 1 else outputs
+            loss = self.loss_fn(output, self.share.targets[microbatch])
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError("loss_fn returns one number, as a tensor")
+        self.losses[microbatch] = loss.detach()
+        return loss
+
+    def input_gradient(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
+        """I."""
+        kept = self._kept[stage, microbatch]
+        return self._backwards(stage, kept, gradient, kept.debts.extend)
+
+    def weight_gradient(self, stage: int, microbatch: int) -> None:
+        """W."""
+        pay(self._kept.pop((stage, microbatch)).debts)
+
+    def backward(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
+        """B."""
+        return self._backwards(stage, self._kept.pop((stage, microbatch)), gradient, pay)
+
+    def _backwards(
+        self, stage: int, kept: Kept, gradient: Bundle | None, settle: Callable[[list[Debt]], None]
+    ) -> Bundle | None:
+        here = self.stages[stage]
+        with self._without_autocast():
+            if gradient is None:
+                gradient = self._gradient_of_loss(kept)
+                settle(self.ledger.take())
+        for layer in reversed(range(here.first, here.end)):
+            piece = kept.pieces.pop()
+            outputs = piece.outputs if piece.outputs is not None else self._recompute(layer, piece)
+            piece.outputs = None
+            with self._without_autocast():
+                gradient = _through(outputs, gradient, piece.inputs)
+                settle(self.ledger.take())
+        return gradient if here.first > 0 else None
+
+    def _gradient_of_loss(self, kept: Kept) -> Bundle:
+        loss, kept.loss = kept.loss, None
+        assert loss is not None, "F comes before I"
+        if loss.requires_grad:
+            (loss / self.microbatches).backward()
+        outputs, kept.outputs = kept.outputs, ()
+        return tuple(part.grad if part.requires_grad else None for part in outputs)
+
+    def _recompute(self, layer: int, piece: Piece) -> Bundle:
+        buffers = [(buffer, buffer.clone()) for buffer in self.layers[layer].buffers()]
+        outputs = self._run(layer, piece.inputs, piece.key, with_graph=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return outputs
+
+    def _without_autocast(self) -> contextlib.AbstractContextManager[Any]:
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+        return contextlib.nullcontext()
+
+
+def _through(outputs: Bundle, gradient: Bundle, inputs: Bundle) -> Bundle:
+    """The gradient of a piece's inputs; what the parameters get is added to theirs."""
+    pairs = [(part, of) for part, of in zip(outputs, gradient) if part.requires_grad and of is not None]
+    if pairs:
+        roots, gradients = zip(*pairs)
+        torch.autograd.backward(roots, gradients)
+    # An input that nothing was made of has the gradient 0, which whoever sent it waits for.
+    return tuple(
+        (torch.zeros_like(part) if part.grad is None else part.grad) if part.requires_grad else None for part in inputs
+    )

@@ -1,0 +1,22 @@
+//! The native half of the Python package `adaptis`: plans, their rows, and the interpreter that runs them.
+//!
+//! ```text
+//!   adaptis.Schedule --> Row --> run --> adaptis-executor-core's interpreter --> Python: layers, torch.distributed
+//! ```
+//!
+//! 1. Nothing is decided here: plans are read, audited and lowered by `adaptis-plan`, rows are run by the one interpreter.
+//! 2. A fault of the Python side comes back as the exception that it was, with the instruction noted on it.
+
+mod interpreter;
+mod plan;
+
+use pyo3::prelude::*;
+
+/// The native half of the package.
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::interpreter::run;
+    #[pymodule_export]
+    use super::plan::{Plan, PlanError, Row, digest};
+}

@@ -1,0 +1,147 @@
+"""Plans that follow one another change nothing of the maths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from adaptis import Plan, PlanError, Schedule
+from models import batch, loss_fn, model
+from plans import random_plan
+from ranks import in_ranks
+from test_conformance import own_state
+
+STEPS = 50
+CHANGES = {7: 1, 16: 2, 25: 3, 33: 4, 41: 5}
+
+
+def _long(rank: int, world: int, changes: dict[int, int], dropout: float) -> tuple[list[float], dict[str, Any]]:
+    """Losses of 50 steps, with a learning rate that decays, two groups of parameters, and clipping."""
+    torch.use_deterministic_algorithms(True)
+    schedule = Schedule(model(dropout=dropout), 4, loss_fn, plan=random_plan(9, world, 4, 0), seed=3)
+    names = dict(schedule.named_parameters())
+    decayed = [parameter for name, parameter in names.items() if parameter.dim() > 1]
+    others = [parameter for name, parameter in names.items() if parameter.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = schedule.attach(AdamW(groups, lr=0.01))
+    rates = CosineAnnealingLR(optimizer, STEPS)
+    losses = []
+    for step in range(STEPS):
+        if step in changes:
+            schedule.change(random_plan(9, world, 4, changes[step], epoch=1 + changes[step]))
+        x, y = batch(step)
+        losses.append(schedule.step(x, target=y).item())
+        if any(parameter.grad is not None for parameter in schedule.parameters()):
+            torch.nn.utils.clip_grad_value_(schedule.parameters(), 0.05)
+        optimizer.step()
+        optimizer.zero_grad()
+        rates.step()
+    return losses, own_state(schedule)
+
+
+def _both(rank: int, world: int) -> Any:
+    return _long(rank, world, {}, 0.2), _long(rank, world, CHANGES, 0.2)
+
+
+def test_fifty_steps_with_five_changes_equal_those_without_to_the_bit() -> None:
+    still: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
+    for (losses, state), (other_losses, other_state) in in_ranks(3, _both):
+        assert losses == other_losses
+        still.update(state)
+        changed.update(other_state)
+    assert losses[-1] < losses[0] - 0.05, "it learns"
+    assert still.keys() == changed.keys() and len(still) == 24
+    assert all(torch.equal(still[name], changed[name]) for name in still)
+
+
+def _accumulated(rank: int, world: int) -> tuple[list[float], dict[str, Any]]:
+    """Two steps before each of the optimizer's, with a change in between."""
+    schedule = Schedule(model(), 2, loss_fn)
+    optimizer = schedule.attach(SGD(schedule.parameters(), lr=0.1, momentum=0.9))
+    losses = []
+    for step in range(6):
+        if step in (1, 3):
+            schedule.change(random_plan(9, world, 2, step, epoch=1 + step))
+        x, y = batch(step)
+        losses.append(schedule.step(x, target=y).item())
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=step != 3)
+    return losses, own_state(schedule)
+
+
+def test_gradients_that_are_accumulated_move_with_their_layer() -> None:
+    layers = model()
+    optimizer = SGD(nn.ModuleList(layers).parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for step in range(6):
+        x, y = batch(step)
+        total = 0.0
+        for part, target in zip(x.chunk(2), y.chunk(2)):
+            value: Any = (part,)
+            for layer in layers:
+                value = layer(*value)
+                value = value if isinstance(value, tuple) else (value,)
+            (loss_fn(value[0], target) / 2).backward()
+            total += loss_fn(value[0], target).item() / 2
+        losses.append(total)
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    whole = nn.ModuleList(layers).state_dict()
+    seen: dict[str, Any] = {}
+    for found, state in in_ranks(2, _accumulated):
+        assert all(abs(one - other) < 1e-5 for one, other in zip(found, losses)), (found, losses)
+        seen.update(state)
+    for name, value in whole.items():
+        if name != "2.mean":
+            assert torch.allclose(seen[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def _refused(rank: int, world: int) -> list[str]:
+    schedule = Schedule(model(), 4, loss_fn)
+    texts = []
+    for plan in (
+        Plan.even(8, ["a", "b"], 4),
+        Plan.even(9, ["a", "b", "c"], 4),
+        Plan.even(9, ["a", "b"], 2),
+    ):
+        try:
+            schedule.change(plan)
+        except PlanError as error:
+            texts.append(str(error))
+    x, y = batch(0)
+    for call in (
+        lambda: schedule.step(x[:6], target=y[:6]),
+        lambda: schedule.step((x, 3), target=y),
+        lambda: Schedule(model(), 0, loss_fn),
+        lambda: Schedule([], 1, loss_fn),
+        lambda: Schedule(model(), 4, loss_fn, plan="1f2b"),
+    ):
+        try:
+            call()
+        except (TypeError, ValueError) as error:
+            texts.append(str(error))
+    return texts
+
+
+def test_what_can_not_run_is_refused_before_it_runs() -> None:
+    for texts in in_ranks(2, _refused):
+        expected = [
+            "the plan is for 8 layers, the model has 9",
+            "the plan is for 3 devices, the group has 2 ranks",
+            "the plan is not valid",
+            "x: 6 rows can't be cut into 4",
+            "x: a tensor or a tuple of tensors",
+            "microbatches: 0",
+            "layers: there are none",
+            "1f2b",
+        ]
+        assert len(texts) == len(expected), texts
+        for text, words in zip(texts, expected):
+            assert words in text, text
