@@ -19,10 +19,15 @@ pub enum Source {
     SameSignature,
     /// The signature ran on another device of the same kind.
     OtherDeviceOfKind,
+    /// The signature ran on this kind in earlier jobs, whose profiles are in the store; in this one in a calibration at
+    /// most.
+    EarlierJobs,
     /// The signature ran on this kind in a calibration only: a few works of a machine that just woke.
     Calibrated,
     /// The signature ran on other kinds only: carried over by the ratio of the kinds.
     OtherKind,
+    /// The signature never ran on this kind: predicted from what earlier jobs ran on it and on other kinds.
+    PredictedByEarlierJobs,
     /// The signature ran on other kinds only, and they and this one ran nothing in common: carried over by the ratio of
     /// what the kinds did in their agents' calibrations, of products or of copies.
     OtherKindByRates,
@@ -42,6 +47,36 @@ pub struct Figure {
 }
 
 impl Source {
+    /// All.
+    pub const ALL: [Source; 10] = [
+        Source::Measured,
+        Source::SameSignature,
+        Source::OtherDeviceOfKind,
+        Source::EarlierJobs,
+        Source::Calibrated,
+        Source::OtherKind,
+        Source::PredictedByEarlierJobs,
+        Source::OtherKindByRates,
+        Source::UnknownKind,
+        Source::None,
+    ];
+
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Source::Measured => "measured",
+            Source::SameSignature => "same_signature",
+            Source::OtherDeviceOfKind => "other_device_of_kind",
+            Source::EarlierJobs => "earlier_jobs",
+            Source::Calibrated => "calibrated",
+            Source::OtherKind => "other_kind",
+            Source::PredictedByEarlierJobs => "predicted_by_earlier_jobs",
+            Source::OtherKindByRates => "other_kind_by_rates",
+            Source::UnknownKind => "unknown_kind",
+            Source::None => "none",
+        }
+    }
+
     /// Nothing of this kind ran it in training: where works differ from it, the figure was wrong and not the device.
     pub fn is_guess(self) -> bool {
         self > Source::OtherDeviceOfKind

@@ -8,6 +8,7 @@
 //!   Iteration  -> iterations (what a plan takes; what is neither work nor optimizer) -----------------+   -> Estimated
 //!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------+
 //!   calibrations of agents -> rates (kinds that ran nothing in common) ------------------------------+
+//!   earlier jobs -> earlier (a row of the fit for each kind; what never ran anywhere, predicted) -----+
 //! ```
 //!
 //! 1. A throttled device is a slow device, never slow layers (`fit` has the model and its convention for "1.0").
@@ -21,8 +22,10 @@
 //! as one), and recomputation, which is F again.
 
 mod assemble;
+pub mod earlier;
 mod figures;
 mod fit;
+mod hardware;
 mod iterations;
 mod jitter;
 mod joint;
@@ -42,12 +45,14 @@ mod window;
 pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty, phase_index};
 
 pub(crate) use link::fit_sizes;
+pub(crate) use rates::ratio as ratio_of_rates;
 
 use crate::drift::Who;
 use adaptis_proto::message::{DeviceCard, JobLayer};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Step};
+use earlier::Earlier;
 use std::collections::BTreeMap;
 
 /// Least correction of a prediction.
@@ -99,6 +104,7 @@ pub struct Estimator {
     reserved_bytes: Vec<Option<u64>>,
     /// By kind: what it did in calibrations.
     rates: BTreeMap<String, Rates>,
+    earlier: Earlier,
     iterations: iterations::Iterations,
     correction: f64,
 }
@@ -115,6 +121,7 @@ impl Estimator {
             memory: BTreeMap::new(),
             reserved_bytes: vec![None; devices],
             rates: BTreeMap::new(),
+            earlier: Earlier::default(),
             iterations: iterations::Iterations::new(devices),
             correction: 1.0,
         }
@@ -134,6 +141,12 @@ impl Estimator {
     /// What kinds did in the calibrations of their agents.
     pub fn rates(&self) -> &BTreeMap<String, Rates> {
         &self.rates
+    }
+
+    /// What earlier jobs measured, in the place of what was known of them. It counts as far as its errors say; what is
+    /// measured here counts besides, and where it disagrees by far, alone.
+    pub fn set_earlier(&mut self, earlier: Earlier) {
+        self.earlier = earlier;
     }
 
     /// Another membership: a device of the same name and kind keeps what is known of it, unless `restarted` names it as

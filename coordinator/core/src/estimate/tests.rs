@@ -1,3 +1,4 @@
+mod earlier;
 mod hostile;
 
 use super::random::Random;
