@@ -111,7 +111,9 @@ pub fn problem(asked: &Asked<'_>) -> Result<Basis> {
     };
     // Fitted only where something was not measured.
     let fitted = OnceCell::new();
-    let predict = |cell: &Cell| fitted.get_or_init(|| predictor(&request, &profiles)).predict(cell);
+    // Of emulated devices there are none: they were calibrated on no clock.
+    let rates = || if emulated.is_some() { BTreeMap::new() } else { collection.rates() };
+    let predict = |cell: &Cell| fitted.get_or_init(|| predictor(&request, &profiles).with_rates(rates())).predict(cell);
     let next = next_job(&request, &profiles, &predict)
         .map_err(|refused| not_planned(&refused, &profiles, &stores, &clocks, asked.devices))?;
     Ok(Basis { next, run: job.run.0, stores, chosen, memory, clocks })

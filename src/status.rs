@@ -78,6 +78,10 @@ fn table(status: &Status) -> String {
         let share = device.bubble.map_or("-".to_owned(), |share| format!("{:.0}%", share * 100.0));
         let _ = writeln!(out, "{:<10} {:<12} idle {share:>4}  layers {}", device.name, device.kind, layers.join(","));
     }
+    let figures: Vec<String> = figures(status).map(|(source, count)| format!("{count} {source}")).collect();
+    if !figures.is_empty() {
+        let _ = writeln!(out, "costs: {}", figures.join(", "));
+    }
     if let Some(decision) = &status.last_decision {
         let _ = writeln!(out, "last decision, iteration {}: {decision}", status.last_decision_step.map_or(0, |s| s.0));
     }
@@ -85,6 +89,12 @@ fn table(status: &Status) -> String {
         let _ = writeln!(out, "failed: {failure}");
     }
     out
+}
+
+/// Where the costs that plans are made by come from: of a device, layer and phase each.
+fn figures(status: &Status) -> impl Iterator<Item = (String, u64)> {
+    let of_source = |(name, count): &(String, u64)| Some((name.strip_prefix("figures.")?.replace('_', " "), *count));
+    status.counters.iter().filter_map(of_source)
 }
 
 #[cfg(test)]

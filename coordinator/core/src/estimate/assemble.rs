@@ -1,10 +1,11 @@
 //! The planning problem from the fitted parts, each number with its source.
 
 use super::earlier::{self, OfKind};
-use super::figures::{Estimated, Figure, Missing, NotYet, PHASES, Source, Uncertainty};
+use super::figures::{Estimated, Figure, Missing, NotYet, PHASES, Uncertainty};
 use super::fit::{self, Fit, Observation, Origin, Row};
 use super::joint::Joint;
 use super::scatter::Scatter;
+use super::source::Source;
 use super::{Estimator, hardware, jitter, rates, robust, window};
 use adaptis_plan::{Cost, FormatError, Layer, Problem};
 use adaptis_proto::message::DeviceCard;

@@ -5,8 +5,8 @@
 //! are few. So a time that many samples tell to a thousandth is not known to a thousandth here.
 
 use super::figures::PHASES;
-use super::robust;
-use crate::next_job::LayerMemory;
+use super::{link, robust};
+use crate::next_job::{LayerMemory, Transfers};
 use adaptis_plan::Link;
 use adaptis_proto::sample::Phase;
 use std::collections::BTreeMap;
@@ -94,6 +94,15 @@ impl OfKind {
         of_kind
     }
 
+    /// Takes what was predicted of a time, so well by itself. Without a time of the kind it may be off besides as jobs
+    /// usually are.
+    pub fn predict(&mut self, signature: &str, phase: Phase, time: Time) {
+        let Some(at) = PHASES.iter().position(|known| *known == phase) else { return };
+        let usual_sd = if self.measured.is_empty() { another(LEVEL_SD.powi(2), 1.0).sqrt() } else { 0.0 };
+        let time = Time { ln_sd: time.ln_sd.hypot(usual_sd), ..time };
+        self.predicted.entry(signature.to_owned()).or_default()[at] = Some(time);
+    }
+
     pub(super) fn measured(&self, signature: &str, phase: usize) -> Option<Time> {
         self.measured.get(signature)?[phase]
     }
@@ -104,9 +113,10 @@ impl OfKind {
 }
 
 impl OfLink {
-    /// A link that earlier jobs measured so well.
-    pub fn new(link: Link, ln_sd: f64, separated: bool) -> Self {
-        Self { link, ln_sd: ln_sd.hypot(LINK_SD), separated }
+    /// From transfers of some sizes; none without any.
+    pub fn of_transfers(sizes: &[Transfers]) -> Option<Self> {
+        let (link, separated) = link::fit_sizes(sizes)?;
+        Some(Self { link, ln_sd: LINK_SD, separated })
     }
 }
 

@@ -1,7 +1,8 @@
 //! What of a problem is no cost: devices with their memory, what layers hold, links. Measured in this job, else by earlier
 //! ones, else taken for what is usual.
 
-use super::figures::{Figure, LinkFigure, NotYet, Source};
+use super::figures::{Figure, LinkFigure, NotYet};
+use super::source::Source;
 use super::{Estimator, Memory, link};
 use crate::next_job::LayerMemory;
 use adaptis_plan::{Device, Link, Links, Pair};

@@ -36,13 +36,15 @@ pub(crate) mod random;
 mod rates;
 pub(crate) mod robust;
 mod scatter;
+mod source;
 #[cfg(test)]
 pub(crate) mod synthetic;
 #[cfg(test)]
 mod tests;
 mod window;
 
-pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty, phase_index};
+pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Uncertainty, phase_index};
+pub use source::{CostFigure, Source};
 
 pub(crate) use link::fit_sizes;
 pub(crate) use rates::ratio as ratio_of_rates;

@@ -68,7 +68,7 @@ fn before_anything_ran_the_problem_is_that_of_earlier_jobs() {
     assert!(estimator.problem().is_err());
     let mut of_jobs = earlier(&cluster, |_, _, _| 1.0);
     let link = Link { latency_ns: 7_000, bytes_per_second: 25e9, note: () };
-    of_jobs.links.insert(("h100".into(), "a100".into()), OfLink::new(link, 0.01, true));
+    of_jobs.links.insert(("h100".into(), "a100".into()), OfLink { link, ln_sd: 0.3, separated: true });
     if let Some(of_kind) = of_jobs.kinds.get_mut("a100") {
         of_kind.reserved_bytes = Some(3 << 30);
     }
@@ -92,7 +92,6 @@ fn before_anything_ran_the_problem_is_that_of_earlier_jobs() {
     assert_eq!(estimated.problem.devices[1].reserved_bytes, 3 << 30);
     assert_eq!((estimated.problem.link(0, 1).latency_ns, estimated.uncertainty.links.len()), (7_000, 1));
     assert_eq!(estimated.uncertainty.links[0].figure.source, Source::EarlierJobs);
-    assert!(estimated.uncertainty.links[0].figure.ln_sd > 0.2, "another place, another network");
     let drawn = [1, 2].map(|index| estimated.draw(1, index).costs["h100"][3].forward_ns);
     assert_ne!(drawn[0], drawn[1]);
 }
