@@ -281,7 +281,8 @@ fn not_planned(
     if let Some(kind) = unknown {
         text += &format!(
             "\nthere are profiles of {known}, none of {kind}: a few layers of this type or another that ran on {kind} are \
-             enough to predict the others, the more the closer"
+             enough to predict the others, the more the closer; for a first guess, so is what agents calibrated on it and on \
+             one of those"
         );
     }
     text += "\nmerge a run that measured them (`adaptis profiles merge RUN`), import them (`adaptis profiles import FILE`), or \

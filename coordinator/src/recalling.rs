@@ -6,7 +6,7 @@ use adaptis_coordinator_core::estimate::earlier::Earlier;
 use adaptis_proto::Generation;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How much it steps back from training, in units of `nice`.
 const NICENESS: i32 = 10;
@@ -41,8 +41,10 @@ impl Recalls {
             if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
                 tracing::debug!(%error, "the store is read with the priority of the coordinator");
             }
-            let found = catch_unwind(AssertUnwindSafe(|| read(&store, &wanted))).unwrap_or_else(|_| {
-                tracing::warn!(store = %store.display(), "reading the store panicked; this run starts without earlier ones");
+            let read = catch_unwind(AssertUnwindSafe(|| read(&store, &wanted)));
+            let read = read.unwrap_or_else(|_| Err(format!("{}: reading it panicked", store.display())));
+            let found = read.unwrap_or_else(|error| {
+                tracing::warn!("this run begins without what earlier ones measured: {error}");
                 None
             });
             // The coordinator may have ended meanwhile.
@@ -60,14 +62,50 @@ impl Recalls {
     }
 }
 
-/// What a store tells; without one that can be read nothing, and why is said once.
-fn read(store: &std::path::Path, wanted: &Wanted) -> Option<Earlier> {
-    if !store.join(library::FILE).exists() && !store.is_file() {
-        tracing::info!(store = %store.display(), "no profiles there yet: this run starts without earlier ones");
-        return None;
+/// What a store tells; none while there is no store.
+fn read(store: &Path, wanted: &Wanted) -> Result<Option<Earlier>, String> {
+    if store.is_dir() && !store.join(library::FILE).exists() || !store.exists() {
+        return Ok(None);
     }
-    let read = library::read(store).map_err(|error| error.to_string());
-    let told = read
-        .and_then(|collection| earlier(&collection, wanted).map_err(|error| format!("{}: {error}", store.display())));
-    told.map_err(|error| tracing::warn!("this run starts without what earlier ones measured: {error}")).ok()
+    let collection = library::read(store).map_err(|error| error.to_string())?;
+    earlier(&collection, wanted).map(Some).map_err(|error| format!("{}: {error}", store.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profiles::library::{FILE, Library};
+    use rusqlite::Connection;
+
+    fn wanted() -> Wanted {
+        Wanted { kinds: ["h100-80g".to_owned()].into(), ..Wanted::default() }
+    }
+
+    #[test]
+    fn a_store_that_is_not_there_tells_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path(), &wanted()), Ok(None));
+        assert_eq!(read(&dir.path().join("none"), &wanted()), Ok(None));
+        Library::open(dir.path()).unwrap();
+        assert_eq!(read(dir.path(), &wanted()), Ok(Some(Earlier::default())), "an empty one");
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let error = || read(dir.path(), &wanted()).unwrap_err();
+        std::fs::write(&path, "no database, but long enough to be looked at. ".repeat(100)).unwrap();
+        assert!(error().contains("profiles.db is not a store"), "{}", error());
+        std::fs::remove_file(&path).unwrap();
+        Library::open(dir.path()).unwrap();
+        let database = Connection::open(&path).unwrap();
+        database.pragma_update(None, "user_version", 99).unwrap();
+        assert!(error().contains("profiles.db is a store of profiles of version 99"), "{}", error());
+        database.pragma_update(None, "user_version", library::VERSION).unwrap();
+        database.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        assert!(error().contains("profiles.db: others have been writing"), "{}", error());
+        database.execute_batch("COMMIT; DROP TABLE sources").unwrap();
+        assert!(error().contains("profiles.db"), "{}", error());
+    }
 }
