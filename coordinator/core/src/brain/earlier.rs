@@ -1,7 +1,7 @@
 //! What earlier jobs measured: taken when the shell has read it, handed to the estimate; and what rests on it.
 
 use super::{Announcement, Brain};
-use crate::estimate::earlier::Earlier;
+use crate::estimate::earlier::{Earlier, OfKind};
 use crate::estimate::{Estimated, Source};
 use adaptis_proto::Epoch;
 use std::collections::BTreeMap;
@@ -20,8 +20,8 @@ impl Brain {
         self.earlier = earlier;
         self.hand_priors_on();
         let Some(adapt) = &self.adapt else { return };
-        let is_told = |kind: &&String| adapt.estimator.job().devices.iter().any(|card| card.kind == **kind);
-        let kinds: Vec<String> = self.earlier.kinds.keys().filter(is_told).cloned().collect();
+        let is_told = |(_, of): &(&String, &OfKind)| !(of.measured.is_empty() && of.predicted.is_empty());
+        let kinds: Vec<String> = self.earlier.kinds.iter().filter(is_told).map(|(kind, _)| kind.clone()).collect();
         if kinds.is_empty() {
             return;
         }
