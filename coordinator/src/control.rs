@@ -295,12 +295,14 @@ impl Control {
         if let Some(earlier) = self.recalls.take() {
             self.feed(Event::Recalled(Box::new(earlier)))?;
         }
-        let Some(of) = self.brain.generation().filter(|of| self.recalls.is_due(of.generation)) else { return Ok(()) };
+        let (of, rates) = (self.brain.generation(), self.brain.rates());
+        let Some(of) = of.filter(|of| self.recalls.is_due(of.generation, rates)) else { return Ok(()) };
         let wanted = Wanted {
             kinds: of.cards.iter().map(|card| card.kind.clone()).collect(),
             signatures: of.job.layers.iter().map(|layer| layer.signature.clone()).collect(),
             own: self.store.source()?.id,
             emulated: library::emulated(&self.options.dir),
+            rates: rates.clone(),
         };
         self.recalls.ask(of.generation, wanted);
         Ok(())

@@ -4,7 +4,9 @@ use crate::profiles::earlier::{Wanted, earlier};
 use crate::profiles::library;
 use adaptis_coordinator_core::estimate::earlier::Earlier;
 use adaptis_proto::Generation;
+use adaptis_proto::rates::Rates;
 use crossbeam::channel::{Receiver, Sender, bounded};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -13,12 +15,15 @@ const NICENESS: i32 = 10;
 /// Results that wait to be taken. Full: the thread waits; each is asked for by another membership.
 const RESULTS_MAX: usize = 4;
 
+type Asked = (Generation, BTreeMap<String, Rates>);
+
 /// Reads a store when it is asked for something new.
 pub(crate) struct Recalls {
     store: Option<PathBuf>,
-    asked: Option<Generation>,
-    results: Receiver<(Generation, Option<Earlier>)>,
-    sender: Sender<(Generation, Option<Earlier>)>,
+    /// For which membership, and what its agents had calibrated.
+    asked: Option<Asked>,
+    results: Receiver<(Asked, Option<Earlier>)>,
+    sender: Sender<(Asked, Option<Earlier>)>,
 }
 
 impl Recalls {
@@ -27,15 +32,19 @@ impl Recalls {
         Self { store, asked: None, results, sender }
     }
 
-    /// Whether nothing was asked for a membership yet, which may have other kinds than the one before.
-    pub(crate) fn is_due(&self, generation: Generation) -> bool {
-        self.store.is_some() && self.asked != Some(generation)
+    /// Whether nothing was asked for a membership yet, which may have other kinds than the one before, or not since its
+    /// agents calibrated more: what earlier jobs ran on other kinds tells of these by their rates.
+    pub(crate) fn is_due(&self, generation: Generation, rates: &BTreeMap<String, Rates>) -> bool {
+        let is_asked = |asked: &Asked| asked.0 == generation && asked.1 == *rates;
+        self.store.is_some() && !self.asked.as_ref().is_some_and(is_asked)
     }
 
     /// Starts to read what a membership wants.
     pub(crate) fn ask(&mut self, generation: Generation, wanted: Wanted) {
         let Some(store) = self.store.clone() else { return };
-        self.asked = Some(generation);
+        let asked = (generation, wanted.rates.clone());
+        let is_first = self.asked.as_ref().is_none_or(|before| before.0 != generation);
+        self.asked = Some(asked.clone());
         let sender = self.sender.clone();
         let work = move || {
             if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
@@ -44,11 +53,13 @@ impl Recalls {
             let read = catch_unwind(AssertUnwindSafe(|| read(&store, &wanted)));
             let read = read.unwrap_or_else(|_| Err(format!("{}: reading it panicked", store.display())));
             let found = read.unwrap_or_else(|error| {
-                tracing::warn!("this run begins without what earlier ones measured: {error}");
+                if is_first {
+                    tracing::warn!("this run begins without what earlier ones measured: {error}");
+                }
                 None
             });
             // The coordinator may have ended meanwhile.
-            let _ = sender.send((generation, found));
+            let _ = sender.send((asked, found));
         };
         if let Err(error) = std::thread::Builder::new().name("recall".into()).spawn(work) {
             tracing::warn!(%error, "no thread to read the store; this run starts without earlier ones");
@@ -57,8 +68,8 @@ impl Recalls {
 
     /// What was read for the last that was asked for, once.
     pub(crate) fn take(&mut self) -> Option<Earlier> {
-        let (generation, found) = self.results.try_recv().ok()?;
-        found.filter(|_| self.asked == Some(generation))
+        let (asked, found) = self.results.try_recv().ok()?;
+        found.filter(|_| self.asked == Some(asked))
     }
 }
 

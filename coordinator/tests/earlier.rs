@@ -92,6 +92,12 @@ fn a_kind_that_was_only_calibrated_is_told_by_its_rates() {
     assert_eq!(predicted(&told_with(&[]), "l40s-48g", BLOCK), None);
     let (ns, sd) = predicted(&told_with(&[("h100-80g", 800), ("l40s-48g", 200)]), "l40s-48g", BLOCK).unwrap();
     assert!((ns / 8e6 - 1.0).abs() < 0.02 && (0.7..1.0).contains(&sd), "{ns} {sd}");
+    // Or what the job's own agents calibrated on a kind that is new.
+    let of = |operations: u64| Rates { operations_per_s: Some(operations), bytes_per_s: None };
+    one.rates = [("h100-80g".to_owned(), of(800))].into();
+    let wanted = Wanted { rates: [("l40s-48g".to_owned(), of(200))].into(), ..Wanted::default() };
+    let (own, _) = predicted(&told(&[one], &["l40s-48g"], wanted), "l40s-48g", BLOCK).unwrap();
+    assert!((own / ns - 1.0).abs() < 1e-9, "{own} {ns}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::{Cell, MeasuredPhase, Predictor, Source};
 use adaptis_coordinator_core::estimate::PHASES;
 use adaptis_coordinator_core::estimate::earlier::{Earlier, Job, OfKind, OfLink, Time};
 use adaptis_coordinator_core::next_job::Profiles;
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Phase;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +30,8 @@ pub struct Wanted {
     pub own: String,
     /// The software of its devices if they are emulated.
     pub emulated: Option<String>,
+    /// What its agents calibrated, by kind.
+    pub rates: BTreeMap<String, Rates>,
 }
 
 /// What earlier jobs tell of the wanted kinds and signatures; of what they did not measure, what can be predicted from
@@ -126,7 +129,12 @@ fn predict(earlier: &mut Earlier, jobs: &Collection, profiles: &Profiles, wanted
         return;
     }
     let cells: Vec<Cell> = asked.iter().map(|(_, cell)| cell.clone()).collect();
-    let predictor = Predictor::fit(&measurements(profiles), &cells).with_rates(jobs.rates());
+    let mut rates = jobs.rates();
+    for (kind, found) in &wanted.rates {
+        let known = rates.entry(kind.clone()).or_default();
+        *known = known.best(*found);
+    }
+    let predictor = Predictor::fit(&measurements(profiles), &cells).with_rates(rates);
     for (phase, cell) in asked {
         let Ok(predicted) = predictor.predict(&cell) else { continue };
         if predicted.source == Source::UnknownKind {
