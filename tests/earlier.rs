@@ -26,53 +26,49 @@ fn demo(folder: &Folder, name: &str, store: Option<&str>, extra: &[&str]) -> (Va
     (serde_json::from_str(&read("report.json")).expect("JSON"), read("logs/coordinator.log"))
 }
 
-/// Rows of the estimate of works that the kind did in no iteration of the run.
-fn not_run(report: &Value) -> Vec<&Value> {
-    let rows = report["estimate"].as_array().expect("an estimate");
-    rows.iter().filter(|row| row["source"] == "earlier_jobs" || row["source"] == "calibrated").collect()
+/// Rows of the estimate that come from there.
+fn rows<'a>(report: &'a Value, source: &str) -> Vec<&'a Value> {
+    let rows = report["estimate"].as_array().into_iter().flatten();
+    rows.filter(|row| row["source"] == source).collect()
 }
 
 #[test]
 fn a_second_run_begins_with_what_the_first_measured() {
     let folder = Folder::new();
-    // The first one plans again, so that layers run on both kinds.
-    demo(&folder, "first", None, &["--iterations", "20", "--seed", "7"]);
+    // Of one seed: the demo scales time by a search.
+    let run =
+        |name, store, iterations| demo(&folder, name, store, &["--static", "--seed", "7", "--iterations", iterations]);
+    let (first, _) = run("first", None, "12");
     let store = folder.text("store");
     let merged = adaptis(&["profiles", "merge", "--into", &store, &folder.text("first")]);
     assert!(merged.status.success(), "{}", text(&merged.stderr));
 
-    let short = ["--iterations", "8", "--seed", "8", "--static"];
-    let (with, said) = demo(&folder, "with", Some(&store), &short);
-    let (without, said_without) = demo(&folder, "without", None, &short);
-    // Before an iteration ended it was said what one takes, and so it was.
+    // Too short for a fit of its own: what is known in the end was known before the first iteration.
+    let (with, said) = run("with", Some(store.as_str()), "5");
+    let (without, said_without) = run("without", None, "5");
     let told = said.lines().find(|line| line.contains("earlier jobs tell")).unwrap_or_else(|| panic!("{said}"));
     let number = told.rsplit_once("takes ").and_then(|(_, rest)| rest.strip_suffix(" ms"));
     let predicted_ms: f64 = number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{told}"));
     let measured_ms = with["phases"][0]["measured_median_ns"].as_f64().expect("a phase") / 1e6;
     assert!((predicted_ms / measured_ms - 1.0).abs() < 0.1, "{predicted_ms} ms said, {measured_ms} ms measured");
-    assert!(!said_without.contains("earlier jobs") && !said.contains("WARN"), "{said}");
+    assert!(!said.contains("WARN") && !said_without.contains("earlier jobs"), "{said}");
+    assert!(without["estimate"].is_null(), "nobody told it anything");
+    assert!(with["counters"]["figures.earlier_jobs"].as_u64() > Some(0), "{}", with["counters"]);
 
-    // What a kind did not run in eight iterations on an even split stands on the first run, and is known better.
-    let (own, other) = (not_run(&with), not_run(&without));
-    let of_first: Vec<&&Value> = own.iter().filter(|row| row["source"] == "earlier_jobs").collect();
-    assert!(!of_first.is_empty(), "{own:#?}");
-    assert!(other.iter().all(|row| row["source"] == "calibrated"), "{other:#?}");
-    let truth = std::fs::read_to_string(folder.path("with").join("truth.json")).expect("the truth");
-    let truth: Value = serde_json::from_str(&truth).expect("JSON");
-    for row in of_first {
-        let [ns, low, high] = ["ns", "low_ns", "high_ns"].map(|name| row[name].as_f64().expect("a time"));
-        assert!(low < ns && ns < high, "{row}");
-        let layers = truth["layers"].as_array().expect("layers");
-        let layer = layers.iter().position(|layer| layer["signature"] == row["signature"]).expect("its layer");
-        let cost = &truth["costs"][row["kind"].as_str().expect("a kind")][layer];
-        let phase = format!("{}_ns", row["phase"].as_str().expect("a phase"));
-        // Works of nothing take as long as the clock needs.
-        if let Some(true_ns) = cost[&phase].as_f64().filter(|ns| *ns > 1e5) {
-            assert!((ns / true_ns - 1.0).abs() < 0.1, "{row}, in truth {true_ns}");
-        }
+    // Optimizer steps and works of nothing are short: a host that is busy makes of them what it will.
+    let is_long = |row: &&Value| row["phase"] != "optimizer" && row["ns"].as_f64() > Some(3e5);
+    let measured: Vec<&Value> = rows(&first, "measured").into_iter().filter(is_long).collect();
+    assert!(measured.len() >= 12, "{}: {measured:#?}", measured.len());
+    let known = rows(&with, "earlier_jobs");
+    for row in measured {
+        let key = |row: &Value| ["kind", "signature", "phase"].map(|name| row[name].clone());
+        let found = known.iter().find(|known| key(known) == key(row)).unwrap_or_else(|| panic!("{row} is not known"));
+        let [ns, low, high] = ["ns", "low_ns", "high_ns"].map(|name| found[name].as_f64().expect("a time"));
+        let measured_ns = row["ns"].as_f64().expect("a time");
+        assert!(low < measured_ns && measured_ns < high, "{found} {row}");
+        assert!(high / low > 1.2, "another job is not known as well as this one: {found}");
+        assert!((ns / measured_ns - 1.0).abs() < 0.1, "{found} {row}");
     }
-    let figures = |report: &Value| report["counters"]["figures.earlier_jobs"].as_u64();
-    assert!(figures(&with) > Some(0) && figures(&without).is_none());
 }
 
 /// Runs a coordinator with a store that can't be read, with a rank that is there; gives what it said.
