@@ -15,8 +15,9 @@ use std::time::Duration;
 /// pays. It can be killed and started again at any time: all that it decided is in the run folder, and training does not
 /// wait for it. TERM ends it in order, with the report written.
 #[derive(clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   adaptis coordinator --dir run --mode adapt
+  adaptis coordinator --dir run --mode adapt --store ~/.config/adaptis   # begins with what earlier runs measured
 
 Pages: / for people, /status (JSON), /metrics, /livez, /readyz")]
 pub struct Arguments {
@@ -51,8 +52,11 @@ pub struct Arguments {
     /// Folder of keys, made by `adaptis keys`
     #[arg(long, env = "ADAPTIS_KEYS", value_name = "DIR")]
     keys: Option<PathBuf>,
-    /// Store of profiles that gets what this run measured when the coordinator ends; without one, and where devices are
-    /// emulated, `adaptis profiles merge` can do it later
+    /// Store of profiles, read and written. Read when all ranks are there: what earlier runs measured of this one's layers
+    /// on its kinds of devices is where its estimate begins, with intervals as wide as runs differ, until its own samples
+    /// tell better; what they did not measure is predicted from what they did. One that can't be read costs a warning.
+    /// Written when the coordinator ends: what this run measured is kept for the next; without --store, and where devices
+    /// are emulated, `adaptis profiles merge` can do it later
     #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
     store: Option<PathBuf>,
 }
@@ -90,12 +94,14 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.search_budget = arguments.search_time;
     options.horizon_iterations = arguments.horizon;
     options.faults = arguments.faults;
+    let store = arguments.store.filter(|store| !store.as_os_str().is_empty());
+    options.store.clone_from(&store);
     match adaptis_coordinator::run(options, stop.flag()).map_err(end)? {
         Ended::Finished => files::say("the run is finished and recorded"),
         Ended::Failed(reason) => files::say(&format!("the run failed: {reason}")),
         Ended::Stopped => files::say("stopped as asked; the run can go on with a new coordinator"),
     }
-    if let Some(store) = arguments.store.filter(|store| !store.as_os_str().is_empty()) {
+    if let Some(store) = store {
         keep_profiles(&dir, &store);
     }
     Ok(())

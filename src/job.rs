@@ -111,7 +111,9 @@ pub fn problem(asked: &Asked<'_>) -> Result<Basis> {
     };
     // Fitted only where something was not measured.
     let fitted = OnceCell::new();
-    let predict = |cell: &Cell| fitted.get_or_init(|| predictor(&request, &profiles)).predict(cell);
+    // Of emulated devices there are none: they were calibrated on no clock.
+    let rates = || if emulated.is_some() { BTreeMap::new() } else { collection.rates() };
+    let predict = |cell: &Cell| fitted.get_or_init(|| predictor(&request, &profiles).with_rates(rates())).predict(cell);
     let next = next_job(&request, &profiles, &predict)
         .map_err(|refused| not_planned(&refused, &profiles, &stores, &clocks, asked.devices))?;
     Ok(Basis { next, run: job.run.0, stores, chosen, memory, clocks })
@@ -279,7 +281,8 @@ fn not_planned(
     if let Some(kind) = unknown {
         text += &format!(
             "\nthere are profiles of {known}, none of {kind}: a few layers of this type or another that ran on {kind} are \
-             enough to predict the others, the more the closer"
+             enough to predict the others, the more the closer; for a first guess, so is what agents calibrated on it and on \
+             one of those"
         );
     }
     text += "\nmerge a run that measured them (`adaptis profiles merge RUN`), import them (`adaptis profiles import FILE`), or \

@@ -96,6 +96,10 @@ fn table(status: &Status, memory: &[PeakMemory]) -> String {
         let (name, kind, layers) = (&device.name, &device.kind, layers.join(","));
         let _ = writeln!(out, "{name:<10} {kind:<12} idle {share:>4}  {peak}layers {layers}");
     }
+    let figures: Vec<String> = figures(status).map(|(source, count)| format!("{count} {source}")).collect();
+    if !figures.is_empty() {
+        let _ = writeln!(out, "costs: {}", figures.join(", "));
+    }
     if let Some(decision) = &status.last_decision {
         let _ = writeln!(out, "last decision, iteration {}: {decision}", status.last_decision_step.map_or(0, |s| s.0));
     }
@@ -114,6 +118,12 @@ fn in_gibibytes(peak: &PeakMemory) -> String {
         Some(bytes) => format!(" ({:.1} above plan)", gibibytes(bytes)),
     };
     format!("memory {:.1} of {:.1} GiB{more}  ", gibibytes(peak.measured_bytes), gibibytes(peak.memory_bytes))
+}
+
+/// Where the costs that plans are made by come from: of a device, layer and phase each.
+fn figures(status: &Status) -> impl Iterator<Item = (String, u64)> {
+    let of_source = |(name, count): &(String, u64)| Some((name.strip_prefix("figures.")?.replace('_', " "), *count));
+    status.counters.iter().filter_map(of_source)
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ mod support;
 
 use adaptis_coordinator::profiles::library;
 use adaptis_link::{Client, Limits, Security};
-use adaptis_proto::message::{DeviceCard, Job, JobLayer, RankEvent, ToCoordinator};
-use adaptis_proto::{Incarnation, RunId, Term, wire};
+use adaptis_proto::message::ToCoordinator;
+use adaptis_proto::wire;
 use std::process::{Child, Command, Stdio};
-use support::{Folder, signal, until};
+use support::{Folder, hello, signal, until};
 
 fn start(arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
@@ -18,35 +18,6 @@ fn start(arguments: &[&str]) -> Child {
 fn stop(mut child: Child) {
     signal(&child, libc::SIGTERM);
     assert!(child.wait().expect("it ends").success());
-}
-
-/// What a rank on this host's processor says at first.
-fn hello() -> ToCoordinator {
-    let layer = JobLayer {
-        name: "a".into(),
-        signature: "mlp/8/f32/b1xs8".into(),
-        parameter_bytes: 1,
-        state_bytes: 4,
-        output_bytes: 1,
-        moved_bytes: 3,
-    };
-    let job = Job {
-        run: RunId("test".into()),
-        devices: vec!["host".into()],
-        layers: vec![layer],
-        microbatches: 1,
-        iterations: 1,
-        start_plan: None,
-    };
-    let card = DeviceCard { name: "host".into(), kind: "cpu".into(), memory_bytes: 1 << 20, reserved_bytes: 0 };
-    ToCoordinator::Rank(RankEvent::Hello {
-        incarnation: Incarnation(7),
-        card,
-        job,
-        endpoint: "tcp://127.0.0.1:1".into(),
-        place: None,
-        seen: Term(0),
-    })
 }
 
 #[test]

@@ -7,6 +7,7 @@ use adaptis_coordinator::{Profiles, RECORDS_BYTES_MAX, Store};
 use adaptis_coordinator_core::ledger::GenerationRecord;
 use adaptis_coordinator_core::{Durable, Head};
 use adaptis_proto::message::{DeviceCard, Job, JobLayer};
+use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Phase;
 use adaptis_proto::{Epoch, Generation, RunId, Term};
 use std::path::Path;
@@ -133,6 +134,41 @@ fn a_recorded_job_is_planned_for_other_kinds_from_the_store_alone() {
     let link = &problem["links"]["default"];
     assert!((link["bytes_per_second"].as_f64().expect("a number") / 20e9 - 1.0).abs() < 0.01, "{link}");
     assert!(link["latency_ns"].as_u64().expect("whole").abs_diff(10_000) < 500, "{link}");
+}
+
+#[test]
+fn a_kind_that_only_an_agent_calibrated_is_planned_with_wide_intervals() {
+    let home = Folder::new();
+    record(&home.path("job"), "job", ["h100-80g", "a100-40g"], 5);
+    let mut store = Store::open(&home.path("calibrated"), RECORDS_BYTES_MAX).expect("a folder");
+    let mut profiles = Profiles::default();
+    for (kind, operations) in [("h100-80g", 800), ("a100-40g", 300), ("l4-24g", 100)] {
+        let rates = Rates { operations_per_s: Some(operations * 1_000_000_000_000), bytes_per_s: None };
+        profiles.record_rates(kind, rates);
+    }
+    store.merge(&mut profiles, 1_700_000_000).expect("it is ours");
+    let (job, kept) = (home.text("job"), home.text("store"));
+    let merged = adaptis(&home, &["profiles", "merge", "--into", &kept, &home.text("calibrated")]);
+    assert!(merged.status.success(), "{}", text(&merged.stderr));
+    let asked = ["plan", "--job", &job, "--devices", "2xh100-80g,2xl4-24g", "--evaluations", "50"];
+    fails(&adaptis(&home, &asked), 1, &["on l4-24g", "none of l4-24g", "calibrated"]);
+    let out = ["--store", &kept, "--out", &home.text("plan.json"), "--json"];
+    let output = adaptis(&home, &[&asked[..], &out].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let predicted = json(&output)["basis"]["predicted"].clone();
+    let rows = predicted.as_array().expect("rows");
+    assert_eq!(rows.len(), 11, "{predicted}");
+    let number = |row: &serde_json::Value, name: &str| row[name].as_f64().expect("a number");
+    assert!(rows.iter().all(|row| row["source"] == "calibrated rates" && row["kind"] == "l4-24g"), "{predicted}");
+    let head = rows.iter().find(|row| row["signature"] == CLASSES[3].0 && row["phase"] == "forward").expect("the head");
+    // Eight times the h100's 20 ms by one, three times the a100's 40 by the other.
+    assert!((0.12..0.16).contains(&number(head, "seconds")), "{head}");
+    assert!(number(head, "high") / number(head, "low") > 8.0, "{head}");
+
+    let cells = r#"[{"kind": "l4-24g", "signature": "head/256000x2048/bf16", "phase": "forward"}]"#;
+    let cells = home.write("cells.json", cells);
+    let answer = adaptis(&home, &["profiles", "predict", "--from", &job, &kept, "--cells", &cells, "--json"]);
+    assert_eq!(json(&answer)[0]["source"], "calibrated rates", "{}", text(&answer.stderr));
 }
 
 #[test]

@@ -45,10 +45,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
             "adaptis-executor",
             vec!["adaptis-executor-core", "adaptis-proto", "adaptis-plan", "adaptis-link", "adaptis-ring"],
         ),
-        (
-            "adaptis-python",
-            vec!["adaptis-executor-core", "adaptis-plan", "adaptis-planner", "adaptis-proto"],
-        ),
+        ("adaptis-python", vec!["adaptis-executor-core", "adaptis-plan", "adaptis-planner", "adaptis-proto"]),
         ("adaptis", root),
         // Of tests alone: nobody may depend on them otherwise.
         ("adaptis-standin", vec![]),

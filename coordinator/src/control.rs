@@ -6,11 +6,15 @@
 use crate::copies::Copies;
 use crate::http::{Door, Pages};
 use crate::ingest::{Ingest, Turn};
+use crate::profiles::earlier::Wanted;
+use crate::profiles::library;
+use crate::recalling::Recalls;
 use crate::report::{self, Fault};
 use crate::searching::{Found, Searches};
 use crate::snapshot::{Board, Snapshot};
 use crate::store::{Profiles, Store, Stored, absorb};
 use crate::{CoordinatorError, Ended, Options};
+use adaptis_coordinator_core::estimate::Estimated;
 use adaptis_coordinator_core::membership::Peer;
 use adaptis_coordinator_core::{Brain, Durable, Effect, Event};
 use adaptis_link::{Limits, PeerId, Server};
@@ -50,6 +54,7 @@ pub(crate) struct Control {
     /// By kind: rates that were handed to the store.
     rates_kept: BTreeMap<String, Rates>,
     searches: Searches,
+    recalls: Recalls,
     copies: Copies,
     board: Board,
     pages: Option<Pages>,
@@ -83,6 +88,7 @@ impl Control {
             profiles: Profiles::default(),
             rates_kept: BTreeMap::new(),
             searches: Searches::new(),
+            recalls: Recalls::new(options.store.clone()),
             copies: Copies::new(options.dir.clone()),
             board,
             pages,
@@ -285,7 +291,26 @@ impl Control {
         }
     }
 
+    /// Reads what earlier jobs measured of kinds and layers that are new here, and hands it on.
+    fn recall(&mut self) -> Result<(), CoordinatorError> {
+        if let Some(earlier) = self.recalls.take() {
+            self.feed(Event::Recalled(Box::new(earlier)))?;
+        }
+        let (of, rates) = (self.brain.generation(), self.brain.rates());
+        let Some(of) = of.filter(|of| self.recalls.is_due(of.generation, rates)) else { return Ok(()) };
+        let wanted = Wanted {
+            kinds: of.cards.iter().map(|card| card.kind.clone()).collect(),
+            signatures: of.job.layers.iter().map(|layer| layer.signature.clone()).collect(),
+            own: self.store.source()?.id,
+            emulated: library::emulated(&self.options.dir),
+            rates: rates.clone(),
+        };
+        self.recalls.ask(of.generation, wanted);
+        Ok(())
+    }
+
     fn keep_house(&mut self) -> Result<(), CoordinatorError> {
+        self.recall()?;
         if self.published.elapsed() >= PUBLISH_EVERY {
             self.publish();
         }
@@ -364,6 +389,7 @@ impl Control {
             recovered: self.store.recovered()?,
             iterations: self.store.iterations()?,
             counters: self.status().counters,
+            costs: self.brain.estimated().map(Estimated::costs).unwrap_or_default(),
             faults: &self.faults,
             options: &self.options,
         };

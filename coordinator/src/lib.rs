@@ -21,6 +21,7 @@ mod error;
 mod http;
 mod ingest;
 pub mod profiles;
+mod recalling;
 pub mod replay;
 mod report;
 mod searching;
@@ -76,6 +77,8 @@ pub struct Options {
     pub deadlines: Deadlines,
     /// Bytes of records that the store keeps; the oldest go.
     pub records_bytes_max: u64,
+    /// Store of profiles, whose earlier jobs are the prior of this one's estimate; none: it begins with nothing.
+    pub store: Option<PathBuf>,
     /// Faults that were made on purpose, for the report: a JSON list of `{"iteration", "text"}`.
     pub faults: Option<PathBuf>,
 }
@@ -98,6 +101,7 @@ impl Options {
             policy: config.policy,
             deadlines: config.deadlines,
             records_bytes_max: RECORDS_BYTES_MAX,
+            store: None,
             faults: None,
         }
     }

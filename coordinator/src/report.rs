@@ -3,8 +3,10 @@
 //! A phase runs from its first iteration to its last, both included. Its measured median is over all of its iterations,
 //! so that a reader can check it with what the report lists.
 
+use crate::profiles::MeasuredPhase;
 use crate::{CoordinatorError, Mode, Options};
 use adaptis_coordinator_core::Recovered;
+use adaptis_coordinator_core::estimate::CostFigure;
 use adaptis_coordinator_core::ledger::{
     Decision, GenerationRecord, IterationRecord, PhaseRecord, PlanRecord, SwitchRecord,
 };
@@ -36,6 +38,8 @@ pub(crate) struct Sources<'a> {
     /// In order of index and generation.
     pub(crate) iterations: Vec<IterationRecord>,
     pub(crate) counters: Vec<(String, u64)>,
+    /// As last estimated.
+    pub(crate) costs: Vec<CostFigure<'a>>,
     pub(crate) faults: &'a [Fault],
     pub(crate) options: &'a Options,
 }
@@ -52,6 +56,9 @@ struct Report<'a> {
     decisions: Vec<DecisionRow<'a>>,
     switches: Vec<SwitchRow>,
     phases: Vec<PhaseRow>,
+    /// What each kind's works cost by the last estimate of this reign, with where that comes from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    estimate: Vec<EstimateRow<'a>>,
     counters: BTreeMap<&'a str, u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     memory: Vec<MemoryRow<'a>>,
@@ -149,6 +156,27 @@ struct MemoryRow<'a> {
     /// What a person should know of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     remark: Option<String>,
+}
+
+#[derive(Serialize)]
+struct EstimateRow<'a> {
+    kind: &'a str,
+    signature: &'a str,
+    phase: &'static str,
+    ns: u64,
+    /// Between it and `high_ns` the time lies in 90 of 100 cases.
+    low_ns: u64,
+    high_ns: u64,
+    source: &'static str,
+}
+
+impl<'a> EstimateRow<'a> {
+    fn of(CostFigure { kind, signature, phase, ns, figure }: CostFigure<'a>) -> Self {
+        let times = |factor: f64| (ns as f64 * factor).round() as u64;
+        let (low_ns, high_ns) = (times(figure.low()), times(figure.high()));
+        let phase = MeasuredPhase::from(phase).word();
+        Self { kind, signature, phase, ns, low_ns, high_ns, source: figure.source.word() }
+    }
 }
 
 /// Writes the report into a folder, whole or not at all. Gives its path.
@@ -254,6 +282,7 @@ fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
             .collect(),
         switches: recovered.switches.iter().map(switch).collect(),
         phases: phases(&recovered.phases, &latest),
+        estimate: sources.costs.iter().cloned().map(EstimateRow::of).collect(),
         counters: counters.iter().map(|(name, count)| (name.as_str(), *count)).collect(),
         memory: recovered.peaks.iter().map(memory).collect(),
         failure: recovered.failed.as_ref().map(ToString::to_string),

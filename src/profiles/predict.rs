@@ -9,17 +9,20 @@ use adaptis_coordinator::profiles::gathered::{self, Text};
 use adaptis_coordinator::profiles::library;
 use adaptis_coordinator::profiles::sailor::Facts;
 use adaptis_coordinator::profiles::{CannotPredict, Cell, Measurement, Prediction, Predictor};
+use adaptis_proto::rates::Rates;
 use anyhow::Result;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// What layers cost where they were never measured, with an interval in which nine of ten lie.
 ///
 /// A cell is answered from what is nearest to it: the cell itself, the same layer with other microbatches or splits,
-/// its other phases, other kinds of device in the ratio that the kinds have elsewhere. `source` says which that was. The
-/// interval is as wide as the measurements, each predicted without itself, show that it has to be.
+/// its other phases, other kinds of device in the ratio that the kinds have elsewhere. A kind on which nothing was measured
+/// is taken to stand to others as what agents calibrated of both, where a store or a run keeps that; else as their mean.
+/// `source` says which that was. The interval is as wide as the measurements, each predicted without itself, show that it
+/// has to be, and of calibrated rates as wide as they miss.
 ///
 /// Exit code 0: all are answered. 1: of some cells nothing is known; the others are answered. 2: a file is not of its
 /// format.
@@ -56,8 +59,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let named: Vec<Text<'_>> = names.iter().zip(&texts).map(|(name, text)| Text { name, text }).collect();
     let facts = Facts::default();
     let mut gathered = gathered::gather(&named, &facts).map_err(failure::usage)?;
+    let mut rates = BTreeMap::new();
     if !stores.is_empty() {
-        gathered.measurements.extend(of_stores(&stores, texts.is_empty())?);
+        let (measurements, calibrated) = of_stores(&stores, texts.is_empty())?;
+        gathered.measurements.extend(measurements);
+        rates = calibrated;
     }
     for left_out in &gathered.left_out {
         files::say(&format!("adaptis: {left_out}"));
@@ -66,7 +72,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let asked = cells::read(&files::text(&arguments.cells)?, &gathered, &facts);
     let asked = asked.map_err(|error| failure::usage(format!("{path}: {error}")))?;
     let cells: Vec<Cell> = asked.iter().map(|asked| asked.cell.clone()).collect();
-    let predictor = Predictor::fit(&gathered.measurements, &cells);
+    let predictor = Predictor::fit(&gathered.measurements, &cells).with_rates(rates);
     let answers: Vec<Answer> =
         asked.into_iter().map(|asked| Answer { predicted: predictor.predict(&asked.cell), asked }).collect();
     if arguments.json {
@@ -83,9 +89,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
 }
 
-/// What stores and runs measured, each source once. Emulated devices have a clock of their own: their times are left out
+/// What stores and runs measured, each source once, and what kinds did in calibrations. Emulated devices have a clock of their own: their times are left out
 /// unless all is of runs that were emulated alike, and nothing else was given.
-fn of_stores(paths: &[&PathBuf], is_all: bool) -> Result<Vec<Measurement>> {
+fn of_stores(paths: &[&PathBuf], is_all: bool) -> Result<(Vec<Measurement>, BTreeMap<String, Rates>)> {
     let mut collection = Collection::default();
     for path in paths {
         collection.take_all(store::read(path)?);
@@ -102,7 +108,9 @@ fn of_stores(paths: &[&PathBuf], is_all: bool) -> Result<Vec<Measurement>> {
             "adaptis: {paths}: {count} profiles left out: emulated and real devices differ in their clocks"
         ));
     }
-    Ok(measurements(&profiles))
+    // Emulated devices were calibrated on no clock.
+    let rates = if emulation.is_some() { BTreeMap::new() } else { collection.rates() };
+    Ok((measurements(&profiles), rates))
 }
 
 /// The folder of a run or a store, which may be named by its file.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+use adaptis_proto::message::{DeviceCard, Job, JobLayer, RankEvent, ToCoordinator};
+use adaptis_proto::{Incarnation, RunId, Term};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -79,4 +81,33 @@ impl Folder {
         std::fs::write(self.path(name), text).expect("a file is written");
         self.text(name)
     }
+}
+
+/// What a rank on this host's processor says at first.
+pub fn hello() -> ToCoordinator {
+    let layer = JobLayer {
+        name: "a".into(),
+        signature: "mlp/8/f32/b1xs8".into(),
+        parameter_bytes: 1,
+        state_bytes: 4,
+        output_bytes: 1,
+        moved_bytes: 3,
+    };
+    let job = Job {
+        run: RunId("test".into()),
+        devices: vec!["host".into()],
+        layers: vec![layer],
+        microbatches: 1,
+        iterations: 1,
+        start_plan: None,
+    };
+    let card = DeviceCard { name: "host".into(), kind: "cpu".into(), memory_bytes: 1 << 20, reserved_bytes: 0 };
+    ToCoordinator::Rank(RankEvent::Hello {
+        incarnation: Incarnation(7),
+        card,
+        job,
+        endpoint: "tcp://127.0.0.1:1".into(),
+        place: None,
+        seen: Term(0),
+    })
 }

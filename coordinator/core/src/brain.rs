@@ -25,6 +25,7 @@ mod change;
 mod commit;
 mod config;
 mod decide;
+mod earlier;
 mod follow;
 mod history;
 mod intake;
@@ -39,6 +40,7 @@ pub use config::{Config, Deadlines, Mode};
 pub use history::{HISTORY_MAX, History};
 
 use crate::admission::Policy;
+use crate::estimate::earlier::Earlier;
 use crate::ledger::{
     Decision, Durable, Finished, GenerationRecord, Head, PhaseRecord, PlanRecord, Recovered, RunFailure,
 };
@@ -101,6 +103,8 @@ pub enum Event {
         /// All its readings.
         readings: Vec<(String, f64)>,
     },
+    /// What earlier jobs measured was read, for the kinds and layers of this one: in the place of what was known of it.
+    Recalled(Box<Earlier>),
     /// A search is over.
     SearchEnded {
         /// Which one.
@@ -200,6 +204,7 @@ pub struct Brain {
     peaks: peaks::PeakMemories,
     adapt: Option<Adapt>,
     calibrations: Calibrations,
+    earlier: Earlier,
     ended: BTreeMap<DeviceIndex, (Step, Vec<(LayerIndex, Digest)>)>,
     closing: Option<Closing>,
     absorbed_ns: u64,
@@ -238,6 +243,7 @@ impl Brain {
             peaks: peaks::PeakMemories::default(),
             adapt: None,
             calibrations: Calibrations::default(),
+            earlier: Earlier::default(),
             ended: BTreeMap::new(),
             closing: None,
             absorbed_ns: 0,
@@ -271,6 +277,7 @@ impl Brain {
             Event::Absorbed { device, ring, records } => self.on_records(now_ns, &device, ring, &records),
             Event::Replayed { device, ring, records } => self.on_replayed(&device, ring, &records),
             Event::Calibrated { device, agent, readings } => self.on_calibrated(&device, agent, &readings),
+            Event::Recalled(earlier) => self.on_recalled(*earlier),
             Event::SearchEnded { ticket, result } => self.on_search_ended(now_ns, ticket, *result),
             Event::SearchLost { ticket } => self.on_search_lost(ticket),
             Event::PolicyChanged(policy) => self.on_policy(policy),

@@ -3,7 +3,7 @@
 //!
 //! 1. A time that was measured on the kind is taken as it was; one that was not is predicted; where nothing can be, the
 //!    problem is refused with all that is missing. A kind on which nothing at all was measured has no speed to predict
-//!    from.
+//!    from, unless its devices were calibrated beside others of kinds that were measured.
 //! 2. Of a phase that no profile of a signature knows, while its forward is known, it is said that the layer has none.
 //! 3. Every number that is not measured on its kind is listed as predicted, or is a remark.
 //!

@@ -11,6 +11,7 @@ mod aceso;
 pub mod cells;
 pub mod columns;
 pub mod doubt;
+pub mod earlier;
 mod error;
 pub mod evidence;
 pub mod exchange;

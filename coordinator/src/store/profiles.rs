@@ -237,6 +237,14 @@ impl Store {
         self.replay_from(from, each)
     }
 
+    /// The run as a source of profiles.
+    ///
+    /// # Errors
+    /// The file fails.
+    pub fn source(&self) -> Result<Source, StoreError> {
+        own(&self.connection)
+    }
+
     /// All profiles on disk.
     ///
     /// # Errors

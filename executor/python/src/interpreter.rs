@@ -62,7 +62,12 @@ impl Backend for Layers<'_> {
     type Tensor = Object;
     type Fault = PyErr;
 
-    fn forward(&mut self, stage: StageIndex, microbatch: Microbatch, input: Option<Object>) -> PyResult<Option<Object>> {
+    fn forward(
+        &mut self,
+        stage: StageIndex,
+        microbatch: Microbatch,
+        input: Option<Object>,
+    ) -> PyResult<Option<Object>> {
         self.call(intern!(self.py, "forward"), stage, microbatch, input)
     }
 

@@ -94,9 +94,8 @@ impl Plan {
     /// `(first layer, end of its layers, device, recomputed layers)` of each stage.
     #[getter]
     fn stages(&self) -> Vec<Stage> {
-        let stage = |stage: &adaptis_plan::Stage| {
-            (stage.layers[0], stage.layers[1], stage.device, stage.recompute.clone())
-        };
+        let stage =
+            |stage: &adaptis_plan::Stage| (stage.layers[0], stage.layers[1], stage.device, stage.recompute.clone());
         self.0.stages.iter().map(stage).collect()
     }
 
@@ -190,4 +189,3 @@ fn structure(layers: usize, devices: &[String], microbatches: u32, together: Vec
     problem.constraints.together = together;
     problem
 }
-

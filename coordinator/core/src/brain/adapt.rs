@@ -14,10 +14,11 @@
 //! 2. A prediction of a phase is written at its first refit, or was written with the decision that began it.
 //! 3. One search at a time; a change makes the running one stale.
 
+use super::earlier::Prospect;
 use super::{Announcement, Brain, Effect, Mode, SearchOrder, Stage};
 use crate::admission::{self, Admission, Policy, Trigger};
 use crate::drift::{Change, Drift, Gauge, Limits, Shift, Who};
-use crate::estimate::{Estimated, Estimator, JobView, Measured};
+use crate::estimate::{Estimated, Estimator, JobView, Measured, Source};
 use crate::ledger::{Durable, GenerationRecord, PhaseRecord};
 use adaptis_plan::Plan;
 use adaptis_planner::bounds;
@@ -96,6 +97,8 @@ pub(super) struct Pending {
 #[derive(Clone, Debug)]
 pub(super) struct Fit {
     pub(super) estimated: Estimated,
+    /// How many of its figures come from where.
+    pub(super) sources: BTreeMap<Source, u64>,
     pub(super) epoch: Epoch,
     /// Iteration of the plan in force, corrected.
     pub(super) predicted_ns: u64,
@@ -112,6 +115,8 @@ pub(super) struct Adapt {
     pub(super) searching: Option<Searching>,
     pub(super) pending: Option<Pending>,
     pub(super) fit: Option<Fit>,
+    /// Before the first one: what earlier jobs tell.
+    pub(super) prospect: Option<Prospect>,
     /// The plan before the one in force, to go back to.
     pub(super) before: Option<Plan>,
     /// Changes that may still pass.
@@ -161,6 +166,7 @@ impl Adapt {
             searching: None,
             pending: None,
             fit: None,
+            prospect: None,
             before: None,
             open: Vec::new(),
             unanswered: Vec::new(),
@@ -327,6 +333,7 @@ impl Brain {
             predicted_ns: scaled(median_ns, correction),
             lower_bound_ns: bounds::lower_bound_ns(&estimated.problem),
             correction,
+            sources: estimated.uncertainty.sources(),
             estimated,
         };
         adapt.fit = Some(fit.clone());

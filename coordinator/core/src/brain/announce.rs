@@ -49,10 +49,10 @@ pub enum Announcement {
         /// Iterations that it took.
         iterations: u64,
     },
-    /// A device did what its kind had never done, and the guess of it was wrong.
+    /// A device or link did what nobody had measured of it in this job, and the guess of it was wrong.
     Corrected {
-        /// Which device.
-        device: String,
+        /// Its name, or those of the link's ends.
+        who: String,
         /// Time it takes over the time that was guessed.
         factor: f64,
         /// First iteration that showed it.
@@ -62,6 +62,13 @@ pub enum Announcement {
     LoadsDiffer {
         /// As seen so far.
         mean: Load,
+    },
+    /// Earlier jobs tell of kinds of this one.
+    Recalled {
+        /// Of which.
+        kinds: Vec<String>,
+        /// Iteration of the plan in force, if they tell enough and nothing was fitted yet.
+        predicted_ns: Option<u64>,
     },
     /// Something was decided.
     Decided(Box<Decision>),
@@ -111,10 +118,10 @@ impl fmt::Display for Announcement {
                 f,
                 "{who} took {factor:.2} times as long for {iterations} iterations, and is as before: nothing to act on"
             ),
-            Announcement::Corrected { device, factor, step } => write!(
+            Announcement::Corrected { who, factor, step } => write!(
                 f,
-                "a cost never measured on a device like {device} was corrected: it takes {factor:.2} times what was guessed, \
-                 seen since iteration {step}"
+                "a cost never measured on one like {who} was corrected: it takes {factor:.2} times what was guessed, seen \
+                 since iteration {step}"
             ),
             Announcement::LoadsDiffer { mean: Load { tokens, squares, busiest } } => {
                 write!(
@@ -123,6 +130,10 @@ impl fmt::Display for Announcement {
                      {squares:.0}"
                 )?;
                 if *busiest > 0.0 { write!(f, " and {busiest:.0} tokens of the busiest expert") } else { Ok(()) }
+            }
+            Announcement::Recalled { kinds, predicted_ns } => {
+                write!(f, "earlier jobs tell what layers cost on {}", kinds.join(", "))?;
+                predicted_ns.map_or(Ok(()), |ns| write!(f, ": an iteration takes {:.1} ms", ns as f64 / 1e6))
             }
             Announcement::Decided(decision) => decision.fmt(f),
             Announcement::Preparing { epoch } => write!(f, "preparing plan {epoch}"),

@@ -16,6 +16,10 @@ pub(super) struct Calibrations {
 }
 
 impl Calibrations {
+    pub(super) fn of_kind(&self) -> &BTreeMap<String, Rates> {
+        &self.of_kind
+    }
+
     /// What an earlier reign knew.
     pub(super) fn recover(&mut self, of_kind: BTreeMap<String, Rates>) {
         self.of_kind = of_kind;
@@ -37,7 +41,7 @@ impl Calibrations {
 impl Brain {
     /// By kind: the best rates that agents measured.
     pub fn rates(&self) -> &BTreeMap<String, Rates> {
-        &self.calibrations.of_kind
+        self.calibrations.of_kind()
     }
 
     pub(super) fn on_calibrated(&mut self, device: &str, agent: Incarnation, readings: &[(String, f64)]) {
@@ -45,14 +49,7 @@ impl Brain {
         let Some(generation) = &self.generation else { return };
         let Some(card) = generation.cards.iter().find(|card| card.name == device) else { return };
         if self.calibrations.take(card, agent, readings) {
-            self.hand_rates_on();
-        }
-    }
-
-    /// Tells the estimate what is known of the kinds.
-    pub(super) fn hand_rates_on(&mut self) {
-        if let Some(adapt) = &mut self.adapt {
-            adapt.estimator.set_rates(self.calibrations.of_kind.clone());
+            self.hand_priors_on();
         }
     }
 }

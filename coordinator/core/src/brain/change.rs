@@ -100,9 +100,8 @@ impl Brain {
 
     /// A guess was wrong: the samples since say what is right, and the next refit takes them in.
     pub(super) fn on_correction(&mut self, change: Change) {
-        let Who::Device(device) = change.who else { return };
-        let device = self.name_of(device);
-        self.announce(Announcement::Corrected { device, factor: change.factor, step: change.onset });
+        let who = self.name_of_changed(change.who);
+        self.announce(Announcement::Corrected { who, factor: change.factor, step: change.onset });
         let Some(adapt) = &mut self.adapt else { return };
         if adapt.wanted.is_none() {
             adapt.want(Trigger::Routine, Step(change.onset.0 + CHANGE_ITERATIONS - 1));

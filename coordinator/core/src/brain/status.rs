@@ -39,6 +39,7 @@ impl Brain {
                 .iter()
                 .map(|(&device, &late_ns)| (format!("{}.late_ns", self.name_of(device)), late_ns))
                 .chain([("hellos_refused".to_owned(), self.hellos_refused)])
+                .chain(self.figures_by_source())
                 .collect(),
         }
     }
@@ -60,7 +61,7 @@ impl Brain {
         let fit = self.adapt.as_ref().and_then(|adapt| adapt.fit.as_ref());
         let fitted = fit.filter(|fit| fit.epoch == self.head.epoch).map(|fit| fit.predicted_ns);
         let written = self.phases.last().filter(|phase| phase.epoch == self.head.epoch);
-        fitted.or_else(|| written.and_then(|phase| phase.predicted_ns))
+        fitted.or_else(|| written.and_then(|phase| phase.predicted_ns)).or_else(|| self.prospect_ns())
     }
 
     fn devices(&self) -> Vec<DeviceStatus> {

@@ -6,6 +6,7 @@ mod cluster;
 mod courses;
 mod crashes;
 mod decisions;
+mod earlier;
 mod ledger;
 mod members;
 mod memory;

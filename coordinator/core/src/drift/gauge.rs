@@ -123,7 +123,8 @@ impl Gauge {
         let ln_sd = known.map_or(self.reference.uncertainty.default_link_ln_sd, |link| link.figure.ln_sd);
         let link = problem.link(from, to);
         let ns = link.latency_ns as f64 + bytes as f64 * 1e9 / link.bytes_per_second;
-        (ns >= NEGLIGIBLE_NS as f64).then(|| Expected { of: None, ln_ns: ns.ln(), ln_sd, is_guess: false })
+        let is_guess = known.is_some_and(|link| link.figure.source.is_guess());
+        (ns >= NEGLIGIBLE_NS as f64).then(|| Expected { of: None, ln_ns: ns.ln(), ln_sd, is_guess })
     }
 
     fn add(

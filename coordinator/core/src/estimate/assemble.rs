@@ -1,11 +1,13 @@
 //! The planning problem from the fitted parts, each number with its source.
 
-use super::figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty};
-use super::fit::{self, Fit, Observation, Row};
+use super::earlier::{self, OfKind};
+use super::figures::{Estimated, Figure, Missing, NotYet, PHASES, Uncertainty};
+use super::fit::{self, Fit, Observation, Origin, Row};
 use super::joint::Joint;
 use super::scatter::Scatter;
-use super::{Estimator, Memory, jitter, link, rates, robust, window};
-use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
+use super::source::Source;
+use super::{Estimator, hardware, jitter, rates, robust, window};
+use adaptis_plan::{Cost, FormatError, Layer, Problem};
 use adaptis_proto::message::DeviceCard;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,14 +31,12 @@ const OTHER_KIND_SD: f64 = 0.1;
 /// Uncertainty of a cost carried over between kinds of which nothing is known: about what taking them to be equal misses
 /// on the profiles that `rates` names.
 const UNKNOWN_KIND_SD: f64 = 1.7;
-/// Uncertainty of a link while none was measured.
-const UNSEEN_LINK_SD: f64 = 0.7;
 /// Longest time that is written: sums over a plan's works stay far from overflow.
 const LONGEST_NS: f64 = 1e15;
-/// Slowdowns outside of it are not written.
-const SLOWDOWN_RANGE: (f64, f64) = (1e-3, 1e3);
-/// For a job whose devices never exchanged anything.
-const UNSEEN_LINK: Link = Link { latency_ns: 0, bytes_per_second: 1e10, note: () };
+/// How far a device that never ran anything may be from its kind, standard deviation of the logarithm: of a kind that
+/// nobody knows, and of one that earlier jobs tell of.
+const UNSEEN_DEVICE_SD: f64 = 0.3;
+const UNSEEN_DEVICE_OF_KNOWN_KIND_SD: f64 = 0.05;
 
 /// Fits and puts together.
 pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
@@ -51,7 +51,7 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     let fit = fit::fit(names.kinds.len(), names.signatures.len(), &names.signature_of, &evidence.rows, &evidence.seen);
     let costs = Costs { estimator, names: &names, evidence: &evidence, fit: &fit };
     let figures = costs.figures();
-    let (links, link_figures, default_link_ln_sd) = links(estimator);
+    let (links, link_figures, default_link_ln_sd) = hardware::links(estimator);
     let mut kinds = BTreeMap::new();
     let mut optimizer_ns = BTreeMap::new();
     for card in &job.devices {
@@ -60,12 +60,22 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
         let of_layer = |layer| costs.ns(kind, layer, 3).map(|(ns, _)| ns);
         optimizer_ns.insert(card.kind.clone(), (0..job.layers.len()).map(of_layer).collect::<Result<_, _>>()?);
     }
-    let slowdowns: Vec<(f64, f64)> =
-        evidence.latest.iter().map(|row| row.map_or((0.0, 0.3), |r| fit.rows[r])).collect();
+    let unseen = |kind: &str| match evidence.earlier_row.contains_key(&names.kind(kind)) {
+        true => (0.0, UNSEEN_DEVICE_OF_KNOWN_KIND_SD),
+        false => (0.0, UNSEEN_DEVICE_SD),
+    };
+    let slowdown = |(row, card): (&Option<usize>, &DeviceCard)| row.map_or(unseen(&card.kind), |row| fit.rows[row]);
+    let slowdowns: Vec<(f64, f64)> = evidence.latest.iter().zip(&job.devices).map(slowdown).collect();
     let problem = Problem {
         optimizer_ns,
         boundary_ns: estimator.iterations.boundary_ns().unwrap_or(0),
-        ..Problem::new(job.microbatches.max(1), layers(estimator), devices(estimator, &slowdowns), kinds, links)
+        ..Problem::new(
+            job.microbatches.max(1),
+            layers(estimator),
+            hardware::devices(estimator, &slowdowns),
+            kinds,
+            links,
+        )
     };
     problem.check().map_err(|error| match error {
         FormatError::Format { .. } => unreachable!("a check reads no text"),
@@ -141,6 +151,12 @@ struct Evidence {
     known: Vec<BTreeSet<(usize, usize)>>,
     /// Kind, signature and phase ever measured in training.
     of_kind: BTreeSet<(usize, usize, usize)>,
+    /// Kind, signature and phase ever measured in a calibration.
+    calibrated: BTreeSet<(usize, usize, usize)>,
+    /// Kind, signature and phase that earlier jobs measured.
+    earlier: BTreeSet<(usize, usize, usize)>,
+    /// By kind: the row of earlier jobs.
+    earlier_row: BTreeMap<usize, usize>,
     /// By kind, signature and phase: works too short to tell anything by.
     negligible: BTreeMap<(usize, usize, usize), f64>,
     /// Signatures of which an F was seen in a whole iteration of training: a phase that they lack does not exist.
@@ -158,6 +174,9 @@ impl Evidence {
             measured: vec![BTreeMap::new(); devices],
             known: vec![BTreeSet::new(); devices],
             of_kind: BTreeSet::new(),
+            calibrated: BTreeSet::new(),
+            earlier: BTreeSet::new(),
+            earlier_row: BTreeMap::new(),
             negligible: BTreeMap::new(),
             trained: BTreeSet::new(),
         };
@@ -167,14 +186,43 @@ impl Evidence {
         for (kind, history) in &estimator.departed {
             evidence.add(None, names.kind(kind), history, names, scatter);
         }
+        for (kind, name) in names.kinds.iter().enumerate() {
+            if let Some(earlier) = estimator.earlier.kinds.get(name) {
+                evidence.add_earlier(kind, earlier, names);
+            }
+        }
         evidence
+    }
+
+    /// What earlier jobs measured of a kind, as a row of its own.
+    fn add_earlier(&mut self, kind: usize, earlier: &OfKind, names: &Names) {
+        let row = self.rows.len();
+        let level_sd = earlier.level_sd.max(SD_MIN);
+        for (signature, name) in names.signatures.iter().enumerate() {
+            for phase in 0..PHASES.len() {
+                let Some(time) = earlier.measured(name, phase) else { continue };
+                if time.ln_ns < NEGLIGIBLE_NS.ln() {
+                    continue;
+                }
+                // The optimizer says nothing of a row, so that what the row may be off by is in its own error.
+                let common_sd = if phase == fit::OPTIMIZER { level_sd } else { 0.0 };
+                let (layer, sd) = (names.signature_of.len() + signature, time.ln_sd.hypot(common_sd).max(SD_MIN));
+                self.seen.push(Observation { row, layer, phase, ln_ns: time.ln_ns, sd });
+                self.earlier.insert((kind, signature, phase));
+            }
+        }
+        if self.seen.last().is_some_and(|seen| seen.row == row) {
+            self.rows.push(Row { kind, before: None, after_change: false, origin: Origin::Earlier { level_sd } });
+            self.earlier_row.insert(kind, row);
+        }
     }
 
     fn add(&mut self, device: Option<usize>, kind: usize, history: &window::History, names: &Names, scatter: &Scatter) {
         let mut before = None;
         for segment in history.segments() {
             let row = self.rows.len();
-            self.rows.push(Row { kind, before, after_change: segment.after_change, calibration: segment.calibration });
+            let origin = if segment.calibration { Origin::Calibration } else { Origin::Training };
+            self.rows.push(Row { kind, before, after_change: segment.after_change, origin });
             before = Some(row);
             if let (Some(device), true) = (device, segment.after_change) {
                 self.measured[device].clear();
@@ -190,7 +238,9 @@ impl Evidence {
                 let blur = BLUR_NS / seen.median_ns.max(1.0) / (seen.works as f64).sqrt();
                 let cold = if seen.cold || segment.calibration { COLD_SD } else { 0.0 };
                 let sd = works.hypot(blur).hypot(cold).max(SD_MIN);
-                if !segment.calibration {
+                if segment.calibration {
+                    self.calibrated.insert((kind, signature, phase));
+                } else {
                     self.of_kind.insert((kind, signature, phase));
                     if let Some(device) = device {
                         self.known[device].insert((signature, phase));
@@ -225,7 +275,7 @@ struct Costs<'a> {
 impl Costs<'_> {
     fn of_kind(&self, kind: usize) -> Result<Vec<Cost>, NotYet> {
         let of_layer = |layer: usize| {
-            let memory = self.memory(kind, layer)?;
+            let memory = hardware::memory(self.estimator, &self.names.kinds[kind], layer)?;
             Ok(Cost {
                 forward_ns: self.ns(kind, layer, 0)?.0,
                 input_gradient_ns: self.ns(kind, layer, 1)?.0,
@@ -253,17 +303,46 @@ impl Costs<'_> {
         if let Some(ns) = negligible(kind) {
             return Ok((ns.round() as u64, Figure { source: Source::OtherDeviceOfKind, ln_sd: 0.0 }));
         }
-        if let Some((ln, figure)) = self.carried_over(kind, signature, phase) {
+        let told = self.told(kind, signature, phase).into_iter().chain(self.carried_over(kind, signature, phase));
+        if let Some((ln, figure)) = told.min_by(|a, b| a.1.ln_sd.total_cmp(&b.1.ln_sd)) {
             return Ok((written(ln), figure));
         }
         if let Some(ns) = any_negligible() {
             return Ok((ns.round() as u64, Figure { source: Source::OtherKind, ln_sd: 0.0 }));
         }
-        let absent = phase != 0 && self.evidence.trained.contains(&signature);
+        let absent = phase != 0 && (self.evidence.trained.contains(&signature) || self.trained_earlier(signature));
         if PHASES[phase] == adaptis_proto::sample::Phase::Optimizer || absent {
             return Ok((0, Figure { source: Source::None, ln_sd: 0.0 }));
         }
         Err(NotYet::Cost { signature: self.names.signatures[signature].clone(), phase: PHASES[phase] })
+    }
+
+    /// The logarithm of a cell that never ran on a kind, as earlier jobs tell it; less what they are off by in what did run
+    /// on it.
+    fn told(&self, kind: usize, signature: usize, phase: usize) -> Option<(f64, Figure)> {
+        let earlier = self.estimator.earlier.kinds.get(&self.names.kinds[kind])?;
+        let name = &self.names.signatures[signature];
+        if let Some(earlier::Time { ln_ns, ln_sd }) = earlier.measured(name, phase) {
+            return Some((ln_ns, Figure { source: Source::EarlierJobs, ln_sd }));
+        }
+        let time = earlier.predicted(name, phase)?;
+        let (off, off_sd) = self.evidence.earlier_row.get(&kind).map_or((0.0, 0.0), |row| self.fit.rows[*row]);
+        Some((time.ln_ns - off, Figure { source: Source::PredictedByEarlierJobs, ln_sd: time.ln_sd.hypot(off_sd) }))
+    }
+
+    /// Whether earlier jobs trained layers of a signature: a phase that they lack does not exist.
+    fn trained_earlier(&self, signature: usize) -> bool {
+        let kinds = self.estimator.earlier.kinds.values();
+        kinds.filter_map(|of| of.measured.get(&self.names.signatures[signature])).any(|of| {
+            let [forward, input_gradient, weight_gradient, _] = of;
+            forward.is_some() && (input_gradient.is_some() || weight_gradient.is_some())
+        })
+    }
+
+    /// Whether nothing but earlier jobs tells of a cell.
+    fn is_earlier(&self, cell: (usize, usize, usize)) -> bool {
+        let Evidence { earlier, of_kind, calibrated, .. } = self.evidence;
+        earlier.contains(&cell) && !of_kind.contains(&cell) && !calibrated.contains(&cell)
     }
 
     /// The logarithm of a cell that never ran on a kind, from the other kinds that ran it.
@@ -271,8 +350,10 @@ impl Costs<'_> {
         let others = (0..self.names.kinds.len()).filter(|other| *other != kind);
         let guesses = others.filter_map(|other| {
             let (ln, sd) = self.fit.cells[other][signature][phase]?;
-            let (ratio, figure) = self.kind_ratio(kind, other, signature, phase);
-            Some((ln + ratio, Figure { ln_sd: sd.hypot(figure.ln_sd), ..figure }))
+            let (ratio, Figure { source, ln_sd }) = self.kind_ratio(kind, other, signature, phase);
+            let is_earlier = source == Source::OtherKind && self.is_earlier((other, signature, phase));
+            let source = if is_earlier { Source::PredictedByEarlierJobs } else { source };
+            Some((ln + ratio, Figure { source, ln_sd: sd.hypot(ln_sd) }))
         });
         let (mut sum, mut weight, mut best) = (0.0, 0.0, None::<Figure>);
         for (ln, figure) in guesses {
@@ -323,7 +404,7 @@ impl Costs<'_> {
             let name = self.names.kinds[kind].as_str();
             self.estimator.rates.get(name).map(|rates| (name, rates))
         });
-        rates::ratio(here?, there?, self.names.layer_type(signature), phase)
+        rates::ratio(here?, there?, self.names.layer_type(signature), phase == fit::OPTIMIZER)
     }
 
     /// By device, layer and phase.
@@ -358,8 +439,12 @@ impl Costs<'_> {
         if self.evidence.known[device].contains(&(signature, phase)) {
             return Figure { source: Source::SameSignature, ln_sd };
         }
-        let is_trained = self.evidence.of_kind.contains(&(kind, signature, phase));
-        let source = if is_trained { Source::OtherDeviceOfKind } else { Source::Calibrated };
+        let cell = (kind, signature, phase);
+        let source = match (self.evidence.of_kind.contains(&cell), self.evidence.earlier.contains(&cell)) {
+            (true, _) => Source::OtherDeviceOfKind,
+            (false, true) => Source::EarlierJobs,
+            (false, false) => Source::Calibrated,
+        };
         Figure { source, ln_sd: ln_sd.hypot(OTHER_DEVICE_SD) }
     }
 
@@ -382,23 +467,6 @@ impl Costs<'_> {
             (off.abs() - robust::BEND * seen.sd.hypot(self.fit.model_sd)).max(0.0)
         })
     }
-
-    /// What a layer holds: measured on this kind, on another one, or of another layer of the signature.
-    fn memory(&self, kind: usize, layer: usize) -> Result<Memory, NotYet> {
-        let measured = &self.estimator.memory;
-        let name = &self.names.kinds[kind];
-        let signature = self.names.signature_of[layer];
-        let same_signature = |at: usize| self.names.signature_of[at] == signature;
-        measured
-            .get(&(name.clone(), layer))
-            .or_else(|| measured.iter().find(|((_, at), _)| *at == layer).map(|(_, memory)| memory))
-            .or_else(|| {
-                let of_kind = measured.iter().find(|((kind, at), _)| kind == name && same_signature(*at));
-                of_kind.or_else(|| measured.iter().find(|((_, at), _)| same_signature(*at))).map(|(_, memory)| memory)
-            })
-            .copied()
-            .ok_or_else(|| NotYet::Memory { signature: self.names.signatures[signature].clone() })
-    }
 }
 
 fn layers(estimator: &Estimator) -> Vec<Layer> {
@@ -412,47 +480,4 @@ fn layers(estimator: &Estimator) -> Vec<Layer> {
         note: None,
     };
     estimator.job.layers.iter().map(layer).collect()
-}
-
-fn devices(estimator: &Estimator, slowdowns: &[(f64, f64)]) -> Vec<Device> {
-    let reserved_bytes = |at: usize, card: &DeviceCard| {
-        let own_bytes = estimator.reserved_bytes[at].unwrap_or(0).max(card.reserved_bytes);
-        own_bytes.saturating_add(estimator.peaks[at].reserved_bytes())
-    };
-    let device = |(at, (card, slowdown)): (usize, (&DeviceCard, &(f64, f64)))| Device {
-        name: card.name.clone(),
-        kind: card.kind.clone(),
-        memory_bytes: card.memory_bytes,
-        slowdown: slowdown.0.exp().clamp(SLOWDOWN_RANGE.0, SLOWDOWN_RANGE.1),
-        reserved_bytes: reserved_bytes(at, card),
-        note: None,
-    };
-    estimator.job.devices.iter().zip(slowdowns).enumerate().map(device).collect()
-}
-
-/// The links of the problem, how well each is known, and how well the default one is.
-fn links(estimator: &Estimator) -> (Links, Vec<LinkFigure>, f64) {
-    let name = |at: usize| estimator.job.devices[at].name.clone();
-    let seen: Vec<((usize, usize), link::Fit)> =
-        estimator.links.iter().filter_map(|(&pair, history)| Some((pair, history.fit()?))).collect();
-    let middle = link::middle(&seen.iter().map(|(_, fit)| *fit).collect::<Vec<_>>());
-    let pair = |((from, to), fit): &((usize, usize), link::Fit)| Pair {
-        from: name(*from),
-        to: name(*to),
-        latency_ns: fit.link.latency_ns,
-        bytes_per_second: fit.link.bytes_per_second,
-        note: None,
-    };
-    let figure = |((from, to), fit): &((usize, usize), link::Fit)| LinkFigure {
-        from: *from,
-        to: *to,
-        figure: Figure { source: Source::Measured, ln_sd: fit.ln_sd },
-        separated: fit.separated,
-    };
-    let links = Links {
-        default: middle.map_or(UNSEEN_LINK, |middle| middle.link),
-        pairs: seen.iter().map(pair).collect(),
-        note: None,
-    };
-    (links, seen.iter().map(figure).collect(), middle.map_or(UNSEEN_LINK_SD, |middle| middle.ln_sd))
 }

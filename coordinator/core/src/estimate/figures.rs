@@ -3,6 +3,7 @@
 use super::covariates::Covariates;
 use super::joint::{Drawn, Joint};
 use super::random::Random;
+use super::source::Source;
 use crate::drift::Who;
 use adaptis_plan::{Pair, Plan, Problem};
 use adaptis_planner::noise::{Draws, Noise, draws};
@@ -11,28 +12,6 @@ use adaptis_proto::sample::Phase;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Where a number comes from, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Source {
-    /// This layer ran on this device since its last change.
-    Measured,
-    /// Another layer of the same signature ran on this device, or this one did before its last change.
-    SameSignature,
-    /// The signature ran on another device of the same kind.
-    OtherDeviceOfKind,
-    /// The signature ran on this kind in a calibration only: a few works of a machine that just woke.
-    Calibrated,
-    /// The signature ran on other kinds only: carried over by the ratio of the kinds.
-    OtherKind,
-    /// The signature ran on other kinds only, and they and this one ran nothing in common: carried over by the ratio of
-    /// what the kinds did in their agents' calibrations, of products or of copies.
-    OtherKindByRates,
-    /// The signature ran on other kinds only, and nothing tells them from this one: taken to take as long there.
-    UnknownKind,
-    /// Nobody ever measured it; the number is 0, or a carried over optimizer rate.
-    None,
-}
-
 /// How well a positive number is known: its logarithm is normal with this standard deviation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
@@ -40,13 +19,6 @@ pub struct Figure {
     pub source: Source,
     /// Standard deviation of its logarithm.
     pub ln_sd: f64,
-}
-
-impl Source {
-    /// Nothing of this kind ran it in training: where works differ from it, the figure was wrong and not the device.
-    pub fn is_guess(self) -> bool {
-        self > Source::OtherDeviceOfKind
-    }
 }
 
 impl Figure {

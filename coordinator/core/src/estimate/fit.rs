@@ -9,6 +9,9 @@
 //!    works of training.
 //! 2. A row is held near the one before it, loosely after a detected change.
 //! 3. Residuals beyond two standard deviations count less (Huber), so one odd layer does not become a slowdown.
+//! 4. What earlier jobs measured of a kind stands in a row of its own, as if they were one more device of it. How far jobs
+//!    differ in all that they measured is that row's, and what is far off what is measured now counts next to nothing
+//!    (Student's t), so that a store that is wrong makes no device slow.
 //!
 //! Solved by going round the three in turn until nothing moves: each step is a weighted mean. Cells and rows that hardly
 //! anything ties to others move slowly that way, so what is reached is then solved at once, as it is weighted.
@@ -31,6 +34,8 @@ const CHANGED_SD: f64 = 1.0;
 /// are throttled from the start.
 const FIRST_SD: f64 = 0.03;
 const FIRST_FREEDOM: f64 = 3.0;
+/// Degrees of freedom of what earlier jobs are off by.
+const EARLIER_FREEDOM: f64 = 3.0;
 /// Times that all is solved at once.
 const AT_ONCE: usize = 4;
 /// Residuals below which nothing is said of what the model leaves out.
@@ -44,6 +49,17 @@ const ROUNDS: usize = 400;
 /// A round that moves nothing by more than this is the last.
 const SETTLED: f64 = 1e-6;
 
+/// Where a row comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Origin {
+    /// Training.
+    Training,
+    /// Measured on purpose, outside training.
+    Calibration,
+    /// Earlier jobs, which may differ from this one in all they measured: standard deviation of the logarithm.
+    Earlier { level_sd: f64 },
+}
+
 /// A stretch of one device's history.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
@@ -53,14 +69,14 @@ pub(crate) struct Row {
     pub before: Option<usize>,
     /// A change was detected between them.
     pub after_change: bool,
-    /// Measured on purpose, outside training.
-    pub calibration: bool,
+    pub origin: Origin,
 }
 
 /// What a row says of a layer and phase.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observation {
     pub row: usize,
+    /// The numbers behind those of the job's layers stand for all layers of a signature, in their order.
     pub layer: usize,
     pub phase: usize,
     /// Logarithm of the time.
@@ -102,6 +118,12 @@ pub(super) fn cell(signatures: usize, kind: usize, signature: usize, phase: usiz
     (kind * signatures + signature) * PHASES + phase
 }
 
+/// Precision of what holds a value near 0 that is normal with `sd` while it is small, and has heavy tails: the normal
+/// distribution of Student's t at the present value.
+fn student(value: f64, sd: f64) -> f64 {
+    (sd.powi(2) + value.powi(2) / (EARLIER_FREEDOM + 1.0)).recip()
+}
+
 /// A running weighted mean.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mean {
@@ -127,7 +149,10 @@ impl Mean {
 struct Solver<'a> {
     rows: &'a [Row],
     observations: &'a [Observation],
-    signature_of: &'a [usize],
+    /// Of the job's layers, and of what stands for all layers of a signature.
+    signature_of: Vec<usize>,
+    /// How many of them are layers of the job.
+    job_layers: usize,
     /// Whether a layer shares its signature, without which it has no term of its own.
     shares: Vec<bool>,
     signatures: usize,
@@ -163,20 +188,23 @@ pub(crate) fn fit(
 fn solve<'a>(
     kinds: usize,
     signatures: usize,
-    signature_of: &'a [usize],
+    signature_of: &[usize],
     rows: &'a [Row],
     observations: &'a [Observation],
 ) -> Solver<'a> {
-    let shares = signature_of.iter().map(|s| signature_of.iter().filter(|other| *other == s).count() > 1).collect();
+    let mut layers_of = vec![0; signatures];
+    signature_of.iter().for_each(|&signature| layers_of[signature] += 1);
+    let shares = signature_of.iter().map(|&signature| layers_of[signature] > 1);
     let mut solver = Solver {
         rows,
         observations,
-        signature_of,
-        shares,
+        shares: shares.chain(std::iter::repeat_n(false, signatures)).collect(),
+        signature_of: signature_of.iter().copied().chain(0..signatures).collect(),
+        job_layers: signature_of.len(),
         signatures,
         kinds,
         cell: vec![0.0; kinds * signatures * PHASES],
-        layer: vec![0.0; signature_of.len() * PHASES],
+        layer: vec![0.0; (signature_of.len() + signatures) * PHASES],
         row: vec![0.0; rows.len()],
         own: own::Spread::widest(),
         weights: observations.iter().map(|seen| seen.sd.powi(-2)).collect(),
@@ -201,14 +229,21 @@ impl Solver<'_> {
         cell(self.signatures, self.rows[seen.row].kind, self.signature_of[seen.layer], seen.phase)
     }
 
-    /// Cells at the weighted medians, so that the first residuals already tell which observations are odd.
+    fn is_earlier(&self, seen: &Observation) -> bool {
+        matches!(self.rows[seen.row].origin, Origin::Earlier { .. })
+    }
+
+    /// Cells at the weighted medians, so that the first residuals already tell which observations are odd; of earlier jobs
+    /// only where there is nothing else.
     fn start(&mut self) {
-        let mut values = vec![Vec::new(); self.cell.len()];
+        let mut values = [vec![Vec::new(); self.cell.len()], vec![Vec::new(); self.cell.len()]];
         for (seen, weight) in self.observations.iter().zip(&self.weights) {
-            values[self.cell_of(seen)].push((seen.ln_ns, *weight));
+            values[usize::from(self.is_earlier(seen))][self.cell_of(seen)].push((seen.ln_ns, *weight));
         }
-        for (cell, values) in self.cell.iter_mut().zip(&mut values) {
-            *cell = robust::weighted_median(values).unwrap_or(0.0);
+        let [own, earlier] = &mut values;
+        for (cell, (own, earlier)) in self.cell.iter_mut().zip(own.iter_mut().zip(earlier)) {
+            let middle = robust::weighted_median(own).or_else(|| robust::weighted_median(earlier));
+            *cell = middle.unwrap_or(0.0);
         }
     }
 
@@ -256,6 +291,7 @@ impl Solver<'_> {
     fn row_priors(&self) -> impl Iterator<Item = (usize, Option<usize>, f64)> {
         self.rows.iter().zip(&self.row).enumerate().map(|(at, (row, value))| {
             let precision = match row.before {
+                None if let Origin::Earlier { level_sd } = row.origin => student(*value, level_sd),
                 None => (FIRST_FREEDOM + 1.0) / (FIRST_FREEDOM * FIRST_SD.powi(2) + value.powi(2)),
                 Some(_) if row.after_change => CHANGED_SD.powi(-2),
                 Some(_) => STEADY_SD.powi(-2),
@@ -287,7 +323,10 @@ impl Solver<'_> {
     fn weigh(&mut self) {
         for at in 0..self.observations.len() {
             let seen = &self.observations[at];
-            self.weights[at] = seen.sd.powi(-2) * robust::huber(self.residual(seen) / seen.sd);
+            self.weights[at] = match self.is_earlier(seen) {
+                true => student(self.residual(seen), seen.sd),
+                false => seen.sd.powi(-2) * robust::huber(self.residual(seen) / seen.sd),
+            };
         }
     }
 
@@ -383,6 +422,7 @@ impl Solver<'_> {
         let mut of: Vec<Option<usize>> = Vec::with_capacity(self.rows.len());
         for (at, row) in self.rows.iter().enumerate() {
             let device = match row.before {
+                None if matches!(row.origin, Origin::Earlier { .. }) => None,
                 None => {
                     devices.push((row.kind, Mean::default(), Mean::default(), at));
                     Some(devices.len() - 1)
@@ -392,7 +432,7 @@ impl Solver<'_> {
             of.push(device);
             if let Some((_, calibrated, trained, last)) = device.map(|device| &mut devices[device]) {
                 *last = at;
-                let mean = if row.calibration { calibrated } else { trained };
+                let mean = if row.origin == Origin::Calibration { calibrated } else { trained };
                 mean.add(self.row[at], works[at].max(f64::MIN_POSITIVE));
             }
         }
@@ -426,7 +466,7 @@ impl Solver<'_> {
         let full: Vec<f64> = self.observations.iter().map(|seen| seen.sd.powi(-2)).collect();
         let Some(posterior) = Posterior::new(&System { weights: &full, ..self.system() }) else { return 0.0 };
         let (mut residuals, mut variances) = (Vec::new(), Vec::new());
-        let trained = |seen: &&Observation| seen.phase != OPTIMIZER && !self.rows[seen.row].calibration;
+        let trained = |seen: &&Observation| seen.phase != OPTIMIZER && self.rows[seen.row].origin == Origin::Training;
         for seen in self.observations.iter().filter(trained) {
             let fitted = posterior.sd(self.cell_of(seen), seen.layer, seen.phase, Some(seen.row)).unwrap_or(0.0);
             let free = seen.sd.powi(2) - fitted.powi(2);
@@ -443,18 +483,50 @@ impl Solver<'_> {
         (robust::beyond_chance(scale, residuals.len()) * variance).sqrt()
     }
 
+    /// By cell that nothing but earlier jobs tell of: what stands for its signature, and their row.
+    fn of_earlier_alone(&self) -> Vec<Option<(usize, usize)>> {
+        let (mut of_earlier, mut is_own) = (vec![None; self.cell.len()], vec![false; self.cell.len()]);
+        for seen in self.observations {
+            let cell = self.cell_of(seen);
+            match self.is_earlier(seen) {
+                true => of_earlier[cell] = Some((seen.layer, seen.row)),
+                false => is_own[cell] = true,
+            }
+        }
+        of_earlier.into_iter().zip(is_own).map(|(of, is_own)| of.filter(|_| !is_own)).collect()
+    }
+
+    /// What earlier jobs may be off by in all they tell: as all is known together, else as was said before.
+    fn level_sd(&self, row: usize, posterior: Option<&Posterior>) -> Option<f64> {
+        match self.rows[row].origin {
+            Origin::Earlier { level_sd } => Some(posterior.map_or(level_sd, |posterior| posterior.row_sd(row))),
+            Origin::Training | Origin::Calibration => None,
+        }
+    }
+
     fn result(&self, posterior: Option<Posterior>, model_sd: f64) -> Fit {
         let (cells, layers, rows) = (self.cell_means(), self.layer_terms(), self.row_means());
+        let of_earlier = self.of_earlier_alone();
+        let cell_sd = |at: usize, phase: usize| {
+            let sd = cells[at].sd().max(PART_SD_MIN);
+            let Some((layer, row)) = of_earlier[at] else { return sd };
+            let together = posterior.as_ref().and_then(|posterior| posterior.sd(at, layer, phase, None));
+            together.unwrap_or_else(|| sd.hypot(self.level_sd(row, None).unwrap_or(0.0)))
+        };
+        let rows = rows.into_iter().enumerate().map(|(at, mean)| {
+            let sd = self.level_sd(at, posterior.as_ref()).unwrap_or_else(|| mean.sd().max(PART_SD_MIN));
+            (self.row[at], sd)
+        });
         let cells = (0..self.kinds).map(|kind| {
             let of_signature = |signature: usize| {
                 std::array::from_fn(|phase| {
                     let at = cell(self.signatures, kind, signature, phase);
-                    cells[at].get().map(|_| (self.cell[at], cells[at].sd().max(PART_SD_MIN)))
+                    cells[at].get().map(|_| (self.cell[at], cell_sd(at, phase)))
                 })
             };
             (0..self.signatures).map(of_signature).collect()
         });
-        let layers = (0..self.signature_of.len()).map(|layer| {
+        let layers = (0..self.job_layers).map(|layer| {
             std::array::from_fn(|phase| {
                 let at = layer * PHASES + phase;
                 (self.layer[at], layers[at].1)
@@ -463,7 +535,7 @@ impl Solver<'_> {
         Fit {
             cells: cells.collect(),
             layers: layers.collect(),
-            rows: self.row.iter().zip(rows).map(|(&value, mean)| (value, mean.sd().max(PART_SD_MIN))).collect(),
+            rows: rows.collect(),
             bases: self.bases.clone(),
             posterior,
             model_sd,

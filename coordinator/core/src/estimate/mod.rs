@@ -10,6 +10,7 @@
 //!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------+
 //!   DeviceMemory -> peaks (what a plan needed beyond what was estimated of it) ------------------------+
 //!   calibrations of agents -> rates (kinds that ran nothing in common) ------------------------------+
+//!   earlier jobs -> earlier (a row of the fit for each kind; what never ran anywhere, predicted) -----+
 //! ```
 //!
 //! 1. A throttled device is a slow device, never slow layers (`fit` has the model and its convention for "1.0").
@@ -27,8 +28,10 @@
 
 mod assemble;
 mod covariates;
+pub mod earlier;
 mod figures;
 mod fit;
+mod hardware;
 mod iterations;
 mod jitter;
 mod joint;
@@ -42,6 +45,7 @@ pub(crate) mod random;
 mod rates;
 pub(crate) mod robust;
 mod scatter;
+mod source;
 #[cfg(test)]
 pub(crate) mod synthetic;
 #[cfg(test)]
@@ -49,12 +53,14 @@ mod tests;
 mod window;
 
 pub use covariates::{Covariates, Fitted, Form};
-pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Source, Uncertainty, phase_index};
+pub use figures::{Estimated, Figure, LinkFigure, Missing, NotYet, PHASES, Uncertainty, phase_index};
+pub use source::{CostFigure, Source};
 
 pub use loads::Load;
 
 pub(crate) use link::fit_sizes;
 pub(crate) use loads::Loads;
+pub(crate) use rates::ratio as ratio_of_rates;
 
 use crate::drift::Who;
 use adaptis_plan::Plan;
@@ -62,6 +68,7 @@ use adaptis_proto::message::{DeviceCard, JobLayer};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Step};
+use earlier::Earlier;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -116,6 +123,7 @@ pub struct Estimator {
     peaks: Vec<peaks::Peaks>,
     /// By kind: what it did in calibrations.
     rates: BTreeMap<String, Rates>,
+    earlier: Earlier,
     iterations: iterations::Iterations,
     correction: f64,
 }
@@ -134,6 +142,7 @@ impl Estimator {
             reserved_bytes: vec![None; devices],
             peaks: vec![peaks::Peaks::default(); devices],
             rates: BTreeMap::new(),
+            earlier: Earlier::default(),
             iterations: iterations::Iterations::new(devices),
             correction: 1.0,
         }
@@ -153,6 +162,12 @@ impl Estimator {
     /// What kinds did in the calibrations of their agents.
     pub fn rates(&self) -> &BTreeMap<String, Rates> {
         &self.rates
+    }
+
+    /// What earlier jobs measured, in the place of what was known of them. It counts as far as its errors say; what is
+    /// measured here counts besides, and where it disagrees by far, alone.
+    pub fn set_earlier(&mut self, earlier: Earlier) {
+        self.earlier = earlier;
     }
 
     /// Another membership: a device of the same name and kind keeps what is known of it, unless `restarted` names it as

@@ -40,6 +40,7 @@ pub(super) fn at_mean_load(estimator: &Estimator) -> Option<(Estimator, Covariat
         reserved_bytes: estimator.reserved_bytes.clone(),
         peaks: estimator.peaks.clone(),
         rates: estimator.rates.clone(),
+        earlier: estimator.earlier.clone(),
         iterations: estimator.iterations.clone(),
         correction: estimator.correction,
     };

@@ -188,6 +188,12 @@ impl Posterior {
         Some((coupled.max(0.0) + own.covariance[phase][phase]).sqrt())
     }
 
+    /// Standard deviation of a row alone.
+    pub fn row_sd(&self, row: usize) -> f64 {
+        let at = self.first_row + row;
+        self.covariance.get(at, at).max(0.0).sqrt()
+    }
+
     /// One draw.
     pub fn draw(&self, random: &mut Random) -> Deviations<'_> {
         let coupled = self.lower.solve_transposed((0..self.lower.size).map(|_| random.normal()).collect());

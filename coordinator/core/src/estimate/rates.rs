@@ -9,9 +9,7 @@
 //! calibration, the root mean square of the logarithm of what such a ratio misses is 0.8 for layers that compute, where
 //! taking the kinds to be equal misses 1.7; 0.6 instead of 0.9 for look-ups; 0.05 instead of 0.5 for the optimizer.
 
-use super::PHASES;
 use adaptis_proto::rates::Rates;
-use adaptis_proto::sample::Phase;
 
 /// What the ratio of products misses of layers that compute: standard deviation of the logarithm.
 const COMPUTING_SD: f64 = 0.8;
@@ -32,9 +30,9 @@ enum Bound {
     Unknown,
 }
 
-fn bound(layer_type: &str, phase: usize) -> Bound {
+fn bound(layer_type: &str, is_optimizer: bool) -> Bound {
     let is_of = |types: &[&str]| types.iter().any(|name| layer_type.to_ascii_lowercase().contains(name));
-    if PHASES[phase] == Phase::Optimizer || is_of(&COPYING) {
+    if is_optimizer || is_of(&COPYING) {
         Bound::Copying
     } else if is_of(&COMPUTING) {
         Bound::Computing
@@ -52,11 +50,11 @@ fn group(kind: &str) -> u64 {
 /// The logarithm of how much longer `here` takes than `there`, each by its kind and rates, and its standard deviation.
 /// None where no rate is known of both, or where they are groups of different sizes: what a group shares is in no
 /// calibration.
-pub(super) fn ratio(
+pub(crate) fn ratio(
     (here_kind, here): (&str, &Rates),
     (there_kind, there): (&str, &Rates),
     layer_type: &str,
-    phase: usize,
+    is_optimizer: bool,
 ) -> Option<(f64, f64)> {
     if group(here_kind) != group(there_kind) {
         return None;
@@ -67,7 +65,7 @@ pub(super) fn ratio(
     let own = |own: Option<f64>, other: Option<f64>, sd: f64| {
         own.map(|ln| (ln, sd)).or(other.map(|ln| (ln, sd.hypot(OTHER_RATE_SD))))
     };
-    match bound(layer_type, phase) {
+    match bound(layer_type, is_optimizer) {
         Bound::Computing => own(products, copies, COMPUTING_SD),
         Bound::Copying => own(copies, products, COPYING_SD),
         Bound::Unknown => match (products, copies) {
@@ -87,21 +85,21 @@ mod tests {
     fn products_for_what_computes_and_copies_for_what_reads() {
         let of = |operations: u64, bytes: u64| Rates { operations_per_s: Some(operations), bytes_per_s: Some(bytes) };
         let (fast, slow) = (of(800, 90), of(100, 30));
-        let found = |layer_type: &str, phase: usize| {
-            let (ln, sd) = ratio(("l40s-48g", &slow), ("h100-80g", &fast), layer_type, phase).unwrap();
+        let found = |layer_type: &str, is_optimizer: bool| {
+            let (ln, sd) = ratio(("l40s-48g", &slow), ("h100-80g", &fast), layer_type, is_optimizer).unwrap();
             (ln.exp().round() as u64, sd)
         };
-        assert_eq!(found("attention", 0), (8, COMPUTING_SD));
-        assert_eq!(found("lm_head", 2), (8, COMPUTING_SD));
-        assert_eq!(found("embedding", 0), (3, COPYING_SD));
-        assert_eq!(found("attention", 3), (3, COPYING_SD), "the optimizer reads and writes");
-        let (between, sd) = found("mamba", 1);
+        assert_eq!(found("attention", false), (8, COMPUTING_SD));
+        assert_eq!(found("lm_head", false), (8, COMPUTING_SD));
+        assert_eq!(found("embedding", false), (3, COPYING_SD));
+        assert_eq!(found("attention", true), (3, COPYING_SD), "the optimizer reads and writes");
+        let (between, sd) = found("mamba", false);
         assert!((4..=6).contains(&between) && sd > COMPUTING_SD, "{between} {sd}");
         let copies = Rates { operations_per_s: None, ..slow };
-        let (ln, sd) = ratio(("l40s-48g", &copies), ("h100-80g", &fast), "mlp", 0).unwrap();
+        let (ln, sd) = ratio(("l40s-48g", &copies), ("h100-80g", &fast), "mlp", false).unwrap();
         assert!((ln.exp() - 3.0).abs() < 1e-9 && sd > COMPUTING_SD, "{ln} {sd}");
-        assert_eq!(ratio(("l40s-48g", &Rates::default()), ("h100-80g", &fast), "mlp", 0), None);
-        assert_eq!(ratio(("4xl40s-48g", &slow), ("h100-80g", &fast), "mlp", 0), None, "groups of other sizes");
-        assert!(ratio(("4xl40s-48g", &slow), ("4xh100-80g", &fast), "mlp", 0).is_some());
+        assert_eq!(ratio(("l40s-48g", &Rates::default()), ("h100-80g", &fast), "mlp", false), None);
+        assert_eq!(ratio(("4xl40s-48g", &slow), ("h100-80g", &fast), "mlp", false), None, "groups of other sizes");
+        assert!(ratio(("4xl40s-48g", &slow), ("4xh100-80g", &fast), "mlp", false).is_some());
     }
 }

@@ -1,3 +1,4 @@
+mod earlier;
 mod hostile;
 mod loads;
 mod memory;

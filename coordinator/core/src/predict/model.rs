@@ -7,8 +7,12 @@ use super::matrix::{Matrix, dot};
 use super::measurement::{Cell, MeasuredPhase, Measurement, condense};
 use super::noise;
 use super::place::{Names, Place};
+use crate::estimate::ratio_of_rates;
+use adaptis_proto::rates::Rates;
 use std::collections::BTreeMap;
 
+/// Standard deviations from the middle of a normal distribution to the ends of the central 90%.
+const CENTRAL_90_SD: f64 = 1.645;
 /// Measurements that are fitted together; of more, those that have most in common with what is asked for.
 const MEASUREMENTS_MAX: usize = 1_200;
 /// Fits of the weights of outliers.
@@ -46,6 +50,9 @@ pub enum Source {
     OtherKinds,
     /// Layers of this type on other kinds, and what else this kind ran.
     OtherLayers,
+    /// Layers of this type on other kinds, and what this kind and those did in calibrations. Nothing was measured on this
+    /// one.
+    Rates,
     /// Layers of this type on other kinds. Nothing was measured on this one.
     UnknownKind,
 }
@@ -61,6 +68,7 @@ impl Source {
             Source::OtherShape => "other shape",
             Source::OtherKinds => "other kinds",
             Source::OtherLayers => "other layers",
+            Source::Rates => "calibrated rates",
             Source::UnknownKind => "unknown kind",
         }
     }
@@ -102,6 +110,8 @@ pub struct Predictor {
     centres: [f64; 2],
     fit: Fit,
     calibration: Calibration,
+    /// By kind: what its devices did in calibrations.
+    rates: BTreeMap<String, Rates>,
 }
 
 /// The solved system.
@@ -156,7 +166,14 @@ impl Predictor {
             scatter.map(|(place, found)| noise::variance(place, found.seconds, step(place))).collect();
         let fit = Fit::of(&covariance, &places, &off_centre, scatter);
         let calibration = Calibration::of(&fit, &places, &measurements);
-        Self { names, places, measurements, launches, covariance, steps, centres, fit, calibration }
+        let rates = BTreeMap::new();
+        Self { names, places, measurements, launches, covariance, steps, centres, fit, calibration, rates }
+    }
+
+    /// Knows besides what kinds did in calibrations, which counts for kinds on which nothing was measured.
+    pub fn with_rates(mut self, rates: BTreeMap<String, Rates>) -> Self {
+        self.rates = rates;
+        self
     }
 
     /// What a cell costs.
@@ -175,6 +192,11 @@ impl Predictor {
         if source == Source::Measured {
             return Ok(self.measured(&place));
         }
+        if source == Source::UnknownKind
+            && let Some(predicted) = self.by_rates(cell)
+        {
+            return Ok(predicted);
+        }
         let shared: Vec<f64> = self.places.iter().map(|other| self.covariance.between(&place, other)).collect();
         let log = centre(&self.centres, &place) + dot(&shared, &self.fit.weights);
         let known = dot(&shared, &self.fit.inverse.times(&shared));
@@ -183,6 +205,34 @@ impl Predictor {
         let deviation = (own + noise::variance(&place, seconds, self.step(&place))).sqrt();
         let widest = self.calibration.factor(&place, &self.places) * deviation;
         Ok(Prediction { seconds, low: seconds * (-widest).exp(), high: seconds * widest.exp(), source })
+    }
+
+    /// A cell of a kind on which nothing was measured, by the ratio of its rates to those of each kind that was: the mean
+    /// of them, each by how well it is known, which is not taken to be better known than the best of them.
+    fn by_rates(&self, cell: &Cell) -> Option<Prediction> {
+        let here = (cell.kind.as_str(), self.rates.get(&cell.kind)?);
+        let layer = cell.signature.split('/').next().unwrap_or_default();
+        let is_optimizer = cell.phase == MeasuredPhase::Optimizer;
+        let (mut sum, mut weight, mut best) = (0.0, 0.0, f64::INFINITY);
+        for (kind, rates) in self.rates.iter().filter(|(kind, _)| **kind != cell.kind) {
+            let Some((ratio, ratio_sd)) = ratio_of_rates(here, (kind, rates), layer, is_optimizer) else { continue };
+            let Ok(there) = self.predict_measured(&Cell { kind: kind.clone(), ..cell.clone() }) else { continue };
+            let sd = ratio_sd.hypot((there.high / there.low).ln() / (2.0 * CENTRAL_90_SD));
+            sum += (there.seconds.ln() + ratio) * sd.powi(-2);
+            weight += sd.powi(-2);
+            best = best.min(sd);
+        }
+        let widest = (CENTRAL_90_SD * best).exp();
+        let seconds = (weight > 0.0).then(|| (sum / weight).exp())?;
+        Some(Prediction { seconds, low: seconds / widest, high: seconds * widest, source: Source::Rates })
+    }
+
+    /// What a cell costs on a kind that ran something.
+    fn predict_measured(&self, cell: &Cell) -> Result<Prediction, CannotPredict> {
+        match self.source(&self.names.find(cell), cell)? {
+            Source::UnknownKind => Err(CannotPredict::Nothing),
+            _ => self.predict(cell),
+        }
     }
 
     fn step(&self, place: &Place) -> f64 {

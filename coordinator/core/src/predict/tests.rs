@@ -1,4 +1,5 @@
 use super::*;
+use adaptis_proto::rates::Rates;
 
 /// Times of two models on three kinds, made of effects: every ratio holds exactly.
 fn table() -> Vec<Measurement> {
@@ -215,4 +216,33 @@ fn a_launch_is_told_by_its_like_alone_and_tells_nothing_of_works() {
     assert_eq!(with.predict(&launches[0].cell).expect("a prediction").source, Source::Measured);
     let work = cell("b", "block/n/b16", MeasuredPhase::Backward);
     assert_eq!(plain.predict(&work), with.predict(&work));
+}
+
+/// The third kind is 2.5 times as fast as the first, and its rates say 2; nothing was measured on it.
+#[test]
+fn a_kind_that_nobody_ran_follows_what_was_calibrated_on_it() {
+    let rates = |operations_per_s: u64| Rates { operations_per_s: Some(operations_per_s), bytes_per_s: None };
+    let kept: Vec<_> = table().into_iter().filter(|found| found.cell.kind != "c").collect();
+    let asked = cell("c", "block/m/b4", MeasuredPhase::Backward);
+    let truth = table().into_iter().find(|found| found.cell == asked).expect("it is in the table").seconds;
+    let of = |known: &[(&str, u64)]| {
+        let rates = known.iter().map(|&(kind, operations)| (kind.to_owned(), rates(operations))).collect();
+        Predictor::fit(&kept, &[]).with_rates(rates).predict(&asked).expect("a prediction")
+    };
+    let blind = of(&[]);
+    for told in [&[("a", 300), ("b", 190), ("c", 600)][..], &[("a", 300), ("c", 600)]] {
+        let predicted = of(told);
+        assert_eq!(predicted.source, Source::Rates);
+        assert!((predicted.seconds / truth / 1.25 - 1.0).abs() < 0.06, "{predicted:?} {truth}");
+        assert!(predicted.low < truth && truth < predicted.high, "{predicted:?} {truth}");
+        // As wide as ratios of products miss, which is less than knowing nothing.
+        assert!((8.0..25.0).contains(&(predicted.high / predicted.low)), "{predicted:?}");
+        assert!(predicted.high / predicted.low < blind.high / blind.low, "{predicted:?} {blind:?}");
+    }
+    // Alone, or of groups of another size, they tell nothing.
+    assert_eq!(of(&[("c", 600)]), blind);
+    assert_eq!(of(&[("4xa", 300), ("c", 600)]), blind);
+    let known =
+        Predictor::fit(&table(), &[]).with_rates([("a".to_owned(), rates(1)), ("c".to_owned(), rates(1))].into());
+    assert_eq!(known.predict(&asked).expect("a prediction").source, Source::Measured);
 }

@@ -9,7 +9,7 @@ use adaptis_proto::message::{Job, Refusal};
 use adaptis_proto::{Epoch, Step};
 use std::collections::BTreeMap;
 
-const DEVICES: usize = 4;
+pub(super) const DEVICES: usize = 4;
 const FAULT: u64 = 40;
 
 /// Eight layers, the last one heavy, on four devices of one kind.
@@ -213,11 +213,11 @@ fn what_an_aborted_plan_was_wanted_for_is_wanted_again() {
     }
 }
 
-/// The head never ran on the fast kind, where it costs half of what the other layers let expect.
-#[test]
-fn a_guess_that_was_wrong_is_no_change_of_a_device() {
+/// One layer for each device, two of them of a fast kind. The head never ran on it, where it costs half of what the other
+/// layers let expect.
+pub(super) fn world_of_two_kinds(iterations: u64) -> World {
     let head = DEVICES - 1;
-    let mut world = world_with(Mode::Adapt, false, 90, |truth| {
+    let mut world = world_with(Mode::Adapt, false, iterations, |truth| {
         let problem = &mut truth.problem;
         problem.layers.drain(..DEVICES);
         problem.devices.iter_mut().take(2).for_each(|device| device.kind = "fast".into());
@@ -226,7 +226,6 @@ fn a_guess_that_was_wrong_is_no_change_of_a_device() {
             let [forward_ns, input_gradient_ns] = [cost.forward_ns, cost.input_gradient_ns].map(of);
             Cost { forward_ns, input_gradient_ns, weight_gradient_ns: of(cost.weight_gradient_ns), ..cost.clone() }
         };
-        // One layer for each device.
         let slow = problem.costs["cpu"][DEVICES..].to_vec();
         let faster = |(layer, cost)| times(cost, if layer == head { 0.25 } else { 0.5 });
         problem.costs.insert("fast".into(), slow.iter().enumerate().map(faster).collect());
@@ -238,6 +237,13 @@ fn a_guess_that_was_wrong_is_no_change_of_a_device() {
         rank.job.layers.drain(..DEVICES);
         rank.job.layers[head].signature = "mlp/256/f32/b1xs8".into();
     }
+    world
+}
+
+#[test]
+fn a_guess_that_was_wrong_is_no_change_of_a_device() {
+    let head = DEVICES - 1;
+    let mut world = world_of_two_kinds(90);
     world.run_until("the end", |world| world.done);
     let held = &world.ledger.held;
     let devices = plan_in(&world, Epoch(2)).device_of_layers();

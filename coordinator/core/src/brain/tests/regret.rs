@@ -9,7 +9,7 @@
 
 use super::cluster::{Faults, World, config, plan_in};
 use super::truth::{Noise, Truth};
-use crate::brain::{Config, Mode};
+use crate::brain::{Config, Event, Mode};
 use crate::estimate::random::Random;
 use crate::estimate::{PHASES, Source};
 use crate::ledger::Verdict;
@@ -35,9 +35,9 @@ const NORMAL_90: f64 = 1.645;
 const TRUE_ITERATIONS: u64 = 96;
 
 /// A job, what it truly costs, and what befalls it.
-struct Scenario {
-    job: Job,
-    truth: Problem,
+pub(super) struct Scenario {
+    pub(super) job: Job,
+    pub(super) truth: Problem,
     kinds: Vec<&'static str>,
     noise: Noise,
     faults: Vec<(u64, usize, f64)>,
@@ -52,7 +52,7 @@ const TYPES: [(&str, [f64; 3], f64); 4] = [
 ];
 
 impl Scenario {
-    fn draw(seed: u64) -> Self {
+    pub(super) fn draw(seed: u64) -> Self {
         let mut random = Random::new(seed, 0);
         let pick = |random: &mut Random, count: usize| (random.next() % count as u64) as usize;
         let devices = 3 + pick(&mut random, 3);
@@ -121,7 +121,8 @@ impl Scenario {
         Self { job, truth, kinds, noise, faults }
     }
 
-    fn run(&self, seed: u64) -> World {
+    /// The whole run, told of earlier jobs once it has begun.
+    pub(super) fn run(&self, seed: u64, earlier: Option<Event>) -> World {
         let config = Config { mode: Mode::Adapt, search_evaluations: Some(EVALUATIONS), seed, ..config() };
         let mut world = World::with(self.job.clone(), config, seed, Faults::default());
         for (rank, &kind) in world.ranks.iter_mut().zip(&self.kinds) {
@@ -129,6 +130,8 @@ impl Scenario {
             rank.memory_bytes = self.truth.devices[rank.index].memory_bytes;
         }
         world.truth = Some(self.luck());
+        world.run_until("training", |world| world.brain.running.is_some());
+        earlier.into_iter().for_each(|event| world.feed(event));
         world.run_until("the end", |world| world.done);
         world
     }
@@ -167,7 +170,7 @@ fn problem(job: &Job, kinds: &[&str], costs: BTreeMap<String, Vec<Cost>>) -> Pro
 
 /// Of so many, how many.
 #[derive(Clone, Copy, Debug, Default)]
-struct Share {
+pub(super) struct Share {
     of: u64,
     count: u64,
 }
@@ -178,21 +181,21 @@ impl Share {
         self.count += u64::from(is_one);
     }
 
-    fn percent(self) -> f64 {
+    pub(super) fn percent(self) -> f64 {
         100.0 * self.count as f64 / self.of.max(1) as f64
     }
 }
 
 /// What many runs came to.
 #[derive(Debug, Default)]
-struct Tally {
+pub(super) struct Tally {
     /// Against the oracle, by run.
-    regrets: Vec<f64>,
+    pub(super) regrets: Vec<f64>,
     /// The same without the iterations right after a change.
     settled: Vec<f64>,
     /// Against the first plan throughout.
     gains: Vec<f64>,
-    switches: Share,
+    pub(super) switches: Share,
     /// Costs within their intervals, by where they come from.
     costs: BTreeMap<Source, Share>,
     links: Share,
@@ -202,8 +205,8 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, scenario: &Scenario, seed: u64) {
-        let world = scenario.run(seed);
+    pub(super) fn add(&mut self, scenario: &Scenario, seed: u64, earlier: Option<Event>) {
+        let world = scenario.run(seed, earlier);
         self.cover(scenario, &world);
         self.pay(scenario, &world);
         let ours = spent_ns(scenario, |step, _| plan_at(&world, step));
@@ -288,7 +291,7 @@ impl Tally {
         }
     }
 
-    fn say(&self, what: &str) {
+    pub(super) fn say(&self, what: &str) {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
         let mut sorted = self.regrets.clone();
         sorted.sort_by(f64::total_cmp);
@@ -326,7 +329,7 @@ fn plan_at(world: &World, step: Step) -> Plan {
 }
 
 /// A long search's best, or the plan in force.
-fn best(truth: &Problem, from: &Plan) -> Plan {
+pub(super) fn best(truth: &Problem, from: &Plan) -> Plan {
     let options = Options { evaluations: Some(ORACLE_EVALUATIONS), ..Options::default() };
     let found = search(truth, Some(from), &options, &mut |_| Control::Go);
     found.map_or_else(|_| from.clone(), |outcome| outcome.plan)
@@ -362,14 +365,18 @@ fn spent_ns(scenario: &Scenario, mut plan: impl FnMut(Step, &Problem) -> Plan) -
     spent
 }
 
-#[test]
 #[allow(clippy::disallowed_methods, reason = "whoever asks for the figures says of how many scenarios")]
+pub(super) fn scenarios(usual: u64) -> u64 {
+    std::env::var("SCENARIOS").map_or(usual, |text| text.parse().expect("a whole number"))
+}
+
+#[test]
 fn decisions_are_nearly_those_of_an_oracle() {
-    let scenarios = std::env::var("SCENARIOS").map_or(SCENARIOS, |text| text.parse().expect("a whole number"));
+    let scenarios = scenarios(SCENARIOS);
     let mut tally = Tally::default();
     for seed in 1..=scenarios {
         let scenario = Scenario::draw(seed);
-        tally.add(&scenario, seed);
+        tally.add(&scenario, seed, None);
         if scenarios > SCENARIOS {
             let faults: Vec<String> = scenario
                 .faults
