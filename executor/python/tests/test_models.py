@@ -83,9 +83,12 @@ def _same(
         assert all(abs(one - other) < tolerance * abs(other) for one, other in zip(found, losses)), (found, losses)
         seen.update(state)
     assert seen.keys() == whole.keys()
+    start = nn.ModuleList(make()).state_dict()
     for name, value in whole.items():
-        error = (seen[name].float() - value.float()).norm() / value.float().norm().clamp_min(1e-6)
-        assert error < tolerance, f"{name} is off by {error:.1e}"
+        # Against what training changed: a gradient that is missing shows.
+        changed = (value.float() - start[name].float()).norm()
+        error = (seen[name].float() - value.float()).norm() / changed.clamp_min(1e-6)
+        assert error < 10 * tolerance, f"{name} is off by {error:.1e}"
 
 
 class Head(nn.Module):
@@ -130,7 +133,7 @@ def test_a_plan_that_parts_them_is_refused() -> None:
 
 
 def test_bfloat16_by_autocast_is_as_without_a_pipeline() -> None:
-    _same(_blocks, [batch(step) for step in range(3)], loss_fn, autocast=True, tolerance=2e-3)
+    _same(_blocks, [batch(step) for step in range(3)], loss_fn, autocast=True, tolerance=1e-3)
 
 
 def _blocks() -> list[nn.Module]:

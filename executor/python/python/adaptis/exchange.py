@@ -1,9 +1,10 @@
 """Tensors between ranks over torch.distributed.
 
-1. A receive is posted with the shape of what comes. The shapes between all layers are learned in the first iteration of a
-   size, whose tensors are announced by headers, and shared: any plan can then run without headers.
-2. Receives of a pair of ranks are posted in the order of its sends (the lowering sees to that), as NCCL needs it.
-3. A sent tensor is held until the iteration ends, when all sends are waited for.
+1. A receive is posted with the shape of what comes. The shapes between all layers are learned in the first iteration of its
+   kind, whose tensors are announced by headers, and shared: any plan can then run without headers.
+2. Every tensor has a tag of its own: what a header announces is received later than it is sent. (So this is not for NCCL,
+   which goes by order alone.)
+3. A sent tensor is held until it has arrived; an iteration ends when all have.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from adaptis.forms import HEADER, Form, Forms, decoded, encoded, matches, text
 from adaptis.worker import Bundle
+
+SENT_MAX = 32
+"""Sent tensors from which on those that have arrived are looked for."""
+
 
 class Exchange:
     """Carries what the interpreter sends and takes."""
@@ -117,6 +122,8 @@ class Exchange:
         return dist.irecv(tensor, group=self.group, group_src=device, tag=_tag(place, part)), tensor
 
     def _send(self, device: int, tensor: Tensor, place: tuple[bool, int, int], part: int) -> None:
+        if len(self._sent) >= SENT_MAX:
+            self._sent = [(work, sent) for work, sent in self._sent if not work.is_completed()]
         self._sent.append((dist.isend(tensor, group=self.group, group_dst=device, tag=_tag(place, part)), tensor))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+import hashlib
+from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,8 @@ class Schedule:
     ) -> None:
         if not dist.is_initialized():
             raise RuntimeError("torch.distributed has no process group yet: call init_process_group first")
+        if dist.get_backend(group) != "gloo":
+            raise RuntimeError(f"group: its backend is {dist.get_backend(group)}; a schedule runs over gloo so far")
         self.layers = list(layers)
         if not self.layers:
             raise ValueError("layers: there are none")
@@ -63,18 +66,17 @@ class Schedule:
         self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed)
         self._exchange = Exchange(group, self.device)
         self._mover = state.Mover(group, self.device)
-        self._forms: dict[tuple[Any, ...] | None, dict[int, Forms]] = {}
-        # Some ranks are given no x, and so do not see its shape change.
-        self._is_blind = False
-        self._next: tuple[Plan, _native.Row] | None = None
+        # What passes between the layers, by kind of iteration.
+        self._forms: dict[int, dict[int, Forms]] = {}
+        self._next: tuple[Plan, _native.Row, int] | None = None
         for layer in self.layers:
             defer(layer, self._worker.ledger)
         names = [f"rank{rank}" for rank in range(self.world)]
         if not isinstance(plan, Plan):
             plan = Plan.even(len(self.layers), names, microbatches, plan, self._tied)
-        self.plan, self._row = self._checked(plan)
+        self.plan, self._row, self._plan_number = self._checked(plan)
         for layer in self._elsewhere():
-            state.drop(layer, [])
+            state.drop(layer, [], [own for _, own in self._own()])
         self._adopt()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -103,22 +105,21 @@ class Schedule:
 
         `x` is a tensor or a tuple of tensors, cut along its first dimension into microbatches, as `target` is. `x` is
         needed where the first layer is and `target` where the last one is; given everywhere, they are at hand wherever a
-        plan puts these layers, and may change their shape from step to step.
+        plan puts these layers. What does not fit together is refused on every rank before anything runs. After an error in
+        the middle gradients are not whole: zero them.
         """
+        share, error = self._share(x, target)
+        kind = self._agreed(share, error)
         if self._next is not None:
             self._switch()
-        share = self._share(x, target)
-        size = _size(share)
-        known = self._forms.get(size)
-        if known is None and self._is_blind:
-            raise ValueError("x changed its shape, and not every rank was given it: give x to step() on every rank")
+        known = self._forms.get(kind)
         self._worker.begin(share)
         self._exchange.begin(known)
         try:
             _native.run(self._row, self._worker, self._exchange)
             self._exchange.end()
             if known is None:
-                self._learn(size)
+                self._learn(kind)
             loss = self._loss()
         except BaseException:
             self._exchange.reset()
@@ -128,7 +129,42 @@ class Schedule:
         self.steps += 1
         return loss
 
-    def _checked(self, plan: Plan) -> tuple[Plan, _native.Row]:
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scales all gradients down to this global norm if theirs is larger; the norm before. The squares are added in the
+        order of the layers, so that no bit of it depends on the plan. To be called on every rank."""
+        squares = torch.zeros(len(self.layers), dtype=torch.float64, device=self.device)
+        gradients = []
+        seen: set[int] = set()
+        for at, layer in self._own():
+            for parameter in layer.parameters():
+                if parameter.grad is not None and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    gradients.append(parameter.grad)
+                    squares[at] += parameter.grad.detach().abs().double().square().sum()
+        dist.all_reduce(squares, group=self.group)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for square in squares:
+            total += square
+        norm = total.sqrt()
+        if norm > max_norm:
+            for gradient in gradients:
+                gradient.mul_((max_norm / norm).to(gradient.device))
+        return norm.float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the layers of this rank, by names that do not depend on the plan."""
+        return {
+            f"{at}.{name}": tensor for at, layer in self._own() for name, tensor in layer.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes parameters and buffers of the layers of this rank from a whole model's, or from more than these."""
+        for at, layer in self._own():
+            prefix = f"{at}."
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            layer.load_state_dict(own)
+
+    def _checked(self, plan: Plan) -> tuple[Plan, _native.Row, int]:
         if plan.layers != len(self.layers):
             raise PlanError(f"layers: the plan is for {plan.layers} layers, the model has {len(self.layers)}")
         if len(plan.devices) != self.world:
@@ -137,11 +173,16 @@ class Schedule:
         if findings:
             tied = f" (layers {self._tied} share parameters)" if self._tied else ""
             raise PlanError("the plan is not valid: " + "; ".join(findings) + tied)
-        return plan, plan.row(self.rank)
+        return plan, plan.row(self.rank), _number(plan.write())
 
     def _elsewhere(self) -> list[nn.Module]:
         """The layers of other ranks."""
         return [layer for layer, rank in zip(self.layers, self.plan.device_of_layers()) if rank != self.rank]
+
+    def _own(self) -> Iterator[tuple[int, nn.Module]]:
+        """The layers of this rank, with their numbers."""
+        of = self.plan.device_of_layers()
+        return ((at, layer) for at, layer in enumerate(self.layers) if of[at] == self.rank)
 
     def _adopt(self) -> None:
         stages = self.plan.stages
@@ -155,7 +196,7 @@ class Schedule:
 
     def _switch(self) -> None:
         assert self._next is not None
-        plan, row = self._next
+        plan, row, number = self._next
         self._next = None
         moves = self.plan.moves(plan)
         sent: list[Any] = []
@@ -168,28 +209,68 @@ class Schedule:
                 self._mover.receive(source, self.layers[layer], self.optimizers)
         for work, _ in sent:
             work.wait()
+        self.plan, self._row, self._plan_number = plan, row, number
+        held = [own for _, own in self._own()]
         for layer, source, _ in moves:
             if source == self.rank:
-                state.drop(self.layers[layer], self.optimizers)
-        self.plan, self._row = plan, row
+                state.drop(self.layers[layer], self.optimizers, held)
         self._adopt()
 
-    def _share(self, x: Any, target: Any) -> Share:
-        inputs = None if x is None else _cut(x, self.microbatches, "x")
-        targets = None if target is None else _cut(target, self.microbatches, "target")
+    def _share(self, x: Any, target: Any) -> tuple[Share, Exception | None]:
+        """This rank's data, or why it can't be cut."""
+        try:
+            inputs = None if x is None else _cut(x, self.microbatches, "x")
+            targets: Any = None if target is None else _cut(target, self.microbatches, "target")
+        except (TypeError, ValueError) as error:
+            return Share(None, None, self.steps), error
         if targets is not None and isinstance(target, Tensor):
             targets = [part[0] for part in targets]
-        return Share(inputs, targets, self.steps)
+        return Share(inputs, targets, self.steps), None
 
-    def _learn(self, size: tuple[Any, ...] | None) -> None:
+    def _agreed(self, share: Share, error: Exception | None) -> int:
+        """Sees that all ranks are about to do the same. What kind of iteration it is: the same kind has the same shapes."""
+        plan, number = (self.plan, self._plan_number) if self._next is None else (self._next[0], self._next[2])
+        own = [
+            int(error is None),
+            0 if share.inputs is None else _number([(part.dtype, tuple(part.shape)) for part in share.inputs[0]]),
+            int(share.targets is not None),
+            number,
+            _number((self.steps, self._manner())),
+        ]
+        mine = torch.tensor(own, dtype=torch.int64, device=self.device)
+        gathered = torch.empty(self.world * len(own), dtype=torch.int64, device=self.device)
+        dist.all_gather_into_tensor(gathered, mine, group=self.group)
+        if error is not None:
+            raise error
+        votes = gathered.view(self.world, len(own)).tolist()
+        failed = [rank for rank, vote in enumerate(votes) if not vote[0]]
+        if failed:
+            raise RuntimeError(f"step: ranks {failed} can't begin; they say why")
+        for at, what in ((3, "plan"), (4, "number of steps, training mode, autocast or requires_grad")):
+            if len({vote[at] for vote in votes}) > 1:
+                raise RuntimeError(f"step: the {what} differs from rank to rank: {[vote[at] for vote in votes]}")
+        of = plan.device_of_layers()
+        if not votes[of[0]][1]:
+            raise ValueError(f"step() needs x on rank {of[0]}, which holds the first layer")
+        if not votes[of[-1]][2]:
+            raise ValueError(f"step() needs target on rank {of[-1]}, which holds the last layer")
+        sizes = {vote[1] for vote in votes} - {0}
+        if len(sizes) > 1:
+            raise ValueError("x: its shape or type differs from rank to rank")
+        return _number((sizes.pop(), self._manner()))
+
+    def _manner(self) -> tuple[Any, ...]:
+        """What else decides what passes between layers, alike on all ranks."""
+        kind = self.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        modes = bytes(layer.training for layer in self.layers)
+        return autocast, modes, bytes(parameter.requires_grad for parameter in self.parameters())
+
+    def _learn(self, kind: int) -> None:
         """Shares what passes between the layers."""
-        own = (size, self._worker.forms)
-        parts = [own for _ in range(self.world)]
-        dist.all_gather_object(parts, own, group=self.group)
-        self._is_blind = len({size for size, _ in parts}) > 1
-        known = {layer: forms for _, part in parts for layer, forms in part.items()}
-        for size, _ in parts:
-            self._forms[size] = known
+        parts = [self._worker.forms for _ in range(self.world)]
+        dist.all_gather_object(parts, self._worker.forms, group=self.group)
+        self._forms[kind] = {layer: forms for part in parts for layer, forms in part.items()}
 
     def _loss(self) -> Tensor:
         owner = self.plan.device_of_layers()[-1]
@@ -212,10 +293,9 @@ def _device(layers: Sequence[nn.Module], device: torch.device | str | None) -> t
     return found.pop() if found else torch.device("cpu")
 
 
-def _size(share: Share) -> tuple[Any, ...] | None:
-    if share.inputs is None:
-        return None
-    return tuple((part.dtype, tuple(part.shape)) for part in share.inputs[0])
+def _number(what: Any) -> int:
+    """A number that is the same on every rank for the same thing, and is not 0."""
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest(), "little") + 1
 
 
 def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:

@@ -2,11 +2,15 @@
 
 A module whose weight gradient is one kernel (Linear, Conv, Embedding) gets a forward whose backward works out the input
 gradient only and leaves the rest behind as a `Debt`. An I leaves its debts until the W of its microbatch; a B pays them
-at its end. Both pay by the same kernels in the same order, so it makes no bit of difference which one a plan has.
+at its end. Both pay by the same kernels in the same order, so it makes no bit of difference which one a plan has, but for
+a parameter that is used besides by what leaves no debts: its sum follows the plan's order.
 
-1. What is not one of these modules, or is one with a twist (tied into a parametrization, compiled, sharded, padded in
-   another way), keeps its own backward: its weight gradients belong to I, and W has so much less to do.
-2. A debt holds the layer's input and the gradient of its output, which is what W costs in memory.
+1. Debts are left only while the ledger is open, which it is during an I or a B. Any other backward, as of a layer run by
+   itself or of a gradient inside a layer, gives gradients as ever.
+2. What is not one of these modules, or is one with a twist (parametrized, sharded, padded in another way, with hooks on its
+   parameters, in a compiled layer or in DistributedDataParallel), keeps its own backward: its weight gradients belong to
+   I, and W has so much less to do.
+3. A debt holds the layer's input and the gradient of its output, which is what W costs in memory.
 """
 
 from __future__ import annotations
@@ -26,11 +30,28 @@ class Ledger:
 
     def __init__(self) -> None:
         self.debts: list[Debt] = []
+        self.is_open = False
+
+    def __enter__(self) -> None:
+        self.is_open = True
+
+    def __exit__(self, *_: object) -> None:
+        self.is_open = False
 
     def take(self) -> list[Debt]:
         """All debts since the last time."""
         debts, self.debts = self.debts, []
         return debts
+
+
+_LEDGER = "_adaptis_ledger"
+"""The attribute of a module that leaves debts."""
+
+
+def _ledger(module: nn.Module) -> Ledger:
+    ledger = module.__dict__[_LEDGER]
+    assert isinstance(ledger, Ledger)
+    return ledger
 
 
 def pay(debts: list[Debt]) -> None:
@@ -50,9 +71,9 @@ def _add(parameter: Tensor, gradient: Tensor) -> None:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: Any, owner: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: Any, module: nn.Linear) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.cast, ctx.owner = cast, owner
+        ctx.cast, ctx.module = cast, module
         if cast is not None:
             weight, bias = weight.to(cast), None if bias is None else bias.to(cast)
         return functional.linear(x, weight, bias)
@@ -61,11 +82,16 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        ledger, module = ctx.owner
-        if ctx.cast is not None:
-            weight = weight.to(ctx.cast)
-        ledger.debts.append(lambda: _linear_debt(module, x, gradient))
-        return (gradient.matmul(weight) if ctx.needs_input_grad[0] else None), None, None, None, None
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        ledger, module = _ledger(ctx.module), ctx.module
+        before = gradient.matmul(weight if ctx.cast is None else weight.to(ctx.cast)) if of_x else None
+        if ledger.is_open:
+            x, gradient = x.detach(), gradient.detach()
+            ledger.debts.append(lambda: _linear_debt(module, x, gradient))
+            return before, None, None, None, None
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        own = (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if of_weight else None
+        return before, own, flat.sum(0).to(weight.dtype) if of_bias else None, None, None
 
 
 def _linear_debt(module: nn.Linear, x: Tensor, gradient: Tensor) -> None:
@@ -76,13 +102,19 @@ def _linear_debt(module: nn.Linear, x: Tensor, gradient: Tensor) -> None:
         _add(module.bias, flat.sum(0))
 
 
-def _linear(ledger: Ledger) -> Callable[..., Tensor]:
-    def forward(self: nn.Linear, input: Tensor) -> Tensor:
-        cast = _autocast(input)
-        x = input if cast is None else input.to(cast)
-        return _Linear.apply(x, self.weight, self.bias, cast, (ledger, self))
+def _linear(self: nn.Linear, input: Tensor) -> Tensor:
+    if not _leaves_debts(self):
+        return nn.Linear.forward(self, input)
+    cast = _autocast(input)
+    x = input if cast is None else input.to(cast)
+    return _Linear.apply(x, self.weight, self.bias, cast, self)
 
-    return forward
+
+def _leaves_debts(module: nn.Module) -> bool:
+    """Whether any of its parameters wants a gradient, and nobody else has a hand in it."""
+    parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
+    has_hooks = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+    return not has_hooks and any(parameter.requires_grad for parameter in parameters)
 
 
 def _autocast(x: Tensor) -> torch.dtype | None:
@@ -95,10 +127,9 @@ def _autocast(x: Tensor) -> torch.dtype | None:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: Any, owner: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: Any, module: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.cast, ctx.owner = cast, owner
-        _, module = owner
+        ctx.cast, ctx.module = cast, module
         if cast is not None:
             weight, bias = weight.to(cast), None if bias is None else bias.to(cast)
         return torch.convolution(x, weight, bias, *_geometry(module))
@@ -107,15 +138,19 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        ledger, module = ctx.owner
-        if ctx.cast is not None:
-            weight = weight.to(ctx.cast)
-        ledger.debts.append(lambda: _convolution_debt(module, x, gradient, ctx.cast))
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        wanted = [True, False, False]
-        before, _, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *_geometry(module), wanted)
-        return before, None, None, None, None
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        ledger, module, cast = _ledger(ctx.module), ctx.module, ctx.cast
+        if ledger.is_open:
+            if of_weight or of_bias:
+                left, of_output = x.detach(), gradient.detach()
+                ledger.debts.append(lambda: _convolution_debt(module, left, of_output, cast))
+            of_weight = of_bias = False
+        sizes = None if module.bias is None else list(module.bias.shape)
+        operand = weight if cast is None else weight.to(cast)
+        wanted = [of_x, of_weight, of_bias]
+        results = torch.ops.aten.convolution_backward(gradient, x, operand, sizes, *_geometry(module), wanted)
+        before, *own = (part if is_wanted else None for part, is_wanted in zip(results, wanted))
+        return before, *(None if part is None else part.to(weight.dtype) for part in own), None, None
 
 
 def _convolution_debt(module: Any, x: Tensor, gradient: Tensor, cast: torch.dtype | None) -> None:
@@ -137,81 +172,81 @@ def _geometry(module: Any) -> tuple[Any, ...]:
     return list(module.stride), list(module.padding), list(module.dilation), False, still, module.groups
 
 
-def _convolution(ledger: Ledger) -> Callable[..., Tensor]:
-    def forward(self: Any, input: Tensor) -> Tensor:
-        if input.dim() != len(self.stride) + 2:
-            # Without a batch, which no microbatch is.
-            return type(self).forward(self, input)
-        cast = _autocast(input)
-        x = input if cast is None else input.to(cast)
-        return _Convolution.apply(x, self.weight, self.bias, cast, (ledger, self))
-
-    return forward
+def _convolution(self: Any, input: Tensor) -> Tensor:
+    # Without a batch, which no microbatch is, it is left alone, too.
+    if not _leaves_debts(self) or input.dim() != len(self.stride) + 2:
+        return type(self).forward(self, input)
+    cast = _autocast(input)
+    x = input if cast is None else input.to(cast)
+    return _Convolution.apply(x, self.weight, self.bias, cast, self)
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, indices: Tensor, weight: Tensor, owner: Any) -> Tensor:
-        ctx.indices, ctx.owner = indices, owner
-        _, module = owner
+    def forward(ctx: Any, indices: Tensor, weight: Tensor, module: nn.Embedding) -> Tensor:
+        ctx.indices, ctx.module = indices, module
         return functional.embedding(indices, weight, module.padding_idx)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
-        ledger, module = ctx.owner
-        indices = ctx.indices
-        ledger.debts.append(lambda: _embedding_debt(module, indices, gradient))
-        return None, None, None
+        ledger, module, indices = _ledger(ctx.module), ctx.module, ctx.indices
+        if ledger.is_open:
+            of_output = gradient.detach()
+            ledger.debts.append(lambda: _add(module.weight, _of_rows(module, indices, of_output)))
+            return None, None, None
+        return None, _of_rows(module, indices, gradient), None
 
 
-def _embedding_debt(module: nn.Embedding, indices: Tensor, gradient: Tensor) -> None:
+def _of_rows(module: nn.Embedding, indices: Tensor, gradient: Tensor) -> Tensor:
     padding = -1 if module.padding_idx is None else module.padding_idx
-    rows = module.num_embeddings
-    _add(module.weight, torch.ops.aten.embedding_dense_backward(gradient, indices, rows, padding, False))
+    return torch.ops.aten.embedding_dense_backward(gradient, indices, module.num_embeddings, padding, False)
 
 
-def _embedding(ledger: Ledger) -> Callable[..., Tensor]:
-    def forward(self: nn.Embedding, input: Tensor) -> Tensor:
-        return _Embedding.apply(input, self.weight, (ledger, self))
+def _embedding(self: nn.Embedding, input: Tensor) -> Tensor:
+    if not _leaves_debts(self):
+        return nn.Embedding.forward(self, input)
+    return _Embedding.apply(input, self.weight, self)
 
-    return forward
 
-
-def _forward_of(module: nn.Module, ledger: Ledger) -> Callable[..., Tensor] | None:
+def _forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
     """The forward that leaves debts, for modules that can."""
     kind = type(module)
     if kind is nn.Linear:
-        return _linear(ledger)
+        return _linear
     if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         is_plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return _convolution(ledger) if is_plain else None
+        return _convolution if is_plain else None
     if kind is nn.Embedding:
         is_plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
-        return _embedding(ledger) if is_plain else None
+        return _embedding if is_plain else None
     return None
 
 
 def _is_left_alone(module: nn.Module) -> bool:
     """Others have a hand in its forward or its parameters."""
     own = module.__dict__.get("_parameters", {})
-    has_hooks = bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks)
-    return not isinstance(own.get("weight"), nn.Parameter) or has_hooks or "forward" in module.__dict__
+    is_sharded = any(hasattr(parameter, "device_mesh") for parameter in module.parameters(recurse=False))
+    is_changed = "forward" in module.__dict__ and _LEDGER not in module.__dict__
+    return not isinstance(own.get("weight"), nn.Parameter) or is_sharded or is_changed
+
+
+def _has_own_backward(module: nn.Module) -> bool:
+    """Compiled, or its gradients are reduced as they come."""
+    is_compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+    return is_compiled or isinstance(module, nn.parallel.DistributedDataParallel)
 
 
 def defer(layer: nn.Module, ledger: Ledger) -> int:
-    """Lets the weight gradients of a layer's modules wait. How many modules can."""
-    if hasattr(layer, "_orig_mod"):
-        # Compiled as a whole: its backward is one piece.
+    """Lets the weight gradients of a layer's modules wait, in this ledger from now on. How many modules can."""
+    if any(_has_own_backward(module) for module in layer.modules()):
         return 0
     count = 0
     for module in layer.modules():
-        forward = _forward_of(module, ledger)
+        forward = _forward_of(module)
         if forward is None or _is_left_alone(module):
             continue
-        if any(hasattr(parameter, "device_mesh") for parameter in module.parameters(recurse=False)):
-            # Sharded: gradients are reduced by hooks of their own.
-            continue
+        module.__dict__[_LEDGER] = ledger
         module.forward = MethodType(forward, module)
         count += 1
     return count

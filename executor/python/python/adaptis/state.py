@@ -1,7 +1,7 @@
 """The state of a layer: parameters, buffers, gradients, and what optimizers keep for it. It moves as a whole.
 
 1. A parameter is one object on every rank for the whole run. Where its layer is not, it holds nothing: one NaN, seen in
-   its full shape. So optimizers, schedulers and clipping keep what they hold; what has no gradient they leave alone.
+   its full shape. So optimizers and schedulers keep what they hold; what has no gradient they leave alone.
 2. A move changes no bit: the digest of what was sent is compared with that of what came.
 3. A tensor that several layers share moves with them, once; a plan that parts them is refused (`tied`).
 """
@@ -31,13 +31,9 @@ def _blank(tensor: Tensor) -> Tensor:
     return torch.full((), filler, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
-def is_blank(tensor: Tensor) -> bool:
-    """Whether it only stands for a tensor that is on another rank."""
-    return tensor.numel() > 1 and all(stride == 0 for stride in tensor.stride())
-
-
-def drop(layer: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Frees the state of a layer that this rank does not hold."""
+def drop(layer: nn.Module, optimizers: Sequence[Optimizer], held: Sequence[nn.Module]) -> None:
+    """Frees the state of a layer that this rank does not hold, but for buffers that layers which it holds use as well."""
+    used = {id(buffer) for other in held for buffer in other.buffers()}
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.grad = None
@@ -45,7 +41,8 @@ def drop(layer: nn.Module, optimizers: Sequence[Optimizer]) -> None:
             for optimizer in optimizers:
                 optimizer.state.pop(parameter, None)
         for buffer in layer.buffers():
-            buffer.data = _blank(buffer.data)
+            if id(buffer) not in used:
+                buffer.data = _blank(buffer.data)
 
 
 def tied(layers: Sequence[nn.Module]) -> list[list[int]]:

@@ -9,7 +9,8 @@
 1. Pieces make a layer the smallest unit that can be timed, recomputed and moved, and gradients do not depend on where
    stages begin and end.
 2. A layer draws its random numbers from a key of its own (`chance`), so that neither a plan nor a recomputation changes
-   them. What a recomputation does to buffers, as running means, is undone.
+   them. A recomputation works on copies of the buffers, as running means, so that they change once. It reads what later
+   microbatches left in them: a layer whose result depends on a buffer that it changes is not to be recomputed.
 """
 
 from __future__ import annotations
@@ -130,8 +131,7 @@ class Worker:
         here = self.stages[stage]
         kept = self._kept[stage, microbatch] = Kept()
         if value is None:
-            if self.share.inputs is None:
-                raise ValueError("step() needs x on the rank that holds the first layer")
+            assert self.share.inputs is not None, "all ranks agreed that it is there"
             value = self.share.inputs[microbatch]
         for layer in range(here.first, here.end):
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
@@ -140,7 +140,9 @@ class Worker:
             outputs = self._run(layer, inputs, number, with_graph=not is_recomputed)
             if is_recomputed:
                 wants = self._wants_gradient(layer, inputs)
-                value = tuple(_leaf(part, wants and part.is_floating_point()) for part in outputs)
+                value = tuple(
+                    _leaf(part, wants and (part.is_floating_point() or part.is_complex())) for part in outputs
+                )
                 kept.pieces.append(Piece(inputs, None, number))
             else:
                 value = tuple(_leaf(part, part.requires_grad) for part in outputs)
@@ -155,30 +157,33 @@ class Worker:
 
     def _run(self, layer: int, inputs: Bundle, number: int, with_graph: bool) -> Bundle:
         self._generator.seed(number)
+        versions = [part._version for part in inputs]
+        hint = f"layer {layer} changes its input in place; let it work on a copy (inplace=False)"
         with torch.enable_grad() if with_graph else torch.no_grad():
             try:
-                return bundled(self.layers[layer](*inputs), layer)
+                outputs = bundled(self.layers[layer](*inputs), layer)
             except RuntimeError as error:
                 if "leaf Variable" in str(error):
-                    hint = f"layer {layer} changes its input in place; let it work on a copy (inplace=False)"
                     raise RuntimeError(f"{hint}: {error}") from error
                 raise
+        if versions != [part._version for part in inputs]:
+            raise RuntimeError(hint)
+        return outputs
 
     def _wants_gradient(self, layer: int, inputs: Bundle) -> bool:
         given = any(part.requires_grad for part in inputs)
         return given or any(parameter.requires_grad for parameter in self.layers[layer].parameters())
 
     def _loss(self, outputs: Bundle, microbatch: int) -> Tensor:
-        if self.share.targets is None:
-            raise ValueError("step() needs target on the rank that holds the last layer")
+        assert self.share.targets is not None, "all ranks agreed that it is there"
         self._generator.seed(chance.key(self.seed, self.share.step, len(self.layers), microbatch))
         with torch.enable_grad():
             output = outputs[0] if len(outputs) == 1 else outputs
             loss = self.loss_fn(output, self.share.targets[microbatch])
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError("loss_fn returns one number, as a tensor")
-        self.losses[microbatch] = loss.detach()
-        return loss
+        self.losses[microbatch] = loss.detach().reshape(())
+        return loss.reshape(())
 
     def input_gradient(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
         """I."""
@@ -187,7 +192,8 @@ class Worker:
 
     def weight_gradient(self, stage: int, microbatch: int) -> None:
         """W."""
-        pay(self._kept.pop((stage, microbatch)).debts)
+        with self._without_autocast():
+            pay(self._kept.pop((stage, microbatch)).debts)
 
     def backward(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
         """B."""
@@ -199,14 +205,16 @@ class Worker:
         here = self.stages[stage]
         with self._without_autocast():
             if gradient is None:
-                gradient = self._gradient_of_loss(kept)
+                with self.ledger:
+                    gradient = self._gradient_of_loss(kept)
                 settle(self.ledger.take())
         for layer in reversed(range(here.first, here.end)):
             piece = kept.pieces.pop()
             outputs = piece.outputs if piece.outputs is not None else self._recompute(layer, piece)
             piece.outputs = None
             with self._without_autocast():
-                gradient = _through(outputs, gradient, piece.inputs)
+                with self.ledger:
+                    gradient = _through(outputs, gradient, piece.inputs)
                 settle(self.ledger.take())
         return gradient if here.first > 0 else None
 
@@ -219,11 +227,18 @@ class Worker:
         return tuple(part.grad if part.requires_grad else None for part in outputs)
 
     def _recompute(self, layer: int, piece: Piece) -> Bundle:
-        buffers = [(buffer, buffer.clone()) for buffer in self.layers[layer].buffers()]
-        outputs = self._run(layer, piece.inputs, piece.key, with_graph=True)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        return outputs
+        kept: list[tuple[nn.Module, str, Tensor]] = []
+        copies: dict[int, Tensor] = {}
+        for module in self.layers[layer].modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    kept.append((module, name, buffer))
+                    module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+        try:
+            return self._run(layer, piece.inputs, piece.key, with_graph=True)
+        finally:
+            for module, name, buffer in kept:
+                module._buffers[name] = buffer
 
     def _without_autocast(self) -> contextlib.AbstractContextManager[Any]:
         kind = self.device.type
