@@ -114,7 +114,7 @@ fn in_gibibytes(peak: &PeakMemory) -> String {
     let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
     let more = match peak.shortfall_bytes() {
         None | Some(0) => String::new(),
-        Some(bytes) if peak.is_beyond_margin() => format!(" ({:.1} above plan, more than was left)", gibibytes(bytes)),
+        Some(bytes) if peak.is_close() => format!(" ({:.1} above plan, most of what was left)", gibibytes(bytes)),
         Some(bytes) => format!(" ({:.1} above plan)", gibibytes(bytes)),
     };
     format!("memory {:.1} of {:.1} GiB{more}  ", gibibytes(peak.measured_bytes), gibibytes(peak.memory_bytes))
@@ -149,7 +149,7 @@ mod tests {
             (peak(None, gib(30)), "memory 30.0 of 40.0 GiB  layers 0-3"),
             (peak(Some(32), gib(30)), "memory 30.0 of 40.0 GiB  layers"),
             (peak(Some(28), gib(30)), "memory 30.0 of 40.0 GiB (2.0 above plan)  layers"),
-            (peak(Some(39), gib(41)), "memory 41.0 of 40.0 GiB (2.0 above plan, more than was left)  layers"),
+            (peak(Some(39), gib(41)), "memory 41.0 of 40.0 GiB (2.0 above plan, most of what was left)  layers"),
             (PeakMemory { epoch: Epoch(1), ..peak(None, 1) }, "idle    -  layers 0-3"),
         ] {
             let table = table(&status, std::slice::from_ref(&of));

@@ -363,11 +363,12 @@ fn switch(record: &SwitchRecord) -> SwitchRow {
 fn memory(peak: &PeakMemory) -> MemoryRow<'_> {
     let remark = || {
         format!(
-            "plan {} needed {} bytes more on {} than predicted, and left only {} free; plans made since reserve them",
+            "plan {} needed {} bytes more on {} than predicted, of {} that it left free; what two iterations needed is reserved \
+             for later plans",
             peak.epoch,
             peak.shortfall_bytes().unwrap_or(0),
             peak.device,
-            peak.memory_bytes.saturating_sub(peak.predicted_bytes.unwrap_or(peak.memory_bytes)),
+            peak.margin_bytes(),
         )
     };
     MemoryRow {
@@ -376,7 +377,7 @@ fn memory(peak: &PeakMemory) -> MemoryRow<'_> {
         predicted_bytes: peak.predicted_bytes,
         measured_bytes: peak.measured_bytes,
         shortfall_bytes: peak.shortfall_bytes(),
-        remark: peak.is_beyond_margin().then(remark),
+        remark: peak.is_close().then(remark),
     }
 }
 

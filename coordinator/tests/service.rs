@@ -183,12 +183,12 @@ fn memory_beyond_its_plan_is_told_everywhere() {
     let [known] = &peaks[..] else { panic!("{peaks:?}") };
     // What it reserves, the state of two layers, and one microbatch in flight: layer by layer 10 and 10.
     assert_eq!(known.predicted_bytes, Some(5 + 8 + 20), "as first estimated");
-    assert_eq!((known.measured_bytes, known.is_beyond_margin()), (2 << 20, true));
+    assert_eq!((known.measured_bytes, known.is_close()), (2 << 20, true));
     let begun = Instant::now();
     while !service.get("/status.json").contains(r#""measured_bytes":2097152"#) {
         assert!(begun.elapsed() < PATIENCE, "{}", service.get("/status.json"));
     }
-    assert!(service.get("/").contains("more than was left"), "{}", service.get("/"));
+    assert!(service.get("/").contains("most of what was left"), "{}", service.get("/"));
     assert_eq!(service.end(), Ended::Stopped);
     let report: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(dir.path().join(REPORT_FILE)).unwrap()).unwrap();

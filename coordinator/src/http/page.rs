@@ -115,7 +115,7 @@ fn devices(out: &mut String, status: &Status, memory: &[PeakMemory]) {
         let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
         let predicted = peak.and_then(|peak| peak.predicted_bytes).map(gibibytes);
         let predicted = predicted.map_or(String::new(), |of| format!(", predicted {of:.1}"));
-        let beyond = if peak.is_some_and(PeakMemory::is_beyond_margin) { ", more than was left" } else { "" };
+        let beyond = if peak.is_some_and(PeakMemory::is_close) { ", most of what was left" } else { "" };
         let peak = device.peak_bytes.map_or("-".to_owned(), |peak| format!("{:.1}", gibibytes(peak)));
         let _ = writeln!(
             out,

@@ -120,10 +120,14 @@ impl PeakMemory {
         Some(self.measured_bytes.saturating_sub(self.predicted_bytes?))
     }
 
-    /// The shortfall is larger than what the plan left free on the device: it no longer fits as it was predicted.
-    pub fn is_beyond_margin(&self) -> bool {
-        let margin_bytes = self.memory_bytes.saturating_sub(self.predicted_bytes.unwrap_or(self.memory_bytes));
-        self.shortfall_bytes().is_some_and(|shortfall_bytes| shortfall_bytes > margin_bytes)
+    /// What the plan left free on the device, as predicted.
+    pub fn margin_bytes(&self) -> u64 {
+        self.memory_bytes.saturating_sub(self.predicted_bytes.unwrap_or(self.memory_bytes))
+    }
+
+    /// The shortfall takes more than half of what the plan left free: the next one like it may not fit.
+    pub fn is_close(&self) -> bool {
+        self.shortfall_bytes().is_some_and(|shortfall_bytes| shortfall_bytes > self.margin_bytes() / 2)
     }
 }
 

@@ -122,7 +122,10 @@ impl Brain {
         }
         self.cancel_search();
         let problem = &fit.estimated.problem;
-        let findings: Vec<String> = audit(problem, &before).iter().map(ToString::to_string).collect();
+        // It ran: what the plan in force needs beyond its prediction is nothing against it.
+        let as_it_ran = self.adapt.as_ref().map(|adapt| adapt.estimator.without_peaks(problem));
+        let findings: Vec<String> =
+            audit(as_it_ran.as_ref().unwrap_or(problem), &before).iter().map(ToString::to_string).collect();
         let is_valid = findings.is_empty();
         let after_ns = fit.estimated.iterations(&before).map_or(0, |draws| draws.median_ns());
         let transfer_ns = moves::transfer_ns(problem, &moves::moves(problem, &running, &before));

@@ -39,6 +39,7 @@ impl Brain {
     pub(super) fn on_records(&mut self, now_ns: u64, device: &str, ring: Incarnation, records: &[Record]) {
         let Some(index) = self.member(device, ring) else { return };
         self.absorbed_ns = now_ns;
+        let mut is_whole = false;
         for sample in records.iter().filter_map(|&record| Sample::try_from(record).ok()) {
             self.note_late(index, &sample);
             self.note_peak(index, &sample);
@@ -54,10 +55,14 @@ impl Brain {
             }
             for step in self.history.absorb(index, &sample) {
                 self.on_iteration(now_ns, step);
+                is_whole = true;
             }
         }
         self.persist_switches();
-        self.persist_peaks();
+        // Once an iteration: a peak that creeps costs no write for each batch.
+        if is_whole {
+            self.persist_peaks();
+        }
     }
 
     /// Writes what became known of switches.
@@ -76,6 +81,10 @@ impl Brain {
 
     /// The replay is over: what it told that an earlier reign did not get to write is written.
     pub(super) fn catch_up(&mut self) {
+        if let Some(adapt) = &mut self.adapt {
+            let peaks: Vec<_> = self.peaks.all().cloned().collect();
+            adapt.estimator.recall_peaks(&peaks);
+        }
         self.persist_switches();
         self.persist_peaks();
         if let Some((step, epoch)) = self.history.first_on_last_plan() {

@@ -63,8 +63,8 @@ pub(crate) use loads::Loads;
 pub(crate) use rates::ratio as ratio_of_rates;
 
 use crate::drift::Who;
-use adaptis_plan::Plan;
-use adaptis_proto::message::{DeviceCard, JobLayer};
+use adaptis_plan::{Plan, Problem};
+use adaptis_proto::message::{DeviceCard, JobLayer, PeakMemory};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Step};
@@ -303,6 +303,24 @@ impl Estimator {
             peaks.compare(plan.epoch, peak_bytes.saturating_sub(before_bytes), device.memory_bytes);
             let own_bytes = device.reserved_bytes.saturating_sub(before_bytes);
             device.reserved_bytes = own_bytes.saturating_add(peaks.reserved_bytes());
+        }
+    }
+
+    /// A problem without what peaks of memory made it reserve: what a plan is held against that ran on these devices.
+    pub fn without_peaks(&self, problem: &Problem) -> Problem {
+        let mut problem = problem.clone();
+        for (device, peaks) in problem.devices.iter_mut().zip(&self.peaks) {
+            device.reserved_bytes = device.reserved_bytes.saturating_sub(peaks.reserved_bytes());
+        }
+        problem
+    }
+
+    /// After a restart: what plans needed beyond their predictions, as far as their samples came again.
+    pub fn recall_peaks(&mut self, predicted: &[PeakMemory]) {
+        for (card, peaks) in self.job.devices.iter().zip(&mut self.peaks) {
+            for of in predicted.iter().filter(|of| of.device == card.name) {
+                of.predicted_bytes.into_iter().for_each(|bytes| peaks.recall(of.epoch, bytes));
+            }
         }
     }
 

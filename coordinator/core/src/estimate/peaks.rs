@@ -58,6 +58,13 @@ impl Peaks {
         latest.peaks.push_back(peak_bytes);
     }
 
+    /// What was predicted of a plan, when nobody fits it any more.
+    pub fn recall(&mut self, epoch: Epoch, predicted_bytes: u64) {
+        let Some(plan) = self.plans.iter_mut().find(|plan| plan.epoch == epoch) else { return };
+        let short_bytes = plan.peak_bytes().map_or(0, |peak| peak.saturating_sub(predicted_bytes));
+        plan.shortfall_bytes = plan.shortfall_bytes.max(short_bytes);
+    }
+
     /// To be reserved beside what is known to be.
     pub fn reserved_bytes(&self) -> u64 {
         self.reserved_bytes
@@ -118,6 +125,20 @@ mod tests {
             reserved(&mut of, epoch, &[103, 103]);
         }
         assert_eq!(of.reserved_bytes(), 3, "four plans on, the first ones are forgotten");
+    }
+
+    #[test]
+    fn after_a_restart_earlier_plans_count_as_they_did() {
+        let (mut of, mut again) = (Peaks::default(), Peaks::default());
+        for peaks in [&mut of, &mut again] {
+            [130; 3].into_iter().for_each(|peak| peaks.absorb(Epoch(1), peak));
+        }
+        of.compare(Epoch(1), 100, 150);
+        again.recall(Epoch(1), 100);
+        again.recall(Epoch(9), 1);
+        for peaks in [&mut of, &mut again] {
+            assert_eq!(reserved(peaks, 2, &[101; 2]), 30);
+        }
     }
 
     #[test]

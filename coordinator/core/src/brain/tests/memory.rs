@@ -64,20 +64,21 @@ fn what_is_known_of_memory_outlives_the_coordinator() {
 }
 
 #[test]
-fn a_shortfall_beyond_what_was_left_is_told_apart() {
+fn a_shortfall_that_takes_most_of_what_was_left_is_told_apart() {
     let peak = |predicted_bytes, measured_bytes| PeakMemory {
         predicted_bytes,
         measured_bytes,
         memory_bytes: 100,
         ..PeakMemory::default()
     };
-    for (of, shortfall_bytes, is_beyond) in [
+    for (of, shortfall_bytes, is_close) in [
         (peak(None, 120), None, false),
         (peak(Some(90), 80), Some(0), false),
-        (peak(Some(90), 100), Some(10), false),
+        (peak(Some(90), 95), Some(5), false),
+        (peak(Some(90), 96), Some(6), true),
         (peak(Some(90), 101), Some(11), true),
         (peak(Some(110), 111), Some(1), true),
     ] {
-        assert_eq!((of.shortfall_bytes(), of.is_beyond_margin()), (shortfall_bytes, is_beyond), "{of:?}");
+        assert_eq!((of.shortfall_bytes(), of.is_close()), (shortfall_bytes, is_close), "{of:?}");
     }
 }
