@@ -29,6 +29,7 @@ mod earlier;
 mod follow;
 mod history;
 mod intake;
+mod loads;
 mod peaks;
 mod start;
 mod status;

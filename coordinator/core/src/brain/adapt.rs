@@ -15,7 +15,8 @@
 //! 3. One search at a time; a change makes the running one stale.
 
 use super::earlier::Prospect;
-use super::{Announcement, Brain, Effect, Mode, SearchOrder, Stage};
+use super::loads::Told;
+use super::{Brain, Effect, Mode, SearchOrder, Stage};
 use crate::admission::{self, Admission, Policy, Trigger};
 use crate::drift::{Change, Drift, Gauge, Limits, Shift, Who};
 use crate::estimate::{Estimated, Estimator, JobView, Measured, Source};
@@ -128,12 +129,11 @@ pub(super) struct Adapt {
     /// What goes to and fro: its mean over its present time.
     pub(super) periodic: BTreeMap<Who, f64>,
     drift: Drift,
-    gauge: Option<Gauge>,
+    pub(super) gauge: Option<Gauge>,
     replayed_changes: Vec<Change>,
     completed: u64,
     has_decided: bool,
-    /// People know that costs are those of the mean load.
-    has_told_loads: bool,
+    pub(super) told: Told,
     /// Plans given up since one took effect.
     aborts: u32,
     apart: u32,
@@ -177,7 +177,7 @@ impl Adapt {
             replayed_changes: changes,
             completed: 0,
             has_decided,
-            has_told_loads: false,
+            told: Told::default(),
             aborts: 0,
             apart: 0,
             apart_from: Step(0),
@@ -235,6 +235,7 @@ impl Brain {
         let Some(epoch) = self.history.iteration(step).map(|iteration| iteration.record.epoch) else { return };
         self.begin_phase(step, epoch);
         self.settle_pending(now_ns, step, epoch);
+        self.tell_of_unknown_loads();
         let Some(adapt) = &mut self.adapt else { return };
         adapt.completed += 1;
         if adapt.fit.is_none() {
@@ -313,10 +314,8 @@ impl Brain {
             self.peaks.predict(epoch, names.zip(peaks));
         }
         adapt.estimator.reserve_for(running, &mut estimated);
-        if let Some(covariates) = estimated.uncertainty.covariates.as_ref().filter(|_| !adapt.has_told_loads) {
-            adapt.has_told_loads = true;
-            self.outbox.push(Effect::Announce(Announcement::LoadsDiffer { mean: covariates.mean }));
-        }
+        let covariates = estimated.uncertainty.covariates.as_deref();
+        self.outbox.extend(adapt.told.differ(covariates).map(Effect::Announce));
         adapt.refer_to(&estimated);
         let present_ns = estimated.iterations(running).map_or(0, |draws| draws.median_ns());
         let correction = adapt.estimator.prediction_correction(epoch, present_ns);

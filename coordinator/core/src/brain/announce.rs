@@ -63,6 +63,8 @@ pub enum Announcement {
         /// As seen so far.
         mean: Load,
     },
+    /// Microbatches differ, and the loads of most are not known: devices are watched nevertheless, less sharply.
+    LoadsUnknown,
     /// Earlier jobs tell of kinds of this one.
     Recalled {
         /// Of which.
@@ -131,6 +133,10 @@ impl fmt::Display for Announcement {
                 )?;
                 if *busiest > 0.0 { write!(f, " and {busiest:.0} tokens of the busiest expert") } else { Ok(()) }
             }
+            Announcement::LoadsUnknown => f.write_str(
+                "microbatches differ, and of most the load was not recorded, or not in time: changes of devices are seen later; \
+                 record the load of each microbatch before its first work",
+            ),
             Announcement::Recalled { kinds, predicted_ns } => {
                 write!(f, "earlier jobs tell what layers cost on {}", kinds.join(", "))?;
                 predicted_ns.map_or(Ok(()), |ns| write!(f, ": an iteration takes {:.1} ms", ns as f64 / 1e6))

@@ -4,7 +4,7 @@ use super::{OfLayer, Reading, Readings, Who};
 use crate::estimate::{Estimated, Load, Loads, phase_index, robust};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Generation, LayerIndex, Microbatch, Step};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Iterations that are open at once; the oldest is given out as it is.
 const OPEN: usize = 4;
@@ -59,19 +59,27 @@ pub struct Gauge {
     open: BTreeMap<Step, Iteration>,
     /// Iterations up to it were given out.
     done: Option<Step>,
+    /// Works that were read although their loads are not known.
+    without_load: u64,
 }
 
 impl Gauge {
     /// Measures against `reference`.
     pub fn new(reference: &Estimated) -> Self {
-        let (generation, loads) = (Generation(0), Loads::default());
-        Self { reference: reference.clone(), generation, loads, open: BTreeMap::new(), done: None }
+        let (generation, loads) = (Generation(0), Loads::new(reference.problem.microbatches));
+        let (reference, open) = (reference.clone(), BTreeMap::new());
+        Self { reference, generation, loads, open, done: None, without_load: 0 }
     }
 
     /// Replaces the reference. Iterations that are half measured are dropped; tell [`super::Drift`] as well.
     pub fn set_reference(&mut self, reference: &Estimated) {
         self.reference = reference.clone();
         self.open.clear();
+    }
+
+    /// Works that were read although their loads are not known: most of their device's iteration had none.
+    pub fn without_load(&self) -> u64 {
+        self.without_load
     }
 
     /// Takes a sample of a device. Gives the readings of each iteration that it completes, in order: one that every
@@ -162,6 +170,9 @@ impl Gauge {
 
     fn end(&mut self, device: DeviceIndex, place: Place) -> Vec<Readings> {
         let devices = self.reference.problem.devices.len();
+        if device.index() < devices {
+            self.loads.report(device, place);
+        }
         let Some(iteration) = self.iteration(place) else { return Vec::new() };
         if !iteration.ended.contains(&device) {
             iteration.ended.push(device);
@@ -185,13 +196,14 @@ impl Gauge {
         readings
     }
 
-    fn read(&self, step: Step, iteration: Iteration) -> Readings {
+    fn read(&mut self, step: Step, iteration: Iteration) -> Readings {
+        let mut without_load = 0;
         let spread = |who: Who| match who {
             Who::Device(_) | Who::Layer(..) => self.reference.uncertainty.spread,
             Who::Link(..) => TRANSFER_SPREAD.max(self.reference.uncertainty.spread),
         };
         let of = iteration.of.into_iter().filter_map(|(who, mut ratios)| {
-            self.at_mean_load(step, who, &mut ratios);
+            without_load += self.at_mean_load(step, who, &mut ratios);
             let is_guess = ratios.iter().all(|ratio| ratio.is_guess);
             ratios.retain(|ratio| ratio.is_guess == is_guess);
             if ratios.iter().any(|ratio| ratio.ln_sd <= WELL_KNOWN_LN_SD) {
@@ -220,23 +232,43 @@ impl Gauge {
                 phases,
             })
         });
-        Readings { step, of: of.collect() }
+        let of = of.collect();
+        self.without_load += without_load;
+        Readings { step, of }
     }
 }
 
 impl Gauge {
-    /// Takes off what the load of each work's microbatch made of its time. Works of unknown load say nothing.
-    fn at_mean_load(&self, step: Step, who: Who, ratios: &mut Vec<Ratio>) {
-        let (Some(covariates), Who::Device(device)) = (&self.reference.uncertainty.covariates, who) else { return };
-        let Some(card) = self.reference.problem.devices.get(device.index()) else { return };
+    /// Takes off what the load of each work's microbatch made of its time. Works of unknown load say nothing, unless they are
+    /// most: then they are read as works usually are, spread as loads are. Gives how many these are.
+    fn at_mean_load(&self, step: Step, who: Who, ratios: &mut Vec<Ratio>) -> u64 {
+        let (Some(covariates), Who::Device(device)) = (&self.reference.uncertainty.covariates, who) else { return 0 };
+        let Some(card) = self.reference.problem.devices.get(device.index()) else { return 0 };
+        let load = |ratio: &Ratio| self.loads.get(step, ratio.microbatch);
+        let unknown = ratios.iter().filter(|ratio| load(ratio).is_none()).count();
+        let are_most = 2 * unknown > ratios.len();
+        // Works of one microbatch have their load in common.
+        let microbatches = ratios.iter().map(|ratio| ratio.microbatch).collect::<BTreeSet<_>>().len().max(1);
+        let alike = (ratios.len() as f64 / microbatches as f64).sqrt();
+        let mut typical: BTreeMap<(LayerIndex, usize), (f64, f64)> = BTreeMap::new();
         ratios.retain_mut(|ratio| {
-            let (Some((layer, phase)), Some(load)) = (ratio.of, self.loads.get(step, ratio.microbatch)) else {
-                return false;
+            let Some((layer, phase)) = ratio.of else { return false };
+            let (ln, ln_sd) = match load(ratio) {
+                Some(load) => {
+                    let (factor, ln_sd) = covariates.factor(&card.kind, layer.index(), phase, load);
+                    (factor.ln(), ln_sd)
+                }
+                None if are_most => {
+                    let of = || covariates.typical(&card.kind, layer.index(), phase);
+                    let (ln, ln_sd) = *typical.entry((layer, phase)).or_insert_with(of);
+                    (ln, ln_sd * alike)
+                }
+                None => return false,
             };
-            let (factor, ln_sd) = covariates.factor(&card.kind, layer.index(), phase, load);
-            (ratio.ln, ratio.load_ln_sd) = (ratio.ln - factor.ln(), ln_sd);
+            (ratio.ln, ratio.load_ln_sd) = (ratio.ln - ln, ln_sd);
             true
         });
+        if are_most { unknown as u64 } else { 0 }
     }
 }
 

@@ -1,8 +1,8 @@
 use super::{Change, Drift, Gauge, Limits, OfLayer, Reading, Readings, Shift, Who};
 use crate::estimate::random::Random;
-use crate::estimate::synthetic::{Cluster, Noise};
-use adaptis_proto::sample::{Mark, Sample};
-use adaptis_proto::{DeviceIndex, LayerIndex, Step};
+use crate::estimate::synthetic::{Cluster, Lengths, Noise};
+use adaptis_proto::sample::{Mark, Place, Sample};
+use adaptis_proto::{DeviceIndex, Epoch, Generation, LayerIndex, Microbatch, Step};
 use proptest::prelude::*;
 
 const DEVICES: usize = 4;
@@ -311,6 +311,53 @@ fn samples_become_changes() {
         assert_eq!((changes[0].who, changes[0].onset, changes[0].detected), (device(1), Step(40), Step(41)));
         assert!((changes[0].factor / 1.2 - 1.0).abs() < 0.03, "{changes:?}");
     }
+}
+
+#[test]
+fn a_device_is_watched_though_loads_stop() {
+    for (seed, are_told) in (0..4).flat_map(|seed| [(seed, true), (seed, false)]) {
+        let mut cluster = Cluster::new(&["h100", "h100", "a100", "a100"], 24, Noise::Normal(0.05), seed);
+        cluster.lengths = Some(Lengths { ln_sd: 0.5, are_told: true });
+        let estimated = cluster.trained(16).problem().expect("there are samples of everything");
+        let (mut gauge, mut drift, mut changes) = (Gauge::new(&estimated), Drift::new(Limits::default()), Vec::new());
+        for step in 16..80 {
+            cluster.slowdown[1] = if step >= 60 { 2.5 } else { 1.0 };
+            for (device, sample) in cluster.iteration(step, Mark::Warm) {
+                if matches!(sample, Sample::Load { .. }) && !are_told {
+                    continue;
+                }
+                for readings in gauge.absorb(device, &sample) {
+                    assert_eq!(readings.of.len(), DEVICES);
+                    let spread = readings.of[0].spread;
+                    assert!(if are_told { spread < 0.1 } else { spread > 0.3 }, "step {step}: {spread}");
+                    changes.extend(self::changes(drift.observe(&readings)));
+                }
+            }
+        }
+        assert_eq!(gauge.without_load() > 0, !are_told);
+        assert_eq!(changes.len(), 1, "{are_told} {changes:?}");
+        assert_eq!((changes[0].who, changes[0].onset), (device(1), Step(60)));
+        assert!((changes[0].factor / 2.5 - 1.0).abs() < 0.2, "{changes:?}");
+    }
+}
+
+#[test]
+fn loads_of_iterations_that_nobody_runs_blind_nobody() {
+    let mut cluster = Cluster::new(&["h100", "h100", "a100", "a100"], 24, Noise::Normal(0.05), 3);
+    cluster.lengths = Some(Lengths { ln_sd: 0.5, are_told: true });
+    let estimated = cluster.trained(16).problem().expect("there are samples of everything");
+    let mut gauge = Gauge::new(&estimated);
+    for step in 16..40 {
+        for (device, sample) in cluster.iteration(step, Mark::Warm) {
+            gauge.absorb(device, &sample);
+        }
+        for ahead in 0..if step == 20 { 64 } else { 0 } {
+            let place = Place { step: Step(1 << 30 | ahead), epoch: Epoch(1), generation: Generation(1) };
+            let (microbatch, tokens, squares) = (Microbatch(0), 2_000, 4_000_000);
+            gauge.absorb(DeviceIndex(2), &Sample::Load { place, microbatch, tokens, squares, busiest: 0 });
+        }
+    }
+    assert_eq!(gauge.without_load(), 0);
 }
 
 #[test]

@@ -74,8 +74,10 @@ impl Fitted {
 /// How times follow loads: by kind of device, layer and phase (F, I, W).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Covariates {
-    /// What costs are of: the mean load of the job so far.
+    /// What costs are of: the mean load of the last iterations.
     pub mean: Load,
+    /// Loads as they are.
+    pub some: Vec<Load>,
     /// By kind, then layer.
     pub forms: BTreeMap<String, Vec<[Fitted; 3]>>,
 }
@@ -88,6 +90,22 @@ impl Covariates {
         };
         let over_mean = over(load, self.mean);
         (fitted.form.of(&over_mean).max(FORM_MIN), fitted.slope_sd * ln_size(&over_mean).abs())
+    }
+
+    /// The logarithm of that where the load is not known, for a work as works are; and how far single ones are from it,
+    /// standard deviation.
+    pub fn typical(&self, kind: &str, layer: usize, phase: usize) -> (f64, f64) {
+        let factors = || self.some.iter().map(|load| self.factor(kind, layer, phase, *load));
+        let count = self.some.len().max(1) as f64;
+        let mean = factors().map(|(factor, _)| factor.ln()).sum::<f64>() / count;
+        let variance =
+            factors().map(|(factor, ln_sd)| (factor.ln() - mean).powi(2) + ln_sd.powi(2)).sum::<f64>() / count;
+        (mean, variance.sqrt())
+    }
+
+    /// Loads make a difference somewhere, as far as works tell: it is not only that too few were seen.
+    pub fn matter(&self) -> bool {
+        self.forms.values().flatten().flatten().any(|fitted| fitted.form != Form::FLAT)
     }
 
     /// Adds to a figure of a cost what the form leaves open, where works are of this size in the middle (logarithm over that
@@ -373,6 +391,24 @@ mod tests {
         let (low, high) = errors.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), e| (l.min(*e), h.max(*e)));
         // Up to a level, which each group has its own of.
         (high - low) / 2.0
+    }
+
+    #[test]
+    fn works_of_unknown_load_are_as_works_are() {
+        let some: Vec<Load> = [500, 1_000, 4_000].map(|tokens| Load::new(tokens, 0, 0)).into();
+        let of = |form: Form, slope_sd: f64| {
+            let forms = [("h100".to_owned(), vec![[Fitted { form, slope_sd }; 3]])].into();
+            Covariates { mean: Load::new(1_000, 0, 0), some: some.clone(), forms }
+        };
+        let known = of(Form([0.0, 1.0, 0.0, 0.0]), 0.0);
+        let (ln, ln_sd) = known.typical("h100", 0, 0);
+        let sd = (42.0_f64 / 9.0 / 3.0).sqrt() * std::f64::consts::LN_2;
+        assert!((ln - std::f64::consts::LN_2 / 3.0).abs() < 1e-12 && (ln_sd - sd).abs() < 1e-12, "{ln} {ln_sd}");
+        assert_eq!(known.typical("a100", 0, 0), (0.0, 0.0), "of nothing known");
+        // Not known yet: no difference that anyone could be told of, but it may be there.
+        let unknown = of(Form::FLAT, 1.0);
+        assert!(!unknown.are_flat() && !unknown.matter() && known.matter());
+        assert!(unknown.typical("h100", 0, 0).1 > 0.8);
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use super::covariates::Covariates;
 use super::joint::{Drawn, Joint};
+use super::loads::Load;
 use super::random::Random;
 use super::source::Source;
 use crate::drift::Who;
 use adaptis_plan::{Pair, Plan, Problem};
 use adaptis_planner::noise::{Draws, Noise, draws};
-use adaptis_proto::DeviceIndex;
 use adaptis_proto::sample::Phase;
+use adaptis_proto::{DeviceIndex, LayerIndex};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -99,6 +100,22 @@ pub struct Estimated {
 }
 
 impl Estimated {
+    /// Time of a work on a device over what it takes at the speed of its kind and, where microbatches differ, the mean load;
+    /// of unknown load: as works are in the middle.
+    pub fn over_usual(&self, device: DeviceIndex, layer: LayerIndex, phase: Phase, load: Option<Load>) -> f64 {
+        let Some(card) = self.problem.devices.get(device.index()) else { return 1.0 };
+        // Recomputation is F again.
+        let phase = if phase == Phase::Recompute { Phase::Forward } else { phase };
+        let of_load = match (&self.uncertainty.covariates, phase_index(phase)) {
+            (Some(covariates), Some(phase)) => match load {
+                Some(load) => covariates.factor(&card.kind, layer.index(), phase, load).0,
+                None => covariates.typical(&card.kind, layer.index(), phase).0.exp(),
+            },
+            _ => 1.0,
+        };
+        card.slowdown * of_load
+    }
+
     /// What iterations of a plan take while works jitter: their median is what is measured. The same draws for every
     /// plan, in this order. None if the plan can't be simulated.
     pub fn iterations(&self, plan: &Plan) -> Option<Draws> {

@@ -19,7 +19,8 @@
 //! 3. Every number says where it comes from and how far it may be off; a guess is never as narrow as a measurement.
 //! 4. Absorbing is constant time, and memory is bounded: each store names its limit.
 //!
-//! 5. Where microbatches differ and their loads are recorded, costs are those of the job's mean load ([`Covariates`]); else
+//! 5. Where microbatches differ and their loads are recorded, costs are those of the mean load of late ([`Covariates`]);
+//!    else
 //!    nothing is divided by anything.
 //!
 //! Left out on purpose: what a plan takes whose microbatches differ (the format has one cost for all), a second slowdown for memory
@@ -67,7 +68,7 @@ use adaptis_plan::{Plan, Problem};
 use adaptis_proto::message::{DeviceCard, JobLayer, PeakMemory};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
-use adaptis_proto::{DeviceIndex, Epoch, Step};
+use adaptis_proto::{DeviceIndex, Epoch, Microbatch, Step};
 use earlier::Earlier;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -131,13 +132,13 @@ pub struct Estimator {
 impl Estimator {
     /// Knows the job and nothing measured.
     pub fn new(job: JobView) -> Self {
-        let devices = job.devices.len();
+        let (devices, loads) = (job.devices.len(), Loads::new(job.microbatches));
         Self {
             job,
             histories: vec![window::History::default(); devices],
             departed: Vec::new(),
             links: BTreeMap::new(),
-            loads: Loads::default(),
+            loads,
             memory: BTreeMap::new(),
             reserved_bytes: vec![None; devices],
             peaks: vec![peaks::Peaks::default(); devices],
@@ -190,6 +191,7 @@ impl Estimator {
         let links = std::mem::take(&mut self.links);
         self.links = links.into_iter().filter_map(|((a, b), link)| Some(((now(a)?, now(b)?), link))).collect();
         self.iterations = iterations::Iterations::new(devices.len());
+        self.loads.forget_reports();
         self.job.devices = devices;
     }
 
@@ -227,6 +229,7 @@ impl Estimator {
                 self.peaks[at].absorb(place.epoch, peak_bytes);
             }
             Sample::Iteration { place, start_ns, duration_ns, .. } => {
+                self.loads.report(device, place);
                 self.iterations.iteration(device, place, start_ns, duration_ns);
             }
             Sample::Load { place, microbatch, tokens, squares, busiest } => {
@@ -333,6 +336,16 @@ impl Estimator {
     /// Works that came after their iteration was closed, and so counted for nothing.
     pub fn late_works(&self) -> u64 {
         self.histories.iter().map(|history| history.late).sum()
+    }
+
+    /// Of a microbatch, if it was recorded of late.
+    pub fn load(&self, step: Step, microbatch: Microbatch) -> Option<Load> {
+        self.loads.get(step, microbatch)
+    }
+
+    /// Loads that were recorded and can't be, or not there, or are far beyond all others: they count for nothing.
+    pub fn refused_loads(&self) -> u64 {
+        self.loads.refused()
     }
 
     /// The last warm iterations of a plan, since the last change of any device or link; none before the first.

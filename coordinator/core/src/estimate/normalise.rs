@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, VecDeque};
 /// Works that iterations of a layer and phase are taken together for, if they are shorter: a group tells by what differs
 /// within it.
 const GROUP_MIN: usize = 8;
+/// Loads that tell what a work of unknown load is like.
+const SOME: usize = 64;
 /// How far slopes are apart, standard deviation: of a signature from the job's, of a phase from its signature's, of a kind
 /// from that.
 const APART: [f64; 3] = [0.4, 0.15, 0.1];
@@ -87,7 +89,8 @@ fn fit(estimator: &Estimator, mean: Load) -> Covariates {
         let of_layers = layers.iter().map(|layer| std::array::from_fn(|phase| form(kind, &layer.signature, phase)));
         (kind.clone(), of_layers.collect())
     };
-    Covariates { mean, forms: kinds.map(of_kind).collect() }
+    let some = estimator.loads.some(SOME);
+    Covariates { mean, some, forms: kinds.map(of_kind).collect() }
 }
 
 /// An iteration of a layer and phase: its median and its works.

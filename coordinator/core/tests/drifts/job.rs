@@ -135,7 +135,7 @@ impl Job {
         JobView {
             layers: (0..LAYERS * self.setting.devices).map(layer).collect(),
             devices: (0..self.setting.devices).map(card).collect(),
-            microbatches: 64,
+            microbatches: self.setting.samples.max(64),
         }
     }
 
