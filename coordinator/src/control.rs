@@ -14,14 +14,14 @@ use crate::searching::{Found, Searches};
 use crate::snapshot::{Board, Snapshot};
 use crate::store::{Profiles, Store, Stored, absorb};
 use crate::{CoordinatorError, Ended, Options};
-use adaptis_coordinator_core::estimate::Estimated;
+use adaptis_coordinator_core::estimate::{Estimated, Load};
 use adaptis_coordinator_core::membership::Peer;
 use adaptis_coordinator_core::{Brain, Durable, Effect, Event};
 use adaptis_link::{Limits, PeerId, Server};
 use adaptis_proto::message::{AgentOrder, Answer, Ask, Batch, FromCoordinator, Health, Status};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::{Record, Sample};
-use adaptis_proto::{DeviceIndex, wire};
+use adaptis_proto::{DeviceIndex, Microbatch, Step, wire};
 use crossbeam::channel::{RecvError, select};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,7 +129,7 @@ impl Control {
         let (profiles, brain, ingest) = (&mut self.profiles, &self.brain, &self.ingest);
         self.store.unprofiled(|device, ring, records| {
             if brain.is_of_member(&device, ring) {
-                profile(profiles, brain, ingest, &device, &records);
+                profile(profiles, brain, ingest, &device, &records, &FreshLoads::default());
             }
         })?;
         Ok(())
@@ -206,12 +206,14 @@ impl Control {
         let (peers, batches): (Vec<PeerId>, Vec<Batch>) = batches.into_iter().unzip();
         let brain = &self.brain;
         let stored = self.store.store(&batches, |batch| brain.is_of_member(&batch.device, batch.ring))?;
+        let records = stored.iter().flat_map(|stored| &stored.records);
+        let loads = if brain.has_covariates() { fresh_loads(records) } else { FreshLoads::default() };
         // All before the brain hears of any: a merge takes for granted that what is on disk is in the profiles.
         for ((peer, batch), stored) in peers.iter().zip(&batches).zip(&stored) {
             self.ingest.count(peer, batch, stored);
             self.tell(peer, FromCoordinator::Agent(AgentOrder::Stored { ring: batch.ring, next: stored.next }));
             if self.brain.is_of_member(&batch.device, batch.ring) {
-                profile(&mut self.profiles, &self.brain, &self.ingest, &batch.device, &stored.records);
+                profile(&mut self.profiles, &self.brain, &self.ingest, &batch.device, &stored.records, &loads);
             }
         }
         for (Batch { device, ring, .. }, Stored { records, .. }) in batches.into_iter().zip(stored) {
@@ -440,12 +442,37 @@ impl Control {
     }
 }
 
-/// Takes what the records tell of costs. Works count as what they would take on a device at the speed of its kind.
-fn profile(profiles: &mut Profiles, brain: &Brain, ingest: &Ingest, device: &str, records: &[Record]) {
+/// Loads that the brain has not heard of.
+type FreshLoads = HashMap<(Step, Microbatch), Load>;
+
+/// Of any device: the one that records a microbatch's load need not be the one that runs it.
+fn fresh_loads<'a>(records: impl Iterator<Item = &'a Record>) -> FreshLoads {
+    let load = |record: &Record| match Sample::try_from(*record).ok()? {
+        Sample::Load { place, microbatch, tokens, squares, busiest } => {
+            Some(((place.step, microbatch), Load::new(tokens, squares, busiest)))
+        }
+        _ => None,
+    };
+    records.filter_map(load).collect()
+}
+
+/// Takes what the records tell of costs. Works count as what they would take on a device at the speed of its kind, and with
+/// the mean load.
+fn profile(
+    profiles: &mut Profiles,
+    brain: &Brain,
+    ingest: &Ingest,
+    device: &str,
+    records: &[Record],
+    loads: &FreshLoads,
+) {
     let Some(of) = brain.generation() else { return };
     let Some(at) = of.cards.iter().position(|card| card.name == device) else { return };
     let samples = records.iter().filter_map(|&record| Sample::try_from(record).ok());
-    absorb(profiles, of, &of.cards[at], samples, &ingest.software(device), brain.slowdown(at));
+    absorb(profiles, of, &of.cards[at], samples, &ingest.software(device), |place, work| {
+        let load = loads.get(&(place.step, work.1)).copied();
+        brain.over_usual(DeviceIndex::from(at), place, work, load)
+    });
 }
 
 /// The coordinator's clock, which is its host's `CLOCK_MONOTONIC`: agents of this host need no offset.

@@ -9,11 +9,10 @@ use crate::profiles::account::{Account, Distribution, KindMemory, Memory, Source
 use crate::profiles::sketch::Sketch;
 use crate::profiles::tables::{self, TableError};
 use adaptis_coordinator_core::ledger::GenerationRecord;
-use adaptis_proto::Incarnation;
-use adaptis_proto::LayerIndex;
 use adaptis_proto::message::DeviceCard;
 use adaptis_proto::rates::Rates;
-use adaptis_proto::sample::{Mark, Phase, Record, Sample};
+use adaptis_proto::sample::{Mark, Phase, Place, Record, Sample};
+use adaptis_proto::{Incarnation, LayerIndex, Microbatch};
 use rusqlite::{Connection, OptionalExtension};
 use std::collections::BTreeMap;
 
@@ -123,23 +122,23 @@ fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V, join: impl Fn(&mut
     }
 }
 
-/// Takes what samples of a device tell of costs: warm works as they would take at the speed of its kind, transfers,
-/// memory.
+/// Takes what samples of a device tell of costs: warm works as they would take at the speed of its kind and the mean load,
+/// which `over_usual` tells, transfers, memory.
 pub(crate) fn absorb(
     profiles: &mut Profiles,
     of: &GenerationRecord,
     card: &DeviceCard,
     samples: impl Iterator<Item = Sample>,
     software: &str,
-    slowdown: Option<f64>,
+    over_usual: impl Fn(Place, (LayerIndex, Microbatch, Phase)) -> f64,
 ) {
     let signature = |layer: LayerIndex| of.job.layers.get(layer.index()).map(|layer| &layer.signature);
     // A batch holds many works of few layers: their class is looked up once.
     let mut works: BTreeMap<(LayerIndex, Phase), Vec<u64>> = BTreeMap::new();
     for sample in samples {
         match sample {
-            Sample::Work { layer, phase, mark: Mark::Warm, duration_ns, .. } => {
-                let ns = slowdown.map_or(duration_ns, |slowdown| (duration_ns as f64 / slowdown).round() as u64);
+            Sample::Work { place, layer, microbatch, phase, mark: Mark::Warm, duration_ns, .. } => {
+                let ns = (duration_ns as f64 / over_usual(place, (layer, microbatch, phase))).round() as u64;
                 works.entry((layer, phase)).or_default().push(ns);
             }
             Sample::Transfer { from, mark: Mark::Warm | Mark::Calibration, bytes, duration_ns, .. } => {
@@ -263,4 +262,154 @@ fn own(connection: &Connection) -> Result<Source, StoreError> {
 /// All profiles of a run's store.
 pub(super) fn of_run(connection: &Connection) -> Result<Account, StoreError> {
     Ok(tables::account(connection, own(connection)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_coordinator_core::estimate::{Estimated, Estimator, JobView, Load};
+    use adaptis_proto::message::{Job, JobLayer};
+    use adaptis_proto::{DeviceIndex, Epoch, Generation, Step, Term};
+
+    const MICROBATCHES: u32 = 8;
+    const PHASES: [Phase; 3] = [Phase::Forward, Phase::InputGradient, Phase::WeightGradient];
+    /// By layer: times with the usual length, and the shares of them that are fixed, follow the length and its square.
+    const COSTS: [([f64; 3], [f64; 3]); 2] =
+        [([2.0e6, 2.6e6, 1.6e6], [0.1, 0.5, 0.4]), ([3.0e6, 3.2e6, 3.0e6], [0.05, 0.95, 0.0])];
+    const LENGTH: f64 = 2_000.0;
+
+    fn true_ns(layer: usize, phase: usize, load: Load) -> f64 {
+        let ([fixed, tokens, squares], costs) = (COSTS[layer].1, COSTS[layer].0);
+        costs[phase] * (fixed + tokens * load.tokens / LENGTH + squares * load.squares / LENGTH.powi(2))
+    }
+
+    /// SplitMix64, and from it a normal value.
+    fn normal(state: &mut u64) -> f64 {
+        let mut uniform = || {
+            *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = *state;
+            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (((z ^ z >> 31) >> 11) + 1) as f64 / (1_u64 << 53) as f64
+        };
+        (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()
+    }
+
+    /// An iteration of sequences whose lengths are log-normal, and the loads of its microbatches.
+    fn iteration(step: u64, state: &mut u64) -> (Vec<Load>, Vec<Sample>) {
+        let place = Place { step: Step(step), epoch: Epoch(1), generation: Generation(1) };
+        let lengths: Vec<u64> =
+            (0..MICROBATCHES).map(|_| (LENGTH * (0.6 * normal(state)).exp()).round() as u64).collect();
+        let loads: Vec<Load> = lengths.iter().map(|&tokens| Load::new(tokens, tokens * tokens, 0)).collect();
+        let mut samples: Vec<Sample> = Vec::new();
+        for (microbatch, &tokens) in (0..).map(Microbatch).zip(&lengths) {
+            samples.push(Sample::Load { place, microbatch, tokens, squares: tokens * tokens, busiest: 0 });
+        }
+        for (microbatch, &load) in loads.iter().enumerate() {
+            for (layer, (phase, of)) in
+                (0..COSTS.len()).flat_map(|layer| PHASES.iter().enumerate().map(move |of| (layer, of)))
+            {
+                let duration_ns = (true_ns(layer, phase, load) * (0.03 * normal(state)).exp()).round() as u64;
+                let (layer, microbatch) = (LayerIndex::from(layer), Microbatch(microbatch as u32));
+                let (phase, mark, start_ns) = (*of, Mark::Warm, 0);
+                samples.push(Sample::Work { place, layer, microbatch, phase, mark, start_ns, duration_ns });
+            }
+        }
+        samples.push(Sample::Iteration { place, start_ns: 0, duration_ns: 100_000_000, loss_bits: 0 });
+        (loads, samples)
+    }
+
+    fn record() -> GenerationRecord {
+        let layer = |at: usize| JobLayer {
+            name: format!("layer{at}"),
+            signature: format!("{}/s", ["attention", "mlp"][at]),
+            parameter_bytes: 1_000_000,
+            state_bytes: 16_000_000,
+            output_bytes: 1_000_000,
+            moved_bytes: 14_000_000,
+        };
+        let card = DeviceCard {
+            name: "gpu0".to_owned(),
+            kind: "h100-80g".to_owned(),
+            memory_bytes: 80 << 30,
+            reserved_bytes: 1 << 30,
+        };
+        let job = Job {
+            run: adaptis_proto::RunId::default(),
+            devices: vec!["gpu0".to_owned()],
+            layers: (0..COSTS.len()).map(layer).collect(),
+            microbatches: MICROBATCHES,
+            iterations: 0,
+            start_plan: None,
+        };
+        let (members, cards) = (Vec::new(), vec![card]);
+        GenerationRecord { generation: Generation(1), epoch: Epoch(1), members, cards, job, term: Term(1) }
+    }
+
+    /// What is known of works' loads when they are kept.
+    #[derive(Clone, Copy)]
+    enum Loads {
+        Known,
+        Unknown,
+        /// As if there were none.
+        Ignored,
+    }
+
+    /// What the store would say: median times over the true ones at the mean load.
+    fn off(estimated: &Estimated, loads_are: Loads, step: u64) -> Vec<f64> {
+        let (of, mut profiles, mut state) = (record(), Profiles::default(), 77);
+        let device = DeviceIndex(0);
+        for step in step..step + 40 {
+            let (loads, samples) = iteration(step, &mut state);
+            absorb(&mut profiles, &of, &of.cards[0], samples.into_iter(), "", |_, (layer, microbatch, phase)| {
+                let load = match loads_are {
+                    Loads::Known => Some(loads[microbatch.index()]),
+                    Loads::Unknown => None,
+                    Loads::Ignored => return 1.0,
+                };
+                estimated.over_usual(device, layer, phase, load)
+            });
+        }
+        let covariates = estimated.uncertainty.covariates.as_ref();
+        let mean = covariates.expect("lengths differ").mean;
+        let of_class = |(key, sketch): (&WorkKey, &Sketch)| {
+            let layer =
+                of.job.layers.iter().position(|layer| layer.signature == key.signature).expect("it is the job's");
+            let phase = PHASES.iter().position(|phase| *phase == key.phase).expect("it is one of three");
+            sketch.median_ns() as f64 / true_ns(layer, phase, mean)
+        };
+        profiles.works.iter().map(of_class).collect()
+    }
+
+    #[test]
+    fn what_is_kept_is_the_time_at_the_mean_load() {
+        let of = record();
+        let view = JobView { layers: of.job.layers.clone(), devices: of.cards.clone(), microbatches: MICROBATCHES };
+        let mut estimator = Estimator::new(view);
+        let (device, mut state) = (DeviceIndex(0), 5);
+        for layer in (0..COSTS.len()).map(LayerIndex::from) {
+            let place = Place { step: Step(0), epoch: Epoch(1), generation: Generation(1) };
+            let (activation_bytes, weight_gradient_bytes, workspace_bytes) = (5_000_000, 2_000_000, 0);
+            let memory = Sample::LayerMemory { place, layer, activation_bytes, weight_gradient_bytes, workspace_bytes };
+            estimator.absorb(device, &memory);
+        }
+        for step in 0..30 {
+            iteration(step, &mut state).1.iter().for_each(|sample| estimator.absorb(device, sample));
+        }
+        let mut estimated = estimator.problem().expect("all was measured");
+        let [with, without, ignored] =
+            [Loads::Known, Loads::Unknown, Loads::Ignored].map(|loads_are| off(&estimated, loads_are, 30));
+        println!(
+            "stored over true at the mean load: {with:.3?}; of unknown loads {without:.3?}; ignored {ignored:.3?}"
+        );
+        assert_eq!(with.len(), 6);
+        assert!(with.iter().all(|ratio| (ratio - 1.0).abs() < 0.03), "{with:?}");
+        // Of a few hundred lengths the middle itself is known to some percent.
+        assert!(without.iter().all(|ratio| (ratio - 1.0).abs() < 0.12), "{without:?}");
+        assert!(ignored.iter().all(|ratio| (ratio - 1.0).abs() > 0.12), "{ignored:?}");
+        // A device at half the speed of its kind.
+        estimated.problem.devices[0].slowdown *= 2.0;
+        let halved = off(&estimated, Loads::Known, 30);
+        assert!(halved.iter().zip(&with).all(|(halved, with)| (2.0 * halved / with - 1.0).abs() < 0.03), "{halved:?}");
+    }
 }

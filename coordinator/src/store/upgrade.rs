@@ -62,7 +62,7 @@ fn take(profiles: &mut Profiles, of: &GenerationRecord, device: &str, record: Re
     let Some(card) = of.cards.iter().find(|card| card.name == device) else { return };
     match Sample::try_from(record) {
         Ok(Sample::Work { .. }) | Err(_) => {}
-        Ok(sample) => absorb(profiles, of, card, std::iter::once(sample), "", None),
+        Ok(sample) => absorb(profiles, of, card, std::iter::once(sample), "", |_, _| 1.0),
     }
 }
 
