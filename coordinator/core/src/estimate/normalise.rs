@@ -104,7 +104,7 @@ fn grouped(past: &VecDeque<Past>, mean: Load) -> Vec<Group> {
             groups.push(Group::new());
         }
         let work = |ns: u64, load: Load| Work { ln_ns: (ns.max(1) as f64).ln(), over_mean: over(load, mean) };
-        let works = past.kept.iter().filter_map(|kept| Some(work(kept.ns, kept.load?)));
+        let works = past.kept.iter().filter_map(|kept| Some(work(kept.ns, kept.load()?)));
         groups.last_mut().expect("one is open").extend(works);
     }
     // What is left over belongs to the group before.
@@ -118,35 +118,22 @@ fn grouped(past: &VecDeque<Past>, mean: Load) -> Vec<Group> {
 }
 
 fn normalised(history: &History, kind: &str, covariates: &Covariates, loads: &Loads) -> History {
-    let mut of = history.clone();
     let mut deviations = Deviations::default();
-    for segment in of.segments.iter_mut().filter(|segment| !segment.calibration) {
+    // Made anew, for a copy would be of all works that are kept as well.
+    let mut segments = VecDeque::with_capacity(history.segments.len());
+    for before in &history.segments {
+        let mut segment = before.emptied();
         // By iteration and layer, as they would have been closed.
         let mut closed: BTreeMap<(Step, Key), Closed> = BTreeMap::new();
-        for (&key, cell) in segment.cells.iter_mut().filter(|((_, phase), _)| *phase != OPTIMIZER) {
-            let at_mean =
-                |ns: u64, load: Load| (ns as f64 / covariates.factor(kind, key.0, key.1, load).0).round() as u64;
-            let before = std::mem::take(cell);
-            let is_known = before.past.iter().any(|past| past.kept.iter().any(|kept| kept.load.is_some()));
-            if !is_known {
-                *cell = before;
-                continue;
-            }
-            *cell = Cell { open_step: before.open_step, cold_ns: before.cold_ns, ..Cell::default() };
-            for past in &before.past {
-                let works = past.kept.iter().filter_map(|kept| Some((kept.microbatch, at_mean(kept.ns, kept.load?))));
-                let works: Vec<(Microbatch, u64)> = works.collect();
-                let Some(median_ns) = robust::median(&mut works.iter().map(|&(_, ns)| ns as f64).collect::<Vec<_>>())
-                else {
-                    continue;
-                };
-                cell.past.push_back(Past { step: past.step, median_ns, works: works.len(), kept: Vec::new() });
-                closed.insert((past.step, key), (median_ns, works));
-            }
-            let open = before.open.iter().filter_map(|&(microbatch, ns)| {
-                Some((microbatch, at_mean(ns, loads.get(before.open_step, microbatch)?)))
-            });
-            cell.open = open.collect();
+        for (&key, cell) in &before.cells {
+            let is_known = || cell.past.iter().any(|past| past.kept.iter().any(|kept| kept.load().is_some()));
+            let cell = if before.calibration || key.1 == OPTIMIZER || !is_known() {
+                cell.summary()
+            } else {
+                let factor = |load: Load| covariates.factor(kind, key.0, key.1, load).0;
+                at_mean(cell, factor, loads, |step, of| drop(closed.insert((step, key), of)))
+            };
+            segment.cells.insert(key, cell);
         }
         // A device that changed its speed did so within an iteration: what works deviated by then is no jitter.
         let change = closed.keys().next().filter(|_| segment.after_change).map(|(step, _)| *step);
@@ -157,7 +144,28 @@ fn normalised(history: &History, kind: &str, covariates: &Covariates, loads: &Lo
             }
             segment.compare_with_neighbours(*key, &mut deviations);
         }
+        segments.push_back(segment);
     }
-    of.deviations = deviations;
-    of
+    history.with(segments, deviations)
+}
+
+/// A layer and phase whose works are divided by the `factor` of their load; `close` is told of its iterations.
+fn at_mean(before: &Cell, factor: impl Fn(Load) -> f64, loads: &Loads, mut close: impl FnMut(Step, Closed)) -> Cell {
+    let at_mean = |ns: u64, load: Load| (ns as f64 / factor(load)).round() as u64;
+    let mut cell = Cell { open_step: before.open_step, cold_ns: before.cold_ns.clone(), ..Cell::default() };
+    for past in &before.past {
+        let works = past.kept.iter().filter_map(|kept| Some((kept.microbatch, at_mean(kept.ns, kept.load()?))));
+        let works: Vec<(Microbatch, u64)> = works.collect();
+        let Some(median_ns) = robust::median(&mut works.iter().map(|&(_, ns)| ns as f64).collect::<Vec<_>>()) else {
+            continue;
+        };
+        cell.past.push_back(Past { step: past.step, median_ns, works: works.len(), kept: Vec::new() });
+        close(past.step, (median_ns, works));
+    }
+    let open = before
+        .open
+        .iter()
+        .filter_map(|&(microbatch, ns)| Some((microbatch, at_mean(ns, loads.get(before.open_step, microbatch)?))));
+    cell.open = open.collect();
+    cell
 }

@@ -8,12 +8,13 @@
 //! 1. Within a segment neither the plan nor, as far as known, the device's speed changed.
 //! 2. An iteration counts once per layer and phase, as the median of its works: a stall of one work moves nothing.
 //! 3. Memory is bounded: [`SEGMENTS`] x layers x phases x [`ITERATIONS`], [`WORKS`] durations of one iteration, and what
-//!    [`Deviations`] keeps. Where loads are recorded, [`KEPT`] works of each iteration are kept with theirs: how times
-//!    follow loads is learned as more of them are seen, and then counts for all iterations.
+//!    [`Deviations`] keeps. Where loads are recorded, works of each iteration are kept with theirs: how times follow loads
+//!    is learned as more of them are seen, and then counts for all iterations. They are [`KEPT`] of 24 bytes in the latest
+//!    segment and [`KEPT_BEFORE`] in others: at most 28 KB for a layer and phase, 85 MB for 1,024 layers.
 
 use super::fit::OPTIMIZER;
 use super::jitter::{self, Deviations};
-use super::loads::{Load, Loads};
+use super::loads::{Load, Loads, TERMS};
 use super::robust;
 use adaptis_proto::sample::Mark;
 use adaptis_proto::{Epoch, Generation, Microbatch, Step};
@@ -28,16 +29,33 @@ pub(crate) const ITERATIONS: usize = 8;
 const WORKS: usize = 128;
 /// Works kept one by one of a closed iteration, evenly over its microbatches, where loads are recorded.
 const KEPT: usize = 64;
+/// The same of an iteration of a segment before the latest: the median of them is all that is asked for.
+const KEPT_BEFORE: usize = 16;
 
 /// Layer, and index of the phase in [`super::PHASES`].
 pub(crate) type Key = (usize, usize);
 
-/// A work, and its load as soon as it is known.
+/// A work, and its load as soon as it is known. There are many of them, and single precision is enough for a load.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept {
-    pub microbatch: Microbatch,
     pub ns: u64,
-    pub load: Option<Load>,
+    pub microbatch: Microbatch,
+    /// Terms; the first one is no number while it is not known.
+    load: [f32; TERMS],
+}
+
+const _: () = assert!(size_of::<Kept>() == 24, "the bound above counts on it");
+
+impl Kept {
+    fn new(microbatch: Microbatch, ns: u64) -> Self {
+        Self { ns, microbatch, load: [f32::NAN; TERMS] }
+    }
+
+    /// Of its microbatch.
+    pub fn load(&self) -> Option<Load> {
+        let [tokens, squares, busiest] = self.load.map(f64::from);
+        (!tokens.is_nan()).then_some(Load { tokens, squares, busiest })
+    }
 }
 
 /// The works of one layer and phase in one iteration.
@@ -53,9 +71,20 @@ pub(super) struct Past {
 impl Past {
     /// Loads may come after the works.
     fn look_up(&mut self, loads: &Loads) {
-        for kept in self.kept.iter_mut().filter(|kept| kept.load.is_none()) {
-            kept.load = loads.get(self.step, kept.microbatch);
+        for kept in self.kept.iter_mut().filter(|kept| kept.load[0].is_nan()) {
+            if let Some(load) = loads.get(self.step, kept.microbatch) {
+                kept.load = load.terms().map(|term| term as f32);
+            }
         }
+    }
+
+    /// Keeps fewer works: evenly, and those of known load first.
+    fn thin(&mut self) {
+        if self.kept.iter().any(|kept| !kept.load[0].is_nan()) {
+            self.kept.retain(|kept| !kept.load[0].is_nan());
+        }
+        let every = self.kept.len().div_ceil(KEPT_BEFORE).max(1);
+        self.kept = self.kept.iter().step_by(every).copied().collect();
     }
 }
 
@@ -138,30 +167,50 @@ impl Segment {
         }
     }
 
+    /// Of the same kind and time, with nothing in it.
+    pub(super) fn emptied(&self) -> Self {
+        Self { cells: BTreeMap::new(), ..Self::new(self.calibration, self.after_change, self.epoch, self.from) }
+    }
+
     fn is_empty(&self) -> bool {
         self.cells.values().all(|cell| cell.seen().is_none())
     }
 }
 
 impl Cell {
+    /// The same without the works that are kept one by one.
+    pub(super) fn summary(&self) -> Self {
+        let past =
+            |past: &Past| Past { step: past.step, median_ns: past.median_ns, works: past.works, kept: Vec::new() };
+        Self {
+            past: self.past.iter().map(past).collect(),
+            open_step: self.open_step,
+            open: self.open.clone(),
+            sides: self.sides.clone(),
+            cold_ns: self.cold_ns.clone(),
+        }
+    }
+
     pub(super) fn open_median(&self) -> Option<f64> {
         robust::median(&mut self.open.iter().map(|&(_, ns)| ns as f64).collect::<Vec<_>>())
     }
 
-    fn close(&mut self, loads: &Loads) -> Option<(f64, Vec<(Microbatch, u64)>)> {
+    fn close(&mut self, loads: Option<&Loads>) -> Option<(f64, Vec<(Microbatch, u64)>)> {
         let median_ns = self.open_median()?;
         let works = std::mem::take(&mut self.open);
         if self.past.len() == ITERATIONS {
             self.past.pop_front();
         }
         let mut past = Past { step: self.open_step, median_ns, works: works.len(), kept: Vec::new() };
-        if !loads.is_empty() {
+        if loads.is_some_and(|loads| !loads.is_empty()) {
             let every = works.len().div_ceil(KEPT).max(1);
-            let kept = works.iter().step_by(every).map(|&(microbatch, ns)| Kept { microbatch, ns, load: None });
+            let kept = works.iter().step_by(every).map(|&(microbatch, ns)| Kept::new(microbatch, ns));
             past.kept = kept.collect();
         }
         self.past.push_back(past);
-        self.past.iter_mut().for_each(|past| past.look_up(loads));
+        if let Some(loads) = loads {
+            self.past.iter_mut().for_each(|past| past.look_up(loads));
+        }
         Some((median_ns, works))
     }
 
@@ -196,6 +245,11 @@ impl History {
     /// Oldest first.
     pub fn segments(&self) -> impl DoubleEndedIterator<Item = &Segment> {
         self.segments.iter()
+    }
+
+    /// The same segments, otherwise measured.
+    pub(super) fn with(&self, segments: VecDeque<Segment>, deviations: Deviations) -> Self {
+        Self { segments, generation: self.generation, deviations, late: self.late }
     }
 
     /// How works deviated within their iterations.
@@ -245,6 +299,7 @@ impl History {
             return;
         }
         if step > cell.open_step {
+            let loads = (key.1 != OPTIMIZER).then_some(loads);
             let (closed, closed_step) = (cell.close(loads), std::mem::replace(&mut cell.open_step, step));
             if let Some((median_ns, works)) = closed {
                 cell.sides = self.deviations.closed(key, closed_step, median_ns, &works);
@@ -272,6 +327,9 @@ impl History {
         let mut segment = segment;
         if self.segments.back().is_some_and(|last| !last.calibration && last.is_empty()) {
             segment.after_change |= self.segments.pop_back().is_some_and(|empty| empty.after_change);
+        }
+        if let Some(before) = self.segments.back_mut() {
+            before.cells.values_mut().flat_map(|cell| &mut cell.past).for_each(Past::thin);
         }
         self.segments.push_back(segment);
         if self.segments.len() > SEGMENTS {
@@ -336,5 +394,40 @@ impl History {
                 cell.open.clear();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_proto::DeviceIndex;
+    use adaptis_proto::sample::Place;
+
+    #[test]
+    fn works_kept_with_their_loads_are_bounded() {
+        let (mut history, mut loads) = (History::default(), Loads::new(256));
+        let generation = Generation(1);
+        for step in 0..200 {
+            let (step, epoch) = (Step(step), Epoch(1 + step / 20));
+            for microbatch in (0..256).map(Microbatch) {
+                let load = Load::new(1_000 + u64::from(microbatch.0), 1_000_000, 0);
+                loads.absorb(Place { step, epoch, generation }, microbatch, load);
+                for phase in [0, OPTIMIZER] {
+                    history.absorb((step, epoch, generation), (0, phase), microbatch, Mark::Warm, 1_000, &loads);
+                }
+            }
+            loads.report(DeviceIndex(0), Place { step, epoch, generation });
+        }
+        let kept =
+            |segment: &Segment, phase: usize| segment.cells[&(0, phase)].past.iter().map(|past| past.kept.len()).sum();
+        let of = |phase: usize| history.segments().map(|segment| kept(segment, phase)).collect::<Vec<usize>>();
+        let (latest, before) = (ITERATIONS * KEPT, ITERATIONS * KEPT_BEFORE);
+        assert_eq!(of(0), [before, before, before, before, before, latest]);
+        assert_eq!(of(OPTIMIZER), [0; SEGMENTS]);
+        let bytes = of(0).iter().sum::<usize>() * size_of::<Kept>();
+        assert!(bytes <= 28_000 && 1_024 * 3 * bytes <= 86_000_000, "{bytes}");
+        // Whatever is kept has its load.
+        let mut all = history.segments().flat_map(|segment| &segment.cells[&(0, 0)].past).flat_map(|past| &past.kept);
+        assert!(all.all(|kept| kept.load() == Some(Load::new(1_000 + u64::from(kept.microbatch.0), 1_000_000, 0))));
     }
 }
