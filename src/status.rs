@@ -6,6 +6,7 @@ use adaptis_planner::export::milliseconds;
 use adaptis_proto::message::{Answer, Ask, FromCoordinator, PeakMemory, Status, ToCoordinator};
 use adaptis_proto::wire;
 use anyhow::Result;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,8 +31,8 @@ pub struct Arguments {
 
 /// What the coordinator gets to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// What it gets to tell of memory: one of the version before does not know the question.
-const MEMORY_TIMEOUT: Duration = Duration::from_secs(1);
+/// What it gets to tell of memory and of figures: one of a version before does not know the question.
+const LATER_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub fn run(arguments: Arguments) -> Result<()> {
     let security = keys::security(arguments.keys.as_deref(), &arguments.name)?;
@@ -45,17 +46,22 @@ pub fn run(arguments: Arguments) -> Result<()> {
             TIMEOUT.as_secs()
         )));
     };
-    let memory = match ask(&client, Ask::Memory, MEMORY_TIMEOUT)? {
+    let memory = match ask(&client, Ask::Memory, LATER_TIMEOUT)? {
         Some(Answer::Memory(memory)) => memory,
+        _ => Vec::new(),
+    };
+    let figures = match ask(&client, Ask::Figures, LATER_TIMEOUT)? {
+        Some(Answer::Figures(figures)) => figures,
         _ => Vec::new(),
     };
     match arguments.json {
         true => {
             let mut status = serde_json::to_value(&status)?;
             status["memory"] = serde_json::to_value(&memory)?;
+            status["figures"] = serde_json::to_value(figures.into_iter().collect::<BTreeMap<_, _>>())?;
             files::print(&format!("{status:#}\n"))
         }
-        false => files::print(&table(&status, &memory)),
+        false => files::print(&table(&status, &memory, &figures)),
     }
 }
 
@@ -69,7 +75,7 @@ fn ask(client: &Client, ask: Ask, timeout: Duration) -> Result<Option<Answer>> {
     }
 }
 
-fn table(status: &Status, memory: &[PeakMemory]) -> String {
+fn table(status: &Status, memory: &[PeakMemory], figures: &[(String, u64)]) -> String {
     let mut out = String::new();
     if status.iterations == 0 && status.devices.is_empty() && status.failure.is_none() {
         return "no run yet: waiting for ranks\n".to_owned();
@@ -96,7 +102,9 @@ fn table(status: &Status, memory: &[PeakMemory]) -> String {
         let (name, kind, layers) = (&device.name, &device.kind, layers.join(","));
         let _ = writeln!(out, "{name:<10} {kind:<12} idle {share:>4}  {peak}layers {layers}");
     }
-    let figures: Vec<String> = figures(status).map(|(source, count)| format!("{count} {source}")).collect();
+    // Where the costs that plans are made by come from: of a device, layer and phase each.
+    let figures: Vec<String> =
+        figures.iter().map(|(source, count)| format!("{count} {}", source.replace('_', " "))).collect();
     if !figures.is_empty() {
         let _ = writeln!(out, "costs: {}", figures.join(", "));
     }
@@ -118,12 +126,6 @@ fn in_gibibytes(peak: &PeakMemory) -> String {
         Some(bytes) => format!(" ({:.1} above plan)", gibibytes(bytes)),
     };
     format!("memory {:.1} of {:.1} GiB{more}  ", gibibytes(peak.measured_bytes), gibibytes(peak.memory_bytes))
-}
-
-/// Where the costs that plans are made by come from: of a device, layer and phase each.
-fn figures(status: &Status) -> impl Iterator<Item = (String, u64)> {
-    let of_source = |(name, count): &(String, u64)| Some((name.strip_prefix("figures.")?.replace('_', " "), *count));
-    status.counters.iter().filter_map(of_source)
 }
 
 #[cfg(test)]
@@ -152,9 +154,17 @@ mod tests {
             (peak(Some(39), gib(41)), "memory 41.0 of 40.0 GiB (2.0 above plan, most of what was left)  layers"),
             (PeakMemory { epoch: Epoch(1), ..peak(None, 1) }, "idle    -  layers 0-3"),
         ] {
-            let table = table(&status, std::slice::from_ref(&of));
+            let table = table(&status, std::slice::from_ref(&of), &[]);
             assert!(table.contains(expected), "{table}");
         }
+    }
+
+    #[test]
+    fn where_costs_come_from_is_told() {
+        let status = Status { iterations: 4, ..Status::default() };
+        let figures = [("measured".to_owned(), 7), ("earlier_jobs".to_owned(), 5)];
+        let table = table(&status, &[], &figures);
+        assert!(table.contains("costs: 7 measured, 5 earlier jobs\n"), "{table}");
     }
     use adaptis_proto::message::{DeviceStatus, State};
     use adaptis_proto::{Epoch, RunId, Step};
@@ -162,15 +172,15 @@ mod tests {
     #[test]
     fn a_finished_run_has_done_all_its_iterations() {
         let mut status = Status { run: RunId("one".into()), iterations: 40, ..Status::default() };
-        assert!(table(&status, &[]).contains("0 of 40 iterations done"), "{}", table(&status, &[]));
+        assert!(table(&status, &[], &[]).contains("0 of 40 iterations done"), "{}", table(&status, &[], &[]));
         (status.state, status.place.step, status.duration_ns) = (State::Training, Step(38), Some(1));
-        assert!(table(&status, &[]).contains("39 of 40 iterations done"), "{}", table(&status, &[]));
+        assert!(table(&status, &[], &[]).contains("39 of 40 iterations done"), "{}", table(&status, &[], &[]));
         (status.state, status.duration_ns) = (State::Finished, None);
         assert!(
-            table(&status, &[]).starts_with("run one: Finished, 40 of 40 iterations done"),
+            table(&status, &[], &[]).starts_with("run one: Finished, 40 of 40 iterations done"),
             "{}",
-            table(&status, &[])
+            table(&status, &[], &[])
         );
-        assert_eq!(table(&Status::default(), &[]), "no run yet: waiting for ranks\n");
+        assert_eq!(table(&Status::default(), &[], &[]), "no run yet: waiting for ranks\n");
     }
 }

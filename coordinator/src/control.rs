@@ -286,6 +286,7 @@ impl Control {
         match ask {
             Ask::Status => Answer::Status(Box::new(self.status())),
             Ask::Memory => Answer::Memory(self.brain.peaks()),
+            Ask::Figures => Answer::Figures(self.figures()),
             Ask::Report => match self.write_report() {
                 Ok(path) => Answer::Report { path },
                 Err(error) => Answer::Failed { reason: error.to_string() },
@@ -327,7 +328,13 @@ impl Control {
         self.published = Instant::now();
         let health = self.ingest.health().cloned().collect();
         let (status, memory) = (self.status(), self.brain.peaks());
-        self.board.publish(Snapshot { status, memory, health, taken: self.published });
+        let figures = self.figures();
+        self.board.publish(Snapshot { status, figures, memory, health, taken: self.published });
+    }
+
+    /// How many costs come from where: they move from one source to another, and so are no counters.
+    fn figures(&self) -> Vec<(String, u64)> {
+        self.brain.figures_by_source().map(|(source, count)| (source.to_owned(), count)).collect()
     }
 
     fn status(&self) -> Status {
@@ -391,6 +398,7 @@ impl Control {
             recovered: self.store.recovered()?,
             iterations: self.store.iterations()?,
             counters: self.status().counters,
+            figures: self.brain.figures_by_source().collect(),
             costs: self.brain.estimated().map(Estimated::costs).unwrap_or_default(),
             faults: &self.faults,
             options: &self.options,

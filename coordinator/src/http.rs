@@ -2,7 +2,8 @@
 //!
 //! `/`: where the run stands, for people; also `/status` where a browser asks. `/livez` and `/healthz`: the process
 //! answers. `/readyz`: the loop turned a moment ago and the run has not failed. `/status`, `/status.json`:
-//! `adaptis_proto::message::Status` as JSON, and `memory`, a `PeakMemory` for each plan and device. `/metrics`: Prometheus text.
+//! `adaptis_proto::message::Status` as JSON, `memory`, a `PeakMemory` for each plan and device, and `figures`, how many costs come
+//! from where. `/metrics`: Prometheus text.
 
 mod door;
 mod page;
@@ -25,6 +26,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -126,15 +128,17 @@ async fn status(State(board): State<Board>, headers: HeaderMap) -> Response {
 
 async fn status_json(State(board): State<Board>) -> Response {
     let snapshot = board.read();
-    ([(header::VARY, "accept")], Json(StatusAndMemory { status: &snapshot.status, memory: &snapshot.memory }))
-        .into_response()
+    let figures = snapshot.figures.iter().map(|(source, count)| (source.as_str(), *count)).collect();
+    let all = StatusAndMore { status: &snapshot.status, memory: &snapshot.memory, figures };
+    ([(header::VARY, "accept")], Json(all)).into_response()
 }
 
 #[derive(Serialize)]
-struct StatusAndMemory<'a> {
+struct StatusAndMore<'a> {
     #[serde(flatten)]
     status: &'a Status,
     memory: &'a [PeakMemory],
+    figures: BTreeMap<&'a str, u64>,
 }
 
 async fn metrics(State(board): State<Board>) -> Response {
@@ -173,6 +177,10 @@ impl Collector for Metrics {
             }
         }
         self.encode_devices(&mut encoder)?;
+        let figures = self.0.figures.iter();
+        let figures: Vec<_> =
+            figures.map(|(source, value)| ("", vec![("source", source.as_str())], *value as f64)).collect();
+        gauge(&mut encoder, "figures", "Costs of a device, layer and phase, by where they come from", &figures)?;
         count(&mut encoder, "switches", "Changes of plan", &[(vec![], status.switches)])?;
         let counters: Vec<_> =
             status.counters.iter().map(|(name, value)| (vec![("name", name.as_str())], *value)).collect();
@@ -238,4 +246,26 @@ fn count(
 
 fn is_training(state: RunState) -> bool {
     matches!(state, RunState::Training | RunState::Searching | RunState::Preparing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::encoding::text::encode;
+
+    #[test]
+    fn where_costs_come_from_is_a_gauge_and_no_count_of_events() {
+        let board = Board::new();
+        let figures = vec![("measured".to_owned(), 7), ("earlier_jobs".to_owned(), 5)];
+        let status = Status { counters: vec![("hellos_refused".to_owned(), 2)], ..Status::default() };
+        board.publish(Snapshot { status, figures, ..Snapshot::clone(&board.read()) });
+        let mut registry = Registry::with_prefix("adaptis");
+        registry.register_collector(Box::new(Metrics(board.read())));
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("it is text");
+        assert!(text.contains("# TYPE adaptis_figures gauge\n"), "{text}");
+        assert!(text.contains("adaptis_figures{source=\"earlier_jobs\"} 5.0\n"), "{text}");
+        let events: Vec<&str> = text.lines().filter(|line| line.starts_with("adaptis_events_total")).collect();
+        assert_eq!(events, ["adaptis_events_total{name=\"hellos_refused\"} 2"]);
+    }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Sources<'a> {
     /// In order of index and generation.
     pub(crate) iterations: Vec<IterationRecord>,
     pub(crate) counters: Vec<(String, u64)>,
+    /// How many costs come from where.
+    pub(crate) figures: BTreeMap<&'static str, u64>,
     /// As last estimated.
     pub(crate) costs: Vec<CostFigure<'a>>,
     pub(crate) faults: &'a [Fault],
@@ -59,6 +61,9 @@ struct Report<'a> {
     /// What each kind's works cost by the last estimate of this reign, with where that comes from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     estimate: Vec<EstimateRow<'a>>,
+    /// How many costs, of a device, layer and phase each, come from where.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    figures: BTreeMap<&'static str, u64>,
     counters: BTreeMap<&'a str, u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     memory: Vec<MemoryRow<'a>>,
@@ -283,6 +288,7 @@ fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
         switches: recovered.switches.iter().map(switch).collect(),
         phases: phases(&recovered.phases, &latest),
         estimate: sources.costs.iter().cloned().map(EstimateRow::of).collect(),
+        figures: sources.figures.clone(),
         counters: counters.iter().map(|(name, count)| (name.as_str(), *count)).collect(),
         memory: recovered.peaks.iter().map(memory).collect(),
         failure: recovered.failed.as_ref().map(ToString::to_string),

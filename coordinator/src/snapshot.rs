@@ -8,6 +8,8 @@ use std::time::Instant;
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     pub(crate) status: Status,
+    /// How many costs come from where.
+    pub(crate) figures: Vec<(String, u64)>,
     pub(crate) memory: Vec<PeakMemory>,
     pub(crate) health: Vec<Health>,
     pub(crate) taken: Instant,
@@ -19,8 +21,8 @@ pub(crate) struct Board(Arc<Mutex<Arc<Snapshot>>>);
 
 impl Board {
     pub(crate) fn new() -> Self {
-        let (status, memory, health) = (Status::default(), Vec::new(), Vec::new());
-        let snapshot = Snapshot { status, memory, health, taken: Instant::now() };
+        let (status, taken) = (Status::default(), Instant::now());
+        let snapshot = Snapshot { status, figures: Vec::new(), memory: Vec::new(), health: Vec::new(), taken };
         Self(Arc::new(Mutex::new(Arc::new(snapshot))))
     }
 

@@ -26,6 +26,7 @@ fn golden_bytes() {
     // Magic, version, rank, third order, term, epoch as a varint.
     assert_eq!(encode(&abort), [0xad, 1, 0, 2, 3, 0xac, 0x02]);
     assert_eq!(encode(&ToCoordinator::Ask(Ask::Status)), [0xad, 1, 2, 0]);
+    assert_eq!(encode(&ToCoordinator::Ask(Ask::Figures)), [0xad, 1, 2, 3]);
     let expected = [
         &[0xad, 1, 1, 0, 4][..],
         b"gpu0",

@@ -13,6 +13,8 @@ pub enum Ask {
     Report,
     /// What memory came to under each plan.
     Memory,
+    /// Where the costs that plans are made by come from.
+    Figures,
 }
 
 /// What it is told.
@@ -32,6 +34,9 @@ pub enum Answer {
     },
     /// What memory came to, by plan and device.
     Memory(Vec<PeakMemory>),
+    /// How many costs, of a device, layer and phase each, come from where, by the word for it (`measured`,
+    /// `earlier_jobs`...).
+    Figures(Vec<(String, u64)>),
 }
 
 /// What a display shows.

@@ -12,7 +12,8 @@ pub(super) struct Prospect {
     estimated: Estimated,
     sources: BTreeMap<Source, u64>,
     epoch: Epoch,
-    predicted_ns: u64,
+    /// Iteration of the plan in force; none where it can't be simulated.
+    predicted_ns: Option<u64>,
 }
 
 impl Brain {
@@ -26,7 +27,7 @@ impl Brain {
             return;
         }
         let prospect = adapt.prospect.as_ref().filter(|_| adapt.fit.is_none());
-        let announcement = Announcement::Recalled { kinds, predicted_ns: prospect.map(|of| of.predicted_ns) };
+        let announcement = Announcement::Recalled { kinds, predicted_ns: prospect.and_then(|of| of.predicted_ns) };
         self.announce(announcement);
     }
 
@@ -41,7 +42,7 @@ impl Brain {
         }
         adapt.prospect = adapt.estimator.problem().ok().map(|estimated| Prospect {
             sources: estimated.uncertainty.sources(),
-            predicted_ns: running.and_then(|plan| estimated.iterations(plan)).map_or(0, |draws| draws.median_ns()),
+            predicted_ns: running.and_then(|plan| estimated.iterations(plan)).map(|draws| draws.median_ns()),
             epoch,
             estimated,
         });
@@ -57,15 +58,15 @@ impl Brain {
     /// Iteration of the plan in force, as earlier jobs tell, before anything was fitted.
     pub(super) fn prospect_ns(&self) -> Option<u64> {
         let prospect = self.adapt.as_ref()?.prospect.as_ref()?;
-        (prospect.epoch == self.head.epoch && prospect.predicted_ns > 0).then_some(prospect.predicted_ns)
+        prospect.predicted_ns.filter(|_| prospect.epoch == self.head.epoch)
     }
 
     /// How many figures of the estimate, of a device, layer and phase each, come from where.
-    pub(super) fn figures_by_source(&self) -> impl Iterator<Item = (String, u64)> + '_ {
+    pub fn figures_by_source(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let adapt = self.adapt.as_ref();
         let fitted = adapt.and_then(|adapt| adapt.fit.as_ref()).map(|fit| &fit.sources);
         let told = adapt.and_then(|adapt| adapt.prospect.as_ref()).map(|prospect| &prospect.sources);
         let sources = fitted.or(told).into_iter().flatten();
-        sources.map(|(source, count)| (format!("figures.{}", source.word()), *count))
+        sources.map(|(source, count)| (source.word(), *count))
     }
 }

@@ -39,7 +39,6 @@ impl Brain {
                 .iter()
                 .map(|(&device, &late_ns)| (format!("{}.late_ns", self.name_of(device)), late_ns))
                 .chain([("hellos_refused".to_owned(), self.hellos_refused)])
-                .chain(self.figures_by_source())
                 .chain(self.counters_of_loads())
                 .collect(),
         }

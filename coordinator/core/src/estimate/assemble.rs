@@ -371,6 +371,7 @@ impl Costs<'_> {
         let mut same_type = Vec::new();
         let mut same_phase = Vec::new();
         let mut any = Vec::new();
+        let (mut here_is_earlier, mut there_is_earlier) = (false, false);
         for shared in 0..self.names.signatures.len() {
             for at in 0..PHASES.len() {
                 let (Some((here, _)), Some((there, _))) =
@@ -378,6 +379,8 @@ impl Costs<'_> {
                 else {
                     continue;
                 };
+                here_is_earlier |= self.is_earlier((kind, shared, at));
+                there_is_earlier |= self.is_earlier((other, shared, at));
                 any.push(here - there);
                 if at == phase {
                     same_phase.push(here - there);
@@ -387,9 +390,14 @@ impl Costs<'_> {
                 }
             }
         }
+        // What earlier jobs are off by in all of a kind is in every difference, hence not in their scatter. The other
+        // kind's cancels where the cell itself is of earlier jobs.
+        let here_sd = if here_is_earlier { self.earlier_level_sd(kind) } else { 0.0 };
+        let is_mixed = there_is_earlier && !self.is_earlier((other, signature, phase));
+        let there_sd = if is_mixed { self.earlier_level_sd(other) } else { 0.0 };
         for (ratios, factor) in [(&mut same_type, 1.0), (&mut same_phase, 1.5), (&mut any, 2.0)] {
             if let Some(ratio) = robust::median(ratios) {
-                let sd = robust::scale_around(ratios, ratio).unwrap_or(0.0);
+                let sd = robust::scale_around(ratios, ratio).unwrap_or(0.0).hypot(here_sd).hypot(there_sd);
                 return (ratio, Figure { source: Source::OtherKind, ln_sd: sd.hypot(factor * OTHER_KIND_SD) });
             }
         }
@@ -397,6 +405,11 @@ impl Costs<'_> {
             Some((ratio, ln_sd)) => (ratio, Figure { source: Source::OtherKindByRates, ln_sd }),
             None => (0.0, Figure { source: Source::UnknownKind, ln_sd: UNKNOWN_KIND_SD }),
         }
+    }
+
+    /// What earlier jobs may be off by in all that they tell of a kind, as far as what ran here left that open.
+    fn earlier_level_sd(&self, kind: usize) -> f64 {
+        self.evidence.earlier_row.get(&kind).map_or(0.0, |row| self.fit.rows[*row].1)
     }
 
     fn rates_ratio(&self, kind: usize, other: usize, signature: usize, phase: usize) -> Option<(f64, f64)> {

@@ -9,7 +9,7 @@ use super::{link, robust};
 use crate::next_job::{LayerMemory, Transfers};
 use adaptis_plan::Link;
 use adaptis_proto::sample::Phase;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What all times of a kind have in common from one job to another: standard deviation of the logarithm, and how many
 /// jobs that counts for. It was chosen, not measured: hosts, power limits and drivers of one card differ by some percent.
@@ -78,17 +78,26 @@ pub struct Job {
 impl OfKind {
     /// From the jobs that ran on the kind.
     pub fn of_jobs(jobs: &[Job]) -> Self {
-        let (levels, middles) = apart(jobs);
-        let count = jobs.len() as f64;
+        let sets = Sets::of(jobs);
+        let (levels, middles) = apart(jobs, &sets);
         let squares: f64 = levels.iter().map(|level| level * level).sum();
-        let level_variance = (LEVEL_WORTH * LEVEL_SD.powi(2) + squares) / (LEVEL_WORTH + (count - 1.0).max(0.0));
-        let own_variance = own_variance(jobs, &levels, &middles);
-        let mut of_kind = OfKind { level_sd: another(level_variance, count).sqrt(), ..OfKind::default() };
+        let level_variance = (LEVEL_WORTH * LEVEL_SD.powi(2) + squares) / (LEVEL_WORTH + sets.compared(jobs));
+        let own_variance = own_variance(jobs, &levels, &middles, &sets);
+        // What this job is off by is common to all times. What the jobs of a set are off by is so only in their own.
+        let of_set = |set: usize| level_variance / sets.sizes[set];
+        let (common_variance, is_one) = match sets.sizes.len() {
+            0 | 1 => (another(level_variance, jobs.len() as f64), true),
+            _ => (level_variance, false),
+        };
+        let mut of_kind = OfKind { level_sd: common_variance.sqrt(), ..OfKind::default() };
         for (key @ (signature, phase), &ln_ns) in &middles {
             let Some(at) = PHASES.iter().position(|known| known == phase) else { continue };
-            let found: Vec<&Time> = jobs.iter().filter_map(|job| job.times.get(key)).collect();
-            let precision: f64 = found.iter().map(|time| time.ln_sd.max(f64::EPSILON).powi(-2)).sum();
-            let ln_sd = (another(own_variance, found.len() as f64) + precision.recip()).sqrt();
+            let found: Vec<(usize, &Time)> =
+                jobs.iter().enumerate().filter_map(|(at, job)| Some((at, job.times.get(key)?))).collect();
+            let Some(&(first, _)) = found.first() else { continue };
+            let precision: f64 = found.iter().map(|(_, time)| time.ln_sd.max(f64::EPSILON).powi(-2)).sum();
+            let of_set = if is_one { 0.0 } else { of_set(sets.of[first]) };
+            let ln_sd = (another(own_variance, found.len() as f64) + precision.recip() + of_set).sqrt();
             of_kind.measured.entry(signature.clone()).or_default()[at] = Some(Time { ln_ns, ln_sd });
         }
         of_kind
@@ -125,9 +134,41 @@ fn another(variance: f64, count: f64) -> f64 {
     variance * (1.0 + count.max(1.0).recip())
 }
 
-/// By job: how far it is off in all it measured; by time: its middle. Levels have the median 0, so that of several jobs one
-/// on a throttled device does not count as what the kind is like.
-fn apart(jobs: &[Job]) -> (Vec<f64>, BTreeMap<(String, Phase), f64>) {
+/// Jobs that have a time in common, directly or by way of others: how far one is off is told by the rest of its set alone.
+struct Sets {
+    /// By job: the number of its set.
+    of: Vec<usize>,
+    /// By set: how many jobs it has.
+    sizes: Vec<f64>,
+}
+
+impl Sets {
+    fn of(jobs: &[Job]) -> Self {
+        let mut of: Vec<usize> = (0..jobs.len()).collect();
+        let mut first: BTreeMap<&(String, Phase), usize> = BTreeMap::new();
+        for (at, key) in jobs.iter().enumerate().flat_map(|(at, job)| job.times.keys().map(move |key| (at, key))) {
+            let (one, other) = (of[*first.entry(key).or_insert(at)], of[at]);
+            if one != other {
+                of.iter_mut().filter(|set| **set == other).for_each(|set| *set = one);
+            }
+        }
+        let numbers: BTreeMap<usize, usize> =
+            of.iter().collect::<BTreeSet<_>>().into_iter().enumerate().map(|(number, set)| (*set, number)).collect();
+        of.iter_mut().for_each(|set| *set = numbers[set]);
+        let mut sizes = vec![0.0; numbers.len()];
+        of.iter().for_each(|set| sizes[*set] += 1.0);
+        Self { of, sizes }
+    }
+
+    /// How many jobs are told apart from another: of each set all but one.
+    fn compared(&self, jobs: &[Job]) -> f64 {
+        (jobs.len() - self.sizes.len()) as f64
+    }
+}
+
+/// By job: how far it is off in all it measured; by time: its middle. Levels of a set have the median 0, so that of several
+/// jobs one on a throttled device does not count as what the kind is like.
+fn apart(jobs: &[Job], sets: &Sets) -> (Vec<f64>, BTreeMap<(String, Phase), f64>) {
     let mut levels = vec![0.0; jobs.len()];
     let mut middles = BTreeMap::new();
     for _ in 0..ROUNDS {
@@ -147,14 +188,16 @@ fn apart(jobs: &[Job]) -> (Vec<f64>, BTreeMap<(String, Phase), f64>) {
             robust::median(&mut off).unwrap_or(*level)
         };
         levels = jobs.iter().zip(&levels).map(level).collect();
-        let centre = robust::median(&mut levels.clone()).unwrap_or(0.0);
-        levels.iter_mut().for_each(|level| *level -= centre);
+        let mut of_set = vec![Vec::new(); sets.sizes.len()];
+        levels.iter().zip(&sets.of).for_each(|(level, set)| of_set[*set].push(*level));
+        let centres: Vec<f64> = of_set.iter_mut().map(|levels| robust::median(levels).unwrap_or(0.0)).collect();
+        levels.iter_mut().zip(&sets.of).for_each(|(level, set)| *level -= centres[*set]);
     }
     (levels, middles)
 }
 
-fn own_variance(jobs: &[Job], levels: &[f64], middles: &BTreeMap<(String, Phase), f64>) -> f64 {
-    let (mut squares, mut free) = (0.0, -(jobs.len().saturating_sub(1) as f64));
+fn own_variance(jobs: &[Job], levels: &[f64], middles: &BTreeMap<(String, Phase), f64>, sets: &Sets) -> f64 {
+    let (mut squares, mut free) = (0.0, -sets.compared(jobs));
     for (key, middle) in middles {
         let found = jobs.iter().zip(levels).filter_map(|(job, level)| Some((job.times.get(key)?, level)));
         let off: Vec<f64> = found.map(|(time, level)| time.ln_ns - level - middle).collect();
@@ -198,6 +241,29 @@ mod tests {
         assert!(close.0 < 0.06 && close.1 < 0.02, "{close:?}");
         assert!((0.13..0.4).contains(&far.0) && far.1 < 0.02, "{far:?}");
         assert!(scattered.0 < 0.08 && (0.1..0.2).contains(&scattered.1), "{scattered:?}");
+    }
+
+    #[test]
+    fn jobs_that_have_no_time_in_common_tell_nothing_of_how_far_they_differ() {
+        let mut random = Random::new(4, 0);
+        let mut apart = |at: usize, level: f64| {
+            let times = job(level, 0.01, 4, &mut random).times.into_iter();
+            Job {
+                times: times.map(|((signature, phase), time)| ((format!("{signature}/{at}"), phase), time)).collect(),
+            }
+        };
+        let of = OfKind::of_jobs(&(0..10).map(|at| apart(at, 0.0)).collect::<Vec<_>>());
+        let sd = of.measured("s1/3", 0).expect("measured").ln_sd;
+        assert!(of.level_sd >= LEVEL_SD && of.level_sd.hypot(sd) > 0.11, "{} {sd}", of.level_sd);
+        // Three that are alike, one of them throttled, beside others that share nothing.
+        let mut random = Random::new(5, 0);
+        let mut jobs: Vec<Job> = [0.3, 0.3, 1.0].map(|level| job(level, 0.001, 4, &mut random)).into();
+        let before = OfKind::of_jobs(&jobs).measured("s2", 0).expect("measured").ln_ns;
+        jobs.extend((0..6).map(|at| apart(at, 0.0)));
+        let of = OfKind::of_jobs(&jobs);
+        let time = of.measured("s2", 0).expect("measured");
+        assert!((before - 14.5).abs() < 0.01 && (time.ln_ns - before).abs() < 0.01, "{before} {time:?}");
+        assert!(of.level_sd > 0.25, "two of nine are told apart from another: {}", of.level_sd);
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub struct Uncertainty {
     pub figures: Vec<Vec<[Figure; 4]>>,
     /// By device: standard deviation of the logarithm of its slowdown.
     pub slowdown_ln_sd: Vec<f64>,
-    /// Every directed pair that was seen.
+    /// Every directed pair that is known, in the order of the problem's pairs.
     pub links: Vec<LinkFigure>,
     /// Standard deviation of the logarithm of the default link's transfer times.
     pub default_link_ln_sd: f64,
@@ -167,11 +167,10 @@ impl Estimated {
             device.slowdown *= drawn.unwrap_or(own).exp();
         }
         problem.links.default.bytes_per_second /= random.factor(self.uncertainty.default_link_ln_sd);
-        for pair in &mut problem.links.pairs {
+        // In the order of the pairs.
+        let known = self.uncertainty.links.iter().map(Some).chain(std::iter::repeat(None));
+        for (pair, known) in problem.links.pairs.iter_mut().zip(known) {
             let z = random.normal();
-            let known = self.uncertainty.links.iter().find(|link| {
-                self.problem.devices[link.from].name == pair.from && self.problem.devices[link.to].name == pair.to
-            });
             let factor = (z * known.map_or(self.uncertainty.default_link_ln_sd, |link| link.figure.ln_sd)).exp();
             pair.bytes_per_second /= factor;
             pair.latency_ns = (pair.latency_ns as f64 * factor).round() as u64;

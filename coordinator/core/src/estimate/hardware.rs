@@ -3,10 +3,11 @@
 
 use super::figures::{Figure, LinkFigure, NotYet};
 use super::source::Source;
-use super::{Estimator, Memory, link};
+use super::{Estimator, Memory, link, robust};
 use crate::next_job::LayerMemory;
 use adaptis_plan::{Device, Link, Links, Pair};
 use adaptis_proto::message::DeviceCard;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Uncertainty of a link while none was measured.
 const UNSEEN_LINK_SD: f64 = 0.7;
@@ -15,6 +16,8 @@ const UNSEEN_LINK: Link = Link { latency_ns: 0, bytes_per_second: 1e10, note: ()
 /// Devices up to which every pair that exchanged nothing gets the link that earlier jobs measured; of more the default
 /// stands for all: pairs grow with the square.
 const EARLIER_LINK_DEVICES: usize = 128;
+/// What links are compared by where the job's layers tell no sizes.
+const UNKNOWN_BYTES: f64 = 1e6;
 /// Slowdowns outside of it are not written.
 const SLOWDOWN_RANGE: (f64, f64) = (1e-3, 1e3);
 
@@ -68,8 +71,8 @@ pub(super) fn links(estimator: &Estimator) -> (Links, Vec<LinkFigure>, f64) {
     let seen: Vec<((usize, usize), link::Fit)> =
         estimator.links.iter().filter_map(|(&pair, history)| Some((pair, history.fit()?))).collect();
     let middle = link::middle(&seen.iter().map(|(_, fit)| *fit).collect::<Vec<_>>());
-    let measured = seen.into_iter().map(|(pair, fit)| (pair, fit, Source::Measured));
-    let known: Vec<((usize, usize), link::Fit, Source)> = measured.chain(earlier_links(estimator)).collect();
+    let measured = seen.iter().map(|&(pair, fit)| (pair, fit, Source::Measured));
+    let known: Vec<((usize, usize), link::Fit, Source)> = measured.chain(earlier_links(estimator, &seen)).collect();
     let name = |at: usize| estimator.job.devices[at].name.clone();
     let pair = |((from, to), fit, _): &((usize, usize), link::Fit, Source)| Pair {
         from: name(*from),
@@ -92,19 +95,78 @@ pub(super) fn links(estimator: &Estimator) -> (Links, Vec<LinkFigure>, f64) {
     (links, known.iter().map(figure).collect(), middle.map_or(UNSEEN_LINK_SD, |middle| middle.ln_sd))
 }
 
-/// Pairs that exchanged nothing yet, by what earlier jobs measured between their kinds.
-fn earlier_links(estimator: &Estimator) -> Vec<((usize, usize), link::Fit, Source)> {
+/// Pairs that exchanged nothing yet, by what earlier jobs measured between their kinds; as much slower or faster as the
+/// pairs are that did exchange something.
+fn earlier_links(
+    estimator: &Estimator,
+    seen: &[((usize, usize), link::Fit)],
+) -> Vec<((usize, usize), link::Fit, Source)> {
     let (known, devices) = (&estimator.earlier.links, &estimator.job.devices);
     if known.is_empty() || devices.len() > EARLIER_LINK_DEVICES {
         return Vec::new();
     }
-    let is_seen = |pair: &(usize, usize)| estimator.links.get(pair).is_some_and(|history| history.fit().is_some());
+    let is_seen: BTreeSet<(usize, usize)> = seen.iter().map(|(pair, _)| *pair).collect();
     let pairs = (0..devices.len()).flat_map(|from| (0..devices.len()).map(move |to| (from, to)));
-    let unseen = pairs.filter(|pair| pair.0 != pair.1 && !is_seen(pair));
+    let unseen = pairs.filter(|pair| pair.0 != pair.1 && !is_seen.contains(pair));
+    let mut network = Network::of(estimator, seen);
     let link = |(from, to): (usize, usize)| {
-        let of = known.get(&(devices[from].kind.clone(), devices[to].kind.clone()))?;
-        let fit = link::Fit { link: of.link, ln_sd: of.ln_sd, separated: of.separated };
+        let fit = earlier_link(estimator, (from, to))?;
+        let (ln, scatter) = network.against_earlier(&devices[from].kind, &devices[to].kind);
+        let fit = link::Fit { ln_sd: fit.ln_sd.hypot(scatter), ..fit.slower(ln.exp()) };
         Some(((from, to), fit, Source::EarlierJobs))
     };
     unseen.filter_map(link).collect()
+}
+
+fn earlier_link(estimator: &Estimator, (from, to): (usize, usize)) -> Option<link::Fit> {
+    let devices = &estimator.job.devices;
+    let of = estimator.earlier.links.get(&(devices[from].kind.clone(), devices[to].kind.clone()))?;
+    Some(link::Fit { link: of.link, ln_sd: of.ln_sd, separated: of.separated })
+}
+
+/// How this network compares with that of earlier jobs, by the pairs that exchanged something: logarithms of how much
+/// longer their transfers take.
+struct Network<'a> {
+    /// By the kinds of a pair, in either direction.
+    between: BTreeMap<(&'a str, &'a str), Vec<f64>>,
+    all: Vec<f64>,
+}
+
+impl<'a> Network<'a> {
+    fn of(estimator: &'a Estimator, seen: &[((usize, usize), link::Fit)]) -> Self {
+        let history = |pair: &(usize, usize)| estimator.links.get(pair);
+        let changed = seen.iter().filter(|(pair, _)| history(pair).is_some_and(link::History::is_changed)).count();
+        // A link that failed tells nothing of the others, unless most did.
+        let is_common = 2 * changed > seen.len();
+        let bytes = usual_bytes(estimator);
+        let mut network = Self { between: BTreeMap::new(), all: Vec::new() };
+        for (pair, fit) in seen {
+            let Some(earlier) = earlier_link(estimator, *pair) else { continue };
+            let unchanged = history(pair).and_then(link::History::unchanged).filter(|_| !is_common);
+            let ln = (unchanged.unwrap_or(*fit).ns(bytes) / earlier.ns(bytes)).ln();
+            if ln.is_finite() {
+                let [from, to] = [pair.0, pair.1].map(|at| estimator.job.devices[at].kind.as_str());
+                network.between.entry(either_way(from, to)).or_default().push(ln);
+                network.all.push(ln);
+            }
+        }
+        network
+    }
+
+    /// Their median and scatter: of pairs of these kinds if there are such, else of all; 0 while nothing was measured.
+    fn against_earlier(&mut self, from: &'a str, to: &'a str) -> (f64, f64) {
+        let values = self.between.get_mut(&either_way(from, to)).unwrap_or(&mut self.all);
+        let Some(middle) = robust::median(values) else { return (0.0, 0.0) };
+        (middle, robust::scale_around(values, middle).unwrap_or(0.0))
+    }
+}
+
+fn either_way<'a>(from: &'a str, to: &'a str) -> (&'a str, &'a str) {
+    (from.min(to), from.max(to))
+}
+
+/// What a transfer between two stages carries: the median of the layers' outputs.
+fn usual_bytes(estimator: &Estimator) -> f64 {
+    let outputs = estimator.job.layers.iter().map(|layer| layer.output_bytes as f64).filter(|bytes| *bytes > 0.0);
+    robust::median(&mut outputs.collect::<Vec<_>>()).unwrap_or(UNKNOWN_BYTES)
 }

@@ -27,6 +27,8 @@ const SD_MIN: f64 = 1e-3;
 const CHANCE: f64 = 2.0;
 /// Slowest link that is written, in bytes per second.
 const SLOWEST: f64 = 1.0;
+/// Longest latency that is written of a link that was scaled.
+const LATENCY_MAX_NS: f64 = 1e12;
 /// Fastest link that is written, in bytes per second.
 const FASTEST: f64 = 1e15;
 
@@ -45,6 +47,8 @@ pub(crate) struct History {
     probes: VecDeque<Transfer>,
     /// Fitted just before the last change.
     before: Option<Fit>,
+    /// What its transfers before the first change said.
+    unchanged: Option<Fit>,
     changed: Option<Step>,
 }
 
@@ -74,6 +78,7 @@ impl History {
     /// The link's speed changed at `from`.
     pub fn change(&mut self, from: Step) {
         self.before = self.fit();
+        self.unchanged = self.unchanged.or_else(|| self.fit_of(|transfer| transfer.step < from));
         self.changed = Some(from);
         self.traffic.retain(|transfer| transfer.step >= from);
         self.probes.retain(|probe| probe.step >= from);
@@ -81,18 +86,30 @@ impl History {
 
     /// What its transfers say; none without any. Cold ones count where there is nothing else.
     pub fn fit(&self) -> Option<Fit> {
-        let latest = self.traffic.iter().map(|transfer| transfer.step).max().unwrap_or_default();
+        let before = || self.before.map(|before| Fit { ln_sd: before.ln_sd.max(0.5), ..before });
+        self.fit_of(|_| true).or_else(before)
+    }
+
+    fn fit_of(&self, counts: impl Fn(&Transfer) -> bool) -> Option<Fit> {
+        let traffic = || self.traffic.iter().filter(|transfer| counts(transfer));
+        let latest = traffic().map(|transfer| transfer.step).max().unwrap_or_default();
         let recent = |transfer: &&Transfer| transfer.step.0 + ITERATIONS > latest.0;
-        let warm = self.traffic.iter().filter(recent).filter(|transfer| !transfer.cold).chain(&self.probes);
-        let mut groups = by_size(warm);
+        let probes = self.probes.iter().filter(|probe| counts(probe));
+        let mut groups = by_size(traffic().filter(recent).filter(|transfer| !transfer.cold).chain(probes));
         if groups.is_empty() {
-            groups = by_size(self.traffic.iter());
+            groups = by_size(traffic());
         }
-        if groups.is_empty() {
-            self.before.map(|before| Fit { ln_sd: before.ln_sd.max(0.5), ..before })
-        } else {
-            Some(self.fit_groups(&groups))
-        }
+        (!groups.is_empty()).then(|| self.fit_groups(&groups))
+    }
+
+    /// Its speed changed once.
+    pub fn is_changed(&self) -> bool {
+        self.changed.is_some()
+    }
+
+    /// What its transfers before the first change said; what they say where there was none.
+    pub fn unchanged(&self) -> Option<Fit> {
+        self.unchanged.or_else(|| self.fit())
     }
 
     fn fit_groups(&self, groups: &[Group]) -> Fit {
@@ -126,6 +143,19 @@ pub(crate) fn fit_sizes(sizes: &[Transfers]) -> Option<(Link, bool)> {
     let groups: Vec<Group> = sizes.map(group).collect();
     let fit = (!groups.is_empty()).then(|| fit_groups(&groups, 0.0))?;
     Some((fit.link, fit.separated))
+}
+
+impl Fit {
+    /// Nanoseconds that a transfer of so many bytes takes.
+    pub fn ns(&self, bytes: f64) -> f64 {
+        self.link.latency_ns as f64 + bytes * 1e9 / self.link.bytes_per_second
+    }
+
+    /// The same link where transfers take `factor` times as long.
+    pub fn slower(self, factor: f64) -> Self {
+        let latency_ns = (self.link.latency_ns as f64 * factor).min(LATENCY_MAX_NS);
+        Self { link: link(latency_ns, factor * 1e9 / self.link.bytes_per_second), ..self }
+    }
 }
 
 struct Group {

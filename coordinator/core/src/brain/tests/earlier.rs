@@ -78,9 +78,7 @@ fn above_best(world: &World, plan: &Plan) -> f64 {
 }
 
 fn count(world: &World, source: Source) -> u64 {
-    let name = format!("figures.{}", source.word());
-    let counters = world.brain.status().counters;
-    counters.into_iter().find(|(of, _)| *of == name).map_or(0, |(_, count)| count)
+    world.brain.figures_by_source().find(|(of, _)| *of == source.word()).map_or(0, |(_, count)| count)
 }
 
 #[test]
@@ -97,6 +95,21 @@ fn before_anything_ran_the_figures_and_the_prediction_are_of_earlier_jobs() {
     assert!((ratio - 1.0).abs() < 0.02, "{ratio}");
     assert!(world.announced.iter().any(|said| said.starts_with("earlier jobs tell")), "{:?}", world.announced);
     assert_eq!(told(None, 40).brain.status().predicted_ns, None);
+}
+
+#[test]
+fn of_a_plan_that_can_not_be_simulated_no_time_is_told() {
+    let mut world = world_of_two_kinds(40);
+    world.run_until("training", |world| world.brain.running.is_some());
+    let truth = world.truth.as_ref().expect("the world has one").problem.clone();
+    let layers = world.ranks[0].job.layers.clone();
+    if let Some(plan) = &mut world.brain.running {
+        plan.programs[0].clear();
+    }
+    world.feed(recalled(&truth, &layers, |_, _, _| 1.0));
+    let said = world.announced.iter().find(|said| said.starts_with("earlier jobs tell")).expect("it is told");
+    assert!(!said.contains(" ms"), "{said}");
+    assert_eq!(world.brain.status().predicted_ns, None);
 }
 
 #[test]
@@ -189,5 +202,29 @@ fn earlier_jobs_right_or_wrong_cost_no_decision() {
         tally.say(what);
         let mean = tally.regrets.iter().sum::<f64>() / tally.regrets.len() as f64;
         assert!(mean < 0.05 && tally.switches.percent() >= 95.0, "{what}: {tally:?}");
+    }
+}
+
+/// Transfers take about as long as works do, and earlier jobs say that they take a part of it.
+#[test]
+fn on_a_network_that_is_slower_than_earlier_jobs_say_no_link_is_tried_after_another() {
+    for seed in 1..=scenarios(3) {
+        let run = |factor: f64| {
+            let mut scenario = Scenario::draw(seed).on_network(2e9);
+            (scenario.job.start_plan, scenario.job.iterations) = (None, 120);
+            let wrong = |kind: &str, _: &str, _: Phase| if kind == "link" { factor } else { 1.0 };
+            let world = scenario.run(seed, Some(recalled(&scenario.truth, &scenario.job.layers, wrong)));
+            let corrected =
+                world.announced.iter().filter(|said| said.contains("the link") && said.contains("corrected"));
+            let plan = plan_in(&world, world.head().epoch);
+            let ns = |plan: &Plan| simulate(&scenario.truth, plan).expect("it can be simulated").iteration_ns as f64;
+            let above = ns(&plan) / ns(&best(&scenario.truth, &plan)) - 1.0;
+            (of(&world, Verdict::Switch).len(), corrected.count(), above)
+        };
+        let [right, wrong, far] = [1.0, 0.25, 0.1].map(run);
+        println!("{seed:4} switches, links corrected, last plan above the best: {right:?} {wrong:?} {far:?}");
+        for found in [wrong, far] {
+            assert!(found.0 <= right.0 && found.1 == 0 && found.2 < 0.02, "{seed}: {right:?} {found:?}");
+        }
     }
 }

@@ -136,6 +136,13 @@ impl Scenario {
         world
     }
 
+    /// The same job, which no device disturbs, on a network of this bandwidth.
+    pub(super) fn on_network(mut self, bytes_per_second: f64) -> Self {
+        self.faults.clear();
+        self.truth.links = Links::all(10_000, bytes_per_second);
+        self
+    }
+
     /// The truth before the first iteration.
     fn luck(&self) -> Truth {
         let mut truth = Truth::new(self.truth.clone(), self.noise);
