@@ -6,6 +6,7 @@
 use crate::copies::Copies;
 use crate::http::{Door, Pages};
 use crate::ingest::{Ingest, Turn};
+use crate::peers::Peers;
 use crate::profiles::earlier::Wanted;
 use crate::profiles::library;
 use crate::recalling::Recalls;
@@ -15,7 +16,6 @@ use crate::snapshot::{Board, Snapshot};
 use crate::store::{Profiles, Store, Stored, absorb};
 use crate::{CoordinatorError, Ended, Options};
 use adaptis_coordinator_core::estimate::{Estimated, Load};
-use adaptis_coordinator_core::membership::Peer;
 use adaptis_coordinator_core::{Brain, Durable, Effect, Event};
 use adaptis_link::{Limits, PeerId, Server};
 use adaptis_proto::message::{AgentOrder, Answer, Ask, Batch, FromCoordinator, Health, Status};
@@ -39,8 +39,6 @@ const MERGE_EVERY: Duration = Duration::from_secs(30);
 const LAST_WORDS_MAX: Duration = Duration::from_millis(1_500);
 /// Messages that are taken in at the end, at most.
 const LAST_MESSAGES_MAX: usize = 65_536;
-/// Connections whose ranks are remembered. More: those of no member are forgotten, and known again when they speak.
-const PEERS_MAX: usize = 16_384;
 
 /// A coordinator at work.
 pub(crate) struct Control {
@@ -488,36 +486,4 @@ fn now_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
-}
-
-/// The brain's names for connections.
-#[derive(Default)]
-struct Peers {
-    keys: HashMap<PeerId, Peer>,
-    names: HashMap<Peer, PeerId>,
-    next: u64,
-}
-
-impl Peers {
-    fn key(&mut self, name: &PeerId, brain: &Brain) -> Peer {
-        if let Some(&key) = self.keys.get(name) {
-            return key;
-        }
-        if self.keys.len() >= PEERS_MAX {
-            let roster = brain.roster();
-            let members = (0..roster.len()).filter_map(|device| roster.rank(DeviceIndex::from(device))?.peer);
-            let members: std::collections::HashSet<Peer> = members.collect();
-            self.keys.retain(|_, key| members.contains(key));
-            self.names.retain(|key, _| members.contains(key));
-        }
-        let key = Peer(self.next);
-        self.next += 1;
-        self.keys.insert(name.clone(), key);
-        self.names.insert(key, name.clone());
-        key
-    }
-
-    fn name(&self, key: Peer) -> Option<&PeerId> {
-        self.names.get(&key)
-    }
 }

@@ -20,6 +20,7 @@ mod copies;
 mod error;
 mod http;
 mod ingest;
+mod peers;
 pub mod profiles;
 mod recalling;
 pub mod replay;

@@ -1,6 +1,6 @@
 //! A plan's text, made ready to run: checked against its digest, audited, its memory granted, lowered.
 
-use adaptis_plan::{Device, Plan, Problem, Row, audit, lower};
+use adaptis_plan::{Plan, Problem, Row, audit, lower};
 use adaptis_proto::message::{Job, Refusal};
 use adaptis_proto::{DeviceIndex, Digest, Epoch};
 
@@ -34,7 +34,7 @@ pub struct Compiler {
 impl Compiler {
     /// For the device number `device` of a job.
     pub fn new(job: &Job, device: DeviceIndex, room: Box<dyn Room>) -> Compiler {
-        Compiler { structure: structure(job), device, room }
+        Compiler { structure: Problem::structure(job), device, room }
     }
 
     /// Makes a plan ready. `epoch` is the number under which it was announced.
@@ -66,20 +66,6 @@ impl Compiler {
         let row = row.ok_or_else(|| Refusal::Invalid(vec!["it has no program for this device".to_owned()]))?;
         Ok(Compiled { plan, digest, row })
     }
-}
-
-/// A job without its costs, which a rank need not know: the audit of a plan's structure is the same.
-fn structure(job: &Job) -> Problem {
-    let device = |name: &String| Device {
-        name: name.clone(),
-        kind: "any".to_owned(),
-        // Above any sum of states, and far from where sums overflow.
-        memory_bytes: 1 << 60,
-        slowdown: 1.0,
-        reserved_bytes: 0,
-        note: None,
-    };
-    Problem::without_costs(job, job.devices.iter().map(device).collect())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Plans as Python sees them.
 
 use adaptis_executor_core::Migration;
-use adaptis_plan::{Device, Problem, audit, lower};
+use adaptis_plan::{Problem, audit, lower};
 use adaptis_planner::schedule::{Name, even, named};
 use adaptis_planner::search::{Control, Options, search};
 use adaptis_proto::message::{Job, JobLayer};
@@ -177,15 +177,7 @@ fn structure(layers: usize, devices: &[String], microbatches: u32, together: Vec
         iterations: 0,
         start_plan: None,
     };
-    let device = |name: &String| Device {
-        name: name.clone(),
-        kind: "any".to_owned(),
-        memory_bytes: 1 << 60,
-        slowdown: 1.0,
-        reserved_bytes: 0,
-        note: None,
-    };
-    let mut problem = Problem::without_costs(&job, devices.iter().map(device).collect());
+    let mut problem = Problem::structure(&job);
     problem.constraints.together = together;
     problem
 }

@@ -88,6 +88,15 @@ def batch(step: int, rows: int = 8, words: int = 5) -> tuple[Tensor, Tensor]:
     return text[:, :-1].contiguous(), text[:, 1:].contiguous()
 
 
+def through(layers: list[nn.Module], x: Any) -> Any:
+    """The output of a model whose layers pass one tensor or several."""
+    value: Any = (x,)
+    for layer in layers:
+        value = layer(*value)
+        value = value if isinstance(value, tuple) else (value,)
+    return value[0]
+
+
 def reference(steps: int, microbatches: int, make: Any = model) -> tuple[list[float], list[nn.Module]]:
     """Plain PyTorch in one process: losses and the trained layers."""
     layers = make()
@@ -97,11 +106,8 @@ def reference(steps: int, microbatches: int, make: Any = model) -> tuple[list[fl
         x, y = batch(step)
         total = 0.0
         for part, target in zip(x.chunk(microbatches), y.chunk(microbatches)):
-            value: Any = (part,)
-            for layer in layers:
-                value = layer(*value)
-                value = value if isinstance(value, tuple) else (value,)
-            loss = loss_fn(value[0], target)
+            output = through(layers, part)
+            loss = loss_fn(output, target)
             (loss / microbatches).backward()
             total += loss.item()
         losses.append(total / microbatches)

@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from adaptis import Plan, PlanError, Schedule
-from models import batch, loss_fn, model
+from models import batch, loss_fn, model, through
 from plans import random_plan
 from ranks import in_ranks
 from test_conformance import own_state
@@ -81,12 +81,9 @@ def test_gradients_that_are_accumulated_move_with_their_layer() -> None:
         x, y = batch(step)
         total = 0.0
         for part, target in zip(x.chunk(2), y.chunk(2)):
-            value: Any = (part,)
-            for layer in layers:
-                value = layer(*value)
-                value = value if isinstance(value, tuple) else (value,)
-            (loss_fn(value[0], target) / 2).backward()
-            total += loss_fn(value[0], target).item() / 2
+            output = through(layers, part)
+            (loss_fn(output, target) / 2).backward()
+            total += loss_fn(output, target).item() / 2
         losses.append(total)
         if step % 2:
             optimizer.step()

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.optim import SGD
 
 from adaptis import PlanError, Schedule
-from models import WIDTH, WORDS, Block, batch, loss_fn
+from models import WIDTH, WORDS, Block, batch, loss_fn, through
 from plans import random_plan
 from ranks import in_ranks
 from test_conformance import own_state
@@ -26,11 +26,8 @@ def _plain(
         total = 0.0
         for part, target in zip(x.chunk(microbatches), y.chunk(microbatches)):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                value: Any = (part,)
-                for layer in layers:
-                    value = layer(*value)
-                    value = value if isinstance(value, tuple) else (value,)
-                loss = criterion(value[0], target)
+                output = through(layers, part)
+                loss = criterion(output, target)
             (loss / microbatches).backward()
             total += loss.item()
         losses.append(total / microbatches)

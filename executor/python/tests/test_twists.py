@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.optim import SGD
 
 from adaptis import Plan, Schedule
-from models import WIDTH, WORDS, Block, batch, loss_fn, model
+from models import WIDTH, WORDS, Block, batch, loss_fn, model, through
 from plans import scheduled
 from ranks import in_ranks
 
@@ -327,11 +327,8 @@ def test_the_norm_is_that_of_the_whole_model() -> None:
     optimizer = SGD(nn.ModuleList(layers).parameters(), lr=0.5)
     norms = []
     for step in range(3):
-        value: Any = (batch(step)[0],)
-        for layer in layers:
-            value = layer(*value)
-            value = value if isinstance(value, tuple) else (value,)
-        loss_fn(value[0], batch(step)[1]).backward()
+        output = through(layers, batch(step)[0])
+        loss_fn(output, batch(step)[1]).backward()
         norms.append(nn.utils.clip_grad_norm_(nn.ModuleList(layers).parameters(), 0.3).item())
         optimizer.step()
         optimizer.zero_grad()

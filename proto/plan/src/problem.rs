@@ -287,6 +287,21 @@ impl Problem {
         Problem::new(job.microbatches, layers, devices, costs, Links::all(0, 1e12))
     }
 
+    /// A job's structure alone: devices that hold anything, layers that cost alike. What the audit of a plan needs of one who
+    /// does not know the costs.
+    pub fn structure(job: &Job) -> Problem {
+        let device = |name: &String| Device {
+            name: name.clone(),
+            kind: "any".to_owned(),
+            // Above any sum of states, and far from where sums overflow.
+            memory_bytes: 1 << 60,
+            slowdown: 1.0,
+            reserved_bytes: 0,
+            note: None,
+        };
+        Self::without_costs(job, job.devices.iter().map(device).collect())
+    }
+
     /// Reads and checks a problem.
     ///
     /// # Errors
