@@ -22,6 +22,9 @@ pub enum Failure {
     /// 128 + signal.
     #[error("interrupted by signal {0}")]
     Interrupted(u8),
+    /// That of a command that was run, which said itself what there was to say.
+    #[error("the command ended with exit code {0}")]
+    Wrapped(u8),
 }
 
 impl Failure {
@@ -31,6 +34,7 @@ impl Failure {
             Failure::Usage(_) => USAGE,
             Failure::Environment(_) => ENVIRONMENT,
             Failure::Interrupted(signal) => 128_u8.saturating_add(*signal),
+            Failure::Wrapped(code) => *code,
         }
     }
 }

@@ -37,6 +37,31 @@ pub fn plan(path: &Path) -> Result<Plan> {
     Plan::read(&text(path)?).map_err(|error| failure::usage(format!("{}: {error}", path.display())))
 }
 
+/// A run folder: the one asked for, or `runs/NAME-TIME-PID`; not there yet, or empty.
+pub fn unused_folder(asked: Option<&Path>, name: &str) -> Result<PathBuf> {
+    let dir = asked.map(Path::to_path_buf).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Path::new("runs").join(format!("{name}-{}-{}", now.as_secs(), std::process::id()))
+    });
+    // It stands in files that hold nothing else.
+    if std::path::absolute(&dir).is_ok_and(|full| full.to_str().is_none()) {
+        let dir = dir.display();
+        return Err(failure::usage(format!("--out {dir}: the full path is not UTF-8; name another folder")));
+    }
+    match fs::read_dir(&dir).map(|mut entries| entries.next()) {
+        Ok(None) => Ok(dir),
+        Err(error) if error.kind() == ErrorKind::NotFound => match dir.is_symlink() {
+            true => Err(failure::usage(format!("--out {}: a link that leads nowhere", dir.display()))),
+            false => Ok(dir),
+        },
+        Ok(Some(_)) => Err(failure::usage(format!(
+            "--out {}: the folder is not empty and may hold another run; name an empty or a new one",
+            dir.display()
+        ))),
+        Err(error) => Err(failure::environment(format!("--out {}: {error}", dir.display()))),
+    }
+}
+
 /// Symbolic links followed before it is a circle: as many as Linux follows.
 const LINKS_MAX: usize = 40;
 

@@ -15,10 +15,12 @@ mod failure;
 mod files;
 mod job;
 mod keys;
+mod launch;
 mod plan;
 mod profiles;
 mod rank;
 mod replay;
+mod run;
 mod signals;
 mod simulate;
 mod status;
@@ -43,6 +45,7 @@ struct Cli {
 const EXAMPLES: &str = "Start here:
   adaptis demo                                   the whole loop on this machine, in about two minutes
   adaptis demo --fault 30:slowlink:gpu1-gpu2:50  another fault
+  adaptis run -- torchrun --nproc-per-node 4 train.py   beside a PyTorch job
   adaptis plan problem.json --out plan.json      plan once, from a file
   adaptis simulate problem.json plan.json --svg timeline.svg
   adaptis replay trace.parquet                   what is slow in a recorded job
@@ -56,6 +59,8 @@ the environment (port, permission, unreachable); 128 + signal when interrupted."
 enum Command {
     /// Trains a small model on an emulated cluster and re-plans it while it runs
     Demo(demo::Arguments),
+    /// Runs a training command with coordinator and agents beside it
+    Run(run::Arguments),
     /// Runs the coordinator: takes in samples, estimates, plans, commits
     Coordinator(coordinator::Arguments),
     /// Runs the agent of one device: drains its ring, probes it, streams to the coordinator
@@ -87,6 +92,7 @@ fn main() -> ExitCode {
     start_log();
     let ended = match cli.command {
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Run(arguments) => run::run(arguments),
         Command::Coordinator(arguments) => coordinator::run(arguments),
         Command::Agent(arguments) => agent::run(arguments),
         Command::Rank(arguments) => rank::run(arguments),

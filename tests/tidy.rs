@@ -43,9 +43,29 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ),
         (
             "adaptis-executor",
-            vec!["adaptis-executor-core", "adaptis-proto", "adaptis-plan", "adaptis-link", "adaptis-ring"],
+            vec![
+                "adaptis-executor-core",
+                "adaptis-session",
+                "adaptis-proto",
+                "adaptis-plan",
+                "adaptis-link",
+                "adaptis-ring",
+            ],
         ),
-        ("adaptis-python", vec!["adaptis-executor-core", "adaptis-plan", "adaptis-planner", "adaptis-proto"]),
+        // What both trainers share: one conversation with the coordinator.
+        ("adaptis-session", vec!["adaptis-executor-core", "adaptis-proto", "adaptis-plan", "adaptis-link"]),
+        (
+            "adaptis-python",
+            vec![
+                "adaptis-executor-core",
+                "adaptis-session",
+                "adaptis-plan",
+                "adaptis-planner",
+                "adaptis-proto",
+                "adaptis-link",
+                "adaptis-ring",
+            ],
+        ),
         ("adaptis", root),
         // Of tests alone: nobody may depend on them otherwise.
         ("adaptis-standin", vec![]),

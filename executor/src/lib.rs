@@ -1,27 +1,23 @@
 //! Worker, transports and CPU backends that execute plans.
 //!
 //! ```text
-//!   coordinator <--link--> control --orders--> station <--votes-- training --> backend/emulated --> backend/cpu
-//!                                   (gate, prepared plans)           \-------> transport/{memory, tcp}
+//!   coordinator <--link--> adaptis-session <--votes-- training --> backend/emulated --> backend/cpu
+//!                                                         \-------> transport/{memory, tcp}
 //! ```
 //!
 //! One process is one rank: a control thread speaks with the coordinator, the calling thread trains.
 //!
-//! 1. Training never waits for the coordinator: it meets the control thread only at the station's lock, which nobody
-//!    holds across input, output or an audit.
+//! 1. Training never waits for the coordinator: `adaptis-session` sees to it.
 //! 2. All decisions are `adaptis-executor-core`'s; this crate owns the sockets, the clock and the device.
 //! 3. Every wait of the training thread has a deadline and looks at the stop flag.
 
 pub mod backend;
 pub mod clock;
-pub mod compiled;
-mod control;
 pub mod emulation;
 mod error;
 pub mod launcher;
 mod patience;
 pub mod preset;
-pub mod station;
 pub mod tape;
 pub mod training;
 pub mod transport;

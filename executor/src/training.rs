@@ -14,10 +14,9 @@
 
 use crate::backend::emulated::Device;
 use crate::clock::Clock;
-use crate::compiled::Compiled;
+
 use crate::emulation::Fault;
 use crate::patience::Patience;
-use crate::station::{Conclusion, Station};
 use crate::tape::Tape;
 use crate::transport::{Peers, Wire};
 use crate::{Emulation, Halt};
@@ -26,13 +25,12 @@ use adaptis_plan::Problem;
 use adaptis_proto::message::Failure;
 use adaptis_proto::sample::{Mark, Place, Sample};
 use adaptis_proto::{DeviceIndex, Digest, LayerIndex, Step};
+use adaptis_session::{COLD_ITERATIONS, Compiled, Conclusion, Station};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Gradients are clipped to this global norm.
 const MAX_NORM: f64 = 1.0;
-/// Iterations after a start or a switch whose samples are kept apart.
-const COLD_ITERATIONS: u64 = 3;
 /// The smaller one of the two sizes by which links are probed.
 const PROBE_BYTES: u64 = 64 << 10;
 /// Probes of each size.

@@ -3,19 +3,17 @@
 use crate::backend::cpu::Text;
 use crate::backend::emulated::{Device, Late, links::Links, memory};
 use crate::clock::Monotonic;
-use crate::compiled::{Compiler, Room};
-use crate::control::{Control, News};
-use crate::station::Station;
 use crate::tape::Tape;
 use crate::training::{Outcome, Parts, Training};
 use crate::transport::{Mailbox, Peers, tcp};
 use crate::{Emulation, ExecutorError, Halt};
 use adaptis_link::{Client, Limits, Security};
 use adaptis_plan::{Plan, Problem};
-use adaptis_proto::message::{Failure, Refusal};
+use adaptis_proto::message::{Bounds, Failure, Refusal};
 use adaptis_proto::sample::Place;
 use adaptis_proto::{DeviceIndex, Incarnation, Step};
 use adaptis_ring::{CAPACITY_RECORDS_DEFAULT, Recorder};
+use adaptis_session::{Compiler, Control, News, Room, Station};
 use std::cell::RefCell;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -119,6 +117,7 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
         incarnation,
         card: emulation.card(index.index()),
         job: emulation.job(),
+        bounds: Bounds::default(),
         endpoint: listener.endpoint().to_owned(),
         events,
         news: news_in,

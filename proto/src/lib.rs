@@ -15,5 +15,6 @@ pub mod sample;
 pub mod wire;
 
 pub use ids::{
-    DeviceIndex, Digest, Epoch, Generation, Incarnation, LayerIndex, Microbatch, RunId, StageIndex, Step, Term,
+    BadDigest, DeviceIndex, Digest, Epoch, Generation, Incarnation, LayerIndex, Microbatch, RunId, StageIndex, Step,
+    Term,
 };

@@ -10,21 +10,18 @@
 //! It only launches: everything that is shown was done by the parts, which talk over ZeroMQ as they would on a cluster.
 
 mod display;
-mod pictures;
 mod prepare;
-mod rings;
-mod service;
 mod session;
 mod silence;
-mod summary;
 
+use crate::launch::rings::Rings;
+use crate::launch::summary;
 use crate::signals::Stop;
 use crate::{failure, files, values};
 use adaptis_executor::launcher::Fault;
 use adaptis_executor::preset::model::Preset;
 use anyhow::{Context, Result};
 use display::Display;
-use rings::Rings;
 use session::{Look, Session, Setup};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -105,7 +102,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let text = prepare::text(arguments.text.as_deref())?;
     // Only now: a file that never ends, a FIFO say, is left by the signals that nobody listens to yet.
     let stop = Stop::listen()?;
-    let dir = unused_folder(&arguments)?;
+    let dir = files::unused_folder(arguments.out.as_deref(), &arguments.model)?;
     files::say(&format!("planning the start: {} layers on {}", arguments.model, arguments.devices));
     let stage = prepare::stage(preset, &cluster, arguments.seed, &stop)?;
     Rings::check(devices.len())?;
@@ -136,7 +133,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let truth = files::write(&dir.join("truth.json"), stage.truth_after(&faults, reached).write().as_bytes());
     // The first trouble counts: what comes after may only follow from it.
     reported.and(truth)?;
-    summary::finish(&dir, &stage, arguments.json)
+    summary::finish(&dir, arguments.json)
 }
 
 fn watch(session: &mut Session, display: &mut Display, stop: &Stop) -> Result<()> {
@@ -193,31 +190,6 @@ fn faults_json(faults: &[Fault]) -> String {
         })
         .collect();
     format!("{:#}\n", serde_json::Value::from(rows))
-}
-
-/// The run folder: not there yet, or empty.
-fn unused_folder(arguments: &Arguments) -> Result<PathBuf> {
-    let dir = arguments.out.clone().unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Path::new("runs").join(format!("{}-{}-{}", arguments.model, now.as_secs(), std::process::id()))
-    });
-    // It stands in files that hold nothing else.
-    if std::path::absolute(&dir).is_ok_and(|full| full.to_str().is_none()) {
-        let dir = dir.display();
-        return Err(failure::usage(format!("--out {dir}: the full path is not UTF-8; name another folder")));
-    }
-    match std::fs::read_dir(&dir).map(|mut entries| entries.next()) {
-        Ok(None) => Ok(dir),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match dir.is_symlink() {
-            true => Err(failure::usage(format!("--out {}: a link that leads nowhere", dir.display()))),
-            false => Ok(dir),
-        },
-        Ok(Some(_)) => Err(failure::usage(format!(
-            "--out {}: the folder is not empty and may hold another run; name an empty or a new one",
-            dir.display()
-        ))),
-        Err(error) => Err(failure::environment(format!("--out {}: {error}", dir.display()))),
-    }
 }
 
 /// Makes the run folder with the files and folders that the parts need; answers its full path.

@@ -1,9 +1,10 @@
 //! The processes of a demo: started, watched, disturbed on request, ended in order.
 
-use super::rings::Rings;
-use super::service::{Service, Workshop, last_line};
 use super::silence::{Silence, Verdict};
 use crate::failure;
+use crate::launch::free_port;
+use crate::launch::rings::Rings;
+use crate::launch::service::{Service, Workshop, last_line};
 use adaptis_executor::launcher::{Fault, Process, What, end_all, exit_text};
 use adaptis_link::{Client, Limits, Security};
 use adaptis_proto::message::{Answer, Ask, FromCoordinator, Status, ToCoordinator};
@@ -74,11 +75,6 @@ struct Lost {
     log: PathBuf,
     /// It did not end because training failed, which it would have told the coordinator: killed, told to stop, say.
     is_untold: bool,
-}
-
-fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?;
-    Ok(listener.local_addr()?.port())
 }
 
 impl Session {

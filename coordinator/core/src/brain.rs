@@ -50,7 +50,7 @@ use crate::round::Round;
 use adapt::Adapt;
 use adaptis_plan::{Plan, Problem};
 use adaptis_planner::search::{Infeasible, Options, Outcome};
-use adaptis_proto::message::{RankEvent, RankOrder, Rejection};
+use adaptis_proto::message::{Bounds, RankEvent, RankOrder, Rejection};
 use adaptis_proto::sample::Record;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step, Term};
 use calibrations::Calibrations;
@@ -192,6 +192,7 @@ pub struct Brain {
     stage: Stage,
     head: Head,
     roster: Roster,
+    bounds: Bounds,
     generation: Option<GenerationRecord>,
     plans: BTreeMap<Epoch, PlanRecord>,
     aborted: BTreeSet<Epoch>,
@@ -232,6 +233,7 @@ impl Brain {
             stage: Stage::Unborn,
             head: Head::default(),
             roster: Roster::default(),
+            bounds: Bounds::default(),
             generation: None,
             plans: BTreeMap::new(),
             aborted: BTreeSet::new(),

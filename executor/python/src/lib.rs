@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   adaptis.Schedule --> Row --> run --> adaptis-executor-core's interpreter --> Python: layers, torch.distributed
+//!              \-------> Session --> adaptis-session --> coordinator
+//!                               \--> the ring --> agent --> coordinator
 //! ```
 //!
 //! 1. Nothing is decided here: plans are read, audited and lowered by `adaptis-plan`, rows are run by the one interpreter.
@@ -9,6 +11,7 @@
 
 mod interpreter;
 mod plan;
+mod session;
 
 use pyo3::prelude::*;
 
@@ -19,4 +22,6 @@ mod _native {
     use super::interpreter::run;
     #[pymodule_export]
     use super::plan::{Plan, PlanError, Row, digest};
+    #[pymodule_export]
+    use super::session::{Session, log};
 }

@@ -24,7 +24,7 @@ type Stage = (u32, u32, u32, Vec<u32>);
 
 /// Who runs what, in which order: partition, placement, schedule and recomputation.
 #[pyclass(frozen, module = "adaptis")]
-pub(crate) struct Plan(adaptis_plan::Plan);
+pub(crate) struct Plan(pub(crate) adaptis_plan::Plan);
 
 /// One device's program with its transfers.
 #[pyclass(frozen, module = "adaptis")]
@@ -110,6 +110,15 @@ impl Plan {
         let problem = structure(self.0.layers as usize, &self.0.devices, microbatches, together);
         problem.check().map_err(refused)?;
         Ok(audit(&problem, &self.0).iter().map(ToString::to_string).collect())
+    }
+
+    /// Whether both have the same stages and programs, whatever their numbers.
+    fn is_alike(&self, other: &Plan) -> bool {
+        let Plan(this) = self;
+        let Plan(other) = other;
+        let place = |stage: &adaptis_plan::Stage| (stage.layers, stage.device, stage.recompute.clone());
+        let alike = this.stages.iter().map(place).eq(other.stages.iter().map(place));
+        alike && this.devices == other.devices && this.programs == other.programs
     }
 
     /// The row of a device.

@@ -4,9 +4,7 @@
 use adaptis_executor::backend::cpu::Text;
 use adaptis_executor::backend::emulated::{Device, links::Links};
 use adaptis_executor::clock::{Clock, Unpaced};
-use adaptis_executor::compiled::{Compiler, Room};
 use adaptis_executor::emulation::{FORMAT, Run as RunHead, Sizes};
-use adaptis_executor::station::{Errand, Station};
 use adaptis_executor::tape::{Record, Tape};
 use adaptis_executor::training::{Outcome, Parts, Training};
 use adaptis_executor::transport::{Mailbox, Peers, memory};
@@ -15,6 +13,8 @@ use adaptis_plan::{Cost, Device as DeviceOf, Layer, Links as LinksOf, Plan, Prob
 use adaptis_proto::message::{Member, RankOrder, Refusal};
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Digest, Generation, Incarnation, LayerIndex, RunId, Step, Term};
+use adaptis_session::{Compiler, Room};
+use adaptis_session::{Errand, Station};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;

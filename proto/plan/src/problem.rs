@@ -8,7 +8,8 @@ mod check;
 pub use check::{DEVICES_MAX, LAYERS_MAX, MICROBATCHES_MAX, TOTAL_MAX};
 
 use crate::json::{self, FormatError};
-use adaptis_proto::message::{Job, JobLayer};
+use adaptis_proto::message::{Bounds, Job, JobLayer};
+use adaptis_proto::{DeviceIndex, LayerIndex};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -214,6 +215,22 @@ pub struct Constraints {
 }
 
 impl Constraints {
+    /// Those of a job with so many layers, whose devices have these names; what names none of them is left out.
+    pub fn of(bounds: &Bounds, devices: &[String], layers: usize) -> Constraints {
+        let is_there = |layer: &LayerIndex| layer.index() < layers;
+        let pin = |&(layer, device): &(LayerIndex, DeviceIndex)| {
+            let device = devices.get(device.index())?.clone();
+            Some(Pin { layer: layer.0, device, note: None })
+        };
+        let group =
+            |layers: &Vec<LayerIndex>| layers.iter().filter(|&layer| is_there(layer)).map(|layer| layer.0).collect();
+        Constraints {
+            pinned: bounds.pinned.iter().filter(|(layer, _)| is_there(layer)).filter_map(pin).collect(),
+            together: bounds.together.iter().map(group).collect(),
+            ..Constraints::default()
+        }
+    }
+
     /// Nothing is constrained.
     pub fn is_empty(&self) -> bool {
         self.pinned.is_empty() && self.forbidden.is_empty() && self.together.is_empty()

@@ -77,6 +77,22 @@ pub enum RankEvent {
         /// Digest of each layer that it holds.
         layers: Vec<(LayerIndex, Digest)>,
     },
+    /// What any plan of the job must obey. Said after each Hello, alike by all ranks.
+    Bound {
+        /// Which process.
+        incarnation: Incarnation,
+        /// What it is.
+        bounds: Bounds,
+    },
+}
+
+/// What any plan of a job must obey.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Layers that stay on a device.
+    pub pinned: Vec<(LayerIndex, DeviceIndex)>,
+    /// Layers that share a device, each list in ascending order.
+    pub together: Vec<Vec<LayerIndex>>,
 }
 
 /// What the coordinator tells a rank.

@@ -4,7 +4,7 @@ use super::{Announcement, Brain, Closing, Effect, REFUSALS_MAX, SEAT_NS, Stage};
 use crate::ledger::{Durable, Finished, Reason, RunFailure};
 use crate::membership::{Hello, Peer};
 use crate::round::Answer;
-use adaptis_proto::message::{Failure, RankEvent, RankOrder, Refusal, Rejection};
+use adaptis_proto::message::{Bounds, Failure, RankEvent, RankOrder, Refusal, Rejection};
 use adaptis_proto::sample::Place;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step};
 use std::collections::BTreeMap;
@@ -28,6 +28,20 @@ impl Brain {
             self.on_late_hello(peer, &hello);
         } else {
             self.on_hello(now_ns, peer, hello);
+        }
+    }
+
+    /// What plans must obey; the ranks of a job say it alike. They refuse what does not, so it need not outlive a reign:
+    /// whoever is introduced to the next one says it again.
+    fn on_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+        self.hand_bounds_on();
+    }
+
+    /// The estimator's problems are within the bounds.
+    pub(super) fn hand_bounds_on(&mut self) {
+        if let Some(adapt) = &mut self.adapt {
+            adapt.estimator.constrain(&self.bounds);
         }
     }
 
@@ -109,6 +123,7 @@ impl Brain {
                     self.send(device, RankOrder::Dismissed { term });
                 }
             }
+            RankEvent::Bound { bounds, .. } => self.on_bounds(bounds),
             _ if self.stage != Stage::Following => {}
             RankEvent::Beat { place, armed, .. } => {
                 self.on_place(device, place);
@@ -290,7 +305,8 @@ fn incarnation_of(event: &RankEvent) -> Incarnation {
         | RankEvent::Refused { incarnation, .. }
         | RankEvent::Active { incarnation, .. }
         | RankEvent::Failed { incarnation, .. }
-        | RankEvent::Finished { incarnation, .. } => *incarnation,
+        | RankEvent::Finished { incarnation, .. }
+        | RankEvent::Bound { incarnation, .. } => *incarnation,
     }
 }
 

@@ -33,6 +33,7 @@ impl Brain {
             let has_decided = self.decisions.iter().any(|decision| self.is_settled(decision));
             self.adapt = Some(Adapt::new(&record, self.config.policy, changes, undecided, has_decided));
             self.hand_priors_on();
+            self.hand_bounds_on();
             self.generation = Some(record);
             self.running = self.plan_of(head.epoch);
             self.stage = Stage::Following;
@@ -128,6 +129,7 @@ impl Brain {
         self.history = History::new(record.members.len(), &[], &[]);
         self.adapt = Some(Adapt::new(&record, self.config.policy, Vec::new(), None, false));
         self.hand_priors_on();
+        self.hand_bounds_on();
         self.generation = Some(record);
         self.stage = Stage::Following;
         self.start_next_ns = now_ns.saturating_add(self.config.deadlines.repeat_ns);

@@ -68,6 +68,7 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     let slowdowns: Vec<(f64, f64)> = evidence.latest.iter().zip(&job.devices).map(slowdown).collect();
     let problem = Problem {
         optimizer_ns,
+        constraints: estimator.constraints.clone(),
         boundary_ns: estimator.iterations.boundary_ns().unwrap_or(0),
         ..Problem::new(
             job.microbatches.max(1),

@@ -64,8 +64,9 @@ pub(crate) use loads::Loads;
 pub(crate) use rates::ratio as ratio_of_rates;
 
 use crate::drift::Who;
+use adaptis_plan::problem::Constraints;
 use adaptis_plan::{Plan, Problem};
-use adaptis_proto::message::{DeviceCard, JobLayer, PeakMemory};
+use adaptis_proto::message::{Bounds, DeviceCard, JobLayer, PeakMemory};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Microbatch, Step};
@@ -126,10 +127,17 @@ pub struct Estimator {
     rates: BTreeMap<String, Rates>,
     earlier: Earlier,
     iterations: iterations::Iterations,
+    constraints: Constraints,
     correction: f64,
 }
 
 impl Estimator {
+    /// Plans are to obey these bounds.
+    pub fn constrain(&mut self, bounds: &Bounds) {
+        let devices: Vec<String> = self.job.devices.iter().map(|card| card.name.clone()).collect();
+        self.constraints = Constraints::of(bounds, &devices, self.job.layers.len());
+    }
+
     /// Knows the job and nothing measured.
     pub fn new(job: JobView) -> Self {
         let (devices, loads) = (job.devices.len(), Loads::new(job.microbatches));
@@ -145,6 +153,7 @@ impl Estimator {
             rates: BTreeMap::new(),
             earlier: Earlier::default(),
             iterations: iterations::Iterations::new(devices),
+            constraints: Constraints::default(),
             correction: 1.0,
         }
     }

@@ -22,7 +22,7 @@ mod order;
 use crate::vote::{Next, Rules, Verdict, judge};
 use adaptis_proto::message::{Failure, Member, RankEvent, Refusal, Rejection, Vote};
 use adaptis_proto::sample::Place;
-use adaptis_proto::{DeviceIndex, Digest, Epoch, Generation, Incarnation, LayerIndex, Term};
+use adaptis_proto::{DeviceIndex, Digest, Epoch, Generation, Incarnation, LayerIndex, Step, Term};
 
 /// What a rank is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +158,17 @@ impl Gate {
     /// The plan it is armed with.
     pub fn armed(&self) -> Option<Epoch> {
         self.armed.map(|(epoch, _)| epoch)
+    }
+
+    /// Training, which did not wait for START, takes part from this iteration on.
+    ///
+    /// # Panics
+    /// Unless it is running and has not voted yet.
+    pub fn begin_at(&mut self, step: Step) {
+        assert_eq!(self.state, State::Running, "only a rank that was started takes part");
+        assert_eq!((self.place, self.cast), (self.since, None), "it takes part before its first vote");
+        self.place.step = step;
+        self.since = self.place;
     }
 
     /// The plan of a [`Proposal`] is audited, compiled and its memory reserved.

@@ -6,9 +6,14 @@
         loss = schedule.step(x, target=y)
         optimizer.step()
         optimizer.zero_grad()
+
+Any training script is measured, and not changed, by
+
+    adaptis.observe(model.layers)
 """
 
 from adaptis._native import Plan, PlanError
+from adaptis.observe import Observation, observe
 from adaptis.schedule import Schedule
 
-__all__ = ["Plan", "PlanError", "Schedule"]
+__all__ = ["Observation", "Plan", "PlanError", "Schedule", "observe"]

@@ -1,4 +1,4 @@
-from typing import Any, Protocol
+from typing import Any, Protocol, Sequence
 
 class PlanError(ValueError):
     """A plan that can't be read, is not valid, or can't run here."""
@@ -41,6 +41,8 @@ class Plan:
         """The device of each layer."""
     def findings(self, microbatches: int, together: list[list[int]] = ...) -> list[str]:
         """What is wrong with it for so many microbatches and layers that must stay together."""
+    def is_alike(self, other: Plan) -> bool:
+        """Whether both have the same stages and programs, whatever their numbers."""
     def row(self, device: int) -> Row:
         """The row of a device."""
     def moves(self, next: Plan) -> list[tuple[int, int, int]]:
@@ -59,6 +61,63 @@ class Transport(Protocol):
 
 def run(row: Row, backend: Backend, transport: Transport) -> None:
     """Runs one iteration of a row."""
+
+class Session:
+    """A rank's conversation with the coordinator, and its samples."""
+
+    NUMBERS: int
+    """Numbers in a word."""
+
+    def __init__(
+        self,
+        *,
+        coordinator: str,
+        ring: str,
+        run: str,
+        rank: int,
+        devices: list[str],
+        card: tuple[str, int, int],
+        layers: list[tuple[str, str, int, int, int, int]],
+        microbatches: int,
+        plan: Plan,
+        pinned: list[tuple[int, int]],
+        together: list[list[int]],
+        is_fixed: bool = False,
+        keys: str | None = None,
+    ) -> None:
+        """Makes the ring and begins to introduce this rank."""
+    def word(self, loss: float | None = None) -> list[int]:
+        """What to tell all other ranks at a boundary; the answers go to `hear`."""
+    def hear(self, words: Sequence[Sequence[int]], step: int) -> tuple[str, Plan | None, str | None]:
+        """What the words of all ranks come to: `nothing`, `begin`, `switch` or `left`, with a plan or a reason."""
+    def settled(self, start_ns: int, end_ns: int, layers_moved: int, bytes_received: int) -> None:
+        """The layers of a switch have moved."""
+    @property
+    def epoch(self) -> int | None:
+        """Epoch of the plan in force, if this rank takes part."""
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first iteration since the start or the last change."""
+    def works(self, works: list[tuple[int, int, int, int, int]]) -> None:
+        """Records works of layers: layer, phase, microbatch, start and duration."""
+    def probed(self, sender: int, bytes: int, start_ns: int, duration_ns: int) -> None:
+        """Records how long bytes took from a device."""
+    def layer_memory(self, layer: int, activation_bytes: int, weight_gradient_bytes: int) -> None:
+        """Records what a layer holds for one microbatch."""
+    def device_memory(self, peak_bytes: int, reserved_bytes: int) -> None:
+        """Records the device's memory in the iteration that ends."""
+    def iteration(self, start_ns: int, duration_ns: int, loss: float) -> None:
+        """Records the iteration that ends."""
+    @property
+    def dropped(self) -> int:
+        """Samples lost because the ring was full."""
+    def finish(self, layers: list[tuple[int, str]], seconds: float) -> bool:
+        """Training is over. Whether the coordinator has recorded it, or had not to."""
+    def fail(self, reason: str, seconds: float) -> bool:
+        """Training failed."""
+
+def log(level: str) -> None:
+    """Lets the conversation's warnings be read on standard error."""
 
 def digest(bytes: bytes) -> str:
     """The digest of a state's bytes, by which both ends of a move are compared."""

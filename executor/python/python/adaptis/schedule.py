@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from time import perf_counter_ns
 from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 import torch
@@ -13,7 +14,8 @@ from torch.optim import Optimizer
 from adaptis import _native, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import Exchange
-from adaptis.forms import Forms
+from adaptis.forms import Form, Forms
+from adaptis.session import Seat, Settings
 from adaptis.split import defer
 from adaptis.worker import Bundle, Share, Stage, Worker
 
@@ -33,6 +35,8 @@ class Schedule:
 
     `plan` is where to start: a `Plan`, or the name of a schedule (gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min);
     without one an even split under 1F1B. `seed` is that of the layers' random numbers, which do not depend on the plan.
+    `coordinator` is where one listens that measures the job and plans it again, as `tcp://host:29611`: that of the
+    environment (`ADAPTIS_COORDINATOR`, as `adaptis run` sets it) if it is not given, nobody if it is empty.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Schedule:
         group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
+        coordinator: str | None = None,
     ) -> None:
         if not dist.is_initialized():
             raise RuntimeError("torch.distributed has no process group yet: call init_process_group first")
@@ -68,6 +73,8 @@ class Schedule:
         self._mover = state.Mover(group, self.device)
         # What passes between the layers, by kind of iteration.
         self._forms: dict[int, dict[int, Forms]] = {}
+        self._first_forms: Forms = ()
+        self._last_loss: Tensor | None = None
         self._next: tuple[Plan, _native.Row, int] | None = None
         for layer in self.layers:
             defer(layer, self._worker.ledger)
@@ -78,6 +85,7 @@ class Schedule:
         for layer in self._elsewhere():
             state.drop(layer, [], [own for _, own in self._own()])
         self._adopt()
+        self._seat = Seat(self, Settings.found(coordinator))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters of the model, each once; those of other ranks' layers hold nothing here."""
@@ -97,7 +105,10 @@ class Schedule:
         return optimizer
 
     def change(self, plan: Plan) -> None:
-        """Goes over to another plan at the beginning of the next step. To be called alike on every rank."""
+        """Goes over to another plan at the beginning of the next step. To be called alike on every rank, and not where a
+        coordinator plans."""
+        if self._seat.native is not None:
+            raise RuntimeError("a coordinator plans this run; start the schedule with coordinator='' to plan it by hand")
         self._next = self._checked(plan)
 
     def step(self, x: Any = None, *, target: Any = None) -> Tensor:
@@ -109,7 +120,9 @@ class Schedule:
         the middle gradients are not whole: zero them.
         """
         share, error = self._share(x, target)
-        kind = self._agreed(share, error)
+        votes = self._votes(share, error)
+        self._attend(votes)
+        kind = self._agreed(votes, error)
         if self._next is not None:
             self._switch()
         known = self._forms.get(kind)
@@ -127,7 +140,12 @@ class Schedule:
         finally:
             self._worker.end()
         self.steps += 1
+        self._last_loss = loss
         return loss
+
+    def close(self) -> None:
+        """Tells the coordinator that training is over, as the end of the process does."""
+        self._seat.leave()
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scales all gradients down to this global norm if theirs is larger; the norm before. The squares are added in the
@@ -198,7 +216,9 @@ class Schedule:
         assert self._next is not None
         plan, row, number = self._next
         self._next = None
+        start_ns = perf_counter_ns()
         moves = self.plan.moves(plan)
+        received = 0
         sent: list[Any] = []
         done: set[int] = set()
         for layer, source, to in moves:
@@ -206,7 +226,7 @@ class Schedule:
                 sent += self._mover.send(to, self.layers[layer], self.optimizers, done)
         for layer, source, to in moves:
             if to == self.rank:
-                self._mover.receive(source, self.layers[layer], self.optimizers)
+                received += self._mover.receive(source, self.layers[layer], self.optimizers)
         for work, _ in sent:
             work.wait()
         self.plan, self._row, self._plan_number = plan, row, number
@@ -215,6 +235,7 @@ class Schedule:
             if source == self.rank:
                 state.drop(self.layers[layer], self.optimizers, held)
         self._adopt()
+        self._seat.settled(start_ns, len(moves), received)
 
     def _share(self, x: Any, target: Any) -> tuple[Share, Exception | None]:
         """This rank's data, or why it can't be cut."""
@@ -225,24 +246,50 @@ class Schedule:
             return Share(None, None, self.steps), error
         if targets is not None and isinstance(target, Tensor):
             targets = [part[0] for part in targets]
+        if inputs is not None:
+            self._first_forms = tuple(Form.of(part) for part in inputs[0])
         return Share(inputs, targets, self.steps), None
 
-    def _agreed(self, share: Share, error: Exception | None) -> int:
-        """Sees that all ranks are about to do the same. What kind of iteration it is: the same kind has the same shapes."""
-        plan, number = (self.plan, self._plan_number) if self._next is None else (self._next[0], self._next[2])
+    def _votes(self, share: Share, error: Exception | None) -> list[list[int]]:
+        """What each rank is about to do, in order of rank."""
+        number = self._plan_number if self._next is None else self._next[2]
         own = [
             int(error is None),
             0 if share.inputs is None else _number([(part.dtype, tuple(part.shape)) for part in share.inputs[0]]),
             int(share.targets is not None),
             number,
             _number((self.steps, self._manner())),
+            int(self._seat.wants_in),
+            *self._seat.word(self._loss_then()),
         ]
         mine = torch.tensor(own, dtype=torch.int64, device=self.device)
         gathered = torch.empty(self.world * len(own), dtype=torch.int64, device=self.device)
         dist.all_gather_into_tensor(gathered, mine, group=self.group)
+        return gathered.view(self.world, len(own)).tolist()
+
+    def _loss_then(self) -> float | None:
+        """The loss of the step before."""
+        return None if self._last_loss is None else float(self._last_loss)
+
+    def _attend(self, votes: list[list[int]]) -> None:
+        """The coordinator's part in a boundary, alike on all ranks."""
+        plan = self._seat.boundary([vote[6:] for vote in votes], self._loss_then())
+        if plan is not None and plan.is_alike(self.plan):
+            # The coordinator's number for it.
+            self.plan, self._row, self._plan_number = self._checked(plan)
+        elif plan is not None:
+            self._next = self._checked(plan)
+        if self._next is None and all(vote[0] for vote in votes):
+            of = self.plan.device_of_layers()
+            ends = ((0, of[0], 1), (len(self.layers) - 1, of[-1], 2))
+            pinned = [(layer, rank) for layer, rank, at in ends if not all(vote[at] for vote in votes)]
+            self._seat.join([bool(vote[5]) for vote in votes], pinned)
+
+    def _agreed(self, votes: list[list[int]], error: Exception | None) -> int:
+        """Sees that all ranks are about to do the same. What kind of iteration it is: the same kind has the same shapes."""
+        plan = self.plan if self._next is None else self._next[0]
         if error is not None:
             raise error
-        votes = gathered.view(self.world, len(own)).tolist()
         failed = [rank for rank, vote in enumerate(votes) if not vote[0]]
         if failed:
             raise RuntimeError(f"step: ranks {failed} can't begin; they say why")

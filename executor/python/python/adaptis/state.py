@@ -118,6 +118,13 @@ def _digest(packed: Tensor) -> str:
     return digest(packed.cpu().numpy().tobytes())
 
 
+def digest_of(layer: nn.Module, optimizers: Sequence[Optimizer], device: torch.device) -> str:
+    """The digest of a layer's state: parameters, buffers, and what optimizers keep for it; not of gradients."""
+    entries, tensors, plain = _entries(layer, optimizers, set())
+    kept = [tensor for entry, tensor in zip(entries, tensors) if entry.kind != "gradient"]
+    return digest(_packed(kept, device).cpu().numpy().tobytes() + repr(plain).encode())
+
+
 class Mover:
     """Sends and receives the state of layers between two iterations."""
 

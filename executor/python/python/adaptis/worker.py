@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from adaptis import chance
 from adaptis.forms import Form, Forms
 from adaptis.split import Debt, Ledger, pay
+from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape
 
 Bundle = tuple[Any, ...]
 """What passes from layer to layer: tensors, one or several."""
@@ -66,7 +67,8 @@ class Kept:
     loss: Tensor | None = None
     # What the loss was computed from.
     outputs: Bundle = ()
-    debts: list[Debt] = field(default_factory=list)
+    # Of each layer, in the order in which their I ran.
+    debts: list[tuple[int, list[Debt]]] = field(default_factory=list)
 
 
 def bundled(value: Any, layer: int) -> Bundle:
@@ -99,6 +101,7 @@ class Worker:
         self.device = device
         self.seed = seed
         self.ledger = Ledger()
+        self.tape = Tape()
         self.stages: dict[int, Stage] = {}
         self.share = Share(None, None, 0)
         self.losses: list[Tensor | None] = []
@@ -128,6 +131,7 @@ class Worker:
 
     def forward(self, stage: int, microbatch: int, value: Bundle | None) -> Bundle | None:
         """F."""
+        self.tape.start()
         here = self.stages[stage]
         kept = self._kept[stage, microbatch] = Kept()
         if value is None:
@@ -137,7 +141,7 @@ class Worker:
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = chance.key(self.seed, self.share.step, layer, microbatch)
             is_recomputed = layer in here.recomputed
-            outputs = self._run(layer, inputs, number, with_graph=not is_recomputed)
+            outputs = self._run(layer, microbatch, inputs, number, with_graph=not is_recomputed)
             if is_recomputed:
                 wants = self._wants_gradient(layer, inputs)
                 value = tuple(
@@ -149,17 +153,22 @@ class Worker:
                 kept.pieces.append(Piece(inputs, outputs, number))
             if layer not in self.forms:
                 self.forms[layer] = tuple(Form.of(part) for part in value)
+            if layer + 1 < len(self.layers):
+                self.tape.took(layer, FORWARD, microbatch)
         if here.end < len(self.layers):
             return value
         kept.outputs = value
         kept.loss = self._loss(value, microbatch)
+        # The loss is the last layer's.
+        self.tape.took(here.end - 1, FORWARD, microbatch)
         return None
 
-    def _run(self, layer: int, inputs: Bundle, number: int, with_graph: bool) -> Bundle:
+    def _run(self, layer: int, microbatch: int, inputs: Bundle, number: int, with_graph: bool) -> Bundle:
         self._generator.seed(number)
         versions = [part._version for part in inputs]
         hint = f"layer {layer} changes its input in place; let it work on a copy (inplace=False)"
-        with torch.enable_grad() if with_graph else torch.no_grad():
+        weighing = self.tape.weighing(layer, microbatch, self.layers[layer], inputs, is_due=with_graph)
+        with torch.enable_grad() if with_graph else torch.no_grad(), weighing:
             try:
                 outputs = bundled(self.layers[layer](*inputs), layer)
             except RuntimeError as error:
@@ -188,34 +197,62 @@ class Worker:
     def input_gradient(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
         """I."""
         kept = self._kept[stage, microbatch]
-        return self._backwards(stage, kept, gradient, kept.debts.extend)
+
+        def leave(layer: int, debts: list[Debt]) -> None:
+            kept.debts.append((layer, debts))
+
+        return self._backwards(stage, microbatch, kept, gradient, leave)
 
     def weight_gradient(self, stage: int, microbatch: int) -> None:
         """W."""
+        self.tape.start()
+        kept = self._kept.pop((stage, microbatch))
         with self._without_autocast():
-            pay(self._kept.pop((stage, microbatch)).debts)
+            while kept.debts:
+                layer, debts = kept.debts.pop(0)
+                pay(debts)
+                self.tape.took(layer, WEIGHT_GRADIENT, microbatch)
 
     def backward(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
         """B."""
-        return self._backwards(stage, self._kept.pop((stage, microbatch)), gradient, pay)
+
+        def settle(layer: int, debts: list[Debt]) -> None:
+            pay(debts)
+            self.tape.took(layer, WEIGHT_GRADIENT, microbatch)
+
+        return self._backwards(stage, microbatch, self._kept.pop((stage, microbatch)), gradient, settle)
 
     def _backwards(
-        self, stage: int, kept: Kept, gradient: Bundle | None, settle: Callable[[list[Debt]], None]
+        self,
+        stage: int,
+        microbatch: int,
+        kept: Kept,
+        gradient: Bundle | None,
+        settle: Callable[[int, list[Debt]], None],
     ) -> Bundle | None:
+        self.tape.start()
         here = self.stages[stage]
+        of_loss: list[Debt] = []
         with self._without_autocast():
             if gradient is None:
                 with self.ledger:
                     gradient = self._gradient_of_loss(kept)
-                settle(self.ledger.take())
+                of_loss = self.ledger.take()
         for layer in reversed(range(here.first, here.end)):
             piece = kept.pieces.pop()
-            outputs = piece.outputs if piece.outputs is not None else self._recompute(layer, piece)
-            piece.outputs = None
+            if piece.outputs is None:
+                outputs = self._recompute(layer, microbatch, piece)
+                self.tape.took(layer, RECOMPUTE, microbatch)
+            else:
+                outputs, piece.outputs = piece.outputs, None
             with self._without_autocast():
                 with self.ledger:
                     gradient = _through(outputs, gradient, piece.inputs)
-                settle(self.ledger.take())
+                debts = of_loss + self.ledger.take()
+                of_loss = []
+                self.tape.weigh_debts(layer, microbatch, debts, self.layers[layer])
+                self.tape.took(layer, INPUT_GRADIENT, microbatch)
+                settle(layer, debts)
         return gradient if here.first > 0 else None
 
     def _gradient_of_loss(self, kept: Kept) -> Bundle:
@@ -226,7 +263,7 @@ class Worker:
         outputs, kept.outputs = kept.outputs, ()
         return tuple(part.grad if part.requires_grad else None for part in outputs)
 
-    def _recompute(self, layer: int, piece: Piece) -> Bundle:
+    def _recompute(self, layer: int, microbatch: int, piece: Piece) -> Bundle:
         kept: list[tuple[nn.Module, str, Tensor]] = []
         copies: dict[int, Tensor] = {}
         for module in self.layers[layer].modules():
@@ -235,7 +272,7 @@ class Worker:
                     kept.append((module, name, buffer))
                     module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
         try:
-            return self._run(layer, piece.inputs, piece.key, with_graph=True)
+            return self._run(layer, microbatch, piece.inputs, piece.key, with_graph=True)
         finally:
             for module, name, buffer in kept:
                 module._buffers[name] = buffer

@@ -1,6 +1,6 @@
 //! A part that is started again whenever it ends: the coordinator, an agent.
 //!
-//! 1. While ranks train, no end of a service ends the demo: training does not need it. One that does not stay up is
+//! 1. While ranks train, no end of a service ends anything: training does not need it. One that does not stay up is
 //!    started again more and more rarely; one that was up for a while begins with a fresh count.
 //! 2. Before training has begun and after it, one that does not stay up ends the demo: nothing would ever begin, or be
 //!    recorded. Ends while ranks trained do not count against it, and what they put off is not waited for.
@@ -43,18 +43,18 @@ impl Record {
     }
 }
 
-/// Where the parts of a demo come from and where they write.
-pub(super) struct Workshop<'a> {
+/// Where parts come from and where they write.
+pub(crate) struct Workshop<'a> {
     /// This program.
-    pub(super) program: &'a Path,
+    pub(crate) program: &'a Path,
     /// The run folder.
-    pub(super) dir: &'a Path,
+    pub(crate) dir: &'a Path,
 }
 
 impl Workshop<'_> {
     /// Starts a part. A rank holds nothing that lasts, so it just goes should this process be killed; the others end in
     /// order.
-    pub(super) fn start(&self, name: &str, arguments: &[String]) -> Result<Process> {
+    pub(crate) fn start(&self, name: &str, arguments: &[String]) -> Result<Process> {
         let orphaned = match arguments.first().is_some_and(|part| part == "rank") {
             true => OnOrphaned::Kill,
             false => OnOrphaned::Terminate,
@@ -64,14 +64,14 @@ impl Workshop<'_> {
     }
 
     /// Where a part writes what it says.
-    pub(super) fn log(&self, name: &str) -> PathBuf {
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.dir.join("logs").join(format!("{}.log", name.replace(' ', "-")))
     }
 }
 
 /// A part that is started again when it ends.
-pub(super) struct Service {
-    pub(super) process: Process,
+pub(crate) struct Service {
+    pub(crate) process: Process,
     arguments: Vec<String>,
     record: Record,
     /// When it was last started, or should have been.
@@ -83,19 +83,19 @@ pub(super) struct Service {
 }
 
 impl Service {
-    pub(super) fn start(workshop: &Workshop<'_>, name: &str, arguments: Vec<String>) -> Result<Service> {
+    pub(crate) fn start(workshop: &Workshop<'_>, name: &str, arguments: Vec<String>) -> Result<Service> {
         let process = workshop.start(name, &arguments)?;
         let (record, started) = (Record::default(), Instant::now());
         Ok(Service { process, arguments, record, started, again: None, killed: false })
     }
 
     /// When it was last started, or should have been.
-    pub(super) fn started(&self) -> Instant {
+    pub(crate) fn started(&self) -> Instant {
         self.started
     }
 
     /// Ends it on purpose.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.killed = true;
         self.process.signal(libc::SIGKILL);
     }
@@ -104,7 +104,7 @@ impl Service {
     ///
     /// # Errors
     /// Nobody trains, and it does not stay up or was started wrongly.
-    pub(super) fn tend(&mut self, workshop: &Workshop<'_>, is_training: bool) -> Result<Option<String>> {
+    pub(crate) fn tend(&mut self, workshop: &Workshop<'_>, is_training: bool) -> Result<Option<String>> {
         let Some(status) = self.process.poll() else { return Ok(None) };
         let name = self.process.name.clone();
         let is_over = self.record.has_trained && !is_training;
@@ -152,7 +152,7 @@ impl Service {
 }
 
 /// The last line of a log that says anything.
-pub(super) fn last_line(log: &Path) -> String {
+pub(crate) fn last_line(log: &Path) -> String {
     let text = tail(log).unwrap_or_default();
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("(it said nothing)").to_owned()
 }

@@ -1,7 +1,6 @@
-//! The end of a demo: pictures, and a table of what happened.
+//! The end of a run: pictures, and a table of what happened.
 
 use super::pictures::{self, Wanted};
-use super::prepare::Stage;
 use crate::{failure, files};
 use adaptis_plan::Plan;
 use adaptis_planner::export::{Panel, milliseconds, perfetto, svg};
@@ -17,7 +16,7 @@ const LATE_SHARE_NOTED: f64 = 0.01;
 /// What this reads of an `adaptis.report/1`.
 #[derive(Deserialize)]
 struct Report {
-    devices: Vec<serde::de::IgnoredAny>,
+    devices: Vec<Device>,
     iterations: Vec<Iteration>,
     final_state_digest: Option<String>,
     faults: Vec<Fault>,
@@ -26,6 +25,11 @@ struct Report {
     phases: Vec<Phase>,
     #[serde(default)]
     counters: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct Device {
+    kind: String,
 }
 
 #[derive(Deserialize)]
@@ -75,11 +79,11 @@ struct Phase {
 }
 
 /// Draws the pictures and prints the table.
-pub fn finish(dir: &Path, stage: &Stage, json: bool) -> Result<()> {
+pub fn finish(dir: &Path, json: bool) -> Result<()> {
     let path = dir.join("report.json");
     let report: Report = serde_json::from_str(&files::text(&path)?)
         .map_err(|error| failure::environment(format!("{}: {error}", path.display())))?;
-    draw(dir, stage, &report)?;
+    draw(dir, &report)?;
     if json {
         let answer = serde_json::json!({
             "report": path,
@@ -125,8 +129,8 @@ fn worth_showing(report: &Report) -> Vec<(u64, String)> {
     shown
 }
 
-fn draw(dir: &Path, stage: &Stage, report: &Report) -> Result<()> {
-    let kinds: Vec<String> = stage.truth.devices.iter().map(|device| device.kind.clone()).collect();
+fn draw(dir: &Path, report: &Report) -> Result<()> {
+    let kinds: Vec<String> = report.devices.iter().map(|device| device.kind.clone()).collect();
     let mut panels: Vec<Panel> = Vec::new();
     for (step, title) in worth_showing(report) {
         let Some(row) = report.iterations.iter().rev().find(|row| row.index == step) else { continue };
@@ -257,6 +261,22 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
     if let Some(digest) = &report.final_state_digest {
         let _ = writeln!(out, "final state {digest}");
     }
+    let is_emulated = dir.join("truth.json").exists();
+    if is_emulated {
+        pace(out, report, total_ns);
+    }
+    let shown = std::env::current_dir().ok().and_then(|here| dir.strip_prefix(here).ok().map(Path::to_path_buf));
+    let shown = shown.unwrap_or_else(|| dir.to_path_buf());
+    let _ = writeln!(
+        out,
+        "files in {}: report.json, timeline.svg, trace.json (ui.perfetto.dev), {}plans, store.db, logs",
+        shown.display(),
+        if is_emulated { "truth.json, " } else { "" }
+    );
+}
+
+/// How far the host kept the pace of emulated devices.
+fn pace(out: &mut String, report: &Report, total_ns: u64) {
     let late_ns: u64 = report
         .counters
         .iter()
@@ -276,13 +296,6 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
              run again when it is quiet, or with fewer devices\n",
         );
     }
-    let shown = std::env::current_dir().ok().and_then(|here| dir.strip_prefix(here).ok().map(Path::to_path_buf));
-    let shown = shown.unwrap_or_else(|| dir.to_path_buf());
-    let _ = writeln!(
-        out,
-        "files in {}: report.json, timeline.svg, trace.json (ui.perfetto.dev), truth.json, plans, store.db, logs",
-        shown.display()
-    );
 }
 
 #[cfg(test)]
@@ -305,7 +318,7 @@ mod tests {
             })
         };
         serde_json::from_value(serde_json::json!({
-            "devices": [{}],
+            "devices": [{ "kind": "cpu" }],
             "iterations": [{ "index": last, "epoch": 2, "duration_ns": 5, "loss": 1.5 }],
             "final_state_digest": null,
             "faults": faults,

@@ -1,7 +1,8 @@
 //! A plan's text, made ready to run: checked against its digest, audited, its memory granted, lowered.
 
+use adaptis_plan::problem::Constraints;
 use adaptis_plan::{Plan, Problem, Row, audit, lower};
-use adaptis_proto::message::{Job, Refusal};
+use adaptis_proto::message::{Bounds, Job, Refusal};
 use adaptis_proto::{DeviceIndex, Digest, Epoch};
 
 /// A plan that this rank can run.
@@ -35,6 +36,14 @@ impl Compiler {
     /// For the device number `device` of a job.
     pub fn new(job: &Job, device: DeviceIndex, room: Box<dyn Room>) -> Compiler {
         Compiler { structure: Problem::structure(job), device, room }
+    }
+
+    /// Any plan is to obey these bounds.
+    #[must_use]
+    pub fn within(mut self, bounds: &Bounds) -> Compiler {
+        let devices: Vec<String> = self.structure.devices.iter().map(|device| device.name.clone()).collect();
+        self.structure.constraints = Constraints::of(bounds, &devices, self.structure.layers.len());
+        self
     }
 
     /// Makes a plan ready. `epoch` is the number under which it was announced.
@@ -72,6 +81,7 @@ impl Compiler {
 mod tests {
     use super::*;
     use adaptis_plan::{Action, Instruction, Stage};
+    use adaptis_proto::LayerIndex;
     use adaptis_proto::message::JobLayer;
 
     struct Lot(u64);
@@ -132,6 +142,20 @@ mod tests {
     fn a_valid_plan_gives_this_devices_row() {
         let compiled = compile(1, &plan(), 4).unwrap();
         assert_eq!(compiled.row.len(), 4, "receive, F, B, send");
+    }
+
+    #[test]
+    fn a_plan_out_of_bounds_is_refused() {
+        let text = plan().write();
+        let within = |pinned, together| {
+            let compiler = compiler(1).within(&Bounds { pinned, together });
+            compiler.compile(&text, Plan::digest(&text), Epoch(4), None)
+        };
+        assert!(within(vec![(LayerIndex(0), DeviceIndex(0))], vec![]).is_ok());
+        let parted = vec![vec![LayerIndex(0), LayerIndex(1)]];
+        for (pinned, together) in [(vec![(LayerIndex(0), DeviceIndex(1))], vec![]), (vec![], parted)] {
+            assert!(matches!(within(pinned, together), Err(Refusal::Invalid(findings)) if findings.len() == 1));
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::compiled::{Compiled, Compiler};
 use adaptis_executor_core::{Apply, Ballot, Begin, Effect, Gate, Next, Proposal, Rules, Verdict};
 use adaptis_proto::message::{Failure, RankEvent, RankOrder, Refusal, Rejection, Vote};
 use adaptis_proto::sample::Place;
-use adaptis_proto::{Digest, Epoch, Incarnation, LayerIndex, Term};
+use adaptis_proto::{Digest, Epoch, Incarnation, LayerIndex, Step, Term};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -80,6 +80,11 @@ impl Station {
     /// Highest term seen.
     pub fn seen(&self) -> Term {
         self.lock().gate.seen()
+    }
+
+    /// Training, which did not wait for START, takes part from this iteration on.
+    pub fn begin_at(&self, step: Step) {
+        self.lock().gate.begin_at(step);
     }
 
     /// What is said every second.

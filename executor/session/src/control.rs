@@ -9,7 +9,9 @@ use crate::compiled::Compiled;
 use crate::station::{Errand, Station};
 use adaptis_executor_core::Begin;
 use adaptis_link::{Client, Silence};
-use adaptis_proto::message::{DeviceCard, FromCoordinator, Job, RankEvent, RankOrder, Rejection, ToCoordinator};
+use adaptis_proto::message::{
+    Bounds, DeviceCard, FromCoordinator, Job, RankEvent, RankOrder, Rejection, ToCoordinator,
+};
 use adaptis_proto::{Incarnation, wire};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +51,8 @@ pub struct Control {
     pub card: DeviceCard,
     /// What it trains.
     pub job: Job,
+    /// What any plan for it must obey.
+    pub bounds: Bounds,
     /// Where peers reach it.
     pub endpoint: String,
     /// What training tells.
@@ -171,6 +175,9 @@ impl Control {
             place: self.station.place(),
             seen: self.station.seen(),
         });
+        if self.bounds != Bounds::default() {
+            self.tell(RankEvent::Bound { incarnation: self.incarnation, bounds: self.bounds.clone() });
+        }
     }
 
     fn tell(&self, event: RankEvent) {

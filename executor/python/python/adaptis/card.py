@@ -1,0 +1,41 @@
+"""What a rank tells of its device: kind, memory, and how much of it is in use."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+
+def kind_and_memory(device: torch.device) -> tuple[str, int]:
+    """Its kind, and its memory: of a host, this rank's share."""
+    if device.type == "cpu":
+        share = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        return "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(1, share)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return torch.cuda.get_device_name(device).lower().replace(" ", "-"), memory
+
+
+def resident_bytes(device: torch.device) -> int:
+    """What the process holds of it now."""
+    if device.type == "cpu":
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return torch.cuda.memory_reserved(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Highest use since the last time."""
+    if device.type != "cpu":
+        peak = torch.cuda.max_memory_reserved(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5")
+        return peak
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

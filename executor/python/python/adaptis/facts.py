@@ -1,0 +1,74 @@
+"""A layer as its rank knows it: its sizes, never its costs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adaptis.forms import Forms
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A layer as its rank knows it."""
+
+    name: str
+    signature: str
+    parameter_bytes: int
+    state_bytes: int
+    output_bytes: int
+    moved_bytes: int
+
+    @staticmethod
+    def of(at: int, layer: nn.Module, optimizers: Sequence[Optimizer], inputs: Forms, outputs: Forms) -> Fact:
+        parameters = list(layer.parameters())
+        buffers = sum(_bytes(buffer) for buffer in layer.buffers())
+        weights = sum(_bytes(parameter) for parameter in parameters)
+        gradients = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad)
+        kept = sum(
+            _bytes(value)
+            for optimizer in optimizers
+            for parameter in parameters
+            for value in optimizer.state.get(parameter, {}).values()
+            if isinstance(value, Tensor)
+        )
+        # The layer's own text has what its parameters do not show, as the number of heads.
+        kind = type(layer).__name__.lower()
+        shape = f"{sum(parameter.numel() for parameter in parameters)}-{_short(repr(layer))}"
+        dtype = str(next((part.dtype for part in parameters), torch.float32)).removeprefix("torch.")
+        signature = f"{kind}/{shape}/{dtype}/{_extent(inputs)}"
+        output = sum(form_bytes(form.shape, form.dtype) for form in outputs)
+        return Fact(f"{at}.{kind}", signature, weights, weights + gradients + kept + buffers, output, weights + kept + buffers)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def form_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of a tensor."""
+    size = torch.empty((), dtype=dtype).element_size()
+    for length in shape:
+        size *= length
+    return size
+
+
+def _short(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=2).hexdigest()
+
+
+def _extent(inputs: Forms) -> str:
+    shape = inputs[0].shape if inputs else ()
+    if len(shape) in (2, 3):
+        return f"b{shape[0]}xs{shape[1]}"
+    return "b" + "x".join(map(str, shape))
+
+
+def told(fact: Fact) -> tuple[str, str, int, int, int, int]:
+    """As the coordinator is told."""
+    return fact.name, fact.signature, fact.parameter_bytes, fact.state_bytes, fact.output_bytes, fact.moved_bytes

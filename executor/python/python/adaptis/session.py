@@ -1,0 +1,290 @@
+"""A rank's part in a run that a coordinator watches: what it declares, what it measures, and the plans that it takes.
+
+    step 0          trains by itself; what passes between layers and what optimizers keep is learned
+    step 1          all ranks declare the job, each introduces itself to the coordinator
+    step k          START has come to all: from here on works, iterations and memory are recorded
+    any step > k    all ranks are armed with a new plan: they go over to it
+
+1. Training waits for neither agent nor coordinator, and fails with neither: without them it goes on by the plan in force.
+2. Ranks agree by the words that they tell one another at the beginning of every step, so they always do the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from adaptis import _native, card, state
+from adaptis._native import Plan
+from adaptis.facts import Fact, told
+from adaptis.tape import OPTIMIZER, Tape
+
+if TYPE_CHECKING:
+    from adaptis.schedule import Schedule
+
+logger = logging.getLogger("adaptis")
+
+FAREWELL_SECONDS = 5.0
+"""How long the coordinator gets to record the end."""
+PROBE_BYTES = (8, 64 << 10, 1 << 20)
+"""Sizes by which links are measured when a rank begins to take part."""
+PROBES = 3
+"""Probes of each size; the quickest counts."""
+PEERS_MAX = 16
+"""Ranks up to which every pair is probed; beyond, neighbours at distances of powers of two."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the coordinator and the rings are."""
+
+    coordinator: str
+    rings: Path
+    run: str | None
+    keys: str | None
+
+    @staticmethod
+    def found(coordinator: str | None) -> Settings | None:
+        """From the argument, else the environment; none where there is no coordinator, or it is not wanted."""
+        variables = os.environ
+        coordinator = variables.get("ADAPTIS_COORDINATOR", "") if coordinator is None else coordinator
+        if not coordinator:
+            return None
+        rings = variables.get("ADAPTIS_RINGS") or f"/dev/shm/adaptis-{os.getuid()}"
+        run = variables.get("ADAPTIS_RUN") or variables.get("SLURM_JOB_ID")
+        return Settings(coordinator, Path(rings), run, variables.get("ADAPTIS_KEYS") or None)
+
+
+class Seat:
+    """A rank's place in a run."""
+
+    def __init__(self, schedule: Schedule, settings: Settings | None) -> None:
+        self.schedule = schedule
+        self.settings = settings
+        self.native: _native.Session | None = None
+        self.tape: Tape = schedule._worker.tape
+        self.switches = 0
+        self._begun_ns = 0
+        self._reserved_bytes = 0
+        self._optimizer_since = 0
+        self._timed: set[int] = set()
+        self._has_ended = False
+
+    # What is told to all others at the beginning of a step.
+
+    @property
+    def wants_in(self) -> bool:
+        """There is a coordinator, and the job was not declared to it yet."""
+        return self.settings is not None and self.native is None and not self._has_ended and self.schedule.steps > 0
+
+    def word(self, loss: float | None) -> list[int]:
+        """Numbers of fixed length for the others."""
+        return [0] * _native.Session.NUMBERS if self.native is None else self.native.word(loss)
+
+    # What follows from what all told.
+
+    def boundary(self, votes: Sequence[Sequence[int]], loss: float | None) -> Plan | None:
+        """At a boundary that all ranks have reached: the iteration that ends is recorded. A plan to go over to."""
+        if self.native is None:
+            return None
+        now = perf_counter_ns()
+        self._record(now, loss)
+        what, plan, reason = self.native.hear(votes, self.schedule.steps)
+        self._begun_ns = perf_counter_ns()
+        if what == "begin":
+            self._begin()
+        if plan is not None:
+            return plan
+        if what == "left":
+            logger.warning("this rank leaves the coordinator and trains on by plan %s: %s", self.schedule.plan.epoch, reason)
+            self._stop_recording()
+        elif reason is not None:
+            logger.warning("the coordinator turns this rank away, which trains on: %s", reason)
+        self._look_out()
+        return None
+
+    def settled(self, start_ns: int, layers_moved: int, bytes_received: int) -> None:
+        """The layers of a change are here."""
+        if self.native is None:
+            return
+        end_ns = perf_counter_ns()
+        self.native.settled(start_ns, end_ns, layers_moved, bytes_received)
+        self.switches += 1
+        if self.schedule.rank == 0:
+            pause = (end_ns - start_ns) / 1e6
+            logger.info("plan %s: %s layers moved, %.1f ms", self.native.epoch, layers_moved, pause)
+        self._begun_ns = perf_counter_ns()
+        self._look_out()
+
+    def _record(self, now: int, loss: float | None) -> None:
+        native = self.native
+        if native is None or native.epoch is None or self._begun_ns == 0 or not self.tape.is_running:
+            return
+        native.works(self.tape.take())
+        for layer, size in self.tape.activation_bytes.items():
+            native.layer_memory(layer, size, self.tape.weight_gradient_bytes.get(layer, 0))
+        self.tape.activation_bytes.clear()
+        self.tape.weight_gradient_bytes.clear()
+        native.device_memory(card.peak_bytes(self.schedule.device), self._reserved_bytes)
+        native.iteration(self._begun_ns, max(0, now - self._begun_ns), float("nan") if loss is None else loss)
+
+    def _look_out(self) -> None:
+        """What is measured in the iteration that begins."""
+        if self.native is not None and self.native.epoch is not None:
+            self.tape.take()
+            self.tape.is_running = True
+            self.tape.is_weighing = self.native.is_first
+            for optimizer in self.schedule.optimizers:
+                self._time(optimizer)
+
+    def _stop_recording(self) -> None:
+        self.tape.is_running = self.tape.is_weighing = False
+        self.tape.take()
+
+    # Declaring the job.
+
+    def join(self, votes: Sequence[bool], pinned: list[tuple[int, int]]) -> None:
+        """Declares the job, if all ranks want to."""
+        if not all(votes):
+            return
+        assert self.settings is not None
+        schedule = self.schedule
+        own = {at: self._fact(at, layer) for at, layer in schedule._own()}
+        run = self.settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}"
+        parts: list[Any] = [None] * schedule.world
+        dist.all_gather_object(parts, (run, own), group=schedule.group)
+        facts = {at: fact for _, part in parts for at, fact in part.items()}
+        self._reserved_bytes = max(0, card.resident_bytes(schedule.device) - sum(fact.state_bytes for fact in own.values()))
+        try:
+            self.settings.rings.mkdir(parents=True, exist_ok=True)
+            _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
+            self.native = _native.Session(
+                coordinator=self.settings.coordinator,
+                ring=str(self.settings.rings / schedule.plan.devices[schedule.rank]),
+                run=parts[0][0],
+                rank=schedule.rank,
+                devices=schedule.plan.devices,
+                card=(*card.kind_and_memory(schedule.device), self._reserved_bytes),
+                layers=[told(facts[at]) for at in range(len(schedule.layers))],
+                microbatches=schedule.microbatches,
+                plan=schedule.plan,
+                pinned=pinned,
+                together=schedule._tied,
+                keys=self.settings.keys,
+            )
+        except (OSError, ValueError) as error:
+            self._has_ended = True
+            logger.warning("this rank trains without a coordinator: %s", error)
+            return
+        atexit.register(self.leave)
+
+    def _fact(self, at: int, layer: nn.Module) -> Fact:
+        schedule = self.schedule
+        forms = next(iter(schedule._forms.values()))
+        inputs = forms[at - 1] if at > 0 else schedule._first_forms
+        return Fact.of(at, layer, schedule.optimizers, inputs, forms[at])
+
+    def _begin(self) -> None:
+        self._probe()
+        self._begun_ns = perf_counter_ns()
+        if self.schedule.rank == 0:
+            logger.info("the coordinator at %s follows from step %s on", self.settings and self.settings.coordinator, self.schedule.steps)
+        self._look_out()
+
+    def _time(self, optimizer: Optimizer) -> None:
+        if id(optimizer) in self._timed:
+            return
+        self._timed.add(id(optimizer))
+
+        def before(*_: Any) -> None:
+            self._optimizer_since = perf_counter_ns()
+
+        def after(*_: Any) -> None:
+            self._optimized(perf_counter_ns())
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+    def _optimized(self, now: int) -> None:
+        """Shares an optimizer's time out among the layers by their parameters."""
+        if not self.tape.is_running:
+            return
+        own = [(at, sum(part.numel() for part in layer.parameters())) for at, layer in self.schedule._own()]
+        total, spent, at_ns = sum(size for _, size in own), now - self._optimizer_since, self._optimizer_since
+        for at, size in own:
+            took = spent * size // total if total else 0
+            self.tape.works.append((at, OPTIMIZER, 0, at_ns, took))
+            at_ns += took
+
+    def _probe(self) -> None:
+        """Measures the links to this rank: a peer answers with so many bytes, less half of an empty round trip."""
+        schedule, native = self.schedule, self.native
+        assert native is not None
+        for asker in range(schedule.world):
+            for peer in _partners(asker, schedule.world):
+                if schedule.rank not in (asker, peer):
+                    continue
+                quickest: dict[int, tuple[int, int]] = {}
+                for size in PROBE_BYTES:
+                    for _ in range(PROBES):
+                        start, took = self._round_trip(asker, peer, size)
+                        if size not in quickest or took < quickest[size][1]:
+                            quickest[size] = start, took
+                if schedule.rank == asker:
+                    empty = quickest[PROBE_BYTES[0]][1] // 2
+                    for size, (start, took) in quickest.items():
+                        native.probed(peer, size, start, max(1, took - empty))
+
+    def _round_trip(self, asker: int, peer: int, size: int) -> tuple[int, int]:
+        schedule = self.schedule
+        word = torch.zeros(1, dtype=torch.int64, device=schedule.device)
+        load = torch.zeros(size, dtype=torch.uint8, device=schedule.device)
+        start = perf_counter_ns()
+        if schedule.rank == asker:
+            dist.send(word, group=schedule.group, group_dst=peer)
+            dist.recv(load, group=schedule.group, group_src=peer)
+        else:
+            dist.recv(word, group=schedule.group, group_src=asker)
+            dist.send(load, group=schedule.group, group_dst=asker)
+        return start, perf_counter_ns() - start
+
+    # The end.
+
+    def leave(self) -> None:
+        """Training is over: the coordinator is told how it ended, and gets some seconds to record it."""
+        native, self.native = self.native, None
+        if native is None:
+            return
+        self._has_ended = True
+        self._stop_recording()
+        atexit.unregister(self.leave)
+        # What an interpreter that ends by an exception leaves behind.
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        if error is not None:
+            native.fail(f"{type(error).__name__}: {error}", FAREWELL_SECONDS)
+            return
+        digests = [(at, self._digest(layer)) for at, layer in self.schedule._own()]
+        if not native.finish(digests, FAREWELL_SECONDS):
+            logger.warning("the coordinator did not record the end of the run within %s s", FAREWELL_SECONDS)
+
+    def _digest(self, layer: nn.Module) -> str:
+        return state.digest_of(layer, self.schedule.optimizers, self.schedule.device)
+
+
+def _partners(rank: int, world: int) -> list[int]:
+    if world <= PEERS_MAX:
+        return [other for other in range(world) if other != rank]
+    distances = [1 << power for power in range(world.bit_length()) if 1 << power < world]
+    return sorted({(rank + step) % world for step in distances} | {(rank - step) % world for step in distances})

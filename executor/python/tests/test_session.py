@@ -1,0 +1,112 @@
+"""Real runs under `adaptis run`: measured, planned again, and left alone by whatever dies beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import AdamW
+
+from adaptis import Schedule
+from models import batch, loss_fn, model
+from ranks import free_port, in_ranks
+
+HERE = Path(__file__).parent
+COMMAND = os.environ.get("ADAPTIS_COMMAND", "adaptis")
+STEPS = 60
+
+
+def torchrun(losses: Path, ranks: int = 2) -> list[str]:
+    """The job, as its user starts it."""
+    script = [str(HERE / "job.py"), "--steps", str(STEPS), "--losses", str(losses)]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *script]
+
+
+def clean() -> dict[str, str]:
+    """The environment, without what a run of ours would find in it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ADAPTIS_")}
+    return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_job_is_planned_again_while_it_trains_and_no_bit_of_its_losses_changes(tmp_path: Path) -> None:
+    alone, along, dir = tmp_path / "alone.json", tmp_path / "along.json", tmp_path / "run"
+    subprocess.run(torchrun(alone), env=clean(), check=True, timeout=300)
+    run = [COMMAND, "run", "--mode", "adapt", "--out", str(dir), "--", *torchrun(along)]
+    said = subprocess.run(run, env=clean(), check=True, timeout=300, capture_output=True, text=True)
+    without, result = json.loads(alone.read_text()), json.loads(along.read_text())
+    report = json.loads((dir / "report.json").read_text())
+    assert result["losses"] == without["losses"]
+    assert result["placed"] != without["placed"], said.stderr
+    assert len(report["switches"]) >= 1 and report["switches"][0]["layers_moved"] >= 1
+    assert report["final_state_digest"]
+    bits = [row["loss_bits"] for row in report["iterations"]]
+    assert len(bits) >= STEPS - 20, "it was followed from nearly the beginning"
+    told = [float.fromhex(loss) for loss in result["losses"]]
+    first = report["iterations"][0]["index"]
+    assert [row["loss"] for row in report["iterations"]] == [
+        row for row in map(_as_f32, told[first : first + len(bits)])
+    ]
+    last = report["phases"][-1]
+    assert last["measured_median_ns"] < 0.9 * report["phases"][0]["measured_median_ns"], report["phases"]
+    assert "run folder" in said.stderr and "plan 1 -> 2" in said.stdout
+
+
+def _as_f32(value: float) -> float:
+    return torch.tensor(value, dtype=torch.float32).item()
+
+
+def test_the_exit_code_of_a_job_that_fails_is_the_runs(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text((HERE / "job.py").read_text().replace("losses = []", "raise SystemExit(9)"))
+    job = [sys.executable, str(script), "--losses", str(tmp_path / "none")]
+    alone = {**clean(), "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ended = subprocess.run([COMMAND, "run", "--out", str(tmp_path / "run"), "--", *job], env=alone, timeout=120)
+    assert ended.returncode == 9
+
+
+def _trained(rank: int, world: int, coordinator: str, rings: str, victim: int) -> list[str]:
+    os.environ["ADAPTIS_RINGS"] = rings
+    schedule = Schedule(model(), 4, loss_fn, coordinator=coordinator)
+    optimizer = schedule.attach(AdamW(schedule.parameters(), lr=0.01))
+    losses = []
+    begun = time.monotonic()
+    for step in range(400):
+        if victim and rank == 0 and step == 200:
+            os.kill(victim, signal.SIGKILL)
+        x, y = batch(step)
+        losses.append(schedule.step(x, target=y).item().hex())
+        optimizer.step()
+        optimizer.zero_grad()
+        # Long enough for START to come.
+        if step == 100:
+            time.sleep(max(0.0, 3.0 - (time.monotonic() - begun)))
+    follows = schedule._seat.native is not None and schedule._seat.native.epoch is not None
+    schedule.close()
+    return [*losses, str(follows)]
+
+
+def test_training_goes_on_when_the_coordinator_is_killed(tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    arguments = ["coordinator", "--dir", str(tmp_path / "run"), "--listen", address, "--http", "none", "--mode", "adapt"]
+    with subprocess.Popen([COMMAND, *arguments], env=clean(), stderr=subprocess.DEVNULL) as process:
+        try:
+            results = in_ranks(2, _trained, address, str(tmp_path / "rings"), process.pid)
+        finally:
+            process.kill()
+    alone = in_ranks(2, _trained, "", str(tmp_path / "none"), 0)
+    assert [row[:-1] for row in results] == [row[:-1] for row in alone]
+    assert [row[-1] for row in results] == ["True", "True"], "it had begun to follow"
+
+
+def test_training_needs_no_coordinator_where_one_was_named(tmp_path: Path) -> None:
+    results = in_ranks(2, _trained, f"tcp://127.0.0.1:{free_port()}", str(tmp_path / "rings"), 0)
+    alone: list[Any] = in_ranks(2, _trained, "", str(tmp_path / "none"), 0)
+    assert [row[:-1] for row in results] == [row[:-1] for row in alone]
+    assert [row[-1] for row in results] == ["False", "False"]

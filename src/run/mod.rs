@@ -1,0 +1,190 @@
+//! `adaptis run`: coordinator and agents beside a training command.
+//!
+//! ```text
+//!   adaptis run -- COMMAND
+//!        |            \--> COMMAND, with ADAPTIS_COORDINATOR and ADAPTIS_RINGS set; its ranks make rings
+//!        |--> coordinator
+//!        \--> an agent for each ring that appears
+//! ```
+//!
+//! 1. The command is never failed, held up or ended for the sake of what runs beside it.
+//! 2. Signals go on to the command, and its exit code is ours.
+//!
+//! Left out on purpose: what the command's ranks tell the coordinator (the Python package does that).
+
+mod beside;
+mod command;
+
+use crate::launch::summary;
+use crate::{failure, files, keys, values};
+use adaptis_link::Security;
+use anyhow::Result;
+use beside::{Beside, Setup};
+use clap::ValueEnum;
+use command::Child;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Runs a training command with a coordinator and agents beside it.
+///
+/// The ranks of the command that use the Python package find the coordinator by themselves. What `adaptis.Schedule` runs is
+/// measured and, in mode adapt, re-planned while it runs; what `adaptis.observe` is given is measured, and so are the
+/// stages of torch.distributed.pipelining in a script that knows nothing of Adaptis. Signals go on to the command, its exit code is ours,
+/// and nothing that happens to coordinator or agents fails it. At the end a summary says what was measured and decided;
+/// the run folder keeps it all.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  adaptis run -- torchrun --nproc-per-node 4 train.py
+  adaptis run --mode adapt --out runs/gpt -- torchrun --nproc-per-node 4 train.py --steps 1000
+
+On several machines start it on each: with a coordinator that the others reach on one of them, and with the address of
+that coordinator on the others:
+  adaptis run --listen tcp://10.0.0.1:29611 --keys cluster-keys -- torchrun ...
+  adaptis run --coordinator tcp://10.0.0.1:29611 --keys cluster-keys -- torchrun ...")]
+pub struct Arguments {
+    /// What the coordinator may do: observe (measure only), advise (also say what would be better), adapt (switch)
+    #[arg(long, env = "ADAPTIS_MODE", value_enum, default_value = "observe")]
+    mode: ModeName,
+    /// The run folder; must not hold another run [default: runs/run-TIME-PID]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Where the coordinator is to be reached [default: a free port of this machine alone]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "coordinator")]
+    listen: Option<String>,
+    /// Where its pages are to be, or `none` [default: a free port of this machine alone]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "coordinator")]
+    http: Option<String>,
+    /// The coordinator that runs on another machine: only agents are started here
+    #[arg(long, env = "ADAPTIS_COORDINATOR", value_name = "ADDRESS")]
+    coordinator: Option<String>,
+    /// Folder of keys, made by `adaptis keys`
+    #[arg(long, env = "ADAPTIS_KEYS", value_name = "DIR")]
+    keys: Option<PathBuf>,
+    /// Store of profiles, read when the run begins and written when it ends
+    #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Leave the command's Pythons as they are. Without this, each finds a module in its PYTHONPATH that has the stages of
+    /// torch.distributed.pipelining measured, where the package `adaptis` is installed
+    #[arg(long)]
+    no_python: bool,
+    /// Keep the first plan throughout: a run to compare with
+    #[arg(long = "static")]
+    keep: bool,
+    /// Of the search
+    #[arg(long, default_value_t = 1, value_parser = values::any_whole, allow_negative_numbers = true)]
+    seed: u64,
+    /// Longest time for one search
+    #[arg(long, value_parser = values::some_time, allow_hyphen_values = true, default_value = "1s", value_name = "TIME")]
+    search_time: Duration,
+    /// The training command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeName {
+    Observe,
+    Advise,
+    Adapt,
+}
+
+const SITE: &str = include_str!("sitecustomize.py");
+/// How often the parts are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+pub fn run(arguments: Arguments) -> Result<()> {
+    // Wrong keys are wrong usage: told before anything starts. Whoever starts the coordinator has its keys.
+    let security = match arguments.coordinator {
+        None => keys::security(arguments.keys.as_deref(), "server")?,
+        Some(_) => Security::Open,
+    };
+    let dir = files::unused_folder(arguments.out.as_deref(), "run")?;
+    let dir = lay_out(&dir)?;
+    let run = run_name(&dir);
+    let setup = Setup {
+        dir: dir.clone(),
+        coordinator: arguments.coordinator.clone(),
+        listen: arguments.listen.clone(),
+        http: arguments.http.clone(),
+        keys: arguments.keys.clone(),
+        security,
+        options: coordinator_options(&arguments),
+    };
+    let mut beside = Beside::start(setup)?;
+    let mode = arguments.mode.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let mut variables: Vec<(&str, OsString)> = vec![
+        ("ADAPTIS_COORDINATOR", beside.address().into()),
+        ("ADAPTIS_RINGS", beside.rings().into()),
+        ("ADAPTIS_MODE", mode.into()),
+    ];
+    if !arguments.no_python {
+        variables.push(("PYTHONPATH", python_path(&dir)?));
+    }
+    if std::env::var_os("ADAPTIS_RUN").is_none() {
+        variables.push(("ADAPTIS_RUN", run.into()));
+    }
+    if let Some(keys) = &arguments.keys {
+        variables.push(("ADAPTIS_KEYS", std::path::absolute(keys)?.into()));
+    }
+    let mut child = Child::start(&arguments.command, &variables)?;
+    files::say(&format!("adaptis: {}run folder: {}", beside.page(), dir.display()));
+    let status = loop {
+        if let Some(status) = child.look() {
+            break status;
+        }
+        beside.look().iter().for_each(|notice| files::say(&format!("adaptis: {notice}")));
+        std::thread::sleep(LOOK_EVERY);
+    };
+    let (notices, is_reported) = beside.end();
+    notices.iter().for_each(|notice| files::say(&format!("adaptis: {notice}")));
+    if is_reported && let Err(error) = summary::finish(&dir, false) {
+        files::say(&format!("adaptis: no summary: {error:#}"));
+    }
+    match command::code(status) {
+        0 => Ok(()),
+        code => Err(failure::Failure::Wrapped(code).into()),
+    }
+}
+
+/// With a folder in front, from which each Python that is started learns to measure stages of
+/// torch.distributed.pipelining.
+fn python_path(dir: &Path) -> Result<OsString> {
+    let own = dir.join("python");
+    std::fs::create_dir(&own).map_err(|error| failure::environment(format!("{}: {error}", own.display())))?;
+    files::write(&own.join("sitecustomize.py"), SITE.as_bytes())?;
+    let before = std::env::var_os("PYTHONPATH").filter(|path| !path.is_empty());
+    let paths = std::iter::once(own.clone()).chain(before.iter().flat_map(std::env::split_paths));
+    std::env::join_paths(paths).map_err(|error| failure::usage(format!("--out {}: {error}", own.display())))
+}
+
+fn lay_out(dir: &Path) -> Result<PathBuf> {
+    let fail = |error: std::io::Error| failure::environment(format!("--out {}: {error}", dir.display()));
+    std::fs::create_dir_all(dir).map_err(fail)?;
+    let dir = dir.canonicalize().map_err(fail)?;
+    ["logs", "plans", "spool"]
+        .into_iter()
+        .try_for_each(|folder| std::fs::create_dir(dir.join(folder)))
+        .map_err(fail)?;
+    Ok(dir)
+}
+
+/// The run's name: that of its folder.
+fn run_name(dir: &Path) -> String {
+    std::env::var("SLURM_JOB_ID").unwrap_or_else(|_| {
+        dir.file_name().map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned())
+    })
+}
+
+fn coordinator_options(arguments: &Arguments) -> Vec<String> {
+    let mode = arguments.mode.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let mut given = vec!["--mode".to_owned(), mode, "--seed".into(), arguments.seed.to_string()];
+    given.extend(["--search-time".into(), format!("{}ms", arguments.search_time.as_millis().max(1))]);
+    if arguments.keep {
+        given.push("--static".into());
+    }
+    if let Some(store) = &arguments.store {
+        given.extend(["--store".into(), store.to_string_lossy().into_owned()]);
+    }
+    given
+}

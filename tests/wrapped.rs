@@ -1,0 +1,78 @@
+//! `adaptis run` around commands that are no training at all: what a user's script must be able to rely on.
+
+mod support;
+
+use std::process::{Command, Stdio};
+use support::{Folder, adaptis, fails, signal, text, until, with_signals};
+
+fn run(folder: &Folder, rest: &[&str]) -> std::process::Output {
+    let dir = folder.text("run");
+    adaptis(&[&["run", "--out", dir.as_str(), "--"], rest].concat())
+}
+
+#[test]
+fn the_exit_code_of_a_command_is_ours() {
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143)] {
+        let output = run(&Folder::new(), &["sh", "-c", script]);
+        assert_eq!(output.status.code(), Some(code), "{script}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_command_finds_the_coordinator_and_says_what_it_wants() {
+    let folder = Folder::new();
+    let script =
+        "echo $ADAPTIS_COORDINATOR; echo $ADAPTIS_MODE; test -d $ADAPTIS_RINGS && echo $ADAPTIS_RUN; echo x >&2";
+    let output = run(&folder, &["sh", "-c", script]);
+    let said: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    assert!(said[0].starts_with("tcp://127.0.0.1:"), "{said:?}");
+    assert_eq!((said[1].as_str(), said[2].as_str(), said.len()), ("observe", "run", 3), "its words alone");
+    let error = text(&output.stderr);
+    assert!(error.contains("no rank of the command spoke to the coordinator"), "{error}");
+    assert!(error.contains("run folder"), "{error}");
+    assert!(folder.path("run/logs/coordinator.log").exists());
+}
+
+#[test]
+fn signals_reach_the_command_and_its_end_is_ours() {
+    let folder = Folder::new();
+    let (dir, ready) = (folder.text("run"), folder.text("ready"));
+    let script = format!("trap 'exit 42' TERM; touch {ready}; while true; do sleep 0.05; done");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    command.args(["run", "--out", &dir, "--", "sh", "-c", &script]).stderr(Stdio::null());
+    let mut child = with_signals(&mut command, false).spawn().expect("it starts");
+    until("the command runs", || folder.path("ready").exists());
+    signal(&child, libc::SIGTERM);
+    assert_eq!(child.wait().expect("it ends").code(), Some(42));
+}
+
+#[test]
+fn a_coordinator_that_dies_or_never_comes_up_does_not_end_the_command() {
+    let folder = Folder::new();
+    let (dir, log) = (folder.text("run"), folder.text("run/logs/coordinator.log"));
+    // Waits for the coordinator to stand, kills it as an operator would not, and goes on.
+    let script =
+        format!("until grep -q reigning {log}; do sleep 0.05; done; pkill -9 -f -- '[-]-dir {dir}'; sleep 1; exit 5");
+    let output = adaptis(&["run", "--out", &dir, "--", "sh", "-c", &script]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{error}");
+    assert!(error.contains("the coordinator ended (signal 9) and is started again"), "{error}");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("tcp://{}", taken.local_addr().expect("its address"));
+    let other = folder.text("other");
+    let output = adaptis(&["run", "--out", &other, "--listen", &address, "--", "sh", "-c", "sleep 1; exit 6"]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{error}");
+    assert!(error.contains("in use"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_run_is_told() {
+    let folder = Folder::new();
+    fails(&run(&folder, &["no-such-program"]), 2, &["no-such-program"]);
+    fails(&adaptis(&["run"]), 2, &["COMMAND"]);
+    std::fs::create_dir_all(folder.path("full/inside")).expect("a folder");
+    fails(&adaptis(&["run", "--out", &folder.text("full"), "--", "true"]), 2, &["not empty"]);
+    fails(&adaptis(&["run", "--mode", "fast", "--", "true"]), 2, &["observe, advise, adapt"]);
+}
