@@ -220,10 +220,10 @@ fn folded(line: &str) -> String {
 fn title(report: &Report, index: usize) -> String {
     let phase = &report.phases[index];
     let fault = report.faults.iter().rfind(|fault| fault.is_slow() && fault.iteration <= phase.from + 1);
-    let plan = match (phase.epoch, report.phases[..index].iter().any(|before| before.epoch == phase.epoch)) {
-        (1, false) => "start plan",
-        (_, false) => "new plan",
-        (_, true) => "old plan",
+    let plan = match report.phases[..index].last() {
+        _ if phase.epoch == report.phases[0].epoch => "start plan",
+        Some(before) if before.epoch == phase.epoch => "same plan",
+        _ => "new plan",
     };
     match fault {
         Some(fault) => format!("{} {plan}", fault.text),
@@ -248,16 +248,13 @@ fn gains(out: &mut String, report: &Report) {
 }
 
 fn closing(out: &mut String, dir: &Path, report: &Report) {
-    let loss = |row: Option<&Iteration>| row.and_then(|row| row.loss).map_or("-".into(), |loss| format!("{loss:.3}"));
+    let loss = |row: Option<&Iteration>| row.and_then(|row| row.loss);
+    let losses = match (loss(report.iterations.first()), loss(report.iterations.last())) {
+        (Some(first), Some(last)) => format!(", loss {first:.3} -> {last:.3}"),
+        _ => String::new(),
+    };
     let total_ns: u64 = report.iterations.iter().map(|row| row.duration_ns).sum();
-    let _ = writeln!(
-        out,
-        "\n{} iterations in {}, loss {} -> {}",
-        report.iterations.len(),
-        milliseconds(total_ns),
-        loss(report.iterations.first()),
-        loss(report.iterations.last())
-    );
+    let _ = writeln!(out, "\n{} iterations in {}{losses}", report.iterations.len(), milliseconds(total_ns));
     if let Some(digest) = &report.final_state_digest {
         let _ = writeln!(out, "final state {digest}");
     }

@@ -64,7 +64,8 @@ def _short(text: str) -> str:
 
 def _extent(inputs: Forms) -> str:
     shape = inputs[0].shape if inputs else ()
-    if len(shape) in (2, 3):
+    # Numbers of words, or what they became.
+    if len(shape) == 3 or (len(shape) == 2 and not inputs[0].dtype.is_floating_point):
         return f"b{shape[0]}xs{shape[1]}"
     return "b" + "x".join(map(str, shape))
 

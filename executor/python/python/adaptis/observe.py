@@ -96,11 +96,29 @@ class Observation:
         # Of the layers that run: their numbers in the model.
         self._places: dict[int, int] = {}
         self._handles: list[Any] = []
+        self.resume()
+        atexit.register(self.close)
+
+    @property
+    def follows(self) -> bool:
+        """The coordinator takes in what is measured."""
+        return self.native is not None and self.native.epoch is not None
+
+    def resume(self) -> None:
+        """Measures, from the beginning of an iteration on."""
+        if self._handles or self._has_ended:
+            return
         for at, layer in enumerate(self.layers):
             self._hook(at, layer)
         self._handles.append(register_optimizer_step_pre_hook(self._before_optimizer))
         self._handles.append(register_optimizer_step_post_hook(self._after_optimizer))
-        atexit.register(self.close)
+        self._iteration = _Iteration(perf_counter_ns())
+
+    def pause(self) -> None:
+        """Measures nothing until it is resumed, and costs nothing. To be called between two iterations."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     # Forward and backward.
 
@@ -388,9 +406,7 @@ class Observation:
 
     def _drop_hooks(self) -> None:
         self._has_ended = True
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.pause()
         atexit.unregister(self.close)
 
 
