@@ -19,8 +19,8 @@ from torch import nn
 
 import adaptis
 
-WIDTH = 512
-ROWS = 256
+WIDTH = 384
+ROWS = 64
 LAYERS = 6
 WARM = 20
 
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 def main() -> None:
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     torch.set_num_threads(1)
     model = nn.Sequential(*(Block() for _ in range(LAYERS)))
     observation = adaptis.observe(model)
