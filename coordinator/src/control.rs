@@ -251,6 +251,10 @@ impl Control {
                 Effect::StartSearch(order) => self.searches.start(*order),
                 Effect::CancelSearch { ticket } => self.searches.cancel(ticket),
                 Effect::Announce(announcement) => tracing::info!("{announcement}"),
+                Effect::Advise(advice) => match report::write_advice(&self.options.dir, &advice) {
+                    Ok(folder) => tracing::info!("the better plan is in {}", folder.display()),
+                    Err(error) => tracing::warn!(%error, "the better plan can't be written"),
+                },
                 Effect::Done => {
                     self.flush()?;
                     match self.write_report() {

@@ -5,11 +5,11 @@
 
 use crate::profiles::MeasuredPhase;
 use crate::{CoordinatorError, Mode, Options};
-use adaptis_coordinator_core::Recovered;
 use adaptis_coordinator_core::estimate::CostFigure;
 use adaptis_coordinator_core::ledger::{
     Decision, GenerationRecord, IterationRecord, PhaseRecord, PlanRecord, SwitchRecord,
 };
+use adaptis_coordinator_core::{Advice, Recovered};
 use adaptis_plan::{Plan, Predicted};
 use adaptis_proto::message::PeakMemory;
 use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, Step};
@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 pub const FILE: &str = "report.json";
 /// Name of the folder of plans in the run's folder.
 pub const PLANS: &str = "plans";
+/// Folder of what would be better, in a run's folder: `plan.json` and the `problem.json` that it solves.
+pub const ADVICE: &str = "advice";
 const FORMAT: &str = "adaptis.report/1";
 
 /// A fault that was made on purpose.
@@ -211,6 +213,18 @@ pub(crate) fn write_plan(dir: &Path, plan: &PlanRecord) -> Result<(), Coordinato
     let folder = dir.join(PLANS);
     std::fs::create_dir_all(&folder).map_err(|source| CoordinatorError::File { path: folder.clone(), source })?;
     replace(&folder.join(plan_file(plan.epoch)), plan.text.as_bytes())
+}
+
+/// Writes what would be better, the problem first: a plan is there only beside its problem. Where it is.
+///
+/// # Errors
+/// A file that can't be written.
+pub(crate) fn write_advice(dir: &Path, advice: &Advice) -> Result<PathBuf, CoordinatorError> {
+    let folder = dir.join(ADVICE);
+    std::fs::create_dir_all(&folder).map_err(|source| CoordinatorError::File { path: folder.clone(), source })?;
+    replace(&folder.join("problem.json"), advice.problem.write().as_bytes())?;
+    replace(&folder.join("plan.json"), advice.plan.write().as_bytes())?;
+    Ok(folder)
 }
 
 /// Writes the plans of the ledger that the folder lacks: a reign may have ended between the two, or the disk was full.

@@ -262,6 +262,11 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
     if is_emulated {
         pace(out, report, total_ns);
     }
+    let advice = dir.join("advice");
+    if advice.join("plan.json").exists() {
+        let at = advice.display();
+        let _ = writeln!(out, "a better plan: adaptis export {at}/problem.json {at}/plan.json --to torch");
+    }
     let shown = std::env::current_dir().ok().and_then(|here| dir.strip_prefix(here).ok().map(Path::to_path_buf));
     let shown = shown.unwrap_or_else(|| dir.to_path_buf());
     let _ = writeln!(

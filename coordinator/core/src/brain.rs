@@ -165,8 +165,19 @@ pub enum Effect {
     },
     /// Let people know.
     Announce(Announcement),
+    /// Let people have the plan that would be better, and the problem that it solves.
+    Advise(Box<Advice>),
     /// The run is over and recorded.
     Done,
+}
+
+/// What would be better, for whoever plans a job by hand.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Advice {
+    /// The plan.
+    pub plan: Plan,
+    /// The job as estimated.
+    pub problem: Problem,
 }
 
 /// Where a run stands.

@@ -24,5 +24,5 @@ pub mod next_job;
 pub mod predict;
 pub mod round;
 
-pub use brain::{Brain, Config, Effect, Event, Mode};
+pub use brain::{Advice, Brain, Config, Effect, Event, Mode};
 pub use ledger::{Durable, Head, Recovered};

@@ -1,7 +1,7 @@
 //! Decisions: what a search found is audited and weighed, and what was promised is held against what came.
 
 use super::adapt::{Pending, Searching, scaled};
-use super::{Announcement, Brain, Effect, Mode};
+use super::{Advice, Announcement, Brain, Effect, Mode};
 use crate::admission::{self, Candidate, Input, Judgement, Trigger};
 use crate::drift::Change;
 use crate::ledger::{Decision, Durable, Reason, Verdict};
@@ -62,6 +62,8 @@ impl Brain {
                 let decision = self.record(Verdict::Switch, Reason::Pays(because), &searching, step).numbers(&weighed);
                 if self.config.mode != Mode::Adapt {
                     self.decide(decision);
+                    let (plan, problem) = (candidates.swap_remove(candidate).plan, searching.estimated.problem.clone());
+                    self.outbox.push(Effect::Advise(Box::new(Advice { plan, problem })));
                     self.look_again(&searching, false, step);
                     return;
                 }

@@ -3,7 +3,7 @@
 use super::ledger::Ledger;
 use super::rank::{Doing, Rank};
 use super::truth::Truth;
-use crate::brain::{Brain, Config, Deadlines, Effect, Event, SearchOrder};
+use crate::brain::{Advice, Brain, Config, Deadlines, Effect, Event, SearchOrder};
 use crate::ledger::{Decision, Finished, Head, PlanRecord, Reason, Recovered, Verdict};
 use crate::membership::Peer;
 use adaptis_plan::Plan;
@@ -73,6 +73,7 @@ pub struct World {
     /// Effects carried out, over all reigns.
     pub steps: usize,
     pub announced: Vec<String>,
+    pub advised: Vec<Advice>,
     /// Searches under way, and the turn at which each ends.
     pub searches: VecDeque<(u64, SearchOrder)>,
     pub searched: usize,
@@ -117,6 +118,7 @@ impl World {
             faults,
             steps: 0,
             announced: Vec::new(),
+            advised: Vec::new(),
             searches: VecDeque::new(),
             searched: 0,
             truth: None,
@@ -199,6 +201,7 @@ impl World {
                 }
                 Effect::CancelSearch { ticket } => self.searches.retain(|(_, order)| order.ticket != ticket),
                 Effect::Announce(announcement) => self.announced.push(announcement.to_string()),
+                Effect::Advise(advice) => self.advised.push(*advice),
                 Effect::Done => self.done = true,
             }
         }

@@ -175,6 +175,9 @@ fn modes_do_no_more_than_they_say() {
     let advised = run(Mode::Advise, false, 60, Some((30, 1, 1.6)));
     assert!(!of(&advised, Verdict::Switch).is_empty(), "{:#?}", advised.ledger.held.decisions);
     assert_eq!(advised.head().epoch, Epoch(1), "and changes nothing");
+    let advice = advised.advised.last().expect("the plan can be had");
+    assert_eq!(adaptis_plan::audit(&advice.problem, &advice.plan), [], "with the problem that it solves");
+    assert!(kept.advised.is_empty() && observed.advised.is_empty());
 }
 
 #[test]
