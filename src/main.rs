@@ -8,6 +8,7 @@ mod audit;
 mod bench;
 mod coordinator;
 mod demo;
+mod doctor;
 mod duration;
 mod explain;
 mod export;
@@ -49,6 +50,7 @@ const EXAMPLES: &str = "Start here:
   adaptis plan problem.json --out plan.json      plan once, from a file
   adaptis simulate problem.json plan.json --svg timeline.svg
   adaptis replay trace.parquet                   what is slow in a recorded job
+  adaptis doctor                                 what is missing on this machine, if anything
 
 The log goes to standard error; ADAPTIS_LOG says how much of it: warn, debug, adaptis_coordinator=debug,info, off.
 
@@ -85,6 +87,8 @@ enum Command {
     Keys(keys::Arguments),
     /// Asks a running coordinator where things stand
     Status(status::Arguments),
+    // Its own words, which a comment of documentation here would hide.
+    Doctor(doctor::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -105,6 +109,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -29,6 +29,7 @@ pub use adaptis_agent_core::{LayerSummary, Limits};
 pub use error::AgentError;
 pub use options::{Calibrating, Options};
 pub use probes::cuda::Card;
+pub use probes::inventory::{Gpu, Inventory, Library, inventory};
 pub use probes::nvml::{CallCost, call_costs};
 pub use run::run;
 pub use summary::Summary;

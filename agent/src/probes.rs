@@ -7,6 +7,7 @@
 
 pub(crate) mod cuda;
 pub(crate) mod host;
+pub(crate) mod inventory;
 pub(crate) mod node;
 pub(crate) mod nvml;
 pub(crate) mod questions;

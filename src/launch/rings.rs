@@ -82,7 +82,7 @@ impl Drop for Rings {
 }
 
 /// What may still be written into a place; none where it has no limit of its own.
-fn room_bytes(place: &Path) -> io::Result<Option<u64>> {
+pub fn room_bytes(place: &Path) -> io::Result<Option<u64>> {
     let path = CString::new(place.as_os_str().as_bytes())?;
     // SAFETY: all zeros are a valid statvfs, and the call writes only into it; the path ends with a zero byte.
     unsafe {
@@ -96,8 +96,13 @@ fn room_bytes(place: &Path) -> io::Result<Option<u64>> {
     }
 }
 
+/// What the rings of so many devices take.
+pub fn needed_bytes(devices: usize) -> u64 {
+    ring_bytes(CAPACITY_RECORDS_DEFAULT).next_multiple_of(PAGE_BYTES).saturating_mul(devices as u64)
+}
+
 fn check_room(place: &Path, room_bytes: u64, devices: usize) -> Result<()> {
-    let needed_bytes = ring_bytes(CAPACITY_RECORDS_DEFAULT).next_multiple_of(PAGE_BYTES).saturating_mul(devices as u64);
+    let needed_bytes = needed_bytes(devices);
     if room_bytes >= needed_bytes {
         return Ok(());
     }

@@ -4,6 +4,7 @@
 //! with. Free memory therefore comes from NVML. The one exception is the calibration before training, whose context ends
 //! with it.
 
+use super::inventory::Library;
 use crate::calibration::CalibrationError;
 use cudarc::driver::{result, sys};
 
@@ -38,6 +39,30 @@ const FUNCTIONS: [&str; 7] = [
 fn has(function: &str) -> bool {
     // SAFETY: the library was found, and the function is looked for and not called.
     unsafe { sys::culib().get::<unsafe extern "C" fn()>(function.as_bytes()).is_ok() }
+}
+
+/// What the driver answers, and how many GPUs it shows to this process.
+pub(crate) fn answers() -> (Library, u32) {
+    // SAFETY: only tries to open the library; the names it looks for are the driver's.
+    if !unsafe { sys::is_culib_present() } {
+        return (Library::Absent, 0);
+    }
+    if let Some(function) = FUNCTIONS.iter().chain(["cuDriverGetVersion"].iter()).find(|function| !has(function)) {
+        return (Library::Refuses(format!("it lacks {function}")), 0);
+    }
+    if let Err(error) = result::init() {
+        let is_idle = matches!(error.0, sys::CUresult::CUDA_ERROR_NO_DEVICE | sys::CUresult::CUDA_ERROR_STUB_LIBRARY);
+        return (if is_idle { Library::Idle } else { Library::Refuses(error.to_string()) }, 0);
+    }
+    let mut version = 0;
+    // SAFETY: the function was found, and writes one number.
+    match unsafe { sys::cuDriverGetVersion(&mut version) }.result() {
+        Ok(()) => {
+            let count = result::device::get_count().unwrap_or_default();
+            (Library::Answers(format!("{}.{}", version / 1000, version % 1000 / 10)), count.max(0) as u32)
+        }
+        Err(error) => (Library::Refuses(error.to_string()), 0),
+    }
 }
 
 /// The GPU of a UUID, or of CUDA's ordinal. None without the driver or such a GPU.

@@ -264,3 +264,24 @@ fn agents_of_a_node_share_one_poller_and_its_end_hands_it_on() {
     let mut stranger = Watch::new(&nvml, "GPU-elsewhere".into(), node, EVERY);
     assert_eq!(stranger.look(), []);
 }
+
+#[test]
+fn the_inventory_names_drivers_and_cards() {
+    let card = |at: usize, name: &str| {
+        format!("nvml.{at}.name {name}\nnvml.{at}.memory_total 85520809984\nnvml.{at}.memory_used 0\n")
+    };
+    let script = format!("nvml.count 3\nnvml.2.lost 1\n{}{}", card(0, "NVIDIA H100 80GB HBM3"), card(1, "NVIDIA L4"));
+    let Some(_) = alone("the_inventory_names_drivers_and_cards", &script) else { return };
+    let found = inventory::inventory(Duration::from_secs(10)).unwrap();
+    assert_eq!(found.nvml, inventory::Library::Answers("550.54.15".into()));
+    assert_eq!(found.cuda, inventory::Library::Answers("12.4".into()));
+    let names: Vec<&str> = found.gpus.iter().map(|gpu| gpu.name.as_str()).collect();
+    assert_eq!((names, found.nvml_count), (vec!["NVIDIA H100 80GB HBM3", "NVIDIA L4"], 3));
+    assert_eq!((found.gpus[0].uuid.as_str(), found.gpus[0].memory_bytes), (UUID, 85_520_809_984));
+}
+
+#[test]
+fn a_driver_that_hangs_gives_no_inventory() {
+    let Some(_) = alone("a_driver_that_hangs_gives_no_inventory", "nvml.nvmlInit_v2.delay_us hang") else { return };
+    assert_eq!(inventory::inventory(Duration::from_millis(100)), None);
+}

@@ -165,6 +165,13 @@ extern "C" fn nvmlDeviceGetUUID(device: *mut c_void, text: *mut c_char, length: 
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceGetName(device: *mut c_void, text: *mut c_char, length: c_uint) -> u32 {
+    done(card("nvmlDeviceGetName", device).and_then(|(script, prefix)| {
+        write_text(script.text(&format!("{prefix}name")).ok_or(NOT_SUPPORTED)?, text, length)
+    }))
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn nvmlDeviceGetClockInfo(device: *mut c_void, clock: c_int, mhz: *mut c_uint) -> u32 {
     let key = ["graphics_clock_mhz", "sm_clock_mhz", "memory_clock_mhz", "video_clock_mhz"];
     let Some(key) = usize::try_from(clock).ok().and_then(|at| key.get(at)) else { return INVALID_ARGUMENT };

@@ -1,0 +1,138 @@
+//! The Python and PyTorch that a training script would find.
+
+use super::Finding;
+use super::Verdict::{self, Fine, Fix, Note};
+use std::io::{Read, Seek};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const ABOUT: &str = "python";
+/// The PyTorch that all is checked against.
+const TORCH_TESTED: &str = "2.15";
+/// The oldest one that the package takes.
+const TORCH_OLDEST: (u32, u32) = (2, 12);
+/// The oldest Python that the package takes.
+const PYTHON_OLDEST: (u32, u32) = (3, 10);
+/// Says what there is, a line each; the import of torch, which takes longest, comes last.
+const SCRIPT: &str = "
+import importlib.util, sys
+print('python %d.%d.%d' % sys.version_info[:3], flush=True)
+print('adaptis', importlib.util.find_spec('adaptis') is not None, flush=True)
+if importlib.util.find_spec('torch') is None:
+    print('torch none')
+else:
+    try:
+        import torch
+        print('torch', torch.__version__)
+    except Exception as error:
+        print('failed', type(error).__name__, *str(error).split())
+";
+const SAID_BYTES_MAX: u64 = 64 << 10;
+
+pub(super) fn look(patience: Duration) -> Finding {
+    let (verdict, text) = match said(patience) {
+        Ok(Some((said, is_over))) => judged(&said, is_over, patience),
+        Ok(None) => (Fine, "no python3 on PATH: needed where PyTorch trains only".to_owned()),
+        Err(error) => (Note, format!("python3 can't be asked: {error}")),
+    };
+    Finding::new(ABOUT, verdict, text)
+}
+
+/// What the script printed, and whether it ended in time; none where there is no python3.
+fn said(patience: Duration) -> std::io::Result<Option<(String, bool)>> {
+    // A file and not a pipe: whoever it leaves behind could keep that open.
+    let mut out = tempfile::tempfile()?;
+    let mut python = Command::new("python3");
+    python.args(["-c", SCRIPT]).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(Stdio::null());
+    let mut child = match python.spawn() {
+        Ok(child) => child,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let end = Instant::now() + patience;
+    let is_over = loop {
+        if child.try_wait()?.is_some() {
+            break true;
+        }
+        if Instant::now() >= end {
+            child.kill()?;
+            child.wait()?;
+            break false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let mut said = Vec::new();
+    out.rewind()?;
+    out.take(SAID_BYTES_MAX).read_to_end(&mut said)?;
+    Ok(Some((String::from_utf8_lossy(&said).into_owned(), is_over)))
+}
+
+fn judged(said: &str, is_over: bool, patience: Duration) -> (Verdict, String) {
+    let word = |key: &str| said.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    let Some(python) = word("python") else {
+        return match is_over {
+            true => (Note, "python3 runs and does not say its version: is it Python?".to_owned()),
+            false => (Note, format!("python3 says nothing within {} s", patience.as_secs_f64())),
+        };
+    };
+    let package = match word("adaptis") {
+        Some("True") => "with the package adaptis",
+        _ => "without the package adaptis (`pip install ./executor/python`)",
+    };
+    if let Some(why) = word("failed") {
+        return (Fix, format!("{python}; `import torch` fails: {why}: install it anew"));
+    }
+    let Some(torch) = word("torch") else {
+        return match is_over {
+            true => (Fix, format!("{python}; it dies on `import torch`: install torch anew")),
+            false => (Note, format!("{python}; `import torch` takes more than {} s", patience.as_secs_f64())),
+        };
+    };
+    if torch == "none" {
+        return (Fine, format!("{python} without torch: needed where PyTorch trains only"));
+    }
+    let text = format!("{python}, torch {torch}, {package}");
+    match (version(python), version(torch)) {
+        (Some(found), _) if found < PYTHON_OLDEST => {
+            (Note, format!("{text}: the package needs Python {}.{} or newer", PYTHON_OLDEST.0, PYTHON_OLDEST.1))
+        }
+        (_, Some(found)) if found < TORCH_OLDEST => {
+            (Note, format!("{text}: the package needs torch {}.{} or newer", TORCH_OLDEST.0, TORCH_OLDEST.1))
+        }
+        _ if torch.starts_with(&format!("{TORCH_TESTED}.")) => (Fine, text),
+        _ => (Note, format!("{text}: not tested, {TORCH_TESTED} is")),
+    }
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_python_says_decides() {
+        let (newest, patience) = ("python 3.11.7\nadaptis True\ntorch 2.15.0+cu132\n", Duration::from_secs(60));
+        for (said, is_over, verdict, word) in [
+            (newest, true, Fine, "torch 2.15.0+cu132, with the package"),
+            ("python 3.11.7\nadaptis False\ntorch 2.15.0\n", true, Fine, "without the package"),
+            ("python 3.11.7\nadaptis False\ntorch none\n", true, Fine, "without torch"),
+            ("python 3.11.7\nadaptis True\ntorch 2.150.0\n", true, Note, "not tested"),
+            ("python 3.11.7\nadaptis True\ntorch 2.14.1\n", true, Note, "not tested, 2.15 is"),
+            ("python 3.11.7\nadaptis True\ntorch 2.9.1\n", true, Note, "2.12 or newer"),
+            ("python 3.9.2\nadaptis True\ntorch 2.15.0\n", true, Note, "Python 3.10 or newer"),
+            ("python 3.11.7\nadaptis True\nfailed OSError libcublas\n", true, Fix, "OSError libcublas"),
+            ("python 3.11.7\nadaptis True\n", true, Fix, "dies"),
+            ("python 3.11.7\nadaptis True\n", false, Note, "takes more than 60 s"),
+            ("", false, Note, "nothing within"),
+            ("", true, Note, "is it Python?"),
+        ] {
+            let found = judged(said, is_over, patience);
+            assert_eq!(found.0, verdict, "{said}: {found:?}");
+            assert!(found.1.contains(word), "{said}: {found:?}");
+        }
+    }
+}
