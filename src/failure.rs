@@ -44,6 +44,11 @@ pub fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(ENVIRONMENT, Failure::code)
 }
 
+/// Whether whoever failed has said so itself.
+pub fn is_said(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref::<Failure>(), Some(Failure::Wrapped(_))))
+}
+
 /// Shorthand for wrong usage.
 pub fn usage(error: impl std::fmt::Display) -> anyhow::Error {
     Failure::Usage(error.to_string()).into()

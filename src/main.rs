@@ -59,33 +59,19 @@ the environment (port, permission, unreachable); 128 + signal when interrupted."
 
 #[derive(Subcommand)]
 enum Command {
-    /// Trains a small model on an emulated cluster and re-plans it while it runs
     Demo(demo::Arguments),
-    /// Runs a training command with coordinator and agents beside it
     Run(run::Arguments),
-    /// Runs the coordinator: takes in samples, estimates, plans, commits
     Coordinator(coordinator::Arguments),
-    /// Runs the agent of one device: drains its ring, probes it, streams to the coordinator
     Agent(agent::Arguments),
-    /// Runs one rank of an emulated job
     Rank(rank::Arguments),
-    /// Searches for the best plan for a planning problem
     Plan(plan::Arguments),
-    /// Checks a plan against a problem, rule by rule
     Audit(audit::Arguments),
-    /// Replays a plan on a problem and says how long an iteration takes
     Simulate(simulate::Arguments),
-    /// Writes a plan in the format of another tool
     Export(export::Arguments),
-    /// What layers cost on kinds of devices, kept for the next job
     Profiles(profiles::Arguments),
-    /// Replays a recorded job and says what is slow, what that costs, and what would win it back
     Replay(replay::Arguments),
-    /// Measures this build: the planner against the named schedules
     Bench(bench::Arguments),
-    /// Makes the keys that let the parts trust one another across machines
     Keys(keys::Arguments),
-    /// Asks a running coordinator where things stand
     Status(status::Arguments),
     // Its own words, which a comment of documentation here would hide.
     Doctor(doctor::Arguments),
@@ -114,7 +100,9 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            files::say(&format!("adaptis: {error:#}"));
+            if !failure::is_said(&error) {
+                files::say(&format!("adaptis: {error:#}"));
+            }
             ExitCode::from(failure::code(&error))
         }
     }

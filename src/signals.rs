@@ -62,7 +62,7 @@ impl Stop {
 }
 
 /// Whether a signal was ignored when this process was started. One that we listen to is not.
-fn is_ignored(signal: i32) -> bool {
+pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: a null new action changes nothing, and the old one is written into a value that is ours.
     unsafe {
         let mut old: libc::sigaction = std::mem::zeroed();

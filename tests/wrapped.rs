@@ -76,3 +76,22 @@ fn what_cannot_be_run_is_told() {
     fails(&adaptis(&["run", "--out", &folder.text("full"), "--", "true"]), 2, &["not empty"]);
     fails(&adaptis(&["run", "--mode", "fast", "--", "true"]), 2, &["observe, advise, adapt"]);
 }
+
+#[test]
+fn what_nohup_ignores_the_command_ignores_too() {
+    let folder = Folder::new();
+    let dir = folder.text("run");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    command.args(["run", "--out", &dir, "--", "sh", "-c", "kill -HUP $$; exit 3"]).stderr(Stdio::null());
+    let status = with_signals(&mut command, true).status().expect("it starts");
+    assert_eq!(status.code(), Some(3));
+    let status = with_signals(
+        Command::new(env!("CARGO_BIN_EXE_adaptis"))
+            .args(["run", "--out", &folder.text("other"), "--", "sh", "-c", "kill -HUP $$; exit 3"])
+            .stderr(Stdio::null()),
+        false,
+    )
+    .status()
+    .expect("it starts");
+    assert_eq!(status.code(), Some(129), "otherwise it is the command's end, and told as shells do");
+}

@@ -17,7 +17,7 @@ const PYTHON_OLDEST: (u32, u32) = (3, 10);
 const SCRIPT: &str = "
 import importlib.util, sys
 print('python %d.%d.%d' % sys.version_info[:3], flush=True)
-print('adaptis', importlib.util.find_spec('adaptis') is not None, flush=True)
+print('adaptis', getattr(importlib.util.find_spec('adaptis'), 'origin', None) is not None, flush=True)
 if importlib.util.find_spec('torch') is None:
     print('torch none')
 else:

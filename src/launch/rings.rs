@@ -1,6 +1,6 @@
-//! The folder of a demo's rings: in memory where the system has such a place, gone when the demo is.
+//! The folder of a run's rings: in memory where the system has such a place, gone when the run is.
 //!
-//! 1. A folder is locked before it gets the name by which others know it, and while its demo lives, in whatever namespace
+//! 1. A folder is locked before it gets the name by which others know it, and while its run lives, in whatever namespace
 //!    that is.
 //! 2. A launcher that was killed leaves its folder behind, unlocked; the next one takes it away.
 //!
@@ -31,7 +31,7 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Makes a folder, and removes those of demos that were killed. `otherwise` is where it stands on a system without
+    /// Makes a folder, and removes those of runs that were killed. `otherwise` is where it stands on a system without
     /// memory files.
     pub fn make(otherwise: &Path) -> Result<Rings> {
         let memory = Path::new(MEMORY);

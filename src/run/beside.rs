@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// What a part gets to end in order.
 const GRACE: Duration = Duration::from_secs(8);
+/// What it gets where somebody is in a hurry.
+const GRACE_HURRIED: Duration = Duration::from_secs(2);
 /// After the command's end, what the coordinator gets to record the end of the run.
 const RECORDING: Duration = Duration::from_secs(10);
 /// What it gets to write the report.
@@ -155,30 +157,38 @@ impl Beside {
 
     /// The command is over: the run is recorded, the report written, and all parts end. What there is to say, and whether
     /// there is a report.
-    pub fn end(mut self) -> (Vec<String>, bool) {
+    ///
+    /// Somebody who is in a hurry gets neither the record's end nor a report.
+    pub fn end(mut self, is_hurried: &mut dyn FnMut() -> bool) -> (Vec<String>, bool) {
         let mut notices = Vec::new();
         if let Some(own) = &mut self.own {
             own.refresh();
         }
         let begun = Instant::now();
-        while self.own.as_ref().is_some_and(Own::is_recording) && begun.elapsed() < RECORDING {
+        let mut hurried = false;
+        while self.own.as_ref().is_some_and(Own::is_recording) && begun.elapsed() < RECORDING && !hurried {
+            hurried = is_hurried();
             notices.extend(self.look());
             std::thread::sleep(LOOK_EVERY);
         }
         let mut agents: Vec<Process> =
             std::mem::take(&mut self.agents).into_values().map(|agent| agent.process).collect();
-        end_all(&mut agents, GRACE);
+        hurried |= is_hurried();
+        let grace = if hurried { GRACE_HURRIED } else { GRACE };
+        end_all(&mut agents, grace);
         let mut is_reported = false;
         if let Some(mut own) = self.own.take() {
             match own.status.state {
                 State::Waiting => notices.push(
-                    "no rank of the command spoke to the coordinator, so nothing was measured: ranks do so by \
-                     `adaptis.Schedule` of the Python package"
+                    "no rank of the command spoke to the coordinator, so nothing was measured. Ranks do so by \
+                     `adaptis.Schedule` or `adaptis.observe` of the Python package, and, where it is installed, the \
+                     stages of torch.distributed.pipelining by themselves; a job of a step or two ends too early"
                         .to_owned(),
                 ),
-                _ => is_reported = own.report(),
+                _ if hurried => {}
+                _ => is_reported = own.report(is_hurried),
             }
-            end_all(std::slice::from_mut(&mut own.service.process), GRACE);
+            end_all(std::slice::from_mut(&mut own.service.process), grace);
         }
         let spool = self.dir.join("spool");
         for device in std::fs::read_dir(&spool).into_iter().flatten().flatten() {
@@ -234,9 +244,9 @@ impl Own {
     }
 
     /// Has the report written; whether it was.
-    fn report(&mut self) -> bool {
+    fn report(&mut self, is_hurried: &mut dyn FnMut() -> bool) -> bool {
         let begun = Instant::now();
-        while begun.elapsed() < REPORTING {
+        while begun.elapsed() < REPORTING && !is_hurried() {
             let _ = self.client.send(wire::encode(&ToCoordinator::Ask(Ask::Report)));
             while let Ok(Some(bytes)) = self.client.receive(ASK_EVERY) {
                 if let Ok(FromCoordinator::Answer(Answer::Report { .. })) = wire::decode(&bytes) {

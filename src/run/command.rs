@@ -1,6 +1,7 @@
 //! The wrapped command: started in our place at the terminal, reached by our signals.
 
 use crate::failure;
+use crate::signals::is_ignored;
 use anyhow::Result;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
@@ -25,7 +26,9 @@ impl Child {
     /// There is no such program, or it can't be started.
     pub fn start(command: &[OsString], variables: &[(&str, OsString)]) -> Result<Child> {
         // Before it starts: a signal in between is not lost.
-        let signals = SignalsInfo::<WithRawSiginfo>::new(FORWARDED)?;
+        // What is ignored here, as `nohup` has it, stays so for the command.
+        let heeded = FORWARDED.into_iter().filter(|&signal| !is_ignored(signal));
+        let signals = SignalsInfo::<WithRawSiginfo>::new(heeded)?;
         let (program, arguments) = command.split_first().ok_or_else(|| failure::usage("there is no command to run"))?;
         let mut started = Command::new(program);
         started.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
@@ -51,6 +54,13 @@ impl Child {
             }
         }
         ended
+    }
+}
+
+impl Child {
+    /// Whether a signal has come since the command ended: somebody is in a hurry.
+    pub fn is_hurried(&mut self) -> bool {
+        self.signals.pending().next().is_some()
     }
 }
 

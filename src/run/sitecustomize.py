@@ -11,7 +11,8 @@ sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _her
 try:
     # Not by its name, which would import all of it, and torch.
     _package = importlib.util.find_spec("adaptis")
-    for _folder in (_package.submodule_search_locations or []) if _package else []:
+    # A mere folder of that name is no package of ours.
+    for _folder in (_package.submodule_search_locations or []) if _package and _package.origin else []:
         _spec = importlib.util.spec_from_file_location("_adaptis_auto", os.path.join(_folder, "auto.py"))
         _auto = importlib.util.module_from_spec(_spec)
         _spec.loader.exec_module(_auto)

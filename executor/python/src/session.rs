@@ -7,7 +7,7 @@ use adaptis_proto::message::{Bounds, DeviceCard, Failure, Job, JobLayer, Refusal
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Microbatch, RunId, Step};
 use adaptis_ring::{CAPACITY_RECORDS_DEFAULT, Recorder};
-use adaptis_session::{Attendance, COLD_ITERATIONS, Compiled, Compiler, Control, Heard, Room, Station, Word};
+use adaptis_session::{Attendance, COLD_ITERATIONS, Compiled, Compiler, Control, Heard, Room, Standing, Station, Word};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pyfunction;
@@ -22,6 +22,8 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 
 /// News that training has not taken yet.
 const NEWS_MAX: usize = 8;
+/// How long a rank that was turned away waits before it introduces itself again.
+const HELLO_AGAIN: Duration = Duration::from_secs(30);
 /// How often the end of a wait is looked for.
 const SLICE: Duration = Duration::from_millis(5);
 
@@ -39,6 +41,8 @@ struct Inner {
     place: Option<Place>,
     /// First iteration since the start or the last change.
     since: Step,
+    /// Where the ring lies.
+    ring: PathBuf,
     leave: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -151,6 +155,8 @@ impl Session {
             card: DeviceCard { name: device, kind, memory_bytes, reserved_bytes },
             job,
             bounds,
+            // Training goes on, whatever the coordinator said: a place may become free.
+            hello_again: Some(HELLO_AGAIN),
             // Ranks reach one another by torch.distributed.
             endpoint: String::new(),
             events,
@@ -159,7 +165,7 @@ impl Session {
         };
         let thread = std::thread::Builder::new().name("adaptis".into()).spawn(move || control.run())?;
         let attendance = Attendance::new(station, told, count);
-        let inner = Inner { attendance, recorder, place: None, since: Step(0), leave, thread: Some(thread) };
+        let inner = Inner { attendance, recorder, place: None, since: Step(0), ring, leave, thread: Some(thread) };
         Ok(Session(Mutex::new(inner)))
     }
 
@@ -177,6 +183,8 @@ impl Session {
         let mut inner = self.lock();
         let plan = |compiled: Arc<Compiled>| Some(Plan(compiled.plan.clone()));
         Ok(match inner.attendance.hear(&words, Step(step)) {
+            // A change whose step was refused is still to be made: until then the place is the old plan's.
+            Heard::Nothing if inner.attendance.standing() == Standing::Moving => ("nothing", None, None),
             Heard::Nothing => {
                 inner.go_on();
                 ("nothing", None, inner.attendance.take_refusal())
@@ -286,17 +294,27 @@ impl Session {
 
 impl Session {
     fn part(&self, py: Python<'_>, told: bool, seconds: f64) -> bool {
-        let mut inner = self.lock();
-        inner.place = None;
-        inner.recorder.close();
+        {
+            let mut inner = self.lock();
+            inner.place = None;
+            inner.recorder.close();
+        }
         let deadline = Duration::try_from_secs_f64(seconds).ok().map(|wait| Instant::now() + wait);
         let mut is_heard = !told;
         while !is_heard && deadline.is_some_and(|deadline| Instant::now() < deadline) {
             py.detach(|| std::thread::sleep(SLICE));
-            is_heard = inner.attendance.is_dismissed();
+            is_heard = self.lock().attendance.is_dismissed();
         }
-        inner.leave.store(true, Ordering::Relaxed);
-        if let Some(thread) = inner.thread.take() {
+        let thread = {
+            let mut inner = self.lock();
+            inner.leave.store(true, Ordering::Relaxed);
+            if told && is_heard {
+                // All of it is recorded: nobody needs the ring.
+                let _ = std::fs::remove_file(&inner.ring);
+            }
+            inner.thread.take()
+        };
+        if let Some(thread) = thread {
             py.detach(|| thread.join().is_ok());
         }
         is_heard

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import adaptis
+from ranks import free_port
 from test_session import COMMAND, HERE, clean
+
+
+WIDTH = 6
 
 
 def observed(dir: Path, job: list[str], *options: str) -> dict[str, Any]:
@@ -55,3 +66,115 @@ def test_a_pipeline_that_knows_nothing_of_us_is_measured_and_planned_for_other_d
     )
     assert planned.returncode == 0, planned.stderr
     assert len(json.loads(other.read_text())["devices"]) == 3
+
+
+class _Twisted(nn.Module):
+    """A layer with one of the things that real ones do."""
+
+    def __init__(self, twist: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.BatchNorm1d(WIDTH)
+        self.queries = nn.Parameter(torch.ones(WIDTH))
+        self.twist = twist
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        if self.twist == "fails" and self.calls == 3:
+            raise ArithmeticError("a bad batch")
+        if self.twist == "in_checkpoint":
+            return x + checkpoint(self.linear, self.norm(x), use_reentrant=False)
+        if self.twist == "func":
+            return self.linear(x) + torch.func.grad(lambda y: (y**3).sum())(x)
+        if self.twist == "identity":
+            return x
+        if self.twist == "dictionary":
+            return {"x": self.linear(self.norm(x))}
+        if self.twist == "parameter":
+            return self.queries if self.calls < 0 else x * self.queries
+        if self.twist == "inner_gradient":
+            with torch.enable_grad():
+                y = x.detach().requires_grad_()
+                (of_y,) = torch.autograd.grad((self.linear(y) ** 2).sum(), y)
+            return self.linear(x) + of_y
+        return torch.relu(self.linear(self.norm(x)))
+
+
+TWISTS = ["plain", "fails", "in_checkpoint", "around", "reentrant", "func", "identity", "dictionary", "parameter"]
+TWISTS += ["inner_gradient", "twice", "evaluated", "two_optimizers", "closure", "foreign"]
+
+
+def _trained(twist: str, is_seen: bool, rings: Path) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    layers = [_Twisted("plain"), _Twisted(twist), _Twisted("plain")]
+    model = nn.ModuleList(layers)
+    if is_seen:
+        os.environ["ADAPTIS_RINGS"] = str(rings)
+        observation = adaptis.observe(model, coordinator=f"tcp://127.0.0.1:{free_port()}")
+        assert observation is not None
+    own = list(model.parameters())
+    half = len(own) // 2
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(own, lr=0.01)]
+    if twist == "two_optimizers":
+        optimizers = [torch.optim.SGD(own[:half], lr=0.01), torch.optim.AdamW(own[half:], lr=0.01)]
+    other = nn.Linear(2, 2)
+    foreign = torch.optim.SGD(other.parameters(), lr=0.1)
+
+    def forward(x: Tensor) -> Tensor:
+        for at, layer in enumerate(layers):
+            if twist in ("around", "reentrant") and at == 1:
+                x = checkpoint(lambda y, layer=layer: layer(2 * y) + y.sin(), x, use_reentrant=twist == "reentrant")
+            else:
+                x = layer(x)
+            x = x["x"] if isinstance(x, dict) else x
+            if twist == "twice" and at == 1:
+                x = layer(x)
+        return x
+
+    for step in range(6):
+        torch.manual_seed(step)
+        x = torch.randn(8, WIDTH)
+        if twist == "closure":
+
+            def closure() -> Any:
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                loss = forward(x).square().mean()
+                loss.backward()
+                return loss.item()
+
+            optimizers[0].step(closure)
+            continue
+        try:
+            for part in x.chunk(2):
+                forward(part).square().mean().backward()
+                if twist == "evaluated":
+                    with torch.no_grad():
+                        forward(part)
+                    forward(part)
+                if twist == "foreign":
+                    other(torch.ones(2)).sum().backward()
+                    foreign.step()
+        except ArithmeticError:
+            pass
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    if is_seen:
+        observation.close()
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("twist", TWISTS)
+def test_whatever_a_job_does_observing_changes_no_bit_of_it_and_fails_nothing(twist: str, tmp_path: Path) -> None:
+    unseen, seen = _trained(twist, False, tmp_path), _trained(twist, True, tmp_path)
+    assert unseen.keys() == seen.keys()
+    assert all(torch.equal(unseen[name], seen[name]) for name in unseen)
+
+
+def test_without_a_coordinator_nothing_is_hooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADAPTIS_COORDINATOR", raising=False)
+    layer = nn.Linear(2, 2)
+    assert adaptis.observe([layer]) is None
+    assert not layer._forward_hooks and not layer._forward_pre_hooks

@@ -56,6 +56,22 @@ def test_a_job_is_planned_again_while_it_trains_and_no_bit_of_its_losses_changes
     assert "run folder" in said.stderr and "plan 1 -> 2" in said.stdout
 
 
+def test_a_rank_that_slows_down_is_seen_and_relieved(tmp_path: Path) -> None:
+    dir = tmp_path / "run"
+    script = [str(HERE.parent / "examples" / "gpt.py"), "--steps", "45", "--slow", "2:2.5@15"]
+    job = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", *script]
+    run = [COMMAND, "run", "--mode", "adapt", "--out", str(dir), "--", *job]
+    said = subprocess.run(run, env=clean(), check=True, timeout=600, capture_output=True, text=True)
+    report = json.loads((dir / "report.json").read_text())
+    relief = [row for row in report["switches"] if row["iteration"] > 15]
+    assert relief, said.stderr
+    held = {}
+    for epoch in (relief[0]["from"], relief[0]["to"]):
+        plan = json.loads((dir / "plans" / f"epoch-{epoch}.json").read_text())
+        held[epoch] = sum(stage["layers"][1] - stage["layers"][0] for stage in plan["stages"] if stage["device"] == 2)
+    assert held[relief[0]["to"]] < held[relief[0]["from"]], f"rank 2 gives layers away: {held}\n{said.stderr}"
+
+
 def test_the_exit_code_of_a_job_that_fails_is_the_runs(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text((HERE / "job.py").read_text().replace("losses = []", "raise SystemExit(9)"))

@@ -17,7 +17,7 @@ use crate::compiled::Compiled;
 use crate::control::News;
 use crate::station::{Conclusion, Station};
 use adaptis_executor_core::{Ballot, Begin, Rules};
-use adaptis_proto::message::{Failure, Vote};
+use adaptis_proto::message::{Failure, Rejection, Vote};
 use adaptis_proto::sample::Place;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Generation, LayerIndex, Step, Term};
 use std::sync::Arc;
@@ -137,14 +137,16 @@ pub struct Attendance {
     called: Option<(Begin, Arc<Compiled>)>,
     current: Option<Arc<Compiled>>,
     layers: usize,
-    /// Why the coordinator would not have it.
+    /// Why the coordinator would not have it, and the same while it was not told.
+    refusal: Option<Rejection>,
     turned_away: Option<String>,
 }
 
 impl Attendance {
     /// Before START. `layers` is how many the model has.
     pub fn new(station: Arc<Station>, news: Receiver<News>, layers: usize) -> Attendance {
-        Attendance { station, news, standing: Standing::Alone, called: None, current: None, layers, turned_away: None }
+        let (called, current, refusal, turned_away) = (None, None, None, None);
+        Attendance { station, news, standing: Standing::Alone, called, current, layers, refusal, turned_away }
     }
 
     /// What this rank is to the coordinator.
@@ -188,7 +190,11 @@ impl Attendance {
                     self.called = Some((begin, compiled));
                     self.standing = Standing::Called;
                 }
-                News::Rejected(reason) => self.turned_away = Some(reason.to_string()),
+                News::Rejected(reason) if self.refusal.as_ref() != Some(&reason) => {
+                    self.turned_away = Some(reason.to_string());
+                    self.refusal = Some(reason);
+                }
+                News::Rejected(_) => {}
                 News::Dismissed => {}
             }
         }

@@ -53,6 +53,8 @@ pub struct Control {
     pub job: Job,
     /// What any plan for it must obey.
     pub bounds: Bounds,
+    /// Who was turned away and trains on introduces itself again after so long.
+    pub hello_again: Option<Duration>,
     /// Where peers reach it.
     pub endpoint: String,
     /// What training tells.
@@ -72,13 +74,16 @@ struct Due {
     complaint: Option<Silence>,
     /// Why a coordinator would not have this rank while it trains: said once, though it is told again and again.
     rejection: Option<Rejection>,
+    /// The coordinator has recorded the end.
+    is_dismissed: bool,
 }
 
 impl Control {
     /// Runs until the rank leaves.
     pub fn run(self) {
         let begun = Instant::now();
-        let mut due = Due { hello: Some(begun), beat: begun, complaint: Some(Silence::new(begun)), rejection: None };
+        let complaint = Some(Silence::new(begun));
+        let mut due = Due { hello: Some(begun), beat: begun, complaint, rejection: None, is_dismissed: false };
         let mut end: Option<(RankEvent, Instant)> = None;
         while !self.leave.load(Ordering::Relaxed) {
             let now = Instant::now();
@@ -89,6 +94,9 @@ impl Control {
             if let Some(waited) = due.complaint.as_mut().and_then(|silence| silence.due(now)) {
                 let (at, waited_s) = (&self.coordinator, waited.as_secs());
                 tracing::warn!("no answer from {at} for {waited_s} s: is a coordinator there, with the same keys?");
+            }
+            if due.is_dismissed {
+                end = None;
             }
             match &mut end {
                 Some((event, at)) if now >= *at => {
@@ -127,9 +135,12 @@ impl Control {
                 Ok(FromCoordinator::Rank(order)) => {
                     self.note(&order, due);
                     for errand in self.station.order(order) {
-                        if matches!(errand, Errand::Begin(..) | Errand::GiveUp(_)) {
+                        match errand {
                             // The first beat tells the coordinator that START has arrived.
-                            *due = Due { hello: None, beat: Instant::now(), complaint: None, rejection: None };
+                            Errand::Begin(..) => (due.hello, due.beat) = (None, Instant::now()),
+                            Errand::GiveUp(_) => due.hello = self.hello_again.map(|wait| Instant::now() + wait),
+                            Errand::Leave => due.is_dismissed = true,
+                            Errand::Tell(_) | Errand::Introduce => {}
                         }
                         self.run_errand(errand);
                     }

@@ -86,6 +86,10 @@ impl Brain {
             Ok(index) => {
                 if is_new {
                     let present = self.roster.ranks().count();
+                    if present == 1 {
+                        // The first of a job: what one before it was bound by is none of its business.
+                        self.on_bounds(Bounds::default());
+                    }
                     self.announce(Announcement::Joined { device, present, expected: self.roster.len() });
                 }
                 if seen < term && !was_introduced {

@@ -57,6 +57,8 @@ def _prepare(module: ModuleType) -> None:
 
     def __init__(self: Any, *arguments: Any, **named: Any) -> None:
         make(self, *arguments, **named)
+        if begun:
+            return
         stages.append(self)
         plain = self.forward_one_chunk
 
@@ -66,12 +68,12 @@ def _prepare(module: ModuleType) -> None:
                 begun.append(True)
                 for stage in stages:
                     stage.__dict__.pop("forward_one_chunk", None)
-                _begin(stages)
+                _begin(list(stages))
+                stages.clear()
             current = self.__dict__.get("forward_one_chunk", plain)
             return (plain if current is first else current)(*given, **options)
 
-        if not begun:
-            self.forward_one_chunk = first
+        self.forward_one_chunk = first
 
     base.__init__ = __init__
 

@@ -5,10 +5,11 @@
     the optimizer       its step ends an iteration
 
 1. Without a coordinator nothing is hooked, and nothing costs anything.
-2. A job that does not part the backward into I and W gets half of it for each.
+2. Which part of a whole backward was I and which W can't be told from outside: each is taken for half of it.
 3. No collective operation is added: ranks of a pipeline tell one another of their layers by the store of
    torch.distributed, and none waits for another.
-4. Of replicas that train alike, the first one is measured.
+4. What a hook meets with never fails the job: at the first error the measuring ends.
+5. Of replicas that train alike, the first one is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import random
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter_ns
-from typing import Any, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,7 @@ from adaptis._native import Plan, PlanError
 from adaptis.facts import Fact, form_bytes, told
 from adaptis.forms import Form, Forms
 from adaptis.session import FAREWELL_SECONDS, Settings
-from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, WEIGHT_GRADIENT, Tape, Work
+from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT, Work, storage_of
 
 logger = logging.getLogger("adaptis")
 
@@ -57,6 +58,14 @@ class _Seen:
 
 
 @dataclass
+class _Within:
+    """The layer that is weighed, and the storages that its parts take and give."""
+
+    at: int
+    held: set[tuple[int, int]]
+
+
+@dataclass
 class _Iteration:
     """What is under way."""
 
@@ -75,8 +84,6 @@ class Observation:
         self.world = world
         self.native: _native.Session | None = None
         self.steps = 0
-        self.tape = Tape()
-        self.tape.is_weighing = True
         self.layers = [layer for piece in self.pieces for layer in piece.layers]
         self.device = next((part.device for layer in self.layers for part in layer.parameters()), torch.device("cpu"))
         self._seen = [_Seen() for _ in self.layers]
@@ -86,9 +93,19 @@ class Observation:
         self._is_split = False
         # Of a pipeline's stage under way; a plain script counts a layer's calls.
         self._microbatch: int | None = None
-        self._offset = 0
         self._optimizer_since = 0
-        self._weighing: Any = None
+        # Of a backward of weights alone, which tells nothing of layers.
+        self._is_muted = False
+        # The layer that began the iteration.
+        self._first: int | None = None
+        # What a layer under way holds, while that is measured: before the job is declared, of each first microbatch.
+        self._within: _Within | None = None
+        self._weighs = True
+        self._scales: list[Any] = []
+        self._activation_bytes: dict[int, int] = {}
+        self._own = {id(part) for layer in self.layers for part in layer.parameters()}
+        self._optimizers: list[Optimizer] = []
+        self._microbatches = 1
         self._has_ended = False
         self._is_told = False
         self._reserved_bytes = 0
@@ -97,7 +114,7 @@ class Observation:
         self._places: dict[int, int] = {}
         self._handles: list[Any] = []
         self.resume()
-        atexit.register(self.close)
+        atexit.register(self._end)
 
     @property
     def follows(self) -> bool:
@@ -110,15 +127,31 @@ class Observation:
             return
         for at, layer in enumerate(self.layers):
             self._hook(at, layer)
-        self._handles.append(register_optimizer_step_pre_hook(self._before_optimizer))
-        self._handles.append(register_optimizer_step_post_hook(self._after_optimizer))
+        self._handles.append(register_optimizer_step_pre_hook(self._guarded(self._before_optimizer)))
+        self._handles.append(register_optimizer_step_post_hook(self._guarded(self._after_optimizer)))
         self._iteration = _Iteration(perf_counter_ns())
 
     def pause(self) -> None:
-        """Measures nothing until it is resumed, and costs nothing. To be called between two iterations."""
+        """Measures nothing until it is resumed, and costs nothing. To be called between two iterations, and in a pipeline
+        alike on every rank: steps are counted while they are measured."""
+        self._stop_weighing()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """A hook that never fails the job: at the first error nothing is measured any more."""
+
+        def guarded(*arguments: Any, **named: Any) -> None:
+            if self._has_ended:
+                return
+            try:
+                hook(*arguments, **named)
+            except Exception as error:
+                logger.warning("this rank is not observed any longer: %s: %s", type(error).__name__, error)
+                self._drop_hooks()
+
+        return guarded
 
     # Forward and backward.
 
@@ -126,47 +159,79 @@ class Observation:
         began = [0]
 
         def before(module: nn.Module, inputs: Any) -> None:
+            began[0] = 0
             if not torch.is_grad_enabled():
                 return
-            if self.tape.is_weighing and self._seen[at].forwards == 0:
-                tensors = [part for part in inputs if isinstance(part, Tensor)]
-                self._weighing = self.tape.weighing(at, 0, module, tensors, is_due=True)
-                self._weighing.__enter__()
+            if not _is_in_backward():
+                # A backward that failed has no end.
+                self._open = None
+            self._within = _Within(at, set()) if self._weighs and self._seen[at].forwards == 0 else None
             began[0] = perf_counter_ns()
 
         def after(module: nn.Module, inputs: Any, outputs: Any) -> None:
-            if not torch.is_grad_enabled() or not began[0]:
+            if not began[0]:
                 return
-            now = perf_counter_ns()
-            if self._weighing is not None:
-                self._weighing.__exit__(None, None, None)
-                self._weighing = None
+            took = perf_counter_ns() - began[0]
+            within, self._within = self._within, None
+            if _is_in_backward():
+                self._recomputed(at, began[0], took)
+                return
+            if self._first is None:
+                self._first = at
             seen = self._seen[at]
             microbatch = seen.forwards if self._microbatch is None else self._microbatch
             seen.forwards += 1
             if not seen.outputs:
                 seen.inputs, seen.outputs = _forms(inputs), _forms(outputs)
-            self._iteration.works.append((at, FORWARD, microbatch, began[0], now - began[0]))
-            if self._microbatch is None and at == 0:
+            if within is not None and within.at == at:
+                own = {part.untyped_storage().data_ptr() for part in module.parameters()}
+                held = within.held | {storage_of(part) for part in _tensors(inputs)}
+                self._activation_bytes[at] = sum(size for place, size in held if place not in own)
+            self._iteration.works.append((at, FORWARD, microbatch, began[0], took))
+            if self._microbatch is None and at == self._first:
                 self._iteration.order.append(f"0F{microbatch}")
-            began[0] = 0
-            for part in _tensors(outputs):
-                if part.requires_grad:
-                    part.register_hook(self._gradient_of(at, microbatch))
-                    break
+            given = [id(part) for part in _tensors(inputs)]
+            made = (part for part in _tensors(outputs) if part.grad_fn is not None and id(part) not in given)
+            for part in made:
+                part.register_hook(self._gradient_of(at, microbatch))
+                break
 
-        self._handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+        self._handles.append(layer.register_forward_pre_hook(self._guarded(before)))
+        self._handles.append(layer.register_forward_hook(self._guarded(after)))
+        if at not in self._activation_bytes:
+            self._weigh(layer)
+
+    def _weigh(self, layer: nn.Module) -> None:
+        """Notes what the parts of a layer take and give: nearly all that its backward needs is among it."""
+
+        def passed(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            if self._within is not None:
+                self._within.held.update(storage_of(part) for part in (*_tensors(inputs), *_tensors(outputs)))
+
+        for part in layer.modules():
+            if part is not layer and not any(True for _ in part.children()):
+                self._scales.append(part.register_forward_hook(self._guarded(passed)))
+
+    def _recomputed(self, at: int, began: int, took: int) -> None:
+        """A layer ran again within the backward of what was checkpointed."""
+        if self._open is None:
+            return
+        open_at, microbatch, since = self._open
+        self._iteration.works.append((at, RECOMPUTE, microbatch, began, took))
+        self._open = open_at, microbatch, since + took
 
     def _gradient_of(self, at: int, microbatch: int) -> Any:
         def came(_: Tensor) -> None:
+            if self._is_muted:
+                return
             now = perf_counter_ns()
             if self._open is None:
                 # The end of this backward ends its last layer.
-                torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+                torch.autograd.Variable._execution_engine.queue_callback(self._guarded(self._backward_ends))
             self._close(now)
             self._open = at, microbatch, now
 
-        return came
+        return self._guarded(came)
 
     def _backward_ends(self) -> None:
         open = self._open
@@ -178,10 +243,11 @@ class Observation:
         if self._open is None:
             return
         (at, microbatch, since), self._open = self._open, None
-        took = now - since
+        took = max(0, now - since)
         if self._is_split:
             self._iteration.works.append((at, INPUT_GRADIENT, microbatch, since, took))
             return
+        # Which part of it was which can't be told from outside.
         half = took // 2
         self._iteration.works.append((at, INPUT_GRADIENT, microbatch, since, half))
         self._iteration.works.append((at, WEIGHT_GRADIENT, microbatch, since + half, took - half))
@@ -202,27 +268,39 @@ class Observation:
             finally:
                 self._microbatch = None
 
+        # Without a `dw_builder` the first stage's I does nothing, and its W is a whole backward.
+        is_late = piece.index == 0 and stage.dw_builder is None
+
         def backward_one_chunk(chunk: int, *arguments: Any, **named: Any) -> Any:
             # The third of the method's arguments, or by name.
             is_full = named.get("full_backward", arguments[1] if len(arguments) > 1 else True)
-            self._microbatch, self._is_split = chunk, not is_full
-            self._iteration.order.append(f"{piece.index}{'B' if is_full else 'I'}{chunk}")
-            try:
+            if not is_full and is_late:
                 return backward(chunk, *arguments, **named)
-            finally:
-                self._close(perf_counter_ns())
-                self._microbatch, self._is_split = None, False
+            return within(chunk, "B" if is_full else "I", not is_full, lambda: backward(chunk, *arguments, **named))
 
         def backward_weight_one_chunk(chunk: int, *arguments: Any, **named: Any) -> Any:
+            if is_late:
+                return within(chunk, "B", False, lambda: weights(chunk, *arguments, **named))
             self._iteration.order.append(f"{piece.index}W{chunk}")
             began = perf_counter_ns()
+            self._is_muted = True
             try:
                 return weights(chunk, *arguments, **named)
             finally:
+                self._is_muted = False
                 took = perf_counter_ns() - began
                 for at, size in zip(own, sizes):
                     share = took * size // max(1, sum(sizes))
                     self._iteration.works.append((at, WEIGHT_GRADIENT, chunk, began, share))
+
+        def within(chunk: int, action: str, is_split: bool, run: Callable[[], Any]) -> Any:
+            self._microbatch, self._is_split = chunk, is_split
+            self._iteration.order.append(f"{piece.index}{action}{chunk}")
+            try:
+                return run()
+            finally:
+                self._close(perf_counter_ns())
+                self._microbatch, self._is_split = None, False
 
         stage.forward_one_chunk = forward_one_chunk
         stage.backward_one_chunk = backward_one_chunk
@@ -230,57 +308,73 @@ class Observation:
 
     # The end of an iteration.
 
-    def _before_optimizer(self, *_: Any) -> None:
+    def _before_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
+        self._open = None
         self._optimizer_since = perf_counter_ns()
 
     def _after_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._has_ended or not self._iteration.works:
+        if not any(id(part) in self._own for group in optimizer.param_groups for part in group["params"]):
+            return
+        if optimizer not in self._optimizers:
+            self._optimizers.append(optimizer)
+        # The second one of several that train one model ends no other iteration.
+        if not self._iteration.works:
             return
         now = perf_counter_ns()
         self._share_out(now)
-        self._boundary(now, optimizer)
+        self._boundary(now)
         for seen in self._seen:
             seen.forwards = 0
+        self._first = None
         self.steps += 1
         self._iteration = _Iteration(perf_counter_ns())
 
     def _share_out(self, now: int) -> None:
         sizes = [sum(part.numel() for part in layer.parameters()) for layer in self.layers]
-        at_ns, spent = self._optimizer_since, now - self._optimizer_since
+        # What a closure computes again is the layers' own work.
+        last = max((start + took for *_, start, took in self._iteration.works[-1:]), default=0)
+        at_ns = max(self._optimizer_since, last)
+        spent = max(0, now - at_ns)
         for at, size in enumerate(sizes):
             took = spent * size // max(1, sum(sizes))
             self._iteration.works.append((at, OPTIMIZER, 0, at_ns, took))
             at_ns += took
 
-    def _boundary(self, now: int, optimizer: Optimizer) -> None:
+    def _boundary(self, now: int) -> None:
         # The first iteration makes what later ones find, the optimizer's state too.
         if self.native is None and self.steps >= 1:
-            self._tell(optimizer)
+            self._tell()
             self._join()
         native = self.native
         if native is None:
             return
         if native.epoch is not None:
-            places = self._places
-            native.works([(places[at], *rest) for at, *rest in self._iteration.works if at in places])  # type: ignore[misc]
-            for at, size in self.tape.activation_bytes.items():
-                # What is held from I to W is not seen from here: the gradient of the output and the input.
-                if at in places:
-                    native.layer_memory(places[at], size, min(size, _forms_bytes(self._seen[at])))
-            self.tape.activation_bytes.clear()
+            places, count = self._places, self._microbatches
+            native.works(
+                [
+                    (places[at], phase, microbatch, start, took)
+                    for at, phase, microbatch, start, took in self._iteration.works
+                    if at in places and microbatch < count
+                ]
+            )
+            if native.is_first:
+                for at, place in places.items():
+                    # What is held from I to W is not seen from here: the gradient of the output, and the input.
+                    size = self._activation_bytes.get(at, 0)
+                    native.layer_memory(place, size, min(size, _forms_bytes(self._seen[at])))
             native.device_memory(card.peak_bytes(self.device), self._reserved_bytes)
             native.iteration(self._iteration.began_ns, now - self._iteration.began_ns, float("nan"))
         # Nobody votes in a job that is only observed: each rank goes by its own word.
         native.hear([native.word()] * self.world, self.steps + 1)
-        self.tape.is_weighing = native.is_first
 
     # Declaring the job.
 
-    def _tell(self, optimizer: Optimizer) -> None:
+    def _tell(self) -> None:
         """Puts what this rank knows where the others find it."""
         if self._is_told:
             return
         self._is_told = True
+        self._stop_weighing()
         resident = card.resident_bytes(self.device)
         stages: dict[str, list[dict[str, Any]]] = {}
         at = 0
@@ -291,7 +385,7 @@ class Observation:
                 seen = self._seen[at]
                 # What only holds something, or stands by for later, is no layer.
                 if seen.outputs:
-                    fact = Fact.of(at, layer, [optimizer], seen.inputs, seen.outputs)
+                    fact = Fact.of(at, layer, self._optimizers, seen.inputs, seen.outputs)
                     total += fact.state_bytes
                     facts.append(asdict(fact))
                 at += 1
@@ -327,6 +421,9 @@ class Observation:
         layers = [replace(fact, name=f"{at}.{fact.name.partition('.')[2]}") for at, fact in enumerate(layers)]
         orders = [word["order"] for word in words]
         microbatches = len({text for order in orders for text in order if text.startswith("0F")}) or 1
+        self._microbatches = microbatches
+        if not layers:
+            raise ValueError("none of its layers takes and returns tensors")
         devices = [f"rank{rank}" for rank in range(self.world)]
         ends = {index: (starts[index], starts[index] + len(facts[index]), owner[index]) for index in sorted(facts)}
         self._open_session(words[0]["run"], devices, layers, microbatches, self._plan(ends, devices, orders, microbatches))
@@ -348,22 +445,25 @@ class Observation:
     ) -> Plan:
         """The plan that the job runs, as seen; where it can't be put in our terms, an even one."""
         last = max(end for _, end, _ in ends.values())
-        text = {
-            "format": "adaptis.plan/1",
-            "epoch": 1,
-            "parent": 0,
-            "layers": last,
-            "devices": devices,
-            "stages": [{"layers": [first, end], "device": device, "recompute": []} for first, end, device in ends.values()],
-            "programs": orders,
-        }
-        try:
-            plan = Plan.read(json.dumps(text))
-            if not plan.findings(microbatches):
+        stages = [{"layers": [first, end], "device": device, "recompute": []} for first, end, device in ends.values()]
+        text = {"format": "adaptis.plan/1", "epoch": 1, "parent": 0, "layers": last, "devices": devices, "stages": stages}
+        # Where its order is none of ours: the same stages, all F before all B.
+        own = [[at for at, (_, _, owner) in enumerate(ends.values()) if owner == device] for device in range(len(devices))]
+        every = range(microbatches)
+        plain = [
+            [f"{at}F{m}" for at in stages_here for m in every] + [f"{at}B{m}" for at in reversed(stages_here) for m in every]
+            for stages_here in own
+        ]
+        for programs in (orders, plain):
+            try:
+                plan = Plan.read(json.dumps({**text, "programs": programs}))
+            except PlanError as error:
+                logger.info("the order of this job is none of ours: %s", error)
+                continue
+            findings = plan.findings(microbatches)
+            if not findings:
                 return plan
-            logger.info("the order of this job is none of ours: %s", "; ".join(plan.findings(microbatches)))
-        except PlanError as error:
-            logger.info("the order of this job is none of ours: %s", error)
+            logger.info("the order of this job is none of ours: %s", "; ".join(findings))
         return Plan.even(last, devices, microbatches)
 
     def _open_session(self, run: str, devices: list[str], layers: list[Fact], microbatches: int, plan: Plan) -> None:
@@ -391,23 +491,35 @@ class Observation:
 
     # The end.
 
+    def _end(self) -> None:
+        # What an interpreter that ends by an exception leaves behind.
+        self._leave(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
+
     def close(self) -> None:
         """Ends the measuring, as the end of the process does."""
+        self._leave(sys.exc_info()[1])
+
+    def _leave(self, error: BaseException | None) -> None:
         native, self.native = self.native, None
         self._drop_hooks()
         if native is None:
             return
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         if error is not None:
             native.fail(f"{type(error).__name__}: {error}", FAREWELL_SECONDS)
             return
         digests = [(place, state.digest_of(self.layers[at], [], self.device)) for at, place in self._places.items()]
         native.finish(digests, FAREWELL_SECONDS)
 
+    def _stop_weighing(self) -> None:
+        self._weighs = False
+        for scale in self._scales:
+            scale.remove()
+        self._scales.clear()
+
     def _drop_hooks(self) -> None:
         self._has_ended = True
         self.pause()
-        atexit.unregister(self.close)
+        atexit.unregister(self._end)
 
 
 def observe(layers: Iterable[nn.Module], *, coordinator: str | None = None) -> Observation | None:
@@ -439,6 +551,9 @@ def observe_stages(stages: Sequence[Any]) -> Observation | None:
         return None
     if any(part.device.type != "cpu" for stage in stages for part in stage.submod.parameters()):
         logger.warning("layers on an accelerator are not measured by this version")
+        return None
+    if len({stage.stage_index for stage in stages}) < len(stages):
+        logger.warning("several pipelines in one process are not measured")
         return None
     pairs = sorted(((Piece(stage.stage_index, parts_of(stage.submod)), stage) for stage in stages), key=lambda pair: pair[0].index)
     first = stages[0]
@@ -472,6 +587,10 @@ def _forms(value: Any) -> Forms:
 
 def _forms_bytes(seen: _Seen) -> int:
     return sum(form_bytes(form.shape, form.dtype) for form in (*seen.inputs, *seen.outputs))
+
+
+def _is_in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _store() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from time import perf_counter_ns
 from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
@@ -122,7 +123,12 @@ class Schedule:
         share, error = self._share(x, target)
         votes = self._votes(share, error)
         self._attend(votes)
-        kind = self._agreed(votes, error)
+        try:
+            kind = self._agreed(votes, error)
+        except BaseException:
+            self._seat.forget()
+            raise
+        self._join(votes)
         if self._next is not None:
             self._switch()
         known = self._forms.get(kind)
@@ -136,6 +142,7 @@ class Schedule:
             loss = self._loss()
         except BaseException:
             self._exchange.reset()
+            self._seat.forget()
             raise
         finally:
             self._worker.end()
@@ -145,7 +152,7 @@ class Schedule:
 
     def close(self) -> None:
         """Tells the coordinator that training is over, as the end of the process does."""
-        self._seat.leave()
+        self._seat.leave(sys.exc_info()[1])
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scales all gradients down to this global norm if theirs is larger; the norm before. The squares are added in the
@@ -252,7 +259,7 @@ class Schedule:
 
     def _votes(self, share: Share, error: Exception | None) -> list[list[int]]:
         """What each rank is about to do, in order of rank."""
-        number = self._plan_number if self._next is None else self._next[2]
+        number = self._plan_number if self._next is None else _number((self._next[2], "next"))
         own = [
             int(error is None),
             0 if share.inputs is None else _number([(part.dtype, tuple(part.shape)) for part in share.inputs[0]]),
@@ -279,7 +286,10 @@ class Schedule:
             self.plan, self._row, self._plan_number = self._checked(plan)
         elif plan is not None:
             self._next = self._checked(plan)
-        if self._next is None and all(vote[0] for vote in votes):
+
+    def _join(self, votes: list[list[int]]) -> None:
+        """Declares the job to the coordinator; all ranks have agreed that they go the same way."""
+        if self._next is None:
             of = self.plan.device_of_layers()
             ends = ((0, of[0], 1), (len(self.layers) - 1, of[-1], 2))
             pinned = [(layer, rank) for layer, rank, at in ends if not all(vote[at] for vote in votes)]

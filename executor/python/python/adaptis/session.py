@@ -149,6 +149,11 @@ class Seat:
             for optimizer in self.schedule.optimizers:
                 self._time(optimizer)
 
+    def forget(self) -> None:
+        """The step under way failed: nothing of it is recorded."""
+        self._begun_ns = 0
+        self.tape.take()
+
     def _stop_recording(self) -> None:
         self.tape.is_running = self.tape.is_weighing = False
         self.tape.take()
@@ -161,12 +166,20 @@ class Seat:
             return
         assert self.settings is not None
         schedule = self.schedule
-        own = {at: self._fact(at, layer) for at, layer in schedule._own()}
+        own: dict[int, Fact] | None = None
+        try:
+            own = {at: self._fact(at, layer) for at, layer in schedule._own()}
+            state_bytes = sum(fact.state_bytes for fact in own.values())
+            self._reserved_bytes = max(0, card.resident_bytes(schedule.device) - state_bytes)
+        except Exception as error:
+            logger.warning("this rank can't describe its layers: %s: %s", type(error).__name__, error)
         run = self.settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}"
         parts: list[Any] = [None] * schedule.world
         dist.all_gather_object(parts, (run, own), group=schedule.group)
+        if any(part is None for _, part in parts):
+            self._has_ended = True
+            return
         facts = {at: fact for _, part in parts for at, fact in part.items()}
-        self._reserved_bytes = max(0, card.resident_bytes(schedule.device) - sum(fact.state_bytes for fact in own.values()))
         try:
             self.settings.rings.mkdir(parents=True, exist_ok=True)
             _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
@@ -184,11 +197,11 @@ class Seat:
                 together=schedule._tied,
                 keys=self.settings.keys,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:
             self._has_ended = True
             logger.warning("this rank trains without a coordinator: %s", error)
             return
-        atexit.register(self.leave)
+        atexit.register(self._end)
 
     def _fact(self, at: int, layer: nn.Module) -> Fact:
         schedule = self.schedule
@@ -212,17 +225,24 @@ class Seat:
             self._optimizer_since = perf_counter_ns()
 
         def after(*_: Any) -> None:
-            self._optimized(perf_counter_ns())
+            self._optimized(optimizer, perf_counter_ns())
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
 
-    def _optimized(self, now: int) -> None:
-        """Shares an optimizer's time out among the layers by their parameters."""
+    def _optimized(self, optimizer: Optimizer, now: int) -> None:
+        """Shares an optimizer's time out among the layers by the parameters that it changes."""
         if not self.tape.is_running:
             return
-        own = [(at, sum(part.numel() for part in layer.parameters())) for at, layer in self.schedule._own()]
-        total, spent, at_ns = sum(size for _, size in own), now - self._optimizer_since, self._optimizer_since
+        trained = {id(part) for group in optimizer.param_groups for part in group["params"]}
+        own = [
+            (at, sum(part.numel() for part in layer.parameters() if id(part) in trained))
+            for at, layer in self.schedule._own()
+        ]
+        # What a closure computes again is the layers' own work.
+        last = max((start + took for *_, start, took in self.tape.works[-1:]), default=0)
+        at_ns = max(self._optimizer_since, last)
+        total, spent = sum(size for _, size in own), max(0, now - at_ns)
         for at, size in own:
             took = spent * size // total if total else 0
             self.tape.works.append((at, OPTIMIZER, 0, at_ns, took))
@@ -262,16 +282,18 @@ class Seat:
 
     # The end.
 
-    def leave(self) -> None:
+    def _end(self) -> None:
+        # What an interpreter that ends by an exception leaves behind.
+        self.leave(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
+
+    def leave(self, error: BaseException | None) -> None:
         """Training is over: the coordinator is told how it ended, and gets some seconds to record it."""
         native, self.native = self.native, None
         if native is None:
             return
         self._has_ended = True
         self._stop_recording()
-        atexit.unregister(self.leave)
-        # What an interpreter that ends by an exception leaves behind.
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        atexit.unregister(self._end)
         if error is not None:
             native.fail(f"{type(error).__name__}: {error}", FAREWELL_SECONDS)
             return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from time import perf_counter_ns
-from typing import Any, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,8 @@ class Tape:
         self.activation_bytes: dict[int, int] = {}
         self.weight_gradient_bytes: dict[int, int] = {}
         self._since = 0
+        # Nanoseconds of a work that another one interrupts.
+        self._by = 0
 
     def start(self) -> None:
         """An instruction begins."""
@@ -39,7 +40,15 @@ class Tape:
         """The work of a layer ends."""
         if self.is_running:
             now = perf_counter_ns()
-            self.works.append((layer, phase, microbatch, self._since, now - self._since))
+            by, self._by = (0, self._by) if phase == RECOMPUTE else (self._by, 0)
+            self.works.append((layer, phase, microbatch, self._since - by, now - self._since + by))
+            self._since = now
+
+    def put_by(self) -> None:
+        """What was done since the last work belongs to the next one that is no recomputation."""
+        if self.is_running:
+            now = perf_counter_ns()
+            self._by += now - self._since
             self._since = now
 
     def take(self) -> list[Work]:
@@ -47,37 +56,39 @@ class Tape:
         works, self.works = self.works, []
         return works
 
-    def weighing(
-        self, layer: int, microbatch: int, module: nn.Module, inputs: Iterable[Tensor], is_due: bool
-    ) -> contextlib.AbstractContextManager[None]:
-        """Weighs what a layer's forward leaves behind, if that is due and not known."""
-        if not is_due or not self.is_weighing or microbatch != 0 or layer in self.activation_bytes:
-            return contextlib.nullcontext()
-        return self._weighing(layer, module, inputs)
+    def is_due(self, layer: int, microbatch: int) -> bool:
+        """Whether what this layer holds is to be measured now."""
+        return self.is_weighing and microbatch == 0 and layer not in self.activation_bytes
 
-    @contextlib.contextmanager
-    def _weighing(self, layer: int, module: nn.Module, inputs: Iterable[Tensor]) -> Iterator[None]:
+    def weigh(self, layer: int, module: nn.Module, inputs: Iterable[Tensor], run: Callable[[], Any]) -> None:
+        """Weighs what a layer's forward leaves behind, in a run that serves nothing else."""
         own = {part.untyped_storage().data_ptr() for part in module.parameters()}
-        held = {_storage(part) for part in inputs}
+        held = {storage_of(part) for part in inputs}
 
         def pack(saved: Tensor) -> Tensor:
-            held.add(_storage(saved))
+            held.add(storage_of(saved))
             return saved
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-            yield
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+                run()
+        except Exception:
+            # Not every operation bears to be looked at so (torch.func does not): what its inputs take is told.
+            held = {storage_of(part) for part in inputs}
         self.activation_bytes[layer] = sum(size for at, size in held if at not in own)
+        self._since = perf_counter_ns()
 
     def weigh_debts(self, layer: int, microbatch: int, debts: list[Debt], module: nn.Module) -> None:
         """Weighs what is held from I to W."""
         if not self.is_weighing or microbatch != 0 or layer in self.weight_gradient_bytes:
             return
         own = {part.untyped_storage().data_ptr() for part in module.parameters()}
-        held = {_storage(part) for debt in debts for part in _captured(debt)}
+        held = {storage_of(part) for debt in debts for part in _captured(debt)}
         self.weight_gradient_bytes[layer] = sum(size for at, size in held if at not in own)
 
 
-def _storage(part: Tensor) -> tuple[int, int]:
+def storage_of(part: Tensor) -> tuple[int, int]:
+    """Where a tensor's memory begins, and how much it is."""
     storage = part.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
 

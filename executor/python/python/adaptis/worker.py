@@ -21,6 +21,7 @@ from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from adaptis import chance
 from adaptis.forms import Form, Forms
@@ -78,6 +79,14 @@ def bundled(value: Any, layer: int) -> Bundle:
         return bundle
     found = f"a tuple of {[type(part).__name__ for part in bundle]}" if isinstance(bundle, tuple) else type(value).__name__
     raise TypeError(f"layer {layer} returned {found}: a layer returns a tensor or a tuple of tensors")
+
+
+def _dropped(_: Any) -> None:
+    """What is kept of a tensor that a recomputation will make again."""
+
+
+def _gone(_: Any) -> Tensor:
+    raise RuntimeError("a recomputed layer's first graph is never used")
 
 
 def _leaf(tensor: Tensor, wants_gradient: bool) -> Tensor:
@@ -141,34 +150,36 @@ class Worker:
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = chance.key(self.seed, self.share.step, layer, microbatch)
             is_recomputed = layer in here.recomputed
-            outputs = self._run(layer, microbatch, inputs, number, with_graph=not is_recomputed)
-            if is_recomputed:
-                wants = self._wants_gradient(layer, inputs)
-                value = tuple(
-                    _leaf(part, wants and (part.is_floating_point() or part.is_complex())) for part in outputs
-                )
-                kept.pieces.append(Piece(inputs, None, number))
-            else:
-                value = tuple(_leaf(part, part.requires_grad) for part in outputs)
-                kept.pieces.append(Piece(inputs, outputs, number))
+            outputs = self._run(layer, inputs, number, with_graph=not is_recomputed)
+            value = tuple(_leaf(part, part.requires_grad) for part in outputs)
+            kept.pieces.append(Piece(inputs, None if is_recomputed else outputs, number))
+            del outputs
             if layer not in self.forms:
                 self.forms[layer] = tuple(Form.of(part) for part in value)
             if layer + 1 < len(self.layers):
                 self.tape.took(layer, FORWARD, microbatch)
+                self._weigh(layer, microbatch, inputs, number)
         if here.end < len(self.layers):
             return value
         kept.outputs = value
         kept.loss = self._loss(value, microbatch)
         # The loss is the last layer's.
         self.tape.took(here.end - 1, FORWARD, microbatch)
+        self._weigh(here.end - 1, microbatch, kept.pieces[-1].inputs, kept.pieces[-1].key)
         return None
 
-    def _run(self, layer: int, microbatch: int, inputs: Bundle, number: int, with_graph: bool) -> Bundle:
+    def _weigh(self, layer: int, microbatch: int, inputs: Bundle, number: int) -> None:
+        if self.tape.is_due(layer, microbatch):
+            leaves = tuple(_leaf(part, part.requires_grad) for part in inputs)
+            self.tape.weigh(layer, self.layers[layer], leaves, lambda: self._again(layer, leaves, number))
+
+    def _run(self, layer: int, inputs: Bundle, number: int, with_graph: bool) -> Bundle:
         self._generator.seed(number)
         versions = [part._version for part in inputs]
         hint = f"layer {layer} changes its input in place; let it work on a copy (inplace=False)"
-        weighing = self.tape.weighing(layer, microbatch, self.layers[layer], inputs, is_due=with_graph)
-        with torch.enable_grad() if with_graph else torch.no_grad(), weighing:
+        # With gradients also where no graph is kept: without, some operations take other kernels, and other bits come.
+        keeping = contextlib.nullcontext() if with_graph else saved_tensors_hooks(_dropped, _gone)
+        with torch.enable_grad(), keeping:
             try:
                 outputs = bundled(self.layers[layer](*inputs), layer)
             except RuntimeError as error:
@@ -178,10 +189,6 @@ class Worker:
         if versions != [part._version for part in inputs]:
             raise RuntimeError(hint)
         return outputs
-
-    def _wants_gradient(self, layer: int, inputs: Bundle) -> bool:
-        given = any(part.requires_grad for part in inputs)
-        return given or any(parameter.requires_grad for parameter in self.layers[layer].parameters())
 
     def _loss(self, outputs: Bundle, microbatch: int) -> Tensor:
         assert self.share.targets is not None, "all ranks agreed that it is there"
@@ -241,7 +248,9 @@ class Worker:
         for layer in reversed(range(here.first, here.end)):
             piece = kept.pieces.pop()
             if piece.outputs is None:
-                outputs = self._recompute(layer, microbatch, piece)
+                # The loss's backward is the last layer's I.
+                self.tape.put_by()
+                outputs = self._again(layer, piece.inputs, piece.key)
                 self.tape.took(layer, RECOMPUTE, microbatch)
             else:
                 outputs, piece.outputs = piece.outputs, None
@@ -263,7 +272,8 @@ class Worker:
         outputs, kept.outputs = kept.outputs, ()
         return tuple(part.grad if part.requires_grad else None for part in outputs)
 
-    def _recompute(self, layer: int, microbatch: int, piece: Piece) -> Bundle:
+    def _again(self, layer: int, inputs: Bundle, number: int) -> Bundle:
+        """Runs a layer once more, on copies of its buffers."""
         kept: list[tuple[nn.Module, str, Tensor]] = []
         copies: dict[int, Tensor] = {}
         for module in self.layers[layer].modules():
@@ -272,7 +282,7 @@ class Worker:
                     kept.append((module, name, buffer))
                     module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
         try:
-            return self._run(layer, microbatch, piece.inputs, piece.key, with_graph=True)
+            return self._run(layer, inputs, number, with_graph=True)
         finally:
             for module, name, buffer in kept:
                 module._buffers[name] = buffer
