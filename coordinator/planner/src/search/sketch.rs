@@ -39,6 +39,15 @@ pub(crate) struct Estimate {
     pub(crate) is_tight: bool,
 }
 
+/// Devices by what they wait and do at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extremes {
+    /// It takes longest.
+    pub(crate) busiest: u32,
+    /// It takes least; it may have nothing to do.
+    pub(crate) idlest: u32,
+}
+
 /// How many times longer than on an idle pipeline microbatches are taken to be held, at first, at least and at most.
 const HELD: f64 = 1.5;
 const HELD_MIN: f64 = 1.0;
@@ -239,6 +248,26 @@ impl Sketch {
         Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0), busiest, is_tight }
     }
 
+    /// Of a shape whose floor is finite; the first of those alike.
+    pub(crate) fn extremes(&mut self, costs: &Costs, shape: &Shape, usable: &[u32]) -> Extremes {
+        self.estimate(costs, shape, 0.0);
+        let takes_ns = |device: u32| {
+            let at = device as usize;
+            let is_used = self.load_ns[at] > 0.0;
+            if is_used { self.start_ns[at] + self.load_ns[at] * costs.microbatches as f64 } else { 0.0 }
+        };
+        let mut extremes = Extremes { busiest: usable[0], idlest: usable[0] };
+        for &device in usable {
+            if takes_ns(device) > takes_ns(extremes.busiest) {
+                extremes.busiest = device;
+            }
+            if takes_ns(device) < takes_ns(extremes.idlest) {
+                extremes.idlest = device;
+            }
+        }
+        extremes
+    }
+
     /// What each device waits before the first I arrives: until then it can only run F, as many as its memory holds. Those
     /// of later microbatches fill the gaps that earlier ones leave. The first microbatch has come down at `down_ns`.
     fn warm_up(&mut self, costs: &Costs, shape: &Shape, down_ns: f64) {
@@ -350,7 +379,7 @@ pub(crate) fn anneal(
         }
         let mut next = current.clone();
         let changed = match near && random.chance(RELIEVING) {
-            true => relieve(judge, &mut next, busiest, random),
+            true => relieve(judge, &mut next, busiest, None, random),
             false => change(judge, &mut next, freedom, random),
         };
         if !changed || !judge.rules.permits(&next) {
