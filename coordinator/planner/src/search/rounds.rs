@@ -49,9 +49,10 @@ const EVALUATIONS_BESIDE: u64 = 16;
 const AHEAD: usize = 8;
 /// The same for each thread where it may, so that none waits for a longer task.
 const AHEAD_PER_THREAD: usize = 2;
-/// Evaluations near a running plan for each one from nothing, and before the first of those.
+/// Evaluations near a running plan for each one from nothing, and as how many instructions those count that come before
+/// the first of these.
 const NEAR_SHARE: u64 = 3;
-const NEAR_FIRST: u64 = 15_000;
+const NEAR_FIRST_INSTRUCTIONS: u64 = 25_000_000;
 /// Threads at most.
 const THREADS_MAX: usize = 64;
 /// Between two looks at whether the caller wants to stop, while threads work.
@@ -160,7 +161,8 @@ struct Out {
 impl Desk<'_> {
     /// It is time to search as if there were no running plan, too: starting that takes as long as many tasks.
     fn is_anew_due(&self) -> bool {
-        self.stays_near && self.anew.is_none() && self.near.spent >= NEAR_FIRST
+        let size = self.pool.members[0].programs.iter().map(Vec::len).sum::<usize>() as u64;
+        self.stays_near && self.anew.is_none() && self.near.spent * size >= NEAR_FIRST_INSTRUCTIONS
     }
 
     /// Starts to.

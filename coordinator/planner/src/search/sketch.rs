@@ -400,3 +400,50 @@ pub(crate) fn anneal(
     judge.sketch = sketch;
     (best, least)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_plan::{Cost, Device, Layer, Links, Problem};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_busiest_device_and_the_idlest_are_told_by_what_they_take() {
+        let cost = Cost { forward_ns: 100, input_gradient_ns: 100, weight_gradient_ns: 100, ..Cost::default() };
+        let layer = |at: usize| Layer {
+            name: format!("layer{at}"),
+            signature: "block".to_owned(),
+            parameter_bytes: 0,
+            state_bytes: 1,
+            output_bytes: 1,
+            moved_bytes: None,
+            note: None,
+        };
+        let device = |at: usize| Device {
+            name: format!("gpu{at}"),
+            kind: "k".to_owned(),
+            memory_bytes: 1 << 30,
+            slowdown: if at == 2 { 2.0 } else { 1.0 },
+            reserved_bytes: 0,
+            note: None,
+        };
+        let costs = BTreeMap::from([("k".to_owned(), vec![cost; 6])]);
+        let (layers, devices) = ((0..6).map(layer).collect(), (0..4).map(device).collect());
+        let costs = Costs::new(&Problem::new(8, layers, devices, costs, Links::all(0, 1e12)));
+        let shape = |ends: &[u32]| {
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let slots = starts.zip(ends).zip(0..).map(|((start, &end), device)| Slot { start, end, device });
+            Shape::new(6, slots.collect())
+        };
+        let told = |ends: &[u32], usable: &[u32]| {
+            let Extremes { busiest, idlest } = Sketch::default().extremes(&costs, &shape(ends), usable);
+            (busiest, idlest)
+        };
+        // Three layers, one, two that take twice as long, none.
+        assert_eq!(told(&[3, 4, 6], &[0, 1, 2, 3]), (2, 3));
+        assert_eq!(told(&[3, 4, 6], &[0, 1, 2]), (2, 1));
+        // As much to do, but the later one waits for the first microbatch.
+        assert_eq!(told(&[3, 6], &[0, 1]), (1, 0));
+        assert_eq!(told(&[4, 5, 6], &[0, 1, 2]), (0, 1));
+    }
+}
