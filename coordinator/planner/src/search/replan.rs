@@ -33,6 +33,8 @@ const IN_FLIGHT: [usize; 3] = [100, 50, 0];
 const PASSES: usize = 2;
 const QUICK_SKETCH_STEPS: usize = 3_000;
 const QUICK_STRUCTURE_STEPS: usize = 60;
+/// Anneals by loads alone before them, where devices are gone.
+const GONE_SKETCHES: usize = 3;
 /// Anneals by loads alone in the end, and the steps of one.
 const SKETCHES: usize = 4;
 const SKETCH_STEPS: usize = 4_000;
@@ -48,6 +50,10 @@ pub(super) fn climb(problem: &Problem, judge: &mut Judge, pool: &mut Pool, runni
     // A plan that nobody planned on costs, as a job's first, may be far off all over: nothing near it is worth a look.
     if near.judge.is_free {
         return;
+    }
+    if running.lacks_devices() {
+        // What was on them may go anywhere, and loads tell soonest where to.
+        near.sketched(GONE_SKETCHES, QUICK_SKETCH_STEPS, random);
     }
     near.relisted(&[(RungKind::Boundary, Freedom::Boundary), (RungKind::Full, Freedom::Full)], random);
     for pass in 1..=PASSES {
