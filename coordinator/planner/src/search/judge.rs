@@ -2,7 +2,7 @@
 
 use super::relabel;
 use super::running::Running;
-use super::sketch::{Estimate, Sketch, Trust};
+use super::sketch::{Estimate, Extremes, Sketch, Trust};
 use super::{Control, Options, Progress};
 use crate::costs::Costs;
 use crate::listing::{Listing, admissible};
@@ -223,6 +223,12 @@ impl<'a> Judge<'a> {
         self.sketch.estimate(self.costs, shape, 0.0).floor_ns
     }
 
+    /// The devices that take longest and least, whatever the order.
+    pub(crate) fn extremes(&mut self, shape: &Shape) -> Extremes {
+        self.spend_sketch(shape.stages.len());
+        self.sketch.extremes(self.costs, shape, &self.rules.usable)
+    }
+
     /// About what an iteration of a shape takes.
     pub(crate) fn estimate(&mut self, shape: &Shape) -> Estimate {
         self.spend_sketch(shape.stages.len());
@@ -265,7 +271,7 @@ impl<'a> Judge<'a> {
     /// reason to put it here or there.
     fn moved(&self, shape: &Shape) -> impl Iterator<Item = (usize, u32, u32)> {
         let homes = self.homes.unwrap_or_default();
-        let of = |slot: &Slot| slot.range().zip(std::iter::repeat(slot.device)).collect::<Vec<_>>();
+        let of = |slot: &Slot| slot.range().zip(std::iter::repeat(slot.device));
         let places = shape.stages.iter().flat_map(of);
         places.filter_map(move |(layer, to)| {
             let from = *homes.get(layer)?;

@@ -6,7 +6,7 @@
 //! 2. the old sequence of devices with its boundaries rebalanced, moving as few layers as that takes, under the old
 //!    order and listed anew. Where devices are gone or new, the sequences nearest to the old one: a new device in the
 //!    place of a gone one, the gone ones left out, their stages given to one of the others, a new one in any place;
-//! 3. layers moved by loads alone, from there;
+//! 3. layers taken from the busiest devices, from there, each neighbour listed anew, then moved by loads alone;
 //! 4. the stages on other devices;
 //! 5. local search under each of these freedoms.
 
@@ -29,14 +29,15 @@ const FIRST_GENES: usize = 3;
 const SLACKS: [f64; 4] = [0.0, 0.02, 0.05, 0.1];
 /// Percent of 1F1B's microbatches in flight that a split leaves memory for.
 const IN_FLIGHT: [usize; 3] = [100, 50, 0];
-/// Quick passes, the anneals by loads alone in each, the steps of one, and steps on listings.
+/// Quick passes, each of one anneal by loads alone more than the one before it, and the steps of each.
 const PASSES: usize = 2;
-const QUICK_SKETCHES: usize = 3;
 const QUICK_SKETCH_STEPS: usize = 3_000;
 const QUICK_STRUCTURE_STEPS: usize = 60;
+/// Anneals by loads alone before them, where devices are gone.
+const GONE_SKETCHES: usize = 3;
 /// Anneals by loads alone in the end, and the steps of one.
-const SKETCHES: usize = 12;
-const SKETCH_STEPS: usize = 8_000;
+const SKETCHES: usize = 4;
+const SKETCH_STEPS: usize = 4_000;
 /// Relabellings this much worse than the best are not listed.
 const RELABEL_WORTH: f64 = 1.03;
 
@@ -50,9 +51,14 @@ pub(super) fn climb(problem: &Problem, judge: &mut Judge, pool: &mut Pool, runni
     if near.judge.is_free {
         return;
     }
-    for _ in 0..PASSES {
-        near.sketched(QUICK_SKETCHES, QUICK_SKETCH_STEPS, random);
-        near.relisted(random);
+    if running.lacks_devices() {
+        // What was on them may go anywhere, and loads tell soonest where to.
+        near.sketched(GONE_SKETCHES, QUICK_SKETCH_STEPS, random);
+    }
+    near.relisted(&[(RungKind::Boundary, Freedom::Boundary), (RungKind::Full, Freedom::Full)], random);
+    for pass in 1..=PASSES {
+        near.sketched(pass, QUICK_SKETCH_STEPS, random);
+        near.relisted(&[(RungKind::Full, Freedom::Full)], random);
     }
     near.relabelled();
     near.reordered(random);
@@ -183,9 +189,9 @@ impl Near<'_, '_> {
         }
     }
 
-    /// The best so far by local search on listings, with boundaries alone and with anything that may change.
-    fn relisted(&mut self, random: &mut Random) {
-        for (kind, freedom) in [(RungKind::Boundary, Freedom::Boundary), (RungKind::Full, Freedom::Full)] {
+    /// The best so far of some kinds of change by local search on listings.
+    fn relisted(&mut self, kinds: &[(RungKind, Freedom)], random: &mut Random) {
+        for &(kind, freedom) in kinds {
             let Some(best) = self.pool.rung(kind).cloned() else { continue };
             structure::anneal(self.judge, self.pool, &best, freedom, steps(&best, QUICK_STRUCTURE_STEPS), random);
         }

@@ -49,8 +49,10 @@ const EVALUATIONS_BESIDE: u64 = 16;
 const AHEAD: usize = 8;
 /// The same for each thread where it may, so that none waits for a longer task.
 const AHEAD_PER_THREAD: usize = 2;
-/// Evaluations near a running plan for each one from nothing.
+/// Evaluations near a running plan for each one from nothing, and as how many instructions those count that come before
+/// the first of these.
 const NEAR_SHARE: u64 = 3;
+const NEAR_FIRST_INSTRUCTIONS: u64 = 25_000_000;
 /// Threads at most.
 const THREADS_MAX: usize = 64;
 /// Between two looks at whether the caller wants to stop, while threads work.
@@ -125,10 +127,14 @@ struct Desk<'p> {
     pool: &'p mut Pool,
     /// Near the running plan, if there is one to stay near to.
     near: Territory,
-    /// Beside that: as if there were none, and the best of everything by what it is worth without the toll.
+    /// Beside that, once its time has come: as if there were none, and the best of everything by what it is worth without
+    /// the toll.
     anew: Option<(Territory, Pool)>,
-    /// There is no plan to stay near to.
+    /// There is a plan to stay near to.
+    stays_near: bool,
+    /// There is one that is not to be stayed near to.
     is_free: bool,
+    devices: usize,
     seed: u64,
     cut: u64,
     trust: Trust,
@@ -153,6 +159,24 @@ struct Out {
 }
 
 impl Desk<'_> {
+    /// It is time to search as if there were no running plan, too: starting that takes as long as many tasks.
+    fn is_anew_due(&self) -> bool {
+        let size = self.pool.members[0].programs.iter().map(Vec::len).sum::<usize>() as u64;
+        self.stays_near && self.anew.is_none() && self.near.spent * size >= NEAR_FIRST_INSTRUCTIONS
+    }
+
+    /// Starts to.
+    fn start_anew(&mut self, judge: &mut Judge) {
+        let out: u64 = self.out.iter().map(|out| out.evaluations_max).sum();
+        let left = self.spent_max.saturating_sub(self.spent).saturating_sub(out);
+        judge.begin(self.best_ns, left, false, self.trust);
+        let (territory, all) = anew(judge, self.pool, self.devices);
+        let spent = judge.evaluations.min(left);
+        self.spent += spent;
+        self.best_ns = judge.best_ns;
+        self.anew = Some((Territory { spent, ..territory }, all));
+    }
+
     /// The next task; none if the tasks that are out may spend all that is left.
     fn cut(&mut self) -> Option<Task> {
         let out = self.out.iter().map(|out| out.evaluations_max).sum();
@@ -208,7 +232,11 @@ impl Desk<'_> {
         let Out { is_anew, island, evaluations_max } = self.out.pop_front().expect("what was found was out");
         self.spent += found.evaluations;
         if let Some(lesson) = found.learnt {
-            self.trust.learn(lesson);
+            // Near a running plan there is no time for long anneals.
+            match self.stays_near && !is_anew {
+                true => self.trust.heed(lesson),
+                false => self.trust.learn(lesson),
+            }
         }
         for candidate in found.offers {
             self.best_ns = self.best_ns.min(candidate.iteration_ns);
@@ -320,11 +348,11 @@ impl Drop for Alarm<'_> {
 impl Desk<'_> {
     fn run(&mut self, judge: &mut Judge, ahead: usize, workers: &mut impl Workers) {
         loop {
-            while !judge.is_stopped()
-                && self.best_ns > judge.bound_ns
-                && self.out.len() < ahead
-                && let Some(task) = self.cut()
-            {
+            while !judge.is_stopped() && self.best_ns > judge.bound_ns && self.out.len() < ahead {
+                if self.is_anew_due() {
+                    self.start_anew(judge);
+                }
+                let Some(task) = self.cut() else { break };
                 workers.give(judge, task);
             }
             // What is out when the bound is reached is not needed, and would depend on nothing but chance.
@@ -357,11 +385,12 @@ pub(super) fn rounds(
     let is_free = judge.is_free;
     let devices = judge.rules.usable.len();
     let stays_near = running.is_some() && !is_free;
-    let anew = stays_near.then(|| anew(judge, pool, devices));
     let mut desk = Desk {
         near: Territory { islands: Islands::new(&pool.members, devices, !stays_near), spent: 0 },
-        anew,
+        anew: None,
+        stays_near,
         is_free,
+        devices,
         pool,
         seed: random.bits(),
         cut: 0,

@@ -39,6 +39,15 @@ pub(crate) struct Estimate {
     pub(crate) is_tight: bool,
 }
 
+/// Devices by what they wait and do at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extremes {
+    /// It takes longest.
+    pub(crate) busiest: u32,
+    /// It takes least; it may have nothing to do.
+    pub(crate) idlest: u32,
+}
+
 /// How many times longer than on an idle pipeline microbatches are taken to be held, at first, at least and at most.
 const HELD: f64 = 1.5;
 const HELD_MIN: f64 = 1.0;
@@ -239,6 +248,26 @@ impl Sketch {
         Estimate { floor_ns: floor, likely_ns: worst + MEAN * sum / used.max(1.0), busiest, is_tight }
     }
 
+    /// Of a shape whose floor is finite; the first of those alike.
+    pub(crate) fn extremes(&mut self, costs: &Costs, shape: &Shape, usable: &[u32]) -> Extremes {
+        self.estimate(costs, shape, 0.0);
+        let takes_ns = |device: u32| {
+            let at = device as usize;
+            let is_used = self.load_ns[at] > 0.0;
+            if is_used { self.start_ns[at] + self.load_ns[at] * costs.microbatches as f64 } else { 0.0 }
+        };
+        let mut extremes = Extremes { busiest: usable[0], idlest: usable[0] };
+        for &device in usable {
+            if takes_ns(device) > takes_ns(extremes.busiest) {
+                extremes.busiest = device;
+            }
+            if takes_ns(device) < takes_ns(extremes.idlest) {
+                extremes.idlest = device;
+            }
+        }
+        extremes
+    }
+
     /// What each device waits before the first I arrives: until then it can only run F, as many as its memory holds. Those
     /// of later microbatches fill the gaps that earlier ones leave. The first microbatch has come down at `down_ns`.
     fn warm_up(&mut self, costs: &Costs, shape: &Shape, down_ns: f64) {
@@ -350,7 +379,7 @@ pub(crate) fn anneal(
         }
         let mut next = current.clone();
         let changed = match near && random.chance(RELIEVING) {
-            true => relieve(judge, &mut next, busiest, random),
+            true => relieve(judge, &mut next, busiest, None, random),
             false => change(judge, &mut next, freedom, random),
         };
         if !changed || !judge.rules.permits(&next) {
@@ -370,4 +399,51 @@ pub(crate) fn anneal(
     sketch.is_fine = false;
     judge.sketch = sketch;
     (best, least)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adaptis_plan::{Cost, Device, Layer, Links, Problem};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_busiest_device_and_the_idlest_are_told_by_what_they_take() {
+        let cost = Cost { forward_ns: 100, input_gradient_ns: 100, weight_gradient_ns: 100, ..Cost::default() };
+        let layer = |at: usize| Layer {
+            name: format!("layer{at}"),
+            signature: "block".to_owned(),
+            parameter_bytes: 0,
+            state_bytes: 1,
+            output_bytes: 1,
+            moved_bytes: None,
+            note: None,
+        };
+        let device = |at: usize| Device {
+            name: format!("gpu{at}"),
+            kind: "k".to_owned(),
+            memory_bytes: 1 << 30,
+            slowdown: if at == 2 { 2.0 } else { 1.0 },
+            reserved_bytes: 0,
+            note: None,
+        };
+        let costs = BTreeMap::from([("k".to_owned(), vec![cost; 6])]);
+        let (layers, devices) = ((0..6).map(layer).collect(), (0..4).map(device).collect());
+        let costs = Costs::new(&Problem::new(8, layers, devices, costs, Links::all(0, 1e12)));
+        let shape = |ends: &[u32]| {
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let slots = starts.zip(ends).zip(0..).map(|((start, &end), device)| Slot { start, end, device });
+            Shape::new(6, slots.collect())
+        };
+        let told = |ends: &[u32], usable: &[u32]| {
+            let Extremes { busiest, idlest } = Sketch::default().extremes(&costs, &shape(ends), usable);
+            (busiest, idlest)
+        };
+        // Three layers, one, two that take twice as long, none.
+        assert_eq!(told(&[3, 4, 6], &[0, 1, 2, 3]), (2, 3));
+        assert_eq!(told(&[3, 4, 6], &[0, 1, 2]), (2, 1));
+        // As much to do, but the later one waits for the first microbatch.
+        assert_eq!(told(&[3, 6], &[0, 1]), (1, 0));
+        assert_eq!(told(&[4, 5, 6], &[0, 1, 2]), (0, 1));
+    }
 }

@@ -5,6 +5,7 @@
 
 use super::judge::{Candidate, Judge};
 use super::portfolio::Pool;
+use super::sketch::Extremes;
 use crate::costs::Costs;
 use crate::listing::admissible;
 use crate::moves::GONE;
@@ -21,6 +22,11 @@ const COLD: f64 = 0.0005;
 
 /// Share of changes, where anything may change, that give layers back to their device in the running plan.
 const RESTORING: f64 = 0.15;
+/// Near a running plan: share of changes that relieve the busiest device, of those that give to the idlest one, and
+/// changes drawn for one that is looked at.
+const RELIEVING: f64 = 0.6;
+const TO_IDLEST: f64 = 0.3;
+const DRAWS: usize = 8;
 
 /// What may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +50,7 @@ pub(crate) fn anneal(
 ) -> Candidate {
     let mut current = start.clone();
     let mut best = start.clone();
+    let mut extremes = extremes(judge, &current.shape, freedom);
     for step in 0..steps {
         if judge.done() {
             break;
@@ -53,7 +60,7 @@ pub(crate) fn anneal(
         let mut shape = current.shape.clone();
         let mut genes = current.genes;
         let structural = random.chance(0.7);
-        if structural && !change(judge, &mut shape, freedom, random) {
+        if structural && !propose(judge, &mut shape, freedom, (extremes, current.value + temperature), random) {
             continue;
         }
         if !structural || random.chance(0.2) {
@@ -80,7 +87,10 @@ pub(crate) fn anneal(
         current.value = value;
         current.iteration_ns = iteration_ns;
         current.genes = genes;
-        current.shape = shape;
+        if structural {
+            current.shape = shape;
+            extremes = self::extremes(judge, &current.shape, freedom);
+        }
         if value < best.value {
             current.programs.clone_from(&judge.listing.programs);
             best = current.clone();
@@ -89,6 +99,40 @@ pub(crate) fn anneal(
     }
     pool.offer(judge, best.clone());
     best
+}
+
+/// The devices to relieve and to give to. Far from a running plan any change may pay, and there are none.
+fn extremes(judge: &mut Judge, shape: &Shape, freedom: Freedom) -> Option<Extremes> {
+    let is_sought = judge.homes().is_some() && freedom != Freedom::Recompute;
+    is_sought.then(|| judge.extremes(shape))
+}
+
+/// Draws a change; false if there is none. Near a running plan time is short, and few of its neighbours may pay: most
+/// changes relieve the busiest device, and several are drawn until one can be worth `most` or less.
+fn propose(
+    judge: &mut Judge,
+    shape: &mut Shape,
+    freedom: Freedom,
+    (extremes, most): (Option<Extremes>, f64),
+    random: &mut Random,
+) -> bool {
+    let Some(Extremes { busiest, idlest }) = extremes else { return change(judge, shape, freedom, random) };
+    let before = shape.clone();
+    for _ in 0..DRAWS {
+        let is_changed = match random.chance(RELIEVING) {
+            true if freedom == Freedom::Full => {
+                let to = random.chance(TO_IDLEST).then_some(idlest);
+                relieve(judge, shape, busiest, to, random)
+            }
+            true => shrink(shape, busiest, random),
+            false => change(judge, shape, freedom, random),
+        };
+        if is_changed && judge.rules.permits(shape) && judge.floor_ns(shape) + judge.charge(shape) <= most {
+            return true;
+        }
+        shape.clone_from(&before);
+    }
+    false
 }
 
 /// Changes a shape; false where the drawn change is none.
@@ -152,6 +196,28 @@ fn shift(shape: &mut Shape, random: &mut Random, may_empty: bool) -> bool {
         }
     }
     true
+}
+
+/// Moves a layer of a device over a boundary to the neighbour.
+fn shrink(shape: &mut Shape, device: u32, random: &mut Random) -> bool {
+    let is_own = |slot: &Slot| slot.device == device && slot.end - slot.start > 1;
+    let own: Vec<usize> = (0..shape.stages.len()).filter(|&at| is_own(&shape.stages[at])).collect();
+    if own.is_empty() {
+        return false;
+    }
+    let at = own[random.below(own.len())];
+    let onward = random.chance(0.5);
+    if onward && at + 1 < shape.stages.len() {
+        shape.stages[at].end -= 1;
+        shape.stages[at + 1].start -= 1;
+        return true;
+    }
+    if !onward && at > 0 {
+        shape.stages[at].start += 1;
+        shape.stages[at - 1].end += 1;
+        return true;
+    }
+    false
 }
 
 /// Carries one layer from a stage to another through all between: shifts every boundary on the way by one.
@@ -265,11 +331,11 @@ fn restore(judge: &Judge, shape: &mut Shape, homes: &[u32], random: &mut Random)
     place(judge, shape, &of)
 }
 
-/// Takes one or two layers from an end of one of a device's stages and gives them to another device.
-pub(crate) fn relieve(judge: &Judge, shape: &mut Shape, device: u32, random: &mut Random) -> bool {
+/// Takes one or two layers from an end of one of a device's stages and gives them to another device, or to any.
+pub(crate) fn relieve(judge: &Judge, shape: &mut Shape, device: u32, to: Option<u32>, random: &mut Random) -> bool {
     let own: Vec<Slot> = shape.stages.iter().copied().filter(|slot| slot.device == device).collect();
     let usable = &judge.rules.usable;
-    let to = usable[random.below(usable.len())];
+    let to = to.unwrap_or_else(|| usable[random.below(usable.len())]);
     if own.is_empty() || to == device {
         return false;
     }
