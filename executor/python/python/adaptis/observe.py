@@ -8,8 +8,10 @@
 2. Which part of a whole backward was I and which W can't be told from outside: each is taken for half of it.
 3. No collective operation is added: ranks of a pipeline tell one another of their layers by the store of
    torch.distributed, and none waits for another.
-4. What a hook meets with never fails the job: at the first error the measuring ends.
-5. Of replicas that train alike, the first one is measured.
+4. Where its hooks take more than 0.3% of an iteration, layers are measured in every second one, third one and so
+   on; of the others the length alone is told.
+5. What a hook meets with never fails the job: at the first error the measuring ends.
+6. Of replicas that train alike, the first one is measured.
 """
 
 from __future__ import annotations
@@ -38,6 +40,14 @@ from adaptis.session import FAREWELL_SECONDS, Settings
 from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT, Work, storage_of
 
 logger = logging.getLogger("adaptis")
+
+
+BUDGET = 0.003
+"""Share of an iteration that measuring may take, as far as its hooks can tell; the rest of a percent is what they can't."""
+SAMPLED_AT_FIRST = 12
+"""Iterations that are measured whatever it costs."""
+SAMPLED_EVERY_MAX = 64
+"""Of so many iterations, one is measured at least."""
 
 
 @dataclass
@@ -105,6 +115,8 @@ class Observation:
         self._activation_bytes: dict[int, int] = {}
         self._own = {id(part) for layer in self.layers for part in layer.parameters()}
         self._optimizers: list[Optimizer] = []
+        # Parameters of each layer, once it has run.
+        self._sizes: list[int] = []
         self._microbatches = 1
         self._has_ended = False
         self._is_told = False
@@ -112,7 +124,15 @@ class Observation:
         self._words: dict[int, str] = {}
         # Of the layers that run: their numbers in the model.
         self._places: dict[int, int] = {}
+        # Hooks on layers, and those on the optimizer's step.
         self._handles: list[Any] = []
+        self._ends: list[Any] = []
+        # What the hooks of this iteration took, and how many iterations have had their layers measured.
+        self._spent_ns = 0
+        self._sampled = 0
+        self._next_sampled = 0
+        # The optimizer whose step ended the last iteration.
+        self._ender: Optimizer | None = None
         self.resume()
         atexit.register(self._end)
 
@@ -123,21 +143,31 @@ class Observation:
 
     def resume(self) -> None:
         """Measures, from the beginning of an iteration on."""
-        if self._handles or self._has_ended:
+        if self._ends or self._has_ended:
             return
-        for at, layer in enumerate(self.layers):
-            self._hook(at, layer)
-        self._handles.append(register_optimizer_step_pre_hook(self._guarded(self._before_optimizer)))
-        self._handles.append(register_optimizer_step_post_hook(self._guarded(self._after_optimizer)))
+        self._hook_if_due()
+        self._ends.append(register_optimizer_step_pre_hook(self._guarded(self._before_optimizer)))
+        self._ends.append(register_optimizer_step_post_hook(self._guarded(self._after_optimizer)))
         self._iteration = _Iteration(perf_counter_ns())
+
+    def _hook_layers(self) -> None:
+        if not self._handles:
+            for at, layer in enumerate(self.layers):
+                self._hook(at, layer)
+
+    def _unhook_layers(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def pause(self) -> None:
         """Measures nothing until it is resumed, and costs nothing. To be called between two iterations, and in a pipeline
         alike on every rank: steps are counted while they are measured."""
         self._stop_weighing()
-        for handle in self._handles:
+        self._unhook_layers()
+        for handle in self._ends:
             handle.remove()
-        self._handles.clear()
+        self._ends.clear()
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         """A hook that never fails the job: at the first error nothing is measured any more."""
@@ -145,11 +175,13 @@ class Observation:
         def guarded(*arguments: Any, **named: Any) -> None:
             if self._has_ended:
                 return
+            began = perf_counter_ns()
             try:
                 hook(*arguments, **named)
             except Exception as error:
                 logger.warning("this rank is not observed any longer: %s: %s", type(error).__name__, error)
                 self._drop_hooks()
+            self._spent_ns += perf_counter_ns() - began
 
         return guarded
 
@@ -190,16 +222,24 @@ class Observation:
             self._iteration.works.append((at, FORWARD, microbatch, began[0], took))
             if self._microbatch is None and at == self._first:
                 self._iteration.order.append(f"0F{microbatch}")
-            given = [id(part) for part in _tensors(inputs)]
-            made = (part for part in _tensors(outputs) if part.grad_fn is not None and id(part) not in given)
-            for part in made:
-                part.register_hook(self._gradient_of(at, microbatch))
-                break
+            # Nearly all layers return one tensor of their own.
+            if isinstance(outputs, Tensor):
+                self._follow(outputs, inputs, at, microbatch)
+            else:
+                any(self._follow(part, inputs, at, microbatch) for part in _tensors(outputs))
 
         self._handles.append(layer.register_forward_pre_hook(self._guarded(before)))
         self._handles.append(layer.register_forward_hook(self._guarded(after)))
         if at not in self._activation_bytes:
             self._weigh(layer)
+
+    def _follow(self, output: Tensor, inputs: Any, at: int, microbatch: int) -> bool:
+        """Has the gradient of a layer's output told of, if the layer made it."""
+        node = output.grad_fn
+        if node is None or any(output is part for part in inputs):
+            return False
+        node.register_prehook(self._gradient_of(at, microbatch))
+        return True
 
     def _weigh(self, layer: nn.Module) -> None:
         """Notes what the parts of a layer take and give: nearly all that its backward needs is among it."""
@@ -313,16 +353,20 @@ class Observation:
         self._optimizer_since = perf_counter_ns()
 
     def _after_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
-        if not any(id(part) in self._own for group in optimizer.param_groups for part in group["params"]):
-            return
         if optimizer not in self._optimizers:
+            if not any(id(part) in self._own for group in optimizer.param_groups for part in group["params"]):
+                return
             self._optimizers.append(optimizer)
         # The second one of several that train one model ends no other iteration.
-        if not self._iteration.works:
+        is_sampled = bool(self._handles)
+        if not self._iteration.works if is_sampled else optimizer is not self._ender:
             return
+        self._ender = optimizer
         now = perf_counter_ns()
-        self._share_out(now)
-        self._boundary(now)
+        if is_sampled:
+            self._share_out(now)
+        self._boundary(now, is_sampled)
+        self._govern(is_sampled)
         for seen in self._seen:
             seen.forwards = 0
         self._first = None
@@ -330,17 +374,38 @@ class Observation:
         self._iteration = _Iteration(perf_counter_ns())
 
     def _share_out(self, now: int) -> None:
-        sizes = [sum(part.numel() for part in layer.parameters()) for layer in self.layers]
+        if not self._sizes:
+            self._sizes = [sum(part.numel() for part in layer.parameters()) for layer in self.layers]
+        sizes = self._sizes
+        total = max(1, sum(sizes))
         # What a closure computes again is the layers' own work.
         last = max((start + took for *_, start, took in self._iteration.works[-1:]), default=0)
         at_ns = max(self._optimizer_since, last)
         spent = max(0, now - at_ns)
         for at, size in enumerate(sizes):
-            took = spent * size // max(1, sum(sizes))
+            took = spent * size // total
             self._iteration.works.append((at, OPTIMIZER, 0, at_ns, took))
             at_ns += took
 
-    def _boundary(self, now: int) -> None:
+    def _govern(self, is_sampled: bool) -> None:
+        """Keeps the cost of measuring within its budget: layers are measured in every so many iterations."""
+        spent, self._spent_ns = self._spent_ns, 0
+        if is_sampled and self.follows:
+            self._sampled += 1
+            whole = max(1, perf_counter_ns() - self._iteration.began_ns)
+            every = 1 if self._sampled < SAMPLED_AT_FIRST else min(SAMPLED_EVERY_MAX, 1 + int(spent / whole / BUDGET))
+            self._next_sampled = self.steps + every
+        self._hook_if_due(self.steps + 1)
+
+    def _hook_if_due(self, step: int | None = None) -> None:
+        """Has the layers of the next iteration measured, or left alone."""
+        step = self.steps if step is None else step
+        if not self.follows or step >= self._next_sampled:
+            self._hook_layers()
+        else:
+            self._unhook_layers()
+
+    def _boundary(self, now: int, is_sampled: bool) -> None:
         # The first iteration makes what later ones find, the optimizer's state too.
         if self.native is None and self.steps >= 1:
             self._tell()
@@ -350,19 +415,20 @@ class Observation:
             return
         if native.epoch is not None:
             places, count = self._places, self._microbatches
-            native.works(
-                [
+            if is_sampled:
+                works = [
                     (places[at], phase, microbatch, start, took)
                     for at, phase, microbatch, start, took in self._iteration.works
                     if at in places and microbatch < count
                 ]
-            )
+                native.works(works)
             if native.is_first:
                 for at, place in places.items():
                     # What is held from I to W is not seen from here: the gradient of the output, and the input.
                     size = self._activation_bytes.get(at, 0)
                     native.layer_memory(place, size, min(size, _forms_bytes(self._seen[at])))
-            native.device_memory(card.peak_bytes(self.device), self._reserved_bytes)
+            if is_sampled:
+                native.device_memory(card.peak_bytes(self.device), self._reserved_bytes)
             native.iteration(self._iteration.began_ns, now - self._iteration.began_ns, float("nan"))
         # Nobody votes in a job that is only observed: each rank goes by its own word.
         native.hear([native.word()] * self.world, self.steps + 1)

@@ -21,7 +21,6 @@ from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from adaptis import chance
 from adaptis.forms import Form, Forms
@@ -79,14 +78,6 @@ def bundled(value: Any, layer: int) -> Bundle:
         return bundle
     found = f"a tuple of {[type(part).__name__ for part in bundle]}" if isinstance(bundle, tuple) else type(value).__name__
     raise TypeError(f"layer {layer} returned {found}: a layer returns a tensor or a tuple of tensors")
-
-
-def _dropped(_: Any) -> None:
-    """What is kept of a tensor that a recomputation will make again."""
-
-
-def _gone(_: Any) -> Tensor:
-    raise RuntimeError("a recomputed layer's first graph is never used")
 
 
 def _leaf(tensor: Tensor, wants_gradient: bool) -> Tensor:
@@ -150,7 +141,7 @@ class Worker:
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = chance.key(self.seed, self.share.step, layer, microbatch)
             is_recomputed = layer in here.recomputed
-            outputs = self._run(layer, inputs, number, with_graph=not is_recomputed)
+            outputs = self._run(layer, inputs, number)
             value = tuple(_leaf(part, part.requires_grad) for part in outputs)
             kept.pieces.append(Piece(inputs, None if is_recomputed else outputs, number))
             del outputs
@@ -173,13 +164,12 @@ class Worker:
             leaves = tuple(_leaf(part, part.requires_grad) for part in inputs)
             self.tape.weigh(layer, self.layers[layer], leaves, lambda: self._again(layer, leaves, number))
 
-    def _run(self, layer: int, inputs: Bundle, number: int, with_graph: bool) -> Bundle:
+    def _run(self, layer: int, inputs: Bundle, number: int) -> Bundle:
         self._generator.seed(number)
         versions = [part._version for part in inputs]
         hint = f"layer {layer} changes its input in place; let it work on a copy (inplace=False)"
-        # With gradients also where no graph is kept: without, some operations take other kernels, and other bits come.
-        keeping = contextlib.nullcontext() if with_graph else saved_tensors_hooks(_dropped, _gone)
-        with torch.enable_grad(), keeping:
+        # Also where the graph is dropped at once: without gradients some operations take other kernels, and other bits come.
+        with torch.enable_grad():
             try:
                 outputs = bundled(self.layers[layer](*inputs), layer)
             except RuntimeError as error:
@@ -282,7 +272,7 @@ class Worker:
                     kept.append((module, name, buffer))
                     module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
         try:
-            return self._run(layer, inputs, number, with_graph=True)
+            return self._run(layer, inputs, number)
         finally:
             for module, name, buffer in kept:
                 module._buffers[name] = buffer
