@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 import adaptis
+from adaptis.governor import Governor
 from ranks import free_port
 from test_session import COMMAND, HERE, clean
 
@@ -178,3 +180,82 @@ def test_without_a_coordinator_nothing_is_hooked(monkeypatch: pytest.MonkeyPatch
     layer = nn.Linear(2, 2)
     assert adaptis.observe([layer]) is None
     assert not layer._forward_hooks and not layer._forward_pre_hooks
+
+
+def _seen(layers: list[nn.Module], rings: Path) -> adaptis.Observation:
+    os.environ["ADAPTIS_RINGS"] = str(rings)
+    observation = adaptis.observe(layers, coordinator=f"tcp://127.0.0.1:{free_port()}")
+    assert observation is not None
+    return observation
+
+
+def _hooks(layers: list[nn.Module]) -> int:
+    modules = [part for layer in layers for part in layer.modules()]
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in modules)
+
+
+def test_a_process_is_observed_once_and_others_optimizers_end_no_iteration(tmp_path: Path) -> None:
+    first, second = [nn.Linear(WIDTH, WIDTH)], [nn.Linear(WIDTH, WIDTH)]
+    observation = _seen(first, tmp_path)
+    assert adaptis.observe(second, coordinator="tcp://127.0.0.1:1") is None
+    mine, other = (torch.optim.SGD(layers[0].parameters(), lr=0.1) for layers in (first, second))
+    for _ in range(3):
+        for layers, optimizer in ((first, mine), (second, other), (first, mine)):
+            layers[0](torch.ones(2, WIDTH)).sum().backward()
+            optimizer.step()
+    assert observation.steps == 6
+    observation.close()
+    assert _hooks(first) == 0
+
+
+def test_hooks_do_not_grow_and_a_job_that_nobody_follows_keeps_one(tmp_path: Path) -> None:
+    layers: list[nn.Module] = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(3)]
+    observation = _seen(layers, tmp_path)
+    optimizer = torch.optim.SGD([part for layer in layers for part in layer.parameters()], lr=0.1)
+    counts = []
+    for step in range(12):
+        x = torch.ones(2, WIDTH)
+        # One that is frozen, and one that stands by.
+        with torch.no_grad():
+            x = layers[0](x)
+        layers[1](x).sum().backward()
+        optimizer.step()
+        counts.append(_hooks(layers))
+    assert counts[-1] == 1, "whether anything runs"
+    assert observation.steps == 12
+    observation.close()
+    assert _hooks(layers) == 0
+
+
+def test_what_fails_in_a_hook_ends_the_measuring_and_no_other_hook_of_the_optimizer(tmp_path: Path) -> None:
+    layer = nn.Linear(WIDTH, WIDTH)
+    blocked = tmp_path / "rings"
+    blocked.write_text("no folder")
+    observation = _seen([layer], blocked)
+    later: list[int] = []
+    handle = register_optimizer_step_post_hook(lambda *_: later.append(1))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(4):
+        layer(torch.ones(2, WIDTH)).sum().backward()
+        optimizer.step()
+    handle.remove()
+    assert len(later) == 4
+    assert observation.native is None and _hooks([layer]) == 0
+    observation.close()
+
+
+def test_measuring_is_rarer_where_it_is_dearer() -> None:
+    cheap, dear = Governor(), Governor()
+    for _ in range(40):
+        cheap.spent(0.001)
+        dear.spent(0.02)
+    dear.spent(1.0)
+    assert (cheap.stride, dear.stride) == (1, 8)
+    measured = [[step for step in range(4000) if governor.is_due(step)] for governor in (cheap, dear)]
+    assert len(measured[0]) == 4000 and 400 < len(measured[1]) < 600
+    wide = Governor()
+    wide.stride = 32
+    assert all(dear.is_due(step) for step in range(4000) if wide.is_due(step)), "what the dearest measures, all do"
+    for _ in range(40):
+        dear.spent(0.001)
+    assert dear.stride == 1

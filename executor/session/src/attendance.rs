@@ -272,17 +272,21 @@ impl Attendance {
     /// Training is over; `layers` are the digests of the layers that this rank holds. Whether the coordinator is to be
     /// told, and its answer waited for.
     pub fn finish(&mut self, layers: Vec<(LayerIndex, Digest)>) -> bool {
-        if self.standing != Standing::Present {
-            return false;
+        match std::mem::take(&mut self.standing) {
+            Standing::Alone => return false,
+            // Where START came to this rank alone, the coordinator counts on it all the same.
+            Standing::Called | Standing::Present => self.station.finished(layers),
+            Standing::Moving => {
+                let reason = "training ended between two plans".to_owned();
+                self.station.failed(Failure::Environment(reason));
+            }
         }
-        self.standing = Standing::Alone;
-        self.station.finished(layers);
         true
     }
 
     /// Training has failed, or this rank can't take part any longer. Whether the coordinator is to be told.
     pub fn leave(&mut self, failure: Failure) -> bool {
-        let takes_part = matches!(self.standing, Standing::Present | Standing::Moving);
+        let takes_part = self.standing != Standing::Alone;
         self.standing = Standing::Alone;
         if takes_part {
             self.station.failed(failure);

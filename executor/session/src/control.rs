@@ -74,6 +74,8 @@ struct Due {
     complaint: Option<Silence>,
     /// Why a coordinator would not have this rank while it trains: said once, though it is told again and again.
     rejection: Option<Rejection>,
+    /// Why it would not have this rank before it trains.
+    turned_away: Option<Rejection>,
     /// The coordinator has recorded the end.
     is_dismissed: bool,
 }
@@ -83,13 +85,15 @@ impl Control {
     pub fn run(self) {
         let begun = Instant::now();
         let complaint = Some(Silence::new(begun));
-        let mut due = Due { hello: Some(begun), beat: begun, complaint, rejection: None, is_dismissed: false };
+        let mut due =
+            Due { hello: Some(begun), beat: begun, complaint, rejection: None, turned_away: None, is_dismissed: false };
         let mut end: Option<(RankEvent, Instant)> = None;
         while !self.leave.load(Ordering::Relaxed) {
             let now = Instant::now();
             if due.hello.is_some_and(|at| now >= at) {
                 self.introduce();
-                due.hello = Some(now + HELLO_EVERY);
+                // Who has a place, or had one, is known.
+                due.hello = self.station.place().is_none().then(|| now + HELLO_EVERY);
             }
             if let Some(waited) = due.complaint.as_mut().and_then(|silence| silence.due(now)) {
                 let (at, waited_s) = (&self.coordinator, waited.as_secs());
@@ -138,7 +142,13 @@ impl Control {
                         match errand {
                             // The first beat tells the coordinator that START has arrived.
                             Errand::Begin(..) => (due.hello, due.beat) = (None, Instant::now()),
-                            Errand::GiveUp(_) => due.hello = self.hello_again.map(|wait| Instant::now() + wait),
+                            Errand::GiveUp(ref reason) => {
+                                due.hello = self.hello_again.map(|wait| Instant::now() + wait);
+                                // Training is told once: its queue is for what it has not heard.
+                                if due.turned_away.replace(reason.clone()).as_ref() == Some(reason) {
+                                    continue;
+                                }
+                            }
                             Errand::Leave => due.is_dismissed = true,
                             Errand::Tell(_) | Errand::Introduce => {}
                         }

@@ -109,10 +109,15 @@ impl Iterations {
     /// Gradient norm and vote: what is left of an iteration behind the last work of any device and the longest
     /// optimizer step; none without a whole warm iteration.
     pub fn boundary_ns(&self) -> Option<u64> {
+        // Layers need not be measured in every iteration, and on some devices less often than on others.
+        let most = |epoch| {
+            let on_plan = self.by_step.values().filter(move |iteration| iteration.epoch == epoch);
+            on_plan.map(Iteration::measured).max().unwrap_or(0)
+        };
         let mut rests: Vec<f64> = self
             .by_step
             .values()
-            .filter(|iteration| iteration.warm)
+            .filter(|iteration| iteration.warm && iteration.measured() == most(iteration.epoch))
             .filter_map(|iteration| iteration.boundary_ns())
             .map(|ns| ns as f64)
             .collect();
@@ -121,6 +126,11 @@ impl Iterations {
 }
 
 impl Iteration {
+    /// How many devices tell of their works.
+    fn measured(&self) -> usize {
+        self.devices.iter().filter(|on| on.last_work_end_ns > 0).count()
+    }
+
     /// The devices agree on it up to the skew of a barrier.
     fn duration_ns(&self) -> Option<u64> {
         let mut known: Vec<u64> = self.devices.iter().map(|on| on.duration_ns).filter(|ns| *ns > 0).collect();
@@ -135,5 +145,27 @@ impl Iteration {
         let optimizer_ns = self.devices.iter().map(|on| on.optimizer_ns).max()?;
         (whole && work_ns > 0)
             .then(|| self.duration_ns().map(|ns| ns.saturating_sub(work_ns).saturating_sub(optimizer_ns)))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_iteration_that_only_some_devices_measured_says_nothing_of_the_boundary() {
+        let mut iterations = Iterations::new(2);
+        for step in 0..9 {
+            let place = Place { step: Step(step), epoch: Epoch(1), generation: Generation(1) };
+            for device in 0..2 {
+                // The first device works to the end; it is measured in every third iteration.
+                if device == 1 || step % 3 == 0 {
+                    let took_ns = if device == 0 { 900 } else { 300 };
+                    iterations.work(DeviceIndex(device), place, Phase::Forward, Mark::Warm, 1_000, took_ns);
+                }
+                iterations.iteration(DeviceIndex(device), place, 1_000, 1_000);
+            }
+        }
+        assert_eq!(iterations.boundary_ns(), Some(100));
     }
 }

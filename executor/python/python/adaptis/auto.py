@@ -80,7 +80,7 @@ def _prepare(module: ModuleType) -> None:
 
 def _begin(stages: Sequence[Any]) -> None:
     try:
-        from adaptis.observe import observe_stages
+        from adaptis.stages import observe_stages
 
         observe_stages(stages)
     except Exception as error:  # noqa: BLE001 - the job is not to fail for our sake

@@ -26,8 +26,23 @@ def resident_bytes(device: torch.device) -> int:
     return torch.cuda.memory_reserved(device)
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Highest use so far; the job's own counts of it stay as they are."""
-    if device.type != "cpu":
-        return torch.cuda.max_memory_reserved(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+class Peak:
+    """The highest use of an iteration, without a hand in the job's own counts: a new record where one was set, else what is
+    in use."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._record = self._highest()
+
+    def bytes(self) -> int:
+        """Since the last time."""
+        highest = self._highest()
+        if highest > self._record:
+            self._record = highest
+            return highest
+        return resident_bytes(self.device)
+
+    def _highest(self) -> int:
+        if self.device.type != "cpu":
+            return torch.cuda.max_memory_reserved(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -8,8 +8,8 @@
 2. Which part of a whole backward was I and which W can't be told from outside: each is taken for half of it.
 3. No collective operation is added: ranks of a pipeline tell one another of their layers by the store of
    torch.distributed, and none waits for another.
-4. Where its hooks take more than 0.3% of an iteration, layers are measured in every second one, third one and so
-   on; of the others the length alone is told.
+4. Where its hooks take more than 0.3% of an iteration, layers are measured in some of them (`governor`); of the others the
+   length alone is told. Before a coordinator follows, they are measured in the first ones only.
 5. What a hook meets with never fails the job: at the first error the measuring ends.
 6. Of replicas that train alike, the first one is measured.
 """
@@ -17,12 +17,12 @@
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import random
 import sys
-from dataclasses import asdict, dataclass, field, replace
+import weakref
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any, Callable, Iterable, Sequence
 
@@ -32,22 +32,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from adaptis import _native, card, state
-from adaptis._native import Plan, PlanError
+from adaptis import _native, card, declare, state
 from adaptis.facts import Fact, form_bytes, told
 from adaptis.forms import Form, Forms
+from adaptis.governor import Governor
+from adaptis.scales import Scales, tensors
 from adaptis.session import FAREWELL_SECONDS, Settings
-from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT, Work, storage_of
+from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT, Work
 
 logger = logging.getLogger("adaptis")
 
 
-BUDGET = 0.003
-"""Share of an iteration that measuring may take, as far as its hooks can tell; the rest of a percent is what they can't."""
-SAMPLED_AT_FIRST = 12
-"""Iterations that are measured whatever it costs."""
-SAMPLED_EVERY_MAX = 64
-"""Of so many iterations, one is measured at least."""
+LEARNED_FROM = 3
+"""Iterations whose layers are measured before a coordinator follows: what the job is made of is learned from them."""
+NOTES_MAX = 1 << 20
+"""Works and instructions of an iteration; more come of a job that no step of an optimizer ends."""
 
 
 @dataclass
@@ -68,14 +67,6 @@ class _Seen:
 
 
 @dataclass
-class _Within:
-    """The layer that is weighed, and the storages that its parts take and give."""
-
-    at: int
-    held: set[tuple[int, int]]
-
-
-@dataclass
 class _Iteration:
     """What is under way."""
 
@@ -88,13 +79,13 @@ class Observation:
     """The measuring of a rank's layers."""
 
     def __init__(self, pieces: Sequence[Piece], settings: Settings, rank: int, world: int) -> None:
-        self.pieces = list(pieces)
         self.settings = settings
         self.rank = rank
         self.world = world
         self.native: _native.Session | None = None
         self.steps = 0
-        self.layers = [layer for piece in self.pieces for layer in piece.layers]
+        self._placed = [(piece.index, layer) for piece in pieces for layer in piece.layers]
+        self.layers = [layer for _, layer in self._placed]
         self.device = next((part.device for layer in self.layers for part in layer.parameters()), torch.device("cpu"))
         self._seen = [_Seen() for _ in self.layers]
         self._iteration = _Iteration(perf_counter_ns())
@@ -108,31 +99,30 @@ class Observation:
         self._is_muted = False
         # The layer that began the iteration.
         self._first: int | None = None
-        # What a layer under way holds, while that is measured: before the job is declared, of each first microbatch.
-        self._within: _Within | None = None
-        self._weighs = True
-        self._scales: list[Any] = []
-        self._activation_bytes: dict[int, int] = {}
+        # Before the job is declared.
+        self._scales = Scales(self.layers, self._guarded)
         self._own = {id(part) for layer in self.layers for part in layer.parameters()}
-        self._optimizers: list[Optimizer] = []
+        self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         # Parameters of each layer, once it has run.
         self._sizes: list[int] = []
         self._microbatches = 1
         self._has_ended = False
-        self._is_told = False
+        self._is_sampling = False
         self._reserved_bytes = 0
-        self._words: dict[int, str] = {}
+        self._peak = card.Peak(self.device)
+        # What this rank told the others.
+        self._word: str | None = None
         # Of the layers that run: their numbers in the model.
         self._places: dict[int, int] = {}
         # Hooks on layers, and those on the optimizer's step.
         self._handles: list[Any] = []
         self._ends: list[Any] = []
-        # What the hooks of this iteration took, and how many iterations have had their layers measured.
+        # What the hooks of this iteration took.
         self._spent_ns = 0
-        self._sampled = 0
-        self._next_sampled = 0
-        # The optimizer whose step ended the last iteration.
-        self._ender: Optimizer | None = None
+        self._governor = Governor()
+        # A layer ran in this iteration: the next step of an optimizer ends it.
+        self._has_run = False
+        self._fault: str | None = None
         self.resume()
         atexit.register(self._end)
 
@@ -145,15 +135,30 @@ class Observation:
         """Measures, from the beginning of an iteration on."""
         if self._ends or self._has_ended:
             return
-        self._hook_if_due()
+        self._hook_if_due(self.steps)
+        self._scales.hook()
         self._ends.append(register_optimizer_step_pre_hook(self._guarded(self._before_optimizer)))
         self._ends.append(register_optimizer_step_post_hook(self._guarded(self._after_optimizer)))
         self._iteration = _Iteration(perf_counter_ns())
 
-    def _hook_layers(self) -> None:
-        if not self._handles:
-            for at, layer in enumerate(self.layers):
+    def _hook_if_due(self, step: int) -> None:
+        """Has the layers of an iteration measured, or noted only that they run."""
+        if self._has_ended:
+            return
+        is_due = self._governor.is_due(step) if self.follows else step < LEARNED_FROM
+        if self._handles and is_due == self._is_sampling:
+            return
+        self._unhook_layers()
+        self._is_sampling = is_due
+        for at, layer in enumerate(self.layers):
+            if is_due:
                 self._hook(at, layer)
+            elif not self._places or at in self._places:
+                self._handles.append(layer.register_forward_hook(self._guarded(self._note_run)))
+                break
+
+    def _note_run(self, *_: Any) -> None:
+        self._has_run = self._has_run or torch.is_grad_enabled()
 
     def _unhook_layers(self) -> None:
         for handle in self._handles:
@@ -163,7 +168,7 @@ class Observation:
     def pause(self) -> None:
         """Measures nothing until it is resumed, and costs nothing. To be called between two iterations, and in a pipeline
         alike on every rank: steps are counted while they are measured."""
-        self._stop_weighing()
+        self._scales.unhook()
         self._unhook_layers()
         for handle in self._ends:
             handle.remove()
@@ -179,11 +184,19 @@ class Observation:
             try:
                 hook(*arguments, **named)
             except Exception as error:
-                logger.warning("this rank is not observed any longer: %s: %s", type(error).__name__, error)
-                self._drop_hooks()
+                self._fail(f"{type(error).__name__}: {error}")
             self._spent_ns += perf_counter_ns() - began
 
         return guarded
+
+    def _fail(self, reason: str) -> None:
+        """Measures nothing any more. Called from hooks, so those of the optimizer's step stay where they are, and do nothing:
+        torch goes through them one by one."""
+        logger.warning("this rank is not observed any longer: %s", reason)
+        self._fault = reason
+        self._has_ended = True
+        self._scales.unhook()
+        self._unhook_layers()
 
     # Forward and backward.
 
@@ -197,17 +210,17 @@ class Observation:
             if not _is_in_backward():
                 # A backward that failed has no end.
                 self._open = None
-            self._within = _Within(at, set()) if self._weighs and self._seen[at].forwards == 0 else None
+            self._scales.put_on(at)
             began[0] = perf_counter_ns()
 
         def after(module: nn.Module, inputs: Any, outputs: Any) -> None:
             if not began[0]:
                 return
             took = perf_counter_ns() - began[0]
-            within, self._within = self._within, None
             if _is_in_backward():
                 self._recomputed(at, began[0], took)
                 return
+            self._has_run = True
             if self._first is None:
                 self._first = at
             seen = self._seen[at]
@@ -215,10 +228,7 @@ class Observation:
             seen.forwards += 1
             if not seen.outputs:
                 seen.inputs, seen.outputs = _forms(inputs), _forms(outputs)
-            if within is not None and within.at == at:
-                own = {part.untyped_storage().data_ptr() for part in module.parameters()}
-                held = within.held | {storage_of(part) for part in _tensors(inputs)}
-                self._activation_bytes[at] = sum(size for place, size in held if place not in own)
+            self._scales.take_off(at, module, inputs)
             self._iteration.works.append((at, FORWARD, microbatch, began[0], took))
             if self._microbatch is None and at == self._first:
                 self._iteration.order.append(f"0F{microbatch}")
@@ -226,12 +236,10 @@ class Observation:
             if isinstance(outputs, Tensor):
                 self._follow(outputs, inputs, at, microbatch)
             else:
-                any(self._follow(part, inputs, at, microbatch) for part in _tensors(outputs))
+                any(self._follow(part, inputs, at, microbatch) for part in tensors(outputs))
 
         self._handles.append(layer.register_forward_pre_hook(self._guarded(before)))
         self._handles.append(layer.register_forward_hook(self._guarded(after)))
-        if at not in self._activation_bytes:
-            self._weigh(layer)
 
     def _follow(self, output: Tensor, inputs: Any, at: int, microbatch: int) -> bool:
         """Has the gradient of a layer's output told of, if the layer made it."""
@@ -240,17 +248,6 @@ class Observation:
             return False
         node.register_prehook(self._gradient_of(at, microbatch))
         return True
-
-    def _weigh(self, layer: nn.Module) -> None:
-        """Notes what the parts of a layer take and give: nearly all that its backward needs is among it."""
-
-        def passed(module: nn.Module, inputs: Any, outputs: Any) -> None:
-            if self._within is not None:
-                self._within.held.update(storage_of(part) for part in (*_tensors(inputs), *_tensors(outputs)))
-
-        for part in layer.modules():
-            if part is not layer and not any(True for _ in part.children()):
-                self._scales.append(part.register_forward_hook(self._guarded(passed)))
 
     def _recomputed(self, at: int, began: int, took: int) -> None:
         """A layer ran again within the backward of what was checkpointed."""
@@ -294,61 +291,39 @@ class Observation:
 
     # Stages of torch.distributed.pipelining.
 
-    def watch(self, stage: Any, piece: Piece) -> None:
-        """Notes what a `PipelineStage` does, in which order."""
-        own = [at for at, layer in enumerate(self.layers) if any(layer is other for other in piece.layers)]
-        sizes = [sum(part.numel() for part in self.layers[at].parameters()) for at in own]
-        forward, backward, weights = stage.forward_one_chunk, stage.backward_one_chunk, stage.backward_weight_one_chunk
+    def within(self, stage: int, action: str, chunk: int, run: Callable[[], Any]) -> Any:
+        """Runs an F, I or B of a stage, whose layers' works are of this microbatch."""
+        if self._has_ended or not self._ends:
+            return run()
+        self._microbatch, self._is_split = chunk, action == "I"
+        self._iteration.order.append(f"{stage}{action}{chunk}")
+        try:
+            return run()
+        finally:
+            self._close(perf_counter_ns())
+            self._microbatch, self._is_split = None, False
+            if len(self._iteration.order) + len(self._iteration.works) > NOTES_MAX:
+                self._fail("no step of an optimizer that trains its layers ends an iteration")
 
-        def forward_one_chunk(chunk: int, *arguments: Any, **named: Any) -> Any:
-            self._microbatch = chunk
-            self._iteration.order.append(f"{piece.index}F{chunk}")
-            try:
-                return forward(chunk, *arguments, **named)
-            finally:
-                self._microbatch = None
-
-        # Without a `dw_builder` the first stage's I does nothing, and its W is a whole backward.
-        is_late = piece.index == 0 and stage.dw_builder is None
-
-        def backward_one_chunk(chunk: int, *arguments: Any, **named: Any) -> Any:
-            # The third of the method's arguments, or by name.
-            is_full = named.get("full_backward", arguments[1] if len(arguments) > 1 else True)
-            if not is_full and is_late:
-                return backward(chunk, *arguments, **named)
-            return within(chunk, "B" if is_full else "I", not is_full, lambda: backward(chunk, *arguments, **named))
-
-        def backward_weight_one_chunk(chunk: int, *arguments: Any, **named: Any) -> Any:
-            if is_late:
-                return within(chunk, "B", False, lambda: weights(chunk, *arguments, **named))
-            self._iteration.order.append(f"{piece.index}W{chunk}")
-            began = perf_counter_ns()
-            self._is_muted = True
-            try:
-                return weights(chunk, *arguments, **named)
-            finally:
-                self._is_muted = False
-                took = perf_counter_ns() - began
-                for at, size in zip(own, sizes):
-                    share = took * size // max(1, sum(sizes))
-                    self._iteration.works.append((at, WEIGHT_GRADIENT, chunk, began, share))
-
-        def within(chunk: int, action: str, is_split: bool, run: Callable[[], Any]) -> Any:
-            self._microbatch, self._is_split = chunk, is_split
-            self._iteration.order.append(f"{piece.index}{action}{chunk}")
-            try:
-                return run()
-            finally:
-                self._close(perf_counter_ns())
-                self._microbatch, self._is_split = None, False
-
-        stage.forward_one_chunk = forward_one_chunk
-        stage.backward_one_chunk = backward_one_chunk
-        stage.backward_weight_one_chunk = backward_weight_one_chunk
+    def weights(self, stage: int, chunk: int, run: Callable[[], Any]) -> Any:
+        """Runs a W of a stage, whose time its layers share by their parameters."""
+        if self._has_ended or not self._ends:
+            return run()
+        self._iteration.order.append(f"{stage}W{chunk}")
+        began = perf_counter_ns()
+        self._is_muted = True
+        try:
+            return run()
+        finally:
+            self._is_muted = False
+            took = perf_counter_ns() - began
+            sizes = [(at, size) for at, size in enumerate(self._sizes_known()) if self._placed[at][0] == stage]
+            total = max(1, sum(size for _, size in sizes))
+            self._iteration.works += [(at, WEIGHT_GRADIENT, chunk, began, took * size // total) for at, size in sizes]
 
     # The end of an iteration.
 
-    def _before_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_optimizer(self, *_: Any) -> None:
         self._open = None
         self._optimizer_since = perf_counter_ns()
 
@@ -356,27 +331,36 @@ class Observation:
         if optimizer not in self._optimizers:
             if not any(id(part) in self._own for group in optimizer.param_groups for part in group["params"]):
                 return
-            self._optimizers.append(optimizer)
+            self._optimizers.add(optimizer)
         # The second one of several that train one model ends no other iteration.
-        is_sampled = bool(self._handles)
-        if not self._iteration.works if is_sampled else optimizer is not self._ender:
+        if not self._has_run:
             return
-        self._ender = optimizer
         now = perf_counter_ns()
+        is_sampled = self._is_sampling
         if is_sampled:
             self._share_out(now)
         self._boundary(now, is_sampled)
-        self._govern(is_sampled)
+        ended = perf_counter_ns()
+        if is_sampled and self.follows:
+            spent = self._spent_ns + ended - now
+            self._governor.spent(spent / max(1, ended - self._iteration.began_ns))
+        # What this hook has taken is counted; its guard adds it to the next iteration.
+        self._spent_ns = now - ended
+        self._hook_if_due(self.steps + 1)
+        self._has_run = False
         for seen in self._seen:
             seen.forwards = 0
         self._first = None
         self.steps += 1
         self._iteration = _Iteration(perf_counter_ns())
 
-    def _share_out(self, now: int) -> None:
+    def _sizes_known(self) -> list[int]:
         if not self._sizes:
             self._sizes = [sum(part.numel() for part in layer.parameters()) for layer in self.layers]
-        sizes = self._sizes
+        return self._sizes
+
+    def _share_out(self, now: int) -> None:
+        sizes = self._sizes_known()
         total = max(1, sum(sizes))
         # What a closure computes again is the layers' own work.
         last = max((start + took for *_, start, took in self._iteration.works[-1:]), default=0)
@@ -386,24 +370,6 @@ class Observation:
             took = spent * size // total
             self._iteration.works.append((at, OPTIMIZER, 0, at_ns, took))
             at_ns += took
-
-    def _govern(self, is_sampled: bool) -> None:
-        """Keeps the cost of measuring within its budget: layers are measured in every so many iterations."""
-        spent, self._spent_ns = self._spent_ns, 0
-        if is_sampled and self.follows:
-            self._sampled += 1
-            whole = max(1, perf_counter_ns() - self._iteration.began_ns)
-            every = 1 if self._sampled < SAMPLED_AT_FIRST else min(SAMPLED_EVERY_MAX, 1 + int(spent / whole / BUDGET))
-            self._next_sampled = self.steps + every
-        self._hook_if_due(self.steps + 1)
-
-    def _hook_if_due(self, step: int | None = None) -> None:
-        """Has the layers of the next iteration measured, or left alone."""
-        step = self.steps if step is None else step
-        if not self.follows or step >= self._next_sampled:
-            self._hook_layers()
-        else:
-            self._unhook_layers()
 
     def _boundary(self, now: int, is_sampled: bool) -> None:
         # The first iteration makes what later ones find, the optimizer's state too.
@@ -425,135 +391,76 @@ class Observation:
             if native.is_first:
                 for at, place in places.items():
                     # What is held from I to W is not seen from here: the gradient of the output, and the input.
-                    size = self._activation_bytes.get(at, 0)
-                    native.layer_memory(place, size, min(size, _forms_bytes(self._seen[at])))
+                    passed = _forms_bytes(self._seen[at])
+                    size = self._scales.bytes.get(at, passed)
+                    native.layer_memory(place, size, min(size, passed))
             if is_sampled:
-                native.device_memory(card.peak_bytes(self.device), self._reserved_bytes)
+                native.device_memory(self._peak.bytes(), self._reserved_bytes)
             native.iteration(self._iteration.began_ns, now - self._iteration.began_ns, float("nan"))
         # Nobody votes in a job that is only observed: each rank goes by its own word.
-        native.hear([native.word()] * self.world, self.steps + 1)
+        _, _, reason = native.hear([native.word()] * self.world, self.steps + 1)
+        if reason is not None:
+            logger.warning("the coordinator does not follow this rank: %s", reason)
 
     # Declaring the job.
 
     def _tell(self) -> None:
         """Puts what this rank knows where the others find it."""
-        if self._is_told:
+        if self._word is not None:
             return
-        self._is_told = True
-        self._stop_weighing()
+        self._scales.end()
+        self._peak = card.Peak(self.device)
         resident = card.resident_bytes(self.device)
-        stages: dict[str, list[dict[str, Any]]] = {}
-        at = 0
-        total = 0
-        for piece in self.pieces:
-            facts = []
-            for layer in piece.layers:
-                seen = self._seen[at]
-                # What only holds something, or stands by for later, is no layer.
-                if seen.outputs:
-                    fact = Fact.of(at, layer, self._optimizers, seen.inputs, seen.outputs)
-                    total += fact.state_bytes
-                    facts.append(asdict(fact))
-                at += 1
-            stages[str(piece.index)] = facts
-        self._reserved_bytes = max(0, resident - total)
+        stages: dict[int, list[Fact]] = {}
+        for at, (index, layer) in enumerate(self._placed):
+            of_stage = stages.setdefault(index, [])
+            seen = self._seen[at]
+            # What only holds something, or stands by for later, is no layer.
+            if seen.outputs:
+                of_stage.append(Fact.of(at, layer, list(self._optimizers), seen.inputs, seen.outputs))
+        self._reserved_bytes = max(0, resident - sum(fact.state_bytes for of in stages.values() for fact in of))
         run = self.settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}"
-        own = json.dumps({"run": run, "stages": stages, "order": self._iteration.order})
-        self._words = {self.rank: own}
+        self._word = declare.word(run, stages, self._iteration.order)
         if self.world > 1:
-            _store().set(f"adaptis/{self.rank}", own)
+            _store().set(f"adaptis/{self.rank}", self._word)
 
     def _join(self) -> None:
         """Opens the session once all ranks have told of their layers."""
         others = [f"adaptis/{rank}" for rank in range(self.world) if rank != self.rank]
         if others and not _store().check(others):
             return
-        words = [
-            json.loads(self._words[self.rank] if rank == self.rank else _store().get(f"adaptis/{rank}"))
-            for rank in range(self.world)
-        ]
-        facts: dict[int, list[dict[str, Any]]] = {}
-        owner: dict[int, int] = {}
-        for rank, word in enumerate(words):
-            for index, of_stage in word["stages"].items():
-                facts[int(index)], owner[int(index)] = of_stage, rank
-        first = 0
-        starts = {}
-        for index in sorted(facts):
-            starts[index] = first
-            first += len(facts[index])
-        self._places = self._placed(starts)
-        layers = [Fact(**fact) for index in sorted(facts) for fact in facts[index]]
-        layers = [replace(fact, name=f"{at}.{fact.name.partition('.')[2]}") for at, fact in enumerate(layers)]
-        orders = [word["order"] for word in words]
-        microbatches = len({text for order in orders for text in order if text.startswith("0F")}) or 1
-        self._microbatches = microbatches
-        if not layers:
-            raise ValueError("none of its layers takes and returns tensors")
-        devices = [f"rank{rank}" for rank in range(self.world)]
-        ends = {index: (starts[index], starts[index] + len(facts[index]), owner[index]) for index in sorted(facts)}
-        self._open_session(words[0]["run"], devices, layers, microbatches, self._plan(ends, devices, orders, microbatches))
+        assert self._word is not None
+        words = [self._word if rank == self.rank else _store().get(f"adaptis/{rank}") for rank in range(self.world)]
+        job = declare.job(words)
+        self._microbatches = job.microbatches
+        next_of = dict(job.first)
+        for at, (index, _) in enumerate(self._placed):
+            if self._seen[at].outputs:
+                self._places[at] = next_of[index]
+                next_of[index] += 1
+        self._open_session(job)
 
-    def _placed(self, starts: dict[int, int]) -> dict[int, int]:
-        places = {}
-        at = 0
-        for piece in self.pieces:
-            place = starts[piece.index]
-            for _ in piece.layers:
-                if self._seen[at].outputs:
-                    places[at] = place
-                    place += 1
-                at += 1
-        return places
-
-    def _plan(
-        self, ends: dict[int, tuple[int, int, int]], devices: list[str], orders: list[list[str]], microbatches: int
-    ) -> Plan:
-        """The plan that the job runs, as seen; where it can't be put in our terms, an even one."""
-        last = max(end for _, end, _ in ends.values())
-        stages = [{"layers": [first, end], "device": device, "recompute": []} for first, end, device in ends.values()]
-        text = {"format": "adaptis.plan/1", "epoch": 1, "parent": 0, "layers": last, "devices": devices, "stages": stages}
-        # Where its order is none of ours: the same stages, all F before all B.
-        own = [[at for at, (_, _, owner) in enumerate(ends.values()) if owner == device] for device in range(len(devices))]
-        every = range(microbatches)
-        plain = [
-            [f"{at}F{m}" for at in stages_here for m in every] + [f"{at}B{m}" for at in reversed(stages_here) for m in every]
-            for stages_here in own
-        ]
-        for programs in (orders, plain):
-            try:
-                plan = Plan.read(json.dumps({**text, "programs": programs}))
-            except PlanError as error:
-                logger.info("the order of this job is none of ours: %s", error)
-                continue
-            findings = plan.findings(microbatches)
-            if not findings:
-                return plan
-            logger.info("the order of this job is none of ours: %s", "; ".join(findings))
-        return Plan.even(last, devices, microbatches)
-
-    def _open_session(self, run: str, devices: list[str], layers: list[Fact], microbatches: int, plan: Plan) -> None:
+    def _open_session(self, job: declare.Job) -> None:
         try:
             self.settings.rings.mkdir(parents=True, exist_ok=True)
             _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
             self.native = _native.Session(
                 coordinator=self.settings.coordinator,
-                ring=str(self.settings.rings / devices[self.rank]),
-                run=run,
+                ring=str(self.settings.rings / job.devices[self.rank]),
+                run=job.run,
                 rank=self.rank,
-                devices=devices,
+                devices=job.devices,
                 card=(*card.kind_and_memory(self.device), self._reserved_bytes),
-                layers=[told(fact) for fact in layers],
-                microbatches=microbatches,
-                plan=plan,
+                layers=[told(fact) for fact in job.layers],
+                microbatches=job.microbatches,
+                plan=job.plan,
                 pinned=[],
                 together=[],
                 is_fixed=True,
                 keys=self.settings.keys,
             )
         except (OSError, ValueError) as error:
-            logger.warning("this rank is not observed: %s", error)
-            self._drop_hooks()
+            self._fail(str(error))
 
     # The end.
 
@@ -566,26 +473,39 @@ class Observation:
         self._leave(sys.exc_info()[1])
 
     def _leave(self, error: BaseException | None) -> None:
+        global _current
         native, self.native = self.native, None
-        self._drop_hooks()
-        if native is None:
-            return
-        if error is not None:
-            native.fail(f"{type(error).__name__}: {error}", FAREWELL_SECONDS)
-            return
-        digests = [(place, state.digest_of(self.layers[at], [], self.device)) for at, place in self._places.items()]
-        native.finish(digests, FAREWELL_SECONDS)
-
-    def _stop_weighing(self) -> None:
-        self._weighs = False
-        for scale in self._scales:
-            scale.remove()
-        self._scales.clear()
-
-    def _drop_hooks(self) -> None:
         self._has_ended = True
         self.pause()
         atexit.unregister(self._end)
+        if _current is self:
+            _current = None
+        if native is None:
+            return
+        try:
+            reason = self._fault or (None if error is None else f"{type(error).__name__}: {error}")
+            if reason is not None:
+                native.fail(reason, FAREWELL_SECONDS)
+                return
+            places = self._places.items()
+            digests = [(place, state.digest_of(self.layers[at], [], self.device)) for at, place in places]
+            native.finish(digests, FAREWELL_SECONDS)
+        except Exception as trouble:
+            logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
+
+
+_current: Observation | None = None
+"""The one that this process has."""
+
+
+def begin(pieces: Sequence[Piece], settings: Settings, rank: int, world: int) -> Observation | None:
+    """Begins to observe, unless something is observed already: a process is one rank of one job."""
+    global _current
+    if _current is not None:
+        logger.warning("this process is observed already: of several models the first one is measured")
+        return None
+    _current = Observation(pieces, settings, rank, world)
+    return _current
 
 
 def observe(layers: Iterable[nn.Module], *, coordinator: str | None = None) -> Observation | None:
@@ -604,51 +524,11 @@ def observe(layers: Iterable[nn.Module], *, coordinator: str | None = None) -> O
     if any(part.device.type != "cpu" for layer in own for part in layer.parameters()):
         logger.warning("layers on an accelerator are not measured by this version")
         return None
-    return Observation([Piece(0, own)], settings, 0, 1)
-
-
-def observe_stages(stages: Sequence[Any]) -> Observation | None:
-    """Measures the stages of torch.distributed.pipelining that this process has. None where nothing is."""
-    settings = Settings.found(None)
-    if settings is None or not stages:
-        return None
-    group = stages[0].group
-    if group is not None and dist.get_global_rank(group, 0) != 0:
-        return None
-    if any(part.device.type != "cpu" for stage in stages for part in stage.submod.parameters()):
-        logger.warning("layers on an accelerator are not measured by this version")
-        return None
-    if len({stage.stage_index for stage in stages}) < len(stages):
-        logger.warning("several pipelines in one process are not measured")
-        return None
-    pairs = sorted(((Piece(stage.stage_index, parts_of(stage.submod)), stage) for stage in stages), key=lambda pair: pair[0].index)
-    first = stages[0]
-    observation = Observation([piece for piece, _ in pairs], settings, first.group_rank, first.group_size)
-    for piece, stage in pairs:
-        observation.watch(stage, piece)
-    return observation
-
-
-def parts_of(module: nn.Module) -> list[nn.Module]:
-    """The layers of a stage: the members of its lists, and what stands beside them, in the order of their definition."""
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return [part for child in module.children() for part in ([child] if not _is_list(child) else parts_of(child))]
-    if any(_is_list(child) for child in module.children()):
-        return [part for child in module.children() for part in (parts_of(child) if _is_list(child) else [child])]
-    return [module]
-
-
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.ModuleList, nn.ModuleDict))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    parts = value if isinstance(value, (tuple, list)) else (value,)
-    return [part for part in parts if isinstance(part, Tensor)]
+    return begin([Piece(0, own)], settings, 0, 1)
 
 
 def _forms(value: Any) -> Forms:
-    return tuple(Form.of(part) for part in _tensors(value))
+    return tuple(Form.of(part) for part in tensors(value))
 
 
 def _forms_bytes(seen: _Seen) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from adaptis.split import Debt
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, RECOMPUTE, OPTIMIZER = range(5)
+
+T = TypeVar("T")
 
 Work = tuple[int, int, int, int, int]
 """Layer, phase, microbatch, start and duration in nanoseconds of the monotonic clock."""
@@ -35,6 +37,7 @@ class Tape:
         """An instruction begins."""
         if self.is_running:
             self._since = perf_counter_ns()
+        self._by = 0
 
     def took(self, layer: int, phase: int, microbatch: int) -> None:
         """The work of a layer ends."""
@@ -60,10 +63,11 @@ class Tape:
         """Whether what this layer holds is to be measured now."""
         return self.is_weighing and microbatch == 0 and layer not in self.activation_bytes
 
-    def weigh(self, layer: int, module: nn.Module, inputs: Iterable[Tensor], run: Callable[[], Any]) -> None:
-        """Weighs what a layer's forward leaves behind, in a run that serves nothing else."""
+    def weigh(self, layer: int, module: nn.Module, inputs: Iterable[Tensor], run: Callable[[], T]) -> T:
+        """Runs a layer's forward and weighs what it leaves behind."""
         own = {part.untyped_storage().data_ptr() for part in module.parameters()}
-        held = {storage_of(part) for part in inputs}
+        given = {storage_of(part) for part in inputs}
+        held = set(given)
 
         def pack(saved: Tensor) -> Tensor:
             held.add(storage_of(saved))
@@ -71,12 +75,15 @@ class Tape:
 
         try:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-                run()
-        except Exception:
-            # Not every operation bears to be looked at so (torch.func does not): what its inputs take is told.
-            held = {storage_of(part) for part in inputs}
+                result = run()
+        except RuntimeError as error:
+            # Not every operation bears to be looked at so: torch.func does not. What the inputs take is told.
+            if "saved tensor hooks" not in str(error):
+                raise
+            held = given
+            result = run()
         self.activation_bytes[layer] = sum(size for at, size in held if at not in own)
-        self._since = perf_counter_ns()
+        return result
 
     def weigh_debts(self, layer: int, microbatch: int, debts: list[Debt], module: nn.Module) -> None:
         """Weighs what is held from I to W."""

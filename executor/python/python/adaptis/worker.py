@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable, Sequence
 
 import torch
@@ -141,7 +142,10 @@ class Worker:
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = chance.key(self.seed, self.share.step, layer, microbatch)
             is_recomputed = layer in here.recomputed
-            outputs = self._run(layer, inputs, number)
+            if self.tape.is_due(layer, microbatch):
+                outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
+            else:
+                outputs = self._run(layer, inputs, number)
             value = tuple(_leaf(part, part.requires_grad) for part in outputs)
             kept.pieces.append(Piece(inputs, None if is_recomputed else outputs, number))
             del outputs
@@ -149,20 +153,13 @@ class Worker:
                 self.forms[layer] = tuple(Form.of(part) for part in value)
             if layer + 1 < len(self.layers):
                 self.tape.took(layer, FORWARD, microbatch)
-                self._weigh(layer, microbatch, inputs, number)
         if here.end < len(self.layers):
             return value
         kept.outputs = value
         kept.loss = self._loss(value, microbatch)
         # The loss is the last layer's.
         self.tape.took(here.end - 1, FORWARD, microbatch)
-        self._weigh(here.end - 1, microbatch, kept.pieces[-1].inputs, kept.pieces[-1].key)
         return None
-
-    def _weigh(self, layer: int, microbatch: int, inputs: Bundle, number: int) -> None:
-        if self.tape.is_due(layer, microbatch):
-            leaves = tuple(_leaf(part, part.requires_grad) for part in inputs)
-            self.tape.weigh(layer, self.layers[layer], leaves, lambda: self._again(layer, leaves, number))
 
     def _run(self, layer: int, inputs: Bundle, number: int) -> Bundle:
         self._generator.seed(number)

@@ -182,6 +182,18 @@ fn the_end_is_told_by_those_who_take_part() {
     assert!(ranks[0].attendance.finish(vec![(LayerIndex(0), Digest([1; 32]))]));
     assert!(ranks[0].events.try_iter().any(|event| matches!(event, RankEvent::Finished { .. })));
     assert!(!pair()[0].attendance.finish(Vec::new()), "who was never called has nothing to tell");
+    let mut ranks = pair();
+    ranks[0].order(start());
+    boundary(&mut ranks, 0);
+    assert!(ranks[0].attendance.finish(Vec::new()), "who was called alone is counted on");
+    let mut ranks = begun();
+    ranks.iter().for_each(|rank| drop(rank.order(prepare(2))));
+    boundary(&mut ranks, 8);
+    assert!(ranks[0].attendance.finish(Vec::new()));
+    assert!(
+        ranks[0].events.try_iter().any(|event| matches!(event, RankEvent::Failed { .. })),
+        "its layers are on the way"
+    );
 }
 
 #[test]
