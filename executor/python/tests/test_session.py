@@ -65,11 +65,14 @@ def test_a_rank_that_slows_down_is_seen_and_relieved(tmp_path: Path) -> None:
     report = json.loads((dir / "report.json").read_text())
     relief = [row for row in report["switches"] if row["iteration"] > 15]
     assert relief, said.stderr
-    held = {}
-    for epoch in (relief[0]["from"], relief[0]["to"]):
+
+    def held(epoch: int) -> int:
         plan = json.loads((dir / "plans" / f"epoch-{epoch}.json").read_text())
-        held[epoch] = sum(stage["layers"][1] - stage["layers"][0] for stage in plan["stages"] if stage["device"] == 2)
-    assert held[relief[0]["to"]] < held[relief[0]["from"]], f"rank 2 gives layers away: {held}\n{said.stderr}"
+        return sum(stage["layers"][1] - stage["layers"][0] for stage in plan["stages"] if stage["device"] == 2)
+
+    # An earlier change may be taken back meanwhile.
+    layers = [(held(row["from"]), held(row["to"])) for row in relief]
+    assert any(after < before for before, after in layers), f"rank 2 gives layers away: {layers}\n{said.stderr}"
 
 
 def test_the_exit_code_of_a_job_that_fails_is_the_runs(tmp_path: Path) -> None:
