@@ -102,6 +102,7 @@ prop_compose! {
     fn tight_problem()(
         mut problem in support::any_problem(),
         layers in 1..5_usize, microbatches in 1..5_u32, share in 0.4..2.5_f64, states in 0..3_u64, outputs in 0..3_u64,
+        alike in any::<bool>(),
     ) -> Problem {
         let layers = layers.min(problem.layers.len());
         problem.layers.truncate(layers);
@@ -112,6 +113,10 @@ prop_compose! {
         }
         for costs in problem.costs.values_mut() {
             costs.truncate(layers);
+            // One layer, and others that are like one another.
+            if let (true, [_, one, others @ ..]) = (alike, &mut costs[..]) {
+                others.fill(one.clone());
+            }
         }
         for of in problem.optimizer_ns.values_mut() {
             of.truncate(layers);
@@ -176,6 +181,24 @@ fn memory_keeps_layers_off_the_fast_device() {
     // With memory for all, the bound lets the fast device run all of them, and it does.
     problem.devices[0].memory_bytes = 1 << 40;
     assert!(lower_bound_ns(&problem) <= 8 * 9);
+}
+
+/// Ten of 33 equal layers on each of two fast devices: one of these starts behind the embedding and the other's first
+/// layer, and then works to the end. No number of layers is better shared.
+#[test]
+fn a_device_starts_behind_the_first_of_the_equal_layers_of_another() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/problems");
+    let text = std::fs::read_to_string(folder.join("llama3_8b_a100_v100_p4_m16.json")).unwrap();
+    let problem = Problem::read(&text).unwrap();
+    let cost = &problem.costs["4xa100-40g"][1];
+    let layer_ns = cost.forward_ns + cost.input_gradient_ns + cost.weight_gradient_ns;
+    let first_ns = problem.costs["4xa100-40g"][0].forward_ns + cost.forward_ns;
+    let bound_ns = lower_bound_ns(&problem);
+    assert!(bound_ns > 16 * 10 * layer_ns + first_ns);
+    // A longer search meets it.
+    let plan = searched(&problem, 20_000).unwrap();
+    let time_ns = simulate(&problem, &plan).unwrap().iteration_ns;
+    assert!((bound_ns..bound_ns + bound_ns / 1_000).contains(&time_ns));
 }
 
 /// Memory raises the bound of the two problems where it binds, and of none where it is ample.

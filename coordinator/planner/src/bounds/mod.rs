@@ -59,6 +59,10 @@ struct Bench {
     /// Ascending: the same, and what it waits in the end.
     idle: Vec<f64>,
     stage_ns: f64,
+    /// Nanoseconds that every result takes at least to another device.
+    hop_ns: f64,
+    /// Nanoseconds of the W that any device can have deferred.
+    deferred_ns: f64,
 }
 
 pub(crate) fn of(costs: &Costs, problem: &Problem) -> u64 {
@@ -109,9 +113,14 @@ impl Bench {
             start: Vec::new(),
             idle: Vec::new(),
             stage_ns: problem.stage_ns as f64,
+            hop_ns: 0.0,
+            deferred_ns: 0.0,
         };
         bench.groups = bench.alike();
-        bench.wait(costs);
+        bench.hop_ns = bench.shortest_hop(costs);
+        bench.deferred_ns = bench.longest_deferred(costs);
+        let all: Vec<usize> = (0..bench.layers).collect();
+        (bench.start, bench.idle) = bench.waits(&all);
         bench
     }
 
@@ -128,22 +137,31 @@ impl Bench {
         if least.is_finite() { least } else { 0.0 }
     }
 
-    /// What the r-th device waits at least, before its first F and after its last I.
-    fn wait(&mut self, costs: &Costs) {
-        let hop = self.shortest_hop(costs);
-        let deferred = self.longest_deferred(costs);
+    /// What the r-th of the devices that run some of these layers (ascending) waits at least for the first of them that
+    /// it runs, and that with what it waits after its last I of them. The devices before it run earlier ones: the r-th
+    /// starts with the r-th of them, or with a later one.
+    fn waits(&self, members: &[usize]) -> (Vec<f64>, Vec<f64>) {
+        let (mut start, mut idle) = (Vec::with_capacity(self.devices), Vec::with_capacity(self.devices));
         let (mut before, mut behind) = (0.0, 0.0);
+        let mut layer = 0;
         for rank in 0..self.devices {
-            self.start.push(before);
-            self.idle.push(before + f64::max(behind - deferred, 0.0));
-            if rank < self.layers {
-                before += self.least(rank, |times| times.forward) + self.stage_ns + hop;
-                behind += self.least(rank, |times| times.input) + self.stage_ns + hop;
-            } else {
-                // Beyond as many devices as layers there is nothing to start.
-                before = f64::INFINITY;
+            // Beyond as many devices as layers there is nothing to start.
+            let Some(&member) = members.get(rank) else {
+                start.push(f64::INFINITY);
+                idle.push(f64::INFINITY);
+                continue;
+            };
+            while layer < member {
+                before += self.least(layer, |times| times.forward);
+                behind += self.least(layer, |times| times.input);
+                layer += 1;
             }
+            // A single device has no hop at all.
+            let hops = if rank == 0 { 0.0 } else { rank as f64 * (self.stage_ns + self.hop_ns) };
+            start.push(before + hops);
+            idle.push(before + hops + f64::max(behind + hops - self.deferred_ns, 0.0));
         }
+        (start, idle)
     }
 
     /// Nanoseconds that every result takes at least to another device.

@@ -39,6 +39,7 @@ impl Bench {
         classes
     }
 
+    /// By number over some layers, each device from when it can start with one of them.
     fn by_number(&self, members: &[usize]) -> f64 {
         let costs: Vec<Vec<f64>> = (0..self.devices)
             .map(|device| {
@@ -61,14 +62,15 @@ impl Bench {
                 })
                 .count()
         };
+        let (_, idle) = self.waits(members);
         let enough = |time: f64| match self.devices <= MATCHED_DEVICES_MAX {
-            true => self.matched(&holds, time) >= members.len(),
+            true => self.matched(&holds, &idle, time) >= members.len(),
             false => {
                 let most = |idle: f64| {
                     let capacity = self.capacity(time, idle);
                     self.groups.iter().map(|group| holds(group[0], capacity)).max()
                 };
-                let by_start: usize = self.idle.iter().map(|&idle| most(idle).unwrap_or(0)).sum();
+                let by_start: usize = idle.iter().map(|&idle| most(idle).unwrap_or(0)).sum();
                 let all_at_once: usize = (0..self.devices).map(|device| holds(device, self.capacity(time, 0.0))).sum();
                 by_start.min(all_at_once) >= members.len()
             }
@@ -77,10 +79,10 @@ impl Bench {
     }
 
     /// Most layers over all assignments of devices to starts: a dynamic program over sets of devices.
-    fn matched(&self, holds: &impl Fn(usize, f64) -> usize, time: f64) -> usize {
+    fn matched(&self, holds: &impl Fn(usize, f64) -> usize, idle: &[f64], time: f64) -> usize {
         let mut most = vec![0_usize; 1 << self.devices];
         for set in 1..most.len() {
-            let capacity = self.capacity(time, self.idle[set.count_ones() as usize - 1]);
+            let capacity = self.capacity(time, idle[set.count_ones() as usize - 1]);
             let members = (0..self.devices).filter(|device| set & (1 << device) != 0);
             most[set] = members.map(|device| most[set & !(1 << device)] + holds(device, capacity)).max().unwrap_or(0);
         }
