@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from functools import partial
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
@@ -12,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adaptis import _native, state
+from adaptis import _native, checkpoint, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import Exchange
 from adaptis.forms import Form, Forms
@@ -100,9 +102,8 @@ class Schedule:
         """Makes what an optimizer keeps for a layer move with it."""
         if optimizer not in self.optimizers:
             self.optimizers.append(optimizer)
-            for layer in self._elsewhere():
-                for parameter in layer.parameters():
-                    optimizer.state.pop(parameter, None)
+            checkpoint.forget_elsewhere(self, optimizer)
+            optimizer.register_load_state_dict_post_hook(partial(checkpoint.forget_elsewhere, self))
         return optimizer
 
     def change(self, plan: Plan) -> None:
@@ -188,6 +189,29 @@ class Schedule:
             prefix = f"{at}."
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             layer.load_state_dict(own)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """This rank's part of a checkpoint: the "model", its "optimizers" and "steps", all by names that do not depend on the
+        plan. `torch.distributed.checkpoint` makes one of all parts."""
+        return checkpoint.part(self)
+
+    def whole_checkpoint(self) -> dict[str, Any] | None:
+        """The same of all ranks together, for `torch.save` by rank 0; None on the others. To be called on every rank."""
+        return checkpoint.whole(self)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a checkpoint was taken, under whatever plan and on however many ranks. To be called on every rank,
+        with the whole or at least what its layers need. A plain script's `{"model": model.state_dict(), "optimizers":
+        [optimizer.state_dict()], "steps": steps}` will do."""
+        checkpoint.restore(self, state)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a checkpoint of torch.distributed.checkpoint, each rank its part. To be called on every rank."""
+        checkpoint.save(self, directory)
+
+    def load(self, directory: str | Path) -> None:
+        """Goes on from one, each rank reading what its layers need. To be called on every rank."""
+        checkpoint.load(self, directory)
 
     def _checked(self, plan: Plan) -> tuple[Plan, _native.Row, int]:
         if plan.layers != len(self.layers):
