@@ -12,9 +12,10 @@ from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from adaptis import _native, checkpoint, state
+from adaptis import _native, checkpoint, gradients, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import Exchange
 from adaptis.forms import Form, Forms
@@ -22,7 +23,7 @@ from adaptis.session import Seat, Settings
 from adaptis.split import defer
 from adaptis.worker import Bundle, Share, Stage, Worker
 
-O = TypeVar("O", bound=Optimizer)
+O = TypeVar("O", bound=Optimizer | GradScaler)
 
 
 class Schedule:
@@ -69,6 +70,7 @@ class Schedule:
         self.world = dist.get_world_size(group)
         self.device = _device(self.layers, device)
         self.optimizers: list[Optimizer] = []
+        self._scaler: GradScaler | None = None
         self.steps = 0
         self._tied = state.tied(self.layers)
         self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed)
@@ -99,8 +101,15 @@ class Schedule:
         return nn.ModuleList(self.layers).named_parameters()
 
     def attach(self, optimizer: O) -> O:
-        """Makes what an optimizer keeps for a layer move with it."""
-        if optimizer not in self.optimizers:
+        """Makes what an optimizer keeps for a layer move with it; makes a `GradScaler` scale the loss, and skip a step on all
+        ranks together."""
+        if isinstance(optimizer, GradScaler):
+            if self._scaler is not None and self._scaler is not optimizer:
+                raise ValueError("attach: a schedule has one GradScaler, and this one has one already")
+            if self._scaler is None:
+                gradients.share(self, optimizer)
+                self._scaler, self._worker.scaled = optimizer, optimizer.scale
+        elif optimizer not in self.optimizers:
             self.optimizers.append(optimizer)
             checkpoint.forget_elsewhere(self, optimizer)
             optimizer.register_load_state_dict_post_hook(partial(checkpoint.forget_elsewhere, self))
@@ -158,24 +167,7 @@ class Schedule:
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scales all gradients down to this global norm if theirs is larger; the norm before. The squares are added in the
         order of the layers, so that no bit of it depends on the plan. To be called on every rank."""
-        squares = torch.zeros(len(self.layers), dtype=torch.float64, device=self.device)
-        gradients = []
-        seen: set[int] = set()
-        for at, layer in self._own():
-            for parameter in layer.parameters():
-                if parameter.grad is not None and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    gradients.append(parameter.grad)
-                    squares[at] += parameter.grad.detach().abs().double().square().sum()
-        dist.all_reduce(squares, group=self.group)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for square in squares:
-            total += square
-        norm = total.sqrt()
-        if norm > max_norm:
-            for gradient in gradients:
-                gradient.mul_((max_norm / norm).to(gradient.device))
-        return norm.float()
+        return gradients.clip_norm(self, max_norm)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers of the layers of this rank, by names that do not depend on the plan."""
@@ -289,7 +281,7 @@ class Schedule:
             0 if share.inputs is None else _number([(part.dtype, tuple(part.shape)) for part in share.inputs[0]]),
             int(share.targets is not None),
             number,
-            _number((self.steps, self._manner())),
+            _number((self.steps, self._manner(), self._scaler and self._scaler.get_scale())),
             int(self._seat.wants_in),
             *self._seat.word(self._loss_then()),
         ]
@@ -327,7 +319,7 @@ class Schedule:
         failed = [rank for rank, vote in enumerate(votes) if not vote[0]]
         if failed:
             raise RuntimeError(f"step: ranks {failed} can't begin; they say why")
-        for at, what in ((3, "plan"), (4, "number of steps, training mode, autocast or requires_grad")):
+        for at, what in ((3, "plan"), (4, "number of steps, training mode, autocast, GradScaler's scale or requires_grad")):
             if len({vote[at] for vote in votes}) > 1:
                 raise RuntimeError(f"step: the {what} differs from rank to rank: {[vote[at] for vote in votes]}")
         of = plan.device_of_layers()

@@ -101,6 +101,8 @@ class Worker:
         self.microbatches = microbatches
         self.device = device
         self.seed = seed
+        # What a GradScaler makes of the loss.
+        self.scaled: Callable[[Tensor], Tensor] = lambda loss: loss
         self.ledger = Ledger()
         self.tape = Tape()
         self.stages: dict[int, Stage] = {}
@@ -255,7 +257,7 @@ class Worker:
         loss, kept.loss = kept.loss, None
         assert loss is not None, "F comes before I"
         if loss.requires_grad:
-            (loss / self.microbatches).backward()
+            self.scaled(loss / self.microbatches).backward()
         outputs, kept.outputs = kept.outputs, ()
         return tuple(part.grad if part.requires_grad else None for part in outputs)
 
