@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 from torch.optim import AdamW
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--losses", type=Path, required=True)
+    parser.add_argument("--replicas", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -44,18 +47,27 @@ def main() -> None:
     torch.manual_seed(5)
     # All the dear ones at the beginning: an even split gives the first rank nearly everything.
     layers = [Layer(times) for times in (12, 12, 12, 1, 1, 1, 1, 1)]
-    schedule = adaptis.Schedule(layers, microbatches=MICROBATCHES, loss_fn=functional.mse_loss)
+    group, replica = None, 0
+    if options.replicas > 1:
+        shape = (dist.get_world_size() // options.replicas, options.replicas)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("pp", "dp"))
+        group, replica = mesh["pp"], mesh["dp"].get_local_rank()
+        for layer in layers:
+            fully_shard(layer, mesh=mesh["dp"])
+    schedule = adaptis.Schedule(layers, microbatches=MICROBATCHES, loss_fn=functional.mse_loss, group=group)
     optimizer = schedule.attach(AdamW(schedule.parameters(), lr=1e-3))
-    losses = []
+    losses, plans = [], []
     for step in range(options.steps):
-        torch.manual_seed(step)
+        torch.manual_seed(options.replicas * step + replica)
         x = torch.randn(ROWS * MICROBATCHES, WIDTH)
         losses.append(schedule.step(x, target=x.flip(1)).item())
+        plans.append(schedule.plan.epoch)
         optimizer.step()
         optimizer.zero_grad()
+    told = {"losses": [loss.hex() for loss in losses], "placed": schedule.plan.device_of_layers(), "plans": plans}
+    options.losses.with_suffix(f".{rank}").write_text(json.dumps(told))
     if rank == 0:
-        placed = schedule.plan.device_of_layers()
-        options.losses.write_text(json.dumps({"losses": [loss.hex() for loss in losses], "placed": placed}))
+        options.losses.write_text(json.dumps(told))
     dist.destroy_process_group()
 
 

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from adaptis import replicas
+
 if TYPE_CHECKING:
     from adaptis.schedule import Schedule
 
@@ -38,6 +40,8 @@ def part(schedule: Schedule) -> State:
 def whole(schedule: Schedule) -> State | None:
     """What all ranks have, on rank 0 alone and in the host's memory. To be called on every rank."""
     own = _on_host(part(schedule))
+    if schedule.replicas.rank > 0:
+        return None
     parts: list[Any] | None = [None] * schedule.world if schedule.rank == 0 else None
     dist.gather_object(own, parts, group=schedule.group, group_dst=0)
     if parts is None:
@@ -67,6 +71,8 @@ def restore(schedule: Schedule, state: Mapping[str, Any]) -> None:
     fitting = [
         _fitting(optimizer, saved, names, own) for optimizer, saved in zip(schedule.optimizers, state["optimizers"])
     ]
+    for saved in fitting:
+        _shard(schedule, saved["state"])
     schedule.load_state_dict(state["model"])
     for optimizer, saved in zip(schedule.optimizers, fitting):
         optimizer.load_state_dict(saved)
@@ -78,7 +84,7 @@ def save(schedule: Schedule, directory: str | Path) -> None:
     # Imported where it is needed: it takes as long as the rest of torch.
     from torch.distributed.checkpoint import state_dict_saver
 
-    state_dict_saver.save(part(schedule), checkpoint_id=directory, process_group=schedule.group)
+    state_dict_saver.save(part(schedule), checkpoint_id=directory, process_group=_group(schedule))
 
 
 def load(schedule: Schedule, directory: str | Path) -> None:
@@ -93,6 +99,7 @@ def load(schedule: Schedule, directory: str | Path) -> None:
     own = set(_own_names(schedule))
     model = {path[1]: None for path in paths.values() if path[0] == "model"}
     _check_model(schedule, model)
+    parameters = dict(schedule.named_parameters())
     wanted: State = {"model": schedule.state_dict(), "optimizers": [], "steps": 0}
     for key, path in sorted(paths.items(), key=lambda item: str(item[1])):
         if path[0] != "optimizers" or (len(path) > 3 and path[2] == "state" and path[3] not in own):
@@ -100,9 +107,10 @@ def load(schedule: Schedule, directory: str | Path) -> None:
         kept = metadata.state_dict_metadata[key]
         blank = None
         if isinstance(kept, TensorStorageMetadata):
-            blank = torch.empty(kept.size, dtype=kept.properties.dtype)
+            blank = torch.empty(kept.size, dtype=kept.properties.dtype, device=schedule.device)
+            blank = replicas.placed(blank, parameters.get(path[3])) if len(path) > 3 else blank
         _put(wanted, path, blank)
-    state_dict_loader.load(wanted, storage_reader=reader, process_group=schedule.group)
+    state_dict_loader.load(wanted, storage_reader=reader, process_group=_group(schedule))
     restore(schedule, wanted)
 
 
@@ -111,6 +119,11 @@ def forget_elsewhere(schedule: Schedule, optimizer: Optimizer) -> None:
     for layer in schedule._elsewhere():
         for parameter in layer.parameters():
             optimizer.state.pop(parameter, None)
+
+
+def _group(schedule: Schedule) -> dist.ProcessGroup | None:
+    """Those who write and read together: of sharded layers all replicas, and so the whole job."""
+    return schedule.group if schedule.replicas.group is None else None
 
 
 def _names(schedule: Schedule) -> dict[int, str]:
@@ -162,6 +175,17 @@ def _fitting(optimizer: Optimizer, saved: Mapping[str, Any], names: Mapping[int,
     return {**saved, "state": state, "param_groups": groups}
 
 
+def _shard(schedule: Schedule, state: State) -> None:
+    """Makes what is kept for a sharded parameter sharded, too."""
+    parameters = dict(schedule.named_parameters())
+    for name, kept in state.items():
+        if name in parameters and isinstance(kept, Mapping):
+            state[name] = {
+                detail: replicas.placed(value, parameters[name]) if isinstance(value, Tensor) else value
+                for detail, value in kept.items()
+            }
+
+
 def _check_model(schedule: Schedule, model: Mapping[str, Any]) -> None:
     """Sees that a checkpoint is of this model and has this rank's layers."""
     last = max((_layer_of(name) for name in model), default=-1)
@@ -186,7 +210,7 @@ def _layer_of(name: str) -> int:
 
 def _on_host(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return replicas.whole(value.detach()).cpu()
     if isinstance(value, Mapping):
         return {key: _on_host(of) for key, of in value.items()}
     return [_on_host(of) for of in value] if isinstance(value, list) else value

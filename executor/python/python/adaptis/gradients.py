@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from adaptis.replicas import local
+
 if TYPE_CHECKING:
     from adaptis.schedule import Schedule
 
@@ -23,9 +25,11 @@ def clip_norm(schedule: Schedule, max_norm: float) -> Tensor:
         for parameter in layer.parameters():
             if parameter.grad is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                gradients.append(parameter.grad)
-                squares[at] += parameter.grad.detach().abs().double().square().sum()
+                gradient = local(parameter.grad)
+                gradients.append(gradient)
+                squares[at] += gradient.detach().abs().double().square().sum()
     dist.all_reduce(squares, group=schedule.group)
+    schedule.replicas.reduce(squares)
     total = torch.zeros((), dtype=torch.float64, device=schedule.device)
     for square in squares:
         total += square
@@ -52,6 +56,7 @@ def share(schedule: Schedule, scaler: GradScaler) -> None:
             if of_device is not found:
                 found += of_device.to(found.device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX, group=schedule.group)
+        schedule.replicas.reduce(found, dist.ReduceOp.MAX)
         # Also where no gradient is.
         return {found.device: found}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from adaptis import _native, checkpoint, gradients, state
+from adaptis import _native, agreement, checkpoint, gradients, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import Exchange
 from adaptis.forms import Form, Forms
+from adaptis.replicas import Replicas, placed
 from adaptis.session import Seat, Settings
 from adaptis.split import defer
 from adaptis.worker import Bundle, Share, Stage, Worker
@@ -37,6 +38,10 @@ class Schedule:
         optimizer = schedule.attach(AdamW(schedule.parameters()))
         loss = schedule.step(x, target=y)
 
+    `group` is the pipeline's process group, or a `DeviceMesh` of one dimension. Layers may each be sharded by `fully_shard`
+    over the data-parallel part of a mesh: then there are as many replicas of the pipeline, each with an `x` of its own, all on
+    one plan, and the loss is that of all.
+
     `plan` is where to start: a `Plan`, or the name of a schedule (gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min);
     without one an even split under 1F1B. `seed` is that of the layers' random numbers, which do not depend on the plan.
     `coordinator` is where one listens that measures the job and plans it again, as `tcp://host:29611`: that of the
@@ -50,13 +55,17 @@ class Schedule:
         loss_fn: Callable[..., Tensor],
         *,
         plan: Plan | str | None = None,
-        group: dist.ProcessGroup | None = None,
+        group: dist.ProcessGroup | DeviceMesh | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         coordinator: str | None = None,
     ) -> None:
         if not dist.is_initialized():
             raise RuntimeError("torch.distributed has no process group yet: call init_process_group first")
+        if isinstance(group, DeviceMesh):
+            if group.ndim != 1:
+                raise ValueError(f"group: a mesh of {group.ndim} dimensions; give its pipeline part, as mesh['pp']")
+            group = group.get_group()
         if dist.get_backend(group) != "gloo":
             raise RuntimeError(f"group: its backend is {dist.get_backend(group)}; a schedule runs over gloo so far")
         self.layers = list(layers)
@@ -73,7 +82,8 @@ class Schedule:
         self._scaler: GradScaler | None = None
         self.steps = 0
         self._tied = state.tied(self.layers)
-        self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed)
+        self.replicas = Replicas(self.layers)
+        self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed, self.replicas.rank)
         self._exchange = Exchange(group, self.device)
         self._mover = state.Mover(group, self.device)
         # What passes between the layers, by kind of iteration.
@@ -90,7 +100,7 @@ class Schedule:
         for layer in self._elsewhere():
             state.drop(layer, [], [own for _, own in self._own()])
         self._adopt()
-        self._seat = Seat(self, Settings.found(coordinator))
+        self._seat = Seat(self, Settings.found(coordinator if self.replicas.rank == 0 else ""))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters of the model, each once; those of other ranks' layers hold nothing here."""
@@ -131,14 +141,15 @@ class Schedule:
         the middle gradients are not whole: zero them.
         """
         share, error = self._share(x, target)
-        votes = self._votes(share, error)
+        votes = agreement.votes(self, share, error, self._seat.word(self._loss_then()))
         self._attend(votes)
+        every = agreement.of_all(self, votes)
         try:
-            kind = self._agreed(votes, error)
+            kind = agreement.kind(self, every, error)
         except BaseException:
             self._seat.forget()
             raise
-        self._join(votes)
+        self._join(every)
         if self._next is not None:
             self._switch()
         known = self._forms.get(kind)
@@ -179,8 +190,9 @@ class Schedule:
         """Takes parameters and buffers of the layers of this rank from a whole model's, or from more than these."""
         for at, layer in self._own():
             prefix = f"{at}."
+            held = layer.state_dict()
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            layer.load_state_dict(own)
+            layer.load_state_dict({name: placed(value, held.get(name)) for name, value in own.items()})
 
     def checkpoint(self) -> dict[str, Any]:
         """This rank's part of a checkpoint: the "model", its "optimizers" and "steps", all by names that do not depend on the
@@ -214,7 +226,7 @@ class Schedule:
         if findings:
             tied = f" (layers {self._tied} share parameters)" if self._tied else ""
             raise PlanError("the plan is not valid: " + "; ".join(findings) + tied)
-        return plan, plan.row(self.rank), _number(plan.write())
+        return plan, plan.row(self.rank), agreement.number(plan.write())
 
     def _elsewhere(self) -> list[nn.Module]:
         """The layers of other ranks."""
@@ -273,71 +285,40 @@ class Schedule:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])
         return Share(inputs, targets, self.steps), None
 
-    def _votes(self, share: Share, error: Exception | None) -> list[list[int]]:
-        """What each rank is about to do, in order of rank."""
-        number = self._plan_number if self._next is None else _number((self._next[2], "next"))
-        own = [
-            int(error is None),
-            0 if share.inputs is None else _number([(part.dtype, tuple(part.shape)) for part in share.inputs[0]]),
-            int(share.targets is not None),
-            number,
-            _number((self.steps, self._manner(), self._scaler and self._scaler.get_scale())),
-            int(self._seat.wants_in),
-            *self._seat.word(self._loss_then()),
-        ]
-        mine = torch.tensor(own, dtype=torch.int64, device=self.device)
-        gathered = torch.empty(self.world * len(own), dtype=torch.int64, device=self.device)
-        dist.all_gather_into_tensor(gathered, mine, group=self.group)
-        return gathered.view(self.world, len(own)).tolist()
-
     def _loss_then(self) -> float | None:
         """The loss of the step before."""
         return None if self._last_loss is None else float(self._last_loss)
 
-    def _attend(self, votes: list[list[int]]) -> None:
+    def _coming_plan(self) -> Plan:
+        return self.plan if self._next is None else self._next[0]
+
+    def _number_of_plan(self) -> int:
+        return self._plan_number if self._next is None else agreement.number((self._next[2], "next"))
+
+    def _attend(self, votes: agreement.Votes) -> None:
         """The coordinator's part in a boundary, alike on all ranks."""
-        plan = self._seat.boundary([vote[6:] for vote in votes], self._loss_then())
-        if plan is not None and plan.is_alike(self.plan):
+        plan = self._seat.boundary([vote[agreement.OF_SEAT :] for vote in votes], self._loss_then())
+        if plan is not None:
+            self._take(plan)
+
+    def _take(self, plan: Plan) -> None:
+        if plan.is_alike(self.plan):
             # The coordinator's number for it.
             self.plan, self._row, self._plan_number = self._checked(plan)
-        elif plan is not None:
+        else:
             self._next = self._checked(plan)
 
-    def _join(self, votes: list[list[int]]) -> None:
+    def _lead(self) -> None:
+        """Replica 0 tells the others the plan that the coordinator has for all."""
+        is_first = self.replicas.rank == 0
+        text = self.replicas.of_first(self._coming_plan().write() if is_first else None)
+        if not is_first:
+            self._take(Plan.read(text))
+
+    def _join(self, every: list[agreement.Votes]) -> None:
         """Declares the job to the coordinator; all ranks have agreed that they go the same way."""
-        if self._next is None:
-            of = self.plan.device_of_layers()
-            ends = ((0, of[0], 1), (len(self.layers) - 1, of[-1], 2))
-            pinned = [(layer, rank) for layer, rank, at in ends if not all(vote[at] for vote in votes)]
-            self._seat.join([bool(vote[5]) for vote in votes], pinned)
-
-    def _agreed(self, votes: list[list[int]], error: Exception | None) -> int:
-        """Sees that all ranks are about to do the same. What kind of iteration it is: the same kind has the same shapes."""
-        plan = self.plan if self._next is None else self._next[0]
-        if error is not None:
-            raise error
-        failed = [rank for rank, vote in enumerate(votes) if not vote[0]]
-        if failed:
-            raise RuntimeError(f"step: ranks {failed} can't begin; they say why")
-        for at, what in ((3, "plan"), (4, "number of steps, training mode, autocast, GradScaler's scale or requires_grad")):
-            if len({vote[at] for vote in votes}) > 1:
-                raise RuntimeError(f"step: the {what} differs from rank to rank: {[vote[at] for vote in votes]}")
-        of = plan.device_of_layers()
-        if not votes[of[0]][1]:
-            raise ValueError(f"step() needs x on rank {of[0]}, which holds the first layer")
-        if not votes[of[-1]][2]:
-            raise ValueError(f"step() needs target on rank {of[-1]}, which holds the last layer")
-        sizes = {vote[1] for vote in votes} - {0}
-        if len(sizes) > 1:
-            raise ValueError("x: its shape or type differs from rank to rank")
-        return _number((sizes.pop(), self._manner()))
-
-    def _manner(self) -> tuple[Any, ...]:
-        """What else decides what passes between layers, alike on all ranks."""
-        kind = self.device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        modes = bytes(layer.training for layer in self.layers)
-        return autocast, modes, bytes(parameter.requires_grad for parameter in self.parameters())
+        if self._next is None and self.replicas.rank == 0:
+            self._seat.join([bool(vote[agreement.WANTS_IN]) for vote in every[0]], agreement.pinned(self, every))
 
     def _learn(self, kind: int) -> None:
         """Shares what passes between the layers."""
@@ -352,7 +333,8 @@ class Schedule:
             for part in self._worker.losses:
                 assert part is not None, "every microbatch has a loss"
                 loss += part.float()
-            loss /= self.microbatches
+            loss /= self.microbatches * self.replicas.size
+            self.replicas.reduce(loss)
         dist.broadcast(loss, group=self.group, group_src=owner)
         return loss
 
@@ -364,11 +346,6 @@ def _device(layers: Sequence[nn.Module], device: torch.device | str | None) -> t
     if len(found) > 1:
         raise ValueError(f"layers: they are on several devices: {sorted(map(str, found))}")
     return found.pop() if found else torch.device("cpu")
-
-
-def _number(what: Any) -> int:
-    """A number that is the same on every rank for the same thing, and is not 0."""
-    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest(), "little") + 1
 
 
 def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:
