@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from adaptis.replicas import local
+from adaptis.runtime import TESTED
 
 if TYPE_CHECKING:
     from adaptis.schedule import Schedule
@@ -46,7 +47,7 @@ def share(schedule: Schedule, scaler: GradScaler) -> None:
     if unscale is None:
         raise RuntimeError(
             f"torch {torch.__version__}: its GradScaler does not let its search for infinite gradients be shared among "
-            "ranks; train in bfloat16, which needs no scaler"
+            f"ranks; {TESTED} is what it is tested with, and bfloat16 needs no scaler"
         )
     # The last layer's rank is not the only one that has a scale.
     scaler.scale(torch.ones((), device=schedule.device))

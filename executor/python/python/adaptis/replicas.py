@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adaptis.runtime import TESTED
+
 
 def is_sharded(tensor: Any) -> bool:
     """Whether it is one rank's part of a tensor. (A DTensor, whose import takes a second that most jobs do without.)"""
@@ -150,7 +152,7 @@ def _check(name: str, parameter: Any, layer: nn.Module, before: Any) -> None:
     if not all(hasattr(module._get_fsdp_state(), "_fsdp_param_groups") for module in modules_of(layer)):
         raise RuntimeError(
             f"layers: {name} is sharded by the fully_shard of torch {torch.__version__}, whose shards can't be moved; "
-            "2.15 is the version that was tested"
+            f"{TESTED} is what it is tested with"
         )
     if before is not None and before != mesh:
         raise ValueError(f"layers: {name} is sharded over another mesh than the layers before it")

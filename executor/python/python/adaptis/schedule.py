@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from adaptis import _native, agreement, checkpoint, gradients, state
+from adaptis import _native, agreement, checkpoint, gradients, runtime, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import Exchange
 from adaptis.forms import Form, Forms
@@ -62,6 +62,7 @@ class Schedule:
     ) -> None:
         if not dist.is_initialized():
             raise RuntimeError("torch.distributed has no process group yet: call init_process_group first")
+        runtime.check("adaptis.Schedule", runtime.OF_SCHEDULE, is_first=dist.get_rank() == 0)
         if isinstance(group, DeviceMesh):
             if group.ndim != 1:
                 raise ValueError(f"group: a mesh of {group.ndim} dimensions; give its pipeline part, as mesh['pp']")
