@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 from torch.optim import AdamW
 
@@ -49,6 +48,8 @@ def main() -> None:
     layers = [Layer(times) for times in (12, 12, 12, 1, 1, 1, 1, 1)]
     group, replica = None, 0
     if options.replicas > 1:
+        from torch.distributed.fsdp import fully_shard
+
         shape = (dist.get_world_size() // options.replicas, options.replicas)
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("pp", "dp"))
         group, replica = mesh["pp"], mesh["dp"].get_local_rank()
