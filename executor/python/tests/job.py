@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import time
 from pathlib import Path
 
 import torch
@@ -22,13 +22,16 @@ ROWS = 64
 
 
 class Layer(nn.Module):
-    """One of a stack; `times` says how dear."""
+    """One of a stack; `times` says how dear. It may sleep instead of working, as a host does while its device works."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, sleep_ms: float) -> None:
         super().__init__()
-        self.inner = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(times))
+        self.sleep_s = times * sleep_ms / 1e3
+        width = WIDTH if sleep_ms == 0 else WIDTH // 8
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(times))
 
     def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.sleep_s)
         for linear in self.inner:
             x = x + 0.1 * functional.gelu(linear(x))
         return x
@@ -39,13 +42,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--losses", type=Path, required=True)
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--sleep-ms", type=float, default=0.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(5)
     # All the dear ones at the beginning: an even split gives the first rank nearly everything.
-    layers = [Layer(times) for times in (12, 12, 12, 1, 1, 1, 1, 1)]
+    layers = [Layer(times, options.sleep_ms) for times in (12, 12, 12, 1, 1, 1, 1, 1)]
     group, replica = None, 0
     if options.replicas > 1:
         from torch.distributed.fsdp import fully_shard
@@ -60,7 +64,7 @@ def main() -> None:
     losses, plans = [], []
     for step in range(options.steps):
         torch.manual_seed(options.replicas * step + replica)
-        x = torch.randn(ROWS * MICROBATCHES, WIDTH)
+        x = torch.randn(ROWS * MICROBATCHES, WIDTH if options.sleep_ms == 0 else WIDTH // 8)
         losses.append(schedule.step(x, target=x.flip(1)).item())
         plans.append(schedule.plan.epoch)
         optimizer.step()
