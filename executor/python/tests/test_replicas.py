@@ -326,3 +326,24 @@ def test_all_replicas_go_over_to_what_the_first_one_is_told() -> None:
 def _still(rank: int, world: int) -> list[tuple[str]]:
     job = _Job(_mesh())
     return [(job.step().hex(),) for _ in range(6)]
+
+
+def _weighed(rank: int, world: int) -> list[dict[int, int]]:
+    """What layers hold for a microbatch: plain ones, and sharded with and without their parameters gathered until backward."""
+    mesh, found = _mesh(), []
+    for reshard in (None, False, True):
+        torch.manual_seed(1)
+        layers: list[nn.Module] = [nn.Linear(WIDTH, 64 * WIDTH), nn.Linear(64 * WIDTH, WIDTH)]
+        if reshard is not None:
+            for layer in layers:
+                fully_shard(layer, mesh=mesh["dp"], reshard_after_forward=reshard)
+        schedule = Schedule(layers, 1, nn.functional.mse_loss, group=mesh["pp"])
+        schedule._worker.tape.is_weighing = True
+        schedule.step(torch.ones(2, WIDTH), target=torch.ones(2, WIDTH))
+        found.append(dict(schedule._worker.tape.activation_bytes))
+    return found
+
+
+def test_gathered_parameters_are_not_taken_for_activations() -> None:
+    for plain, kept, dropped in in_ranks(4, _weighed):
+        assert plain and plain == kept == dropped

@@ -66,11 +66,12 @@ class Tape:
 
     def weigh(self, layer: int, module: nn.Module, inputs: Iterable[Tensor], run: Callable[[], T]) -> T:
         """Runs a layer's forward and weighs what it leaves behind."""
-        given = {storage_of(part) for part in inputs}
-        held = set(given)
+        given = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in inputs}
+        held = dict(given)
 
         def pack(saved: Tensor) -> Tensor:
-            held.add(storage_of(saved))
+            storage = saved.untyped_storage()
+            held[storage.data_ptr()] = storage
             return saved
 
         try:
@@ -83,7 +84,8 @@ class Tape:
             held = given
             result = run()
         own = storages_of(module)
-        self.activation_bytes[layer] = sum(size for at, size in held if at not in own)
+        # Parameters that were gathered for this forward alone are empty by now.
+        self.activation_bytes[layer] = sum(storage.nbytes() for at, storage in held.items() if at not in own)
         return result
 
     def weigh_debts(self, layer: int, microbatch: int, debts: list[Debt], module: nn.Module) -> None:
