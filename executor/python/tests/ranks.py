@@ -18,6 +18,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+# Forks of a process that has torch at hand and nothing running.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch.distributed.checkpoint", "torch.distributed.fsdp", "adaptis"])
+
 GRACE_S = 5.0
 """How long the others may take to tell what they saw of a rank's end."""
 LONGEST_S = 240.0
@@ -100,9 +104,8 @@ def _tensors(value: Any) -> Any:
 
 class _Rank:
     def __init__(self, rank: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+        self.pipe, theirs = _context.Pipe()
+        self.process = _context.Process(target=_serve, args=(rank, theirs), daemon=True)
         self.process.start()
         theirs.close()
 

@@ -347,3 +347,23 @@ def _weighed(rank: int, world: int) -> list[dict[int, int]]:
 def test_gathered_parameters_are_not_taken_for_activations() -> None:
     for plain, kept, dropped in in_ranks(4, _weighed):
         assert plain and plain == kept == dropped
+
+
+def _accumulated(rank: int, world: int, changes: dict[int, int]) -> list[float]:
+    """Two steps before each of the optimizer's."""
+    job = _Job(_mesh())
+    losses = []
+    for step in range(5):
+        if step in changes:
+            job.schedule.change(random_plan(4, 2, 2, changes[step], epoch=1 + step))
+        x, y = batch(2 * step + (job.replica or 0))
+        losses.append(job.schedule.step(x, target=y).item())
+        if step % 2:
+            job.optimizer.step()
+            job.optimizer.zero_grad()
+    return losses
+
+
+def test_sharded_gradients_that_are_accumulated_move_with_their_layer() -> None:
+    changed, still = (in_ranks(4, _accumulated, changes) for changes in ({1: 5, 3: 6}, {}))
+    assert changed == still and len(set(still[0])) == 5
