@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import io
 import os
+import runpy
 import socket
+import sys
 import traceback
 from multiprocessing import connection
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+
+# Forks of a process that has torch at hand and nothing running.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch.distributed.checkpoint", "torch.distributed.fsdp", "adaptis"])
 
 GRACE_S = 5.0
 """How long the others may take to tell what they saw of a rank's end."""
@@ -43,6 +52,30 @@ def _serve(rank: int, pipe: Any) -> None:
         pipe.send((result, None))
 
 
+def run_script(path: str | Path, arguments: Sequence[str]) -> str:
+    """What a script prints that is run in this process, in a group that is there already."""
+    started, ended, kept, said = dist.init_process_group, dist.destroy_process_group, sys.argv, io.StringIO()
+    sys.path.insert(0, str(Path(path).parent))
+    try:
+        dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None
+        sys.argv = [str(path), *arguments]
+        with contextlib.redirect_stdout(said):
+            runpy.run_path(str(path), run_name="__main__")
+    finally:
+        sys.path.pop(0)
+        dist.init_process_group, dist.destroy_process_group, sys.argv = started, ended, kept
+    return said.getvalue()
+
+
+def _script(rank: int, world: int, path: Path, runs: Sequence[Sequence[str]]) -> list[str]:
+    return [run_script(path, arguments) for arguments in runs]
+
+
+def script_in_ranks(world: int, path: Path, *runs: Sequence[str]) -> list[list[str]]:
+    """What each rank prints of a script, for each list of arguments."""
+    return in_ranks(world, _script, path, runs)
+
+
 def _plain(value: Any) -> Any:
     """Tensors as arrays, which travel by value."""
     if isinstance(value, torch.Tensor):
@@ -71,9 +104,8 @@ def _tensors(value: Any) -> Any:
 
 class _Rank:
     def __init__(self, rank: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+        self.pipe, theirs = _context.Pipe()
+        self.process = _context.Process(target=_serve, args=(rank, theirs), daemon=True)
         self.process.start()
         theirs.close()
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import os
 import random
 import re
 import subprocess
@@ -16,15 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from adaptis import Plan, Schedule
 from plans import scheduled
-from ranks import in_ranks
+from ranks import in_ranks, run_script, script_in_ranks
+from test_session import clean, torchrun
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-STEPS = {"gpt": 3, "mixed": 3, "seq2seq": 3, "convnet": 6}
-PROCESSES = {"gpt": 4, "mixed": 2, "seq2seq": 2, "convnet": 2}
+STEPS = {"gpt": 3, "mixed": 3, "seq2seq": 3, "convnet": 4}
 LONGEST_S = 240.0
 
 
@@ -34,26 +30,8 @@ def example(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def here(name: str, steps: int, *arguments: str) -> str:
-    """What an example prints, run in this process."""
-    module, kept, said = example(name), sys.argv, io.StringIO()
-    try:
-        sys.argv = [name, "--steps", str(steps), *arguments]
-        with contextlib.redirect_stdout(said):
-            module.main()
-    finally:
-        sys.argv = kept
-    return said.getvalue()
-
-
-def by_torchrun(name: str) -> str:
-    """What it prints as a pipeline."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES[name])]
-    command += [str(EXAMPLES / f"{name}.py"), "--steps", str(STEPS[name])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+def file(name: str) -> Path:
+    return EXAMPLES / f"{name}.py"
 
 
 def losses(said: str) -> list[float]:
@@ -65,13 +43,12 @@ def bits(said: str) -> str:
     return str(found)
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_an_example_learns_what_it_learns_without_a_pipeline(name: str) -> None:
-    plain, piped = here(name, STEPS[name], "--plain"), by_torchrun(name)
-    first, last = losses(piped)
-    assert last < first - 0.1, piped
-    assert losses(plain)[0] == pytest.approx(first, rel=1e-4)
-    assert float.fromhex(bits(piped)) == pytest.approx(float.fromhex(bits(plain)), rel=1e-4)
+def test_an_example_learns_as_its_user_starts_it() -> None:
+    job = torchrun(2, [str(file("seq2seq")), "--steps", str(STEPS["seq2seq"])])
+    ended = subprocess.run(job, env=clean(), capture_output=True, text=True, timeout=LONGEST_S)
+    assert ended.returncode == 0, ended.stderr
+    first, last = losses(ended.stdout)
+    assert last < first - 0.1, ended.stdout
 
 
 def _uneven(count: int) -> Plan:
@@ -86,28 +63,24 @@ def _uneven(count: int) -> Plan:
     )
 
 
-def _in_rank(rank: int, world: int, name: str, runs: list[list[str]]) -> list[str]:
-    """What a rank prints with each list of arguments, in a group that is there already."""
-    started, ended = dist.init_process_group, dist.destroy_process_group
-    try:
-        dist.init_process_group = dist.destroy_process_group = lambda *_: None
-        return [here(name, 2, *arguments) for arguments in runs]
-    finally:
-        dist.init_process_group, dist.destroy_process_group = started, ended
-
-
 @pytest.mark.parametrize("name", STEPS)
-def test_neither_a_plan_nor_a_slow_rank_changes_a_bit(name: str, tmp_path: Path) -> None:
+def test_an_example_learns_what_it_learns_without_a_pipeline_and_no_plan_changes_a_bit(name: str, tmp_path: Path) -> None:
+    steps = ["--steps", str(STEPS[name])]
+    plain = run_script(file(name), [*steps, "--plain"])
     count = len(example(name).model())
     even = Plan.even(count, ["rank0", "rank1"], 8, "zb-h1")
     for kind, plan in (("even", even), ("uneven", _uneven(count))):
         (tmp_path / kind).write_text(plan.write())
-    runs = [[], ["--plan", str(tmp_path / "even")], ["--plan", str(tmp_path / "uneven")]]
-    if name == "gpt":
-        runs.append([*runs[1], "--slow", "1:2@1"])
-    said, others = in_ranks(2, _in_rank, name, runs)
+    runs = [[*steps, "--plan", str(tmp_path / kind)] for kind in ("even", "uneven")]
+    # By itself, the dearest of them is run with the sessions.
+    runs.append(steps) if name != "gpt" else runs[0].extend(["--slow", "1:2@1"])
+    said, others = script_in_ranks(2, file(name), *runs)
     assert not any(others), "only rank 0 speaks"
     assert len({bits(part) for part in said}) == 1, said
+    first, last = losses(said[0])
+    assert last < first - 0.1, said[0]
+    assert losses(plain)[0] == pytest.approx(first, rel=1e-4)
+    assert float.fromhex(bits(said[0])) == pytest.approx(float.fromhex(bits(plain)), rel=1e-4)
 
 
 def _slowed(rank: int, world: int) -> tuple[dict[float, list[float]], int]:

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import adaptis
 from adaptis.governor import Governor
-from ranks import free_port
-from test_session import COMMAND, HERE, clean
+from ranks import free_port, script_in_ranks
+from test_session import COMMAND, HERE, clean, forked
 
 
 WIDTH = 6
@@ -35,9 +35,8 @@ def observed(dir: Path, job: list[str], *options: str) -> dict[str, Any]:
 
 def test_one_line_measures_a_plain_script_and_changes_nothing(tmp_path: Path) -> None:
     unseen, seen = tmp_path / "unseen.json", tmp_path / "seen.json"
-    script = [sys.executable, str(HERE / "plain.py"), "--losses"]
-    subprocess.run([*script, str(unseen), "--unseen"], env=clean(), check=True, timeout=120)
-    report = observed(tmp_path / "run", [*script, str(seen)])
+    script_in_ranks(1, HERE / "plain.py", ["--losses", str(unseen), "--unseen"])
+    report = observed(tmp_path / "run", [sys.executable, str(HERE / "plain.py"), "--losses", str(seen)])
     assert json.loads(seen.read_text()) == json.loads(unseen.read_text())
     assert report["configuration"]["microbatches"] == 3, "as many as are accumulated"
     assert len(report["configuration"]["layers"]) == 3
@@ -50,11 +49,9 @@ def test_one_line_measures_a_plain_script_and_changes_nothing(tmp_path: Path) ->
 
 def test_a_pipeline_that_knows_nothing_of_us_is_measured_and_planned_for_other_devices(tmp_path: Path) -> None:
     unseen, seen, dir = tmp_path / "unseen.json", tmp_path / "seen.json", tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    job = [*torchrun, str(HERE / "pipelined.py"), "--losses"]
-    subprocess.run([*job, str(unseen)], env=clean(), check=True, timeout=200)
+    script_in_ranks(2, HERE / "pipelined.py", ["--losses", str(unseen)])
     store = tmp_path / "store"
-    report = observed(dir, [*job, str(seen)], "--store", str(store))
+    report = observed(dir, forked(2, [str(HERE / "pipelined.py"), "--losses", str(seen)]), "--store", str(store))
     assert json.loads(seen.read_text()) == json.loads(unseen.read_text())
     assert len(report["configuration"]["layers"]) == 5, "the norm that never runs is none"
     plan = json.loads((dir / "plans" / "epoch-1.json").read_text())

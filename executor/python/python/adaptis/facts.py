@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adaptis import replicas
 from adaptis.forms import Forms
 
 
@@ -47,6 +48,7 @@ class Fact:
 
 
 def _bytes(tensor: Tensor) -> int:
+    tensor = replicas.local(tensor)
     return tensor.numel() * tensor.element_size()
 
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
+from functools import partial
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from adaptis import _native, state
+from adaptis import _native, agreement, checkpoint, gradients, runtime, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import Exchange
 from adaptis.forms import Form, Forms
+from adaptis.replicas import Replicas, placed
 from adaptis.session import Seat, Settings
 from adaptis.split import defer
 from adaptis.worker import Bundle, Share, Stage, Worker
 
-O = TypeVar("O", bound=Optimizer)
+O = TypeVar("O", bound=Optimizer | GradScaler)
 
 
 class Schedule:
@@ -33,6 +37,10 @@ class Schedule:
         schedule = adaptis.Schedule(layers, microbatches=8, loss_fn=loss_fn)
         optimizer = schedule.attach(AdamW(schedule.parameters()))
         loss = schedule.step(x, target=y)
+
+    `group` is the pipeline's process group, or a `DeviceMesh` of one dimension. Layers may each be sharded by `fully_shard`
+    over the data-parallel part of a mesh: then there are as many replicas of the pipeline, each with an `x` of its own, all on
+    one plan, and the loss is that of all.
 
     `plan` is where to start: a `Plan`, or the name of a schedule (gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min);
     without one an even split under 1F1B. `seed` is that of the layers' random numbers, which do not depend on the plan.
@@ -47,13 +55,18 @@ class Schedule:
         loss_fn: Callable[..., Tensor],
         *,
         plan: Plan | str | None = None,
-        group: dist.ProcessGroup | None = None,
+        group: dist.ProcessGroup | DeviceMesh | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         coordinator: str | None = None,
     ) -> None:
         if not dist.is_initialized():
             raise RuntimeError("torch.distributed has no process group yet: call init_process_group first")
+        runtime.check("adaptis.Schedule", runtime.OF_SCHEDULE, is_first=dist.get_rank() == 0)
+        if isinstance(group, DeviceMesh):
+            if group.ndim != 1:
+                raise ValueError(f"group: a mesh of {group.ndim} dimensions; give its pipeline part, as mesh['pp']")
+            group = group.get_group()
         if dist.get_backend(group) != "gloo":
             raise RuntimeError(f"group: its backend is {dist.get_backend(group)}; a schedule runs over gloo so far")
         self.layers = list(layers)
@@ -67,9 +80,11 @@ class Schedule:
         self.world = dist.get_world_size(group)
         self.device = _device(self.layers, device)
         self.optimizers: list[Optimizer] = []
+        self._scaler: GradScaler | None = None
         self.steps = 0
         self._tied = state.tied(self.layers)
-        self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed)
+        self.replicas = Replicas(self.layers)
+        self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed, self.replicas.rank)
         self._exchange = Exchange(group, self.device)
         self._mover = state.Mover(group, self.device)
         # What passes between the layers, by kind of iteration.
@@ -86,7 +101,7 @@ class Schedule:
         for layer in self._elsewhere():
             state.drop(layer, [], [own for _, own in self._own()])
         self._adopt()
-        self._seat = Seat(self, Settings.found(coordinator))
+        self._seat = Seat(self, Settings.found(coordinator if self.replicas.rank == 0 else ""))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters of the model, each once; those of other ranks' layers hold nothing here."""
@@ -97,12 +112,18 @@ class Schedule:
         return nn.ModuleList(self.layers).named_parameters()
 
     def attach(self, optimizer: O) -> O:
-        """Makes what an optimizer keeps for a layer move with it."""
-        if optimizer not in self.optimizers:
+        """Makes what an optimizer keeps for a layer move with it; makes a `GradScaler` scale the loss, and skip a step on all
+        ranks together."""
+        if isinstance(optimizer, GradScaler):
+            if self._scaler is not None and self._scaler is not optimizer:
+                raise ValueError("attach: a schedule has one GradScaler, and this one has one already")
+            if self._scaler is None:
+                gradients.share(self, optimizer)
+                self._scaler, self._worker.scaled = optimizer, optimizer.scale
+        elif optimizer not in self.optimizers:
             self.optimizers.append(optimizer)
-            for layer in self._elsewhere():
-                for parameter in layer.parameters():
-                    optimizer.state.pop(parameter, None)
+            checkpoint.forget_elsewhere(self, optimizer)
+            optimizer.register_load_state_dict_post_hook(partial(checkpoint.forget_elsewhere, self))
         return optimizer
 
     def change(self, plan: Plan) -> None:
@@ -121,14 +142,15 @@ class Schedule:
         the middle gradients are not whole: zero them.
         """
         share, error = self._share(x, target)
-        votes = self._votes(share, error)
+        votes = agreement.votes(self, share, error, self._seat.word(self._loss_then()))
         self._attend(votes)
+        every = agreement.of_all(self, votes)
         try:
-            kind = self._agreed(votes, error)
+            kind = agreement.kind(self, every, error)
         except BaseException:
             self._seat.forget()
             raise
-        self._join(votes)
+        self._join(every)
         if self._next is not None:
             self._switch()
         known = self._forms.get(kind)
@@ -157,24 +179,7 @@ class Schedule:
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scales all gradients down to this global norm if theirs is larger; the norm before. The squares are added in the
         order of the layers, so that no bit of it depends on the plan. To be called on every rank."""
-        squares = torch.zeros(len(self.layers), dtype=torch.float64, device=self.device)
-        gradients = []
-        seen: set[int] = set()
-        for at, layer in self._own():
-            for parameter in layer.parameters():
-                if parameter.grad is not None and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    gradients.append(parameter.grad)
-                    squares[at] += parameter.grad.detach().abs().double().square().sum()
-        dist.all_reduce(squares, group=self.group)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for square in squares:
-            total += square
-        norm = total.sqrt()
-        if norm > max_norm:
-            for gradient in gradients:
-                gradient.mul_((max_norm / norm).to(gradient.device))
-        return norm.float()
+        return gradients.clip_norm(self, max_norm)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers of the layers of this rank, by names that do not depend on the plan."""
@@ -186,8 +191,32 @@ class Schedule:
         """Takes parameters and buffers of the layers of this rank from a whole model's, or from more than these."""
         for at, layer in self._own():
             prefix = f"{at}."
+            held = layer.state_dict()
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            layer.load_state_dict(own)
+            layer.load_state_dict({name: placed(value, held.get(name)) for name, value in own.items()})
+
+    def checkpoint(self) -> dict[str, Any]:
+        """This rank's part of a checkpoint: the "model", its "optimizers" and "steps", all by names that do not depend on the
+        plan. `torch.distributed.checkpoint` makes one of all parts."""
+        return checkpoint.part(self)
+
+    def whole_checkpoint(self) -> dict[str, Any] | None:
+        """The same of all ranks together, for `torch.save` by rank 0; None on the others. To be called on every rank."""
+        return checkpoint.whole(self)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a checkpoint was taken, under whatever plan and on however many ranks. To be called on every rank,
+        with the whole or at least what its layers need. A plain script's `{"model": model.state_dict(), "optimizers":
+        [optimizer.state_dict()], "steps": steps}` will do."""
+        checkpoint.restore(self, state)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a checkpoint of torch.distributed.checkpoint, each rank its part. To be called on every rank."""
+        checkpoint.save(self, directory)
+
+    def load(self, directory: str | Path) -> None:
+        """Goes on from one, each rank reading what its layers need. To be called on every rank."""
+        checkpoint.load(self, directory)
 
     def _checked(self, plan: Plan) -> tuple[Plan, _native.Row, int]:
         if plan.layers != len(self.layers):
@@ -198,7 +227,7 @@ class Schedule:
         if findings:
             tied = f" (layers {self._tied} share parameters)" if self._tied else ""
             raise PlanError("the plan is not valid: " + "; ".join(findings) + tied)
-        return plan, plan.row(self.rank), _number(plan.write())
+        return plan, plan.row(self.rank), agreement.number(plan.write())
 
     def _elsewhere(self) -> list[nn.Module]:
         """The layers of other ranks."""
@@ -257,71 +286,40 @@ class Schedule:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])
         return Share(inputs, targets, self.steps), None
 
-    def _votes(self, share: Share, error: Exception | None) -> list[list[int]]:
-        """What each rank is about to do, in order of rank."""
-        number = self._plan_number if self._next is None else _number((self._next[2], "next"))
-        own = [
-            int(error is None),
-            0 if share.inputs is None else _number([(part.dtype, tuple(part.shape)) for part in share.inputs[0]]),
-            int(share.targets is not None),
-            number,
-            _number((self.steps, self._manner())),
-            int(self._seat.wants_in),
-            *self._seat.word(self._loss_then()),
-        ]
-        mine = torch.tensor(own, dtype=torch.int64, device=self.device)
-        gathered = torch.empty(self.world * len(own), dtype=torch.int64, device=self.device)
-        dist.all_gather_into_tensor(gathered, mine, group=self.group)
-        return gathered.view(self.world, len(own)).tolist()
-
     def _loss_then(self) -> float | None:
         """The loss of the step before."""
         return None if self._last_loss is None else float(self._last_loss)
 
-    def _attend(self, votes: list[list[int]]) -> None:
+    def _coming_plan(self) -> Plan:
+        return self.plan if self._next is None else self._next[0]
+
+    def _number_of_plan(self) -> int:
+        return self._plan_number if self._next is None else agreement.number((self._next[2], "next"))
+
+    def _attend(self, votes: agreement.Votes) -> None:
         """The coordinator's part in a boundary, alike on all ranks."""
-        plan = self._seat.boundary([vote[6:] for vote in votes], self._loss_then())
-        if plan is not None and plan.is_alike(self.plan):
+        plan = self._seat.boundary([vote[agreement.OF_SEAT :] for vote in votes], self._loss_then())
+        if plan is not None:
+            self._take(plan)
+
+    def _take(self, plan: Plan) -> None:
+        if plan.is_alike(self.plan):
             # The coordinator's number for it.
             self.plan, self._row, self._plan_number = self._checked(plan)
-        elif plan is not None:
+        else:
             self._next = self._checked(plan)
 
-    def _join(self, votes: list[list[int]]) -> None:
+    def _lead(self) -> None:
+        """Replica 0 tells the others the plan that the coordinator has for all."""
+        is_first = self.replicas.rank == 0
+        text = self.replicas.of_first(self._coming_plan().write() if is_first else None)
+        if not is_first:
+            self._take(Plan.read(text))
+
+    def _join(self, every: list[agreement.Votes]) -> None:
         """Declares the job to the coordinator; all ranks have agreed that they go the same way."""
-        if self._next is None:
-            of = self.plan.device_of_layers()
-            ends = ((0, of[0], 1), (len(self.layers) - 1, of[-1], 2))
-            pinned = [(layer, rank) for layer, rank, at in ends if not all(vote[at] for vote in votes)]
-            self._seat.join([bool(vote[5]) for vote in votes], pinned)
-
-    def _agreed(self, votes: list[list[int]], error: Exception | None) -> int:
-        """Sees that all ranks are about to do the same. What kind of iteration it is: the same kind has the same shapes."""
-        plan = self.plan if self._next is None else self._next[0]
-        if error is not None:
-            raise error
-        failed = [rank for rank, vote in enumerate(votes) if not vote[0]]
-        if failed:
-            raise RuntimeError(f"step: ranks {failed} can't begin; they say why")
-        for at, what in ((3, "plan"), (4, "number of steps, training mode, autocast or requires_grad")):
-            if len({vote[at] for vote in votes}) > 1:
-                raise RuntimeError(f"step: the {what} differs from rank to rank: {[vote[at] for vote in votes]}")
-        of = plan.device_of_layers()
-        if not votes[of[0]][1]:
-            raise ValueError(f"step() needs x on rank {of[0]}, which holds the first layer")
-        if not votes[of[-1]][2]:
-            raise ValueError(f"step() needs target on rank {of[-1]}, which holds the last layer")
-        sizes = {vote[1] for vote in votes} - {0}
-        if len(sizes) > 1:
-            raise ValueError("x: its shape or type differs from rank to rank")
-        return _number((sizes.pop(), self._manner()))
-
-    def _manner(self) -> tuple[Any, ...]:
-        """What else decides what passes between layers, alike on all ranks."""
-        kind = self.device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        modes = bytes(layer.training for layer in self.layers)
-        return autocast, modes, bytes(parameter.requires_grad for parameter in self.parameters())
+        if self._next is None and self.replicas.rank == 0:
+            self._seat.join([bool(vote[agreement.WANTS_IN]) for vote in every[0]], agreement.pinned(self, every))
 
     def _learn(self, kind: int) -> None:
         """Shares what passes between the layers."""
@@ -336,7 +334,8 @@ class Schedule:
             for part in self._worker.losses:
                 assert part is not None, "every microbatch has a loss"
                 loss += part.float()
-            loss /= self.microbatches
+            loss /= self.microbatches * self.replicas.size
+            self.replicas.reduce(loss)
         dist.broadcast(loss, group=self.group, group_src=owner)
         return loss
 
@@ -348,11 +347,6 @@ def _device(layers: Sequence[nn.Module], device: torch.device | str | None) -> t
     if len(found) > 1:
         raise ValueError(f"layers: they are on several devices: {sorted(map(str, found))}")
     return found.pop() if found else torch.device("cpu")
-
-
-def _number(what: Any) -> int:
-    """A number that is the same on every rank for the same thing, and is not 0."""
-    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest(), "little") + 1
 
 
 def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:

@@ -88,7 +88,7 @@ class Seat:
     @property
     def wants_in(self) -> bool:
         """There is a coordinator, and the job was not declared to it yet."""
-        return self.settings is not None and self.native is None and not self._has_ended and self.schedule.steps > 0
+        return self.settings is not None and self.native is None and not self._has_ended and bool(self.schedule._forms)
 
     def word(self, loss: float | None) -> list[int]:
         """Numbers of fixed length for the others."""

@@ -8,6 +8,7 @@ from typing import Any, Sequence
 import torch.distributed as dist
 from torch import nn
 
+from adaptis import runtime
 from adaptis.observe import Observation, Piece, begin
 from adaptis.session import Settings
 
@@ -19,6 +20,9 @@ def observe_stages(stages: Sequence[Any]) -> Observation | None:
     settings = Settings.found(None)
     if settings is None or not stages:
         return None
+    kind = type(stages[0])
+    needs = [(kind, f"{work}_one_chunk", ()) for work in ("forward", "backward", "backward_weight")]
+    runtime.check("observing its stages", [*needs, (stages[0], "dw_builder", ())], is_first=dist.get_rank() == 0)
     group = stages[0].group
     if group is not None and dist.get_global_rank(group, 0) != 0:
         return None

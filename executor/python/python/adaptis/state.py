@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adaptis import replicas
 from adaptis._native import digest
 
 
@@ -37,9 +38,12 @@ def drop(layer: nn.Module, optimizers: Sequence[Optimizer], held: Sequence[nn.Mo
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.grad = None
-            parameter.data = _blank(parameter.data)
+            if not replicas.is_sharded(parameter):
+                parameter.data = _blank(parameter.data)
             for optimizer in optimizers:
                 optimizer.state.pop(parameter, None)
+        if any(replicas.is_sharded(parameter) for parameter in layer.parameters()):
+            replicas.put_down(layer)
         for buffer in layer.buffers():
             if id(buffer) not in used:
                 buffer.data = _blank(buffer.data)
@@ -67,7 +71,9 @@ class _Entry:
     detail: str
     optimizer: int
     dtype: torch.dtype
+    # Of what of it is here.
     shape: tuple[int, ...]
+    is_sharded: bool
 
 
 @dataclass
@@ -88,8 +94,10 @@ def _entries(
     plain: list[Any] = []
 
     def add(kind: str, name: str, detail: str, optimizer: int, tensor: Tensor) -> None:
-        entries.append(_Entry(kind, name, detail, optimizer, tensor.dtype, tuple(tensor.shape)))
-        tensors.append(tensor.detach())
+        here = replicas.local(tensor).detach()
+        is_sharded = replicas.is_sharded(tensor)
+        entries.append(_Entry(kind, name, detail, optimizer, tensor.dtype, tuple(here.shape), is_sharded))
+        tensors.append(here)
 
     for name, parameter in layer.named_parameters():
         if id(parameter) in done:
@@ -161,6 +169,8 @@ class Mover:
         return header.bytes
 
     def _unpack(self, header: _Header, packed: Tensor, layer: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        if any(entry.is_sharded and entry.kind == "parameter" for entry in header.entries):
+            replicas.take_up(layer, self.device)
         own: dict[str, Tensor] = dict(tensors_of(layer))
         at = 0
         with torch.no_grad():
@@ -172,6 +182,10 @@ class Mover:
                     blank.view(-1).view(torch.uint8).copy_(packed[at : at + size])
                 at += size
                 target = own[entry.name]
+                if entry.is_sharded and entry.kind == "parameter":
+                    replicas.local(target).copy_(blank)
+                    continue
+                blank = replicas.like(blank, target) if entry.is_sharded else blank
                 if entry.kind in ("parameter", "buffer"):
                     target.data = blank
                 elif entry.kind == "gradient":

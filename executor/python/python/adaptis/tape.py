@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterable, Iterator, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adaptis.replicas import local
 from adaptis.split import Debt
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, RECOMPUTE, OPTIMIZER = range(5)
@@ -65,12 +66,12 @@ class Tape:
 
     def weigh(self, layer: int, module: nn.Module, inputs: Iterable[Tensor], run: Callable[[], T]) -> T:
         """Runs a layer's forward and weighs what it leaves behind."""
-        own = {part.untyped_storage().data_ptr() for part in module.parameters()}
-        given = {storage_of(part) for part in inputs}
-        held = set(given)
+        given = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in inputs}
+        held = dict(given)
 
         def pack(saved: Tensor) -> Tensor:
-            held.add(storage_of(saved))
+            storage = saved.untyped_storage()
+            held[storage.data_ptr()] = storage
             return saved
 
         try:
@@ -82,16 +83,23 @@ class Tape:
                 raise
             held = given
             result = run()
-        self.activation_bytes[layer] = sum(size for at, size in held if at not in own)
+        own = storages_of(module)
+        # Parameters that were gathered for this forward alone are empty by now.
+        self.activation_bytes[layer] = sum(storage.nbytes() for at, storage in held.items() if at not in own)
         return result
 
     def weigh_debts(self, layer: int, microbatch: int, debts: list[Debt], module: nn.Module) -> None:
         """Weighs what is held from I to W."""
         if not self.is_weighing or microbatch != 0 or layer in self.weight_gradient_bytes:
             return
-        own = {part.untyped_storage().data_ptr() for part in module.parameters()}
+        own = storages_of(module)
         held = {storage_of(part) for debt in debts for part in _captured(debt)}
         self.weight_gradient_bytes[layer] = sum(size for at, size in held if at not in own)
+
+
+def storages_of(module: nn.Module) -> set[int]:
+    """Where the parameters of a module lie."""
+    return {local(part).untyped_storage().data_ptr() for part in module.parameters()}
 
 
 def storage_of(part: Tensor) -> tuple[int, int]:

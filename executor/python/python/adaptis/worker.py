@@ -23,7 +23,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from adaptis import chance
+from adaptis import chance, replicas
 from adaptis.forms import Form, Forms
 from adaptis.split import Debt, Ledger, pay
 from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape
@@ -95,12 +95,18 @@ class Worker:
         microbatches: int,
         device: torch.device,
         seed: int,
+        replica: int,
     ) -> None:
         self.layers = layers
         self.loss_fn = loss_fn
         self.microbatches = microbatches
         self.device = device
         self.seed = seed
+        # Microbatches are numbered through all replicas for random numbers.
+        self.replica = replica
+        self.sharded = [replicas.modules_of(layer) for layer in layers]
+        # What a GradScaler makes of the loss.
+        self.scaled: Callable[[Tensor], Tensor] = lambda loss: loss
         self.ledger = Ledger()
         self.tape = Tape()
         self.stages: dict[int, Stage] = {}
@@ -140,7 +146,7 @@ class Worker:
             value = self.share.inputs[microbatch]
         for layer in range(here.first, here.end):
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
-            number = chance.key(self.seed, self.share.step, layer, microbatch)
+            number = self._key(layer, microbatch)
             is_recomputed = layer in here.recomputed
             if self.tape.is_due(layer, microbatch):
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
@@ -161,6 +167,9 @@ class Worker:
         self.tape.took(here.end - 1, FORWARD, microbatch)
         return None
 
+    def _key(self, layer: int, microbatch: int) -> int:
+        return chance.key(self.seed, self.share.step, layer, self.replica * self.microbatches + microbatch)
+
     def _run(self, layer: int, inputs: Bundle, number: int) -> Bundle:
         self._generator.seed(number)
         versions = [part._version for part in inputs]
@@ -179,7 +188,7 @@ class Worker:
 
     def _loss(self, outputs: Bundle, microbatch: int) -> Tensor:
         assert self.share.targets is not None, "all ranks agreed that it is there"
-        self._generator.seed(chance.key(self.seed, self.share.step, len(self.layers), microbatch))
+        self._generator.seed(self._key(len(self.layers), microbatch))
         with torch.enable_grad():
             output = outputs[0] if len(outputs) == 1 else outputs
             loss = self.loss_fn(output, self.share.targets[microbatch])
@@ -241,6 +250,8 @@ class Worker:
                 self.tape.took(layer, RECOMPUTE, microbatch)
             else:
                 outputs, piece.outputs = piece.outputs, None
+            # Of a stage, all other microbatches were before the last one.
+            replicas.sync(self.sharded[layer], microbatch == self.microbatches - 1)
             with self._without_autocast():
                 with self.ledger:
                     gradient = _through(outputs, gradient, piece.inputs)
@@ -255,7 +266,7 @@ class Worker:
         loss, kept.loss = kept.loss, None
         assert loss is not None, "F comes before I"
         if loss.requires_grad:
-            (loss / self.microbatches).backward()
+            self.scaled(loss / self.microbatches).backward()
         outputs, kept.outputs = kept.outputs, ()
         return tuple(part.grad if part.requires_grad else None for part in outputs)
 

@@ -1,0 +1,232 @@
+"""Checkpoints that do not depend on the plan: what is in them is named by the layer, never by the rank.
+
+    {"model":      {"0.weight": .., "1.norm.bias": ..},                      as the state of nn.ModuleList(layers)
+     "optimizers": [{"state": {"0.weight": {"exp_avg": ..}}, "param_groups": [{"lr": .., "params": ["0.weight", ..]}]}],
+     "steps":      100}                                                      random numbers of layers go by it
+
+1. A rank's part has the state of its own layers alone; the parts of all ranks together are what one process would have. The
+   optimizers' members are of the form that `Optimizer.load_state_dict` takes.
+2. What does not fit is refused before anything is changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adaptis import replicas
+
+if TYPE_CHECKING:
+    from adaptis.schedule import Schedule
+
+State = dict[str, Any]
+
+
+def part(schedule: Schedule) -> State:
+    """What this rank has."""
+    names = _names(schedule)
+    return {
+        "model": schedule.state_dict(),
+        "optimizers": [_named(optimizer, names) for optimizer in schedule.optimizers],
+        "steps": schedule.steps,
+    }
+
+
+def whole(schedule: Schedule) -> State | None:
+    """What all ranks have, on rank 0 alone and in the host's memory. To be called on every rank."""
+    own = _on_host(part(schedule))
+    if schedule.replicas.rank > 0:
+        return None
+    parts: list[Any] | None = [None] * schedule.world if schedule.rank == 0 else None
+    dist.gather_object(own, parts, group=schedule.group, group_dst=0)
+    if parts is None:
+        return None
+    for other in parts:
+        own["model"].update(other["model"])
+        for mine, theirs in zip(own["optimizers"], other["optimizers"]):
+            mine["state"].update(theirs["state"])
+    own["model"] = {name: own["model"][name] for name in sorted(own["model"], key=_layer_of)}
+    return own
+
+
+def restore(schedule: Schedule, state: Mapping[str, Any]) -> None:
+    """Takes what belongs to this rank's layers."""
+    for name in ("model", "optimizers", "steps"):
+        if name not in state:
+            raise ValueError(f"restore: the checkpoint has no {name!r}, only {sorted(state)}")
+    steps = int(state["steps"])
+    if schedule._seat.native is not None and steps != schedule.steps:
+        raise RuntimeError("restore: a coordinator counts this run's steps already; restore before the first step")
+    _check_model(schedule, state["model"])
+    found = len(state["optimizers"])
+    if found != len(schedule.optimizers):
+        raise ValueError(f"restore: the checkpoint has {found} optimizers, {len(schedule.optimizers)} are attached")
+    names = _names(schedule)
+    own = set(_own_names(schedule))
+    fitting = [
+        _fitting(optimizer, saved, names, own) for optimizer, saved in zip(schedule.optimizers, state["optimizers"])
+    ]
+    for saved in fitting:
+        _shard(schedule, saved["state"])
+    schedule.load_state_dict(state["model"])
+    for optimizer, saved in zip(schedule.optimizers, fitting):
+        optimizer.load_state_dict(saved)
+    schedule.steps = steps
+
+
+def save(schedule: Schedule, directory: str | Path) -> None:
+    """Writes a checkpoint of torch.distributed.checkpoint: each rank its part."""
+    # Imported where it is needed: it takes as long as the rest of torch.
+    from torch.distributed.checkpoint import state_dict_saver
+
+    state_dict_saver.save(part(schedule), checkpoint_id=directory, process_group=_group(schedule))
+
+
+def load(schedule: Schedule, directory: str | Path) -> None:
+    """Reads one: each rank what its layers need."""
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    reader = FileSystemReader(directory)
+    metadata = reader.read_metadata()
+    paths: Mapping[str, tuple[Any, ...]] = metadata.planner_data or {}
+    own = set(_own_names(schedule))
+    model = {path[1]: None for path in paths.values() if path[0] == "model"}
+    _check_model(schedule, model)
+    parameters = dict(schedule.named_parameters())
+    wanted: State = {"model": schedule.state_dict(), "optimizers": [], "steps": 0}
+    for key, path in sorted(paths.items(), key=lambda item: str(item[1])):
+        if path[0] != "optimizers" or (len(path) > 3 and path[2] == "state" and path[3] not in own):
+            continue
+        kept = metadata.state_dict_metadata[key]
+        blank = None
+        if isinstance(kept, TensorStorageMetadata):
+            blank = torch.empty(kept.size, dtype=kept.properties.dtype, device=schedule.device)
+            blank = replicas.placed(blank, parameters.get(path[3])) if len(path) > 3 else blank
+        _put(wanted, path, blank)
+    state_dict_loader.load(wanted, storage_reader=reader, process_group=_group(schedule))
+    restore(schedule, wanted)
+
+
+def forget_elsewhere(schedule: Schedule, optimizer: Optimizer) -> None:
+    """Drops what an optimizer keeps for the layers of other ranks, as after it was loaded."""
+    for layer in schedule._elsewhere():
+        for parameter in layer.parameters():
+            optimizer.state.pop(parameter, None)
+
+
+def _group(schedule: Schedule) -> dist.ProcessGroup | None:
+    """Those who write and read together: of sharded layers all replicas, and so the whole job."""
+    return schedule.group if schedule.replicas.group is None else None
+
+
+def _names(schedule: Schedule) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in schedule.named_parameters()}
+
+
+def _own_names(schedule: Schedule) -> Iterator[str]:
+    names = _names(schedule)
+    return (names[id(parameter)] for _, layer in schedule._own() for parameter in layer.parameters())
+
+
+def _order(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str]]:
+    """The names of an optimizer's parameters, group by group."""
+    try:
+        return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    except KeyError:
+        raise ValueError("an attached optimizer has a parameter that is in none of the schedule's layers") from None
+
+
+def _named(optimizer: Optimizer, names: Mapping[int, str]) -> State:
+    """An optimizer's state by names instead of numbers."""
+    order = [name for group in _order(optimizer, names) for name in group]
+    state = optimizer.state_dict()
+    groups = [{**group, "params": [order[at] for at in group["params"]]} for group in state["param_groups"]]
+    kept = {order[at] if isinstance(at, int) else at: value for at, value in state["state"].items()}
+    return {**state, "state": kept, "param_groups": groups}
+
+
+def _fitting(optimizer: Optimizer, saved: Mapping[str, Any], names: Mapping[int, str], own: set[str]) -> State:
+    """What is saved of an optimizer, for this rank, in the order of its parameters. A plain script's has numbers."""
+    order = _order(optimizer, names)
+    groups: list[State] = list(saved["param_groups"])
+    if [len(group["params"]) for group in groups] != [len(group) for group in order]:
+        sizes = [len(group["params"]) for group in groups]
+        raise ValueError(
+            f"restore: the checkpoint's optimizer has groups of {sizes} parameters, this one of {[len(of) for of in order]}"
+        )
+    called: dict[Any, str] = {}
+    for group, expected in zip(groups, order):
+        is_named = all(isinstance(name, str) for name in group["params"])
+        if is_named and set(group["params"]) != set(expected):
+            differing = sorted(set(group["params"]) ^ set(expected))[:4]
+            raise ValueError(f"restore: the checkpoint's optimizer groups its parameters otherwise: {differing}")
+        called.update(zip(group["params"], group["params"] if is_named else expected))
+    groups = [{**group, "params": expected} for group, expected in zip(groups, order)]
+    state = {
+        called.get(at, at): value for at, value in saved.get("state", {}).items() if at not in called or called[at] in own
+    }
+    return {**saved, "state": state, "param_groups": groups}
+
+
+def _shard(schedule: Schedule, state: State) -> None:
+    """Makes what is kept for a sharded parameter sharded, too."""
+    parameters = dict(schedule.named_parameters())
+    for name, kept in state.items():
+        if name in parameters and isinstance(kept, Mapping):
+            state[name] = {
+                detail: replicas.placed(value, parameters[name]) if isinstance(value, Tensor) else value
+                for detail, value in kept.items()
+            }
+
+
+def _check_model(schedule: Schedule, model: Mapping[str, Any]) -> None:
+    """Sees that a checkpoint is of this model and has this rank's layers."""
+    last = max((_layer_of(name) for name in model), default=-1)
+    if last >= len(schedule.layers):
+        raise ValueError(f"restore: the checkpoint has a layer {last}, the model has {len(schedule.layers)} layers")
+    for at, layer in schedule._own():
+        expected = {f"{at}.{name}" for name in layer.state_dict()}
+        found = {name for name in model if _layer_of(name) == at}
+        if expected - found:
+            raise ValueError(
+                f"restore: the checkpoint has no {sorted(expected - found)[0]}, which rank {schedule.rank} holds: "
+                "it is of another model, or a part of one; a rank needs the parts of all"
+            )
+        if found - expected:
+            raise ValueError(f"restore: the checkpoint has {sorted(found - expected)[0]}, which layer {at} has not")
+
+
+def _layer_of(name: str) -> int:
+    number = name.partition(".")[0]
+    return int(number) if number.isdigit() else -1
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return replicas.whole(value.detach()).cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_host(of) for key, of in value.items()}
+    return [_on_host(of) for of in value] if isinstance(value, list) else value
+
+
+def _put(state: State, path: tuple[Any, ...], value: Any) -> None:
+    """Puts a value where its path says, in dictionaries and lists that grow on the way."""
+    place: Any = state
+    for key, after in zip(path, path[1:]):
+        blank: Any = [] if isinstance(after, int) else {}
+        if isinstance(place, list):
+            place.extend(None for _ in range(key + 1 - len(place)))
+            place[key] = blank if place[key] is None else place[key]
+        else:
+            place.setdefault(key, blank)
+        place = place[key]
+    if isinstance(place, list):
+        place.extend(None for _ in range(path[-1] + 1 - len(place)))
+    place[path[-1]] = value

@@ -1,0 +1,68 @@
+"""The torch that is there: what of it is used is looked for, never inferred from its version.
+
+1. What lacks is refused by name, before anything runs.
+2. A version that was not tested, and lacks nothing, is used with a warning: what it does otherwise can't be seen from outside.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+logger = logging.getLogger("adaptis")
+
+TESTED = "2.15"
+"""What all is tested with."""
+
+Need = tuple[Any, str, tuple[str, ...]]
+"""A holder, the name of something in it, and arguments that this takes."""
+
+OF_SCHEDULE: Sequence[Need] = (
+    (dist, "isend", ("group_dst", "tag")),
+    (dist, "irecv", ("group_src", "tag")),
+    (dist, "send", ("group_dst",)),
+    (dist, "recv", ("group_src",)),
+    (dist, "broadcast", ("group_src",)),
+    (dist, "gather_object", ("group_dst",)),
+    (dist, "all_gather_into_tensor", ("group",)),
+    (torch, "get_autocast_dtype", ()),
+    (torch.autograd.graph, "saved_tensors_hooks", ()),
+    (Optimizer, "register_load_state_dict_post_hook", ()),
+    (nn.Module, "_compiled_call_impl", ()),
+    (Tensor, "_post_accumulate_grad_hooks", ()),
+    (torch.ops.aten, "convolution_backward", ()),
+    (torch.ops.aten, "embedding_dense_backward", ()),
+)
+
+
+def check(what: str, needs: Sequence[Need], *, is_first: bool) -> None:
+    """Refuses a torch that lacks something, and warns of one that was not tested, if this is the first rank."""
+    lacking = [text for need in needs for text in _lacking(*need)]
+    if lacking:
+        raise RuntimeError(
+            f"torch {torch.__version__} has no {', no '.join(lacking)}, which {what} needs; {TESTED} is what it is tested with"
+        )
+    if is_first and not _is_tested():
+        logger.warning(
+            "%s is tested with torch %s and not with this one, %s, which has all that it needs", what, TESTED, torch.__version__
+        )
+
+
+def _is_tested() -> bool:
+    return torch.__version__.split("+")[0].split(".")[:2] == TESTED.split(".")
+
+
+def _lacking(holder: Any, name: str, arguments: tuple[str, ...]) -> list[str]:
+    called = f"{getattr(holder, '__name__', holder)}.{name}"
+    if not hasattr(holder, name):
+        return [called]
+    if not arguments:
+        return []
+    taken = inspect.signature(getattr(holder, name)).parameters
+    return [f"{argument} in {called}" for argument in arguments if argument not in taken]
