@@ -105,8 +105,12 @@ impl Lane {
     /// The same with the event that ends another one, which gives back the one that was kept for it, unless it was given
     /// up in the meantime.
     pub fn has_room_after(&self, serial: u64) -> bool {
-        let is_open = self.open.iter().any(|open| open.serial == serial);
-        self.free.len() + usize::from(is_open) >= self.open.len() + 2
+        self.free.len() + usize::from(self.is_open(serial)) >= self.open.len() + 2
+    }
+
+    /// A work has begun, and neither ended nor been given up.
+    pub fn is_open(&self, serial: u64) -> bool {
+        self.open.iter().any(|open| open.serial == serial)
     }
 
     /// Takes a free slot, for so many intervals. It is there: see the invariants.

@@ -27,7 +27,7 @@ pub struct Ticket {
 
 impl Ticket {
     /// As one number, for callers that can hold no ticket; never 0.
-    pub fn into_number(self) -> u64 {
+    pub fn number(&self) -> u64 {
         (self.serial + 1) << 1 | self.lane as u64
     }
 
@@ -136,6 +136,20 @@ impl Timer {
         self.costing(|timer| timer.end_with_own(stream.0, &ticket));
     }
 
+    /// Begins a work that interrupts another one, which is timed: this one then is as well, chosen or not.
+    pub fn begin_within(&mut self, stream: Stream, outer: &Ticket, what: What) -> Option<Ticket> {
+        let is_timed = self.lanes[outer.lane].is_open(outer.serial);
+        let is_chosen = self.chooses(&what) || (is_timed && self.broken.is_none());
+        if is_chosen { self.costing(|timer| timer.begin_chosen(stream.0, what)) } else { None }
+    }
+
+    /// Nothing is recorded of what began.
+    pub fn forget(&mut self, ticket: &Ticket) {
+        if let Some(open) = self.lanes[ticket.lane].close(ticket.serial) {
+            self.costing(|timer| timer.abandon(ticket.lane, &open));
+        }
+    }
+
     /// Ends a work that ran while another one was under way in the same stream: the other's time is without it, and without
     /// what ran between several such.
     pub fn end_within(&mut self, stream: Stream, ticket: Ticket, outer: &Ticket) {
@@ -161,9 +175,8 @@ impl Timer {
 
     /// The iteration under way is none: nothing of it is recorded as one.
     pub fn forget_iteration(&mut self) {
-        let open = self.iteration.take().and_then(|ticket| self.lanes[ticket.lane].close(ticket.serial));
-        if let Some(open) = open {
-            self.costing(|timer| timer.abandon(What::Iteration.lane(), &open));
+        if let Some(ticket) = self.iteration.take() {
+            self.forget(&ticket);
         }
     }
 

@@ -28,7 +28,7 @@ fn an_interval_is_shared_by_works() {
     let ticket = rank.timer.pass(stream, ticket, what(step));
     device.work(stream, 4 * MS);
     // A ticket may be held as a number.
-    rank.timer.end(stream, Ticket::from_number(ticket.unwrap().into_number()));
+    rank.timer.end(stream, Ticket::from_number(ticket.unwrap().number()));
     rank.timer.end(stream, Ticket::from_number(0));
     rank.timer.end(stream, Ticket::from_number(u64::MAX));
     rest(HEAD_START + 11 * MS);
@@ -61,7 +61,7 @@ fn a_work_that_interrupts_another_is_not_its_time() {
     let outer = rank.timer.begin(stream, work(0, 0)).unwrap();
     device.work(stream, MS);
     for (layer, took) in [(1, 2), (2, 4)] {
-        let inner = rank.timer.begin(stream, work(layer, 0)).unwrap();
+        let inner = rank.timer.begin_within(stream, &outer, work(layer, 0)).unwrap();
         device.work(stream, took * MS);
         rank.timer.end_within(stream, inner, &outer);
     }
@@ -70,6 +70,9 @@ fn a_work_that_interrupts_another_is_not_its_time() {
     rank.timer.end_within(other, aside, &outer);
     device.work(stream, 3 * MS);
     rank.timer.end(stream, outer);
+    let failed = rank.timer.begin(stream, work(5, 0)).unwrap();
+    rank.timer.forget(&failed);
+    rank.timer.end(stream, failed);
     let late = rank.timer.begin(stream, work(4, 0)).unwrap();
     rank.timer.end_within(stream, late, &Ticket::from_number(1 << 40));
     rest(HEAD_START + 11 * MS);
@@ -78,7 +81,7 @@ fn a_work_that_interrupts_another_is_not_its_time() {
     let took = |layer| samples.iter().find(|sample| sample.0 == layer).map(|sample| sample.2);
     assert!(is_near(took(0).unwrap(), 4 * MS), "1 before and 3 after: {samples:?}");
     assert!(is_near(took(1).unwrap(), 2 * MS) && is_near(took(2).unwrap(), 4 * MS), "{samples:?}");
-    assert_eq!(rank.timer.counters().recorded, 5);
+    assert_eq!((rank.timer.counters().recorded, rank.timer.counters().abandoned), (5, 1));
     // Every event is free again: as many as there are can be used.
     let open: Vec<_> = (0..40).map_while(|layer| rank.timer.begin(stream, work(layer, 1))).collect();
     assert_eq!(open.len(), 32);
