@@ -76,17 +76,6 @@ class Clock(Protocol):
         """Says so, at the end."""
 
 
-class _Span:
-    __slots__ = ("parts", "microbatch", "since", "apart")
-
-    def __init__(self, parts: Parts, microbatch: int, since: int) -> None:
-        self.parts = parts
-        self.microbatch = microbatch
-        self.since = since
-        # Of other works that interrupted this one.
-        self.apart = 0
-
-
 class HostClock:
     """The host's."""
 
@@ -98,11 +87,13 @@ class HostClock:
     def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
         self._places, self._microbatches = places, microbatches
 
+    # A span is its parts, microbatch and start, and how long others interrupted it.
+
     def begin(self, parts: Parts, microbatch: int) -> Any:
-        return _Span(parts, microbatch, perf_counter_ns())
+        return [parts, microbatch, perf_counter_ns(), 0]
 
     def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
-        return _Span(parts, microbatch, perf_counter_ns())
+        return [parts, microbatch, perf_counter_ns(), 0]
 
     def end(self, span: Any) -> None:
         if span is not None:
@@ -112,30 +103,31 @@ class HostClock:
         now = perf_counter_ns()
         if span is not None:
             self._took(span, now)
-        return _Span(parts, microbatch, now)
+        return [parts, microbatch, now, 0]
 
     def interrupted(self, span: Any, outer: Any) -> None:
         if span is None or outer is None:
             return
         now = perf_counter_ns()
         self._took(span, now)
-        outer.apart += now - span.since
+        outer[3] += now - span[2]
 
     def dropped(self, span: Any) -> None: ...
 
-    def _took(self, span: _Span, now: int) -> None:
-        took = max(0, now - span.since - span.apart)
-        start = span.since + span.apart
-        if len(span.parts) == 1:
-            ((at, phase, _),) = span.parts
-            self.works.append((at, phase, span.microbatch, start, took))
+    def _took(self, span: Any, now: int) -> None:
+        parts, microbatch, since, apart = span
+        start = since + apart
+        took = max(0, now - start)
+        if len(parts) == 1:
+            ((at, phase, _),) = parts
+            self.works.append((at, phase, microbatch, start, took))
             return
-        total = max(1, sum(weight for _, _, weight in span.parts))
+        total = max(1, sum([weight for _, _, weight in parts]))
         before, begun = 0, 0
-        for at, phase, weight in span.parts:
+        for at, phase, weight in parts:
             before += weight
             ended = took * before // total
-            self.works.append((at, phase, span.microbatch, start + begun, ended - begun))
+            self.works.append((at, phase, microbatch, start + begun, ended - begun))
             begun = ended
 
     @property

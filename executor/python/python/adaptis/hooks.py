@@ -46,6 +46,11 @@ class Hooks:
         self._placed = placed
         self._guard = guard
         self._handles: list[Any] = []
+        # Of each layer: a whole backward, of which can't be told from outside which part was which, and an I.
+        self._backwards = [
+            (((at, INPUT_GRADIENT, 1), (at, WEIGHT_GRADIENT, 1)), ((at, INPUT_GRADIENT, 1),))
+            for at in range(len(self.layers))
+        ]
         # Of the backward under way: layer, microbatch, and its span.
         self._open: tuple[int, int, Any] | None = None
         self._is_split = False
@@ -75,26 +80,29 @@ class Hooks:
 
         def before(module: nn.Module, inputs: Any) -> None:
             # A run that failed, or a recomputation that had all it needed, has no end.
-            self.clock.dropped(under_way[1])
-            under_way[:] = False, None
+            if under_way[0]:
+                self.clock.dropped(under_way[1])
+                under_way[0] = False
             if not torch.is_grad_enabled():
                 return
             if _is_in_backward():
                 _, microbatch, outer = self._open or (at, 0, None)
-                under_way[:] = True, self.clock.begin_within(outer, again, microbatch)
+                under_way[1] = self.clock.begin_within(outer, again, microbatch)
+                under_way[0] = True
                 return
             # A backward that failed has no end either.
             self.backward_failed()
             self.scales.put_on(at)
             seen = self.seen[at]
             microbatch = seen.forwards if self._microbatch is None else self._microbatch
-            under_way[:] = True, self.clock.begin(of_forward, microbatch)
+            under_way[1] = self.clock.begin(of_forward, microbatch)
+            under_way[0] = True
 
         def after(module: nn.Module, inputs: Any, outputs: Any) -> None:
             is_under_way, span = under_way
-            under_way[:] = False, None
             if not is_under_way:
                 return
+            under_way[0] = False
             if _is_in_backward():
                 self._recomputed(span)
                 return
@@ -146,9 +154,7 @@ class Hooks:
         return True
 
     def _gradient_of(self, at: int, microbatch: int) -> Any:
-        # Which part of a whole backward was which can't be told from outside.
-        whole = ((at, INPUT_GRADIENT, 1), (at, WEIGHT_GRADIENT, 1))
-        of_input = ((at, INPUT_GRADIENT, 1),)
+        whole, of_input = self._backwards[at]
 
         def came(_: Tensor) -> None:
             if self._is_muted:
