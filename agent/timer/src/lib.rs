@@ -10,8 +10,9 @@
 //!
 //! 1. Training never waits for us: no call synchronises. An event is asked once an iteration later and then once a
 //!    boundary; one that is never ready is given up.
-//! 2. Everything is made at the start: later there is no allocation, of the host's memory or the device's. Only an event
-//!    that was given up is destroyed and made anew, since a pending one is never recorded again.
+//! 2. Everything is made at the start: later there is no allocation, of the host's memory or the device's, but for names of
+//!    works that share intervals, each once. Only an event that was given up is destroyed and made anew, since a pending one
+//!    is never recorded again.
 //! 3. `begun = recorded + given_up + abandoned + unplaced + lost + pending`, after every call.
 //! 4. What measuring costs is measured, on the host and on the device, and kept within a budget by the governor.
 //! 5. After an error that ends a context nothing more is asked of the driver.

@@ -111,8 +111,8 @@ impl Timer {
         Ok(timer)
     }
 
-    /// Names works that share intervals, to be made before training as all else; none if there is nothing to share, or no
-    /// room.
+    /// Names works that share intervals, which takes memory: once for all iterations. None if there is nothing to share, or
+    /// no room.
     pub fn share(&mut self, parts: &[Share]) -> Option<Shares> {
         self.book.add(parts)
     }

@@ -25,7 +25,7 @@ mod _native {
     #[pymodule_export]
     use super::plan::{Plan, PlanError, Row, digest};
     #[pymodule_export]
-    use super::session::{Session, log};
+    use super::session::{Session, kind_of, log};
     #[pymodule_export]
     use super::timing::Timer;
 }

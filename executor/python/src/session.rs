@@ -378,6 +378,12 @@ fn os_error(error: impl std::fmt::Display) -> PyErr {
     PyOSError::new_err(error.to_string())
 }
 
+/// The kind of a GPU by its driver's name and the memory that the driver reports; none if it is not in the table.
+#[pyfunction]
+pub(crate) fn kind_of(name: &str, memory_bytes: u64) -> Option<&'static str> {
+    adaptis_session::kind_of(name, memory_bytes)
+}
+
 /// Lets the conversation's warnings be read on standard error; how many of them is said as for the command. Once a
 /// process.
 #[pyfunction]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from pathlib import Path
+from typing import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adaptis import card
+import adaptis
+from adaptis import _native, card
 from adaptis.clock import Clock, EventClock, HostClock
 from adaptis.hooks import Hooks
 from adaptis.schedule import Schedule
 from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT
-from ranks import in_ranks
+from ranks import free_port, in_ranks
 
 WIDTH = 4
 
@@ -206,6 +208,37 @@ def _refused(rank: int, world: int) -> str:
 
 def test_a_schedule_names_what_it_does_not_run_on() -> None:
     assert in_ranks(1, _refused) == ["layers: they are on cuda; a schedule runs on hosts so far"]
+
+
+def test_a_model_may_be_moved_after_it_began_to_be_observed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Streams(card.Host):
+        has_streams = True
+
+    monkeypatch.setitem(card.KINDS, "cpu", Streams)
+    monkeypatch.setenv("ADAPTIS_RINGS", str(tmp_path))
+    layer = nn.Linear(WIDTH, WIDTH, device="meta")
+    observation = adaptis.observe([layer], coordinator=f"tcp://127.0.0.1:{free_port()}")
+    assert observation is not None and isinstance(observation.clock, HostClock)
+    try:
+        layer.to_empty(device="cpu")
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        for _ in range(2):
+            layer(torch.ones(2, WIDTH)).sum().backward()
+            optimizer.step()
+        assert isinstance(observation.clock, EventClock) and observation._hooks.clock is observation.clock
+    finally:
+        observation.close()
+
+
+def test_layers_on_two_devices_are_not_observed(caplog: pytest.LogCaptureFixture) -> None:
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]
+    assert adaptis.observe(layers, coordinator="tcp://127.0.0.1:1") is None
+    assert "layers on several devices can't be measured yet: cpu, meta" in caplog.text
+
+
+def test_a_gpu_is_of_the_kind_that_profiles_know() -> None:
+    assert _native.kind_of("NVIDIA H100 80GB HBM3", 85_520_809_984) == "h100-80g"
+    assert _native.kind_of("NVIDIA GeForce RTX 3090", 25_296_896_000) is None
 
 
 def test_a_device_that_cannot_be_measured_is_named() -> None:

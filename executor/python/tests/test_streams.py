@@ -43,7 +43,8 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def _costs(report: dict[str, Any]) -> dict[tuple[int, str], float]:
     layers = [layer["signature"] for layer in report["configuration"]["layers"]]
-    return {(at, row["phase"]): row["ns"] / 1e6 for row in report["estimate"] for at, of in enumerate(layers) if of == row["signature"]}
+    costs = {(row["signature"], row["phase"]): row["ns"] / 1e6 for row in report["estimate"]}
+    return {(layers.index(signature), phase): ms for (signature, phase), ms in costs.items()}
 
 
 def _adds_up(counters: dict[str, int]) -> bool:

@@ -146,6 +146,9 @@ class Session:
     def fail(self, reason: str, seconds: float) -> bool:
         """Training failed."""
 
+def kind_of(name: str, memory_bytes: int) -> str | None:
+    """The kind of a GPU by its driver's name and memory; None if it is not in the table."""
+
 def log(level: str) -> None:
     """Lets the conversation's warnings be read on standard error."""
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from adaptis import _native
+
 
 class Host:
     """A device whose work is done when the call returns."""
@@ -76,7 +78,8 @@ class Cuda(Host):
 
     def kind_and_memory(self) -> tuple[str, int]:
         memory = torch.cuda.get_device_properties(self.index).total_memory
-        return torch.cuda.get_device_name(self.index).lower().replace(" ", "-"), memory
+        name = torch.cuda.get_device_name(self.index)
+        return _native.kind_of(name, memory) or name.lower().replace(" ", "-"), memory
 
     def reserved_bytes(self, state_bytes: int) -> int:
         # What the allocator held beyond its tensors when it held most, and tensors that are none of the layers'.

@@ -68,12 +68,13 @@ class Observation:
         self.steps = 0
         self._placed = [(piece.index, layer) for piece in pieces for layer in piece.layers]
         self.layers = [layer for _, layer in self._placed]
-        self.card = card.of(device_of(self.layers))
-        self.device = self.card.device
+        device = device_of(self.layers)
+        # Where it is nowhere yet, it will be before it is declared.
+        self.card = card.Host(device) if device.type == "meta" else card.of(device)
         self.clock = clock.of(self.card)
         self._hooks = Hooks(self._placed, self.clock, self._guarded)
         self._began_ns = perf_counter_ns()
-        self._own = {id(part) for layer in self.layers for part in layer.parameters()}
+        # Those that train a layer of ours.
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._has_ended = False
         self._is_sampling = False
@@ -211,10 +212,11 @@ class Observation:
     def _is_ours(self, optimizer: Optimizer) -> bool:
         if optimizer in self._optimizers:
             return True
-        if not any(id(part) in self._own for group in optimizer.param_groups for part in group["params"]):
-            return False
-        self._optimizers.add(optimizer)
-        return True
+        own = {id(part) for layer in self.layers for part in layer.parameters()}
+        is_ours = any(id(part) in own for group in optimizer.param_groups for part in group["params"])
+        if is_ours:
+            self._optimizers.add(optimizer)
+        return is_ours
 
     def _boundary(self, now: int, is_sampled: bool) -> None:
         # The first iteration makes what later ones find, the optimizer's state too.
@@ -245,10 +247,18 @@ class Observation:
 
     # Declaring the job.
 
+    def _settle(self) -> None:
+        """A model may have been moved since it began to be observed, before which nothing was recorded."""
+        device = device_of(self.layers)
+        if device != self.card.device:
+            self.card = card.of(device)
+            self.clock = self._hooks.clock = clock.of(self.card)
+
     def _tell(self) -> None:
         """Puts what this rank knows where the others find it."""
         if self._word is not None:
             return
+        self._settle()
         self._hooks.scales.end()
         stages: dict[int, list[Fact]] = {}
         for at, (index, layer) in enumerate(self._placed):
@@ -327,7 +337,7 @@ class Observation:
                 native.fail(reason, FAREWELL_SECONDS)
                 return
             places = self._places.items()
-            digests = [(place, state.digest_of(self.layers[at], [], self.device)) for at, place in places]
+            digests = [(place, state.digest_of(self.layers[at], [], self.card.device)) for at, place in places]
             self.card.finish()
             native.finish(digests, FAREWELL_SECONDS)
             self.clock.tell()
