@@ -335,11 +335,11 @@ class Observation:
             reason = self._fault or (None if error is None else f"{type(error).__name__}: {error}")
             if reason is not None:
                 native.fail(reason, FAREWELL_SECONDS)
-                return
-            places = self._places.items()
-            digests = [(place, state.digest_of(self.layers[at], [], self.card.device)) for at, place in places]
-            self.card.finish()
-            native.finish(digests, FAREWELL_SECONDS)
+            else:
+                places = self._places.items()
+                digests = [(place, state.digest_of(self.layers[at], [], self.card.device)) for at, place in places]
+                self.card.finish()
+                native.finish(digests, FAREWELL_SECONDS)
             self.clock.tell()
         except Exception as trouble:
             logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
