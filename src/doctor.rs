@@ -13,7 +13,7 @@ mod store;
 
 use crate::{failure, files, values};
 use adaptis_agent::inventory;
-use adaptis_executor::preset::card::Card;
+use adaptis_executor::preset::card::kind_of;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -124,5 +124,5 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 fn gpu(found: &adaptis_agent::Gpu) -> Gpu {
     let adaptis_agent::Gpu { name, uuid, memory_bytes } = found.clone();
-    Gpu { kind: Card::kind_of(&name, memory_bytes), name, memory_bytes, uuid }
+    Gpu { kind: kind_of(&name, memory_bytes), name, memory_bytes, uuid }
 }

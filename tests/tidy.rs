@@ -64,6 +64,9 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
                 "adaptis-proto",
                 "adaptis-link",
                 "adaptis-ring",
+                // Layers on a GPU, timed in this process, within the governor's limits.
+                "adaptis-timer",
+                "adaptis-agent-core",
             ],
         ),
         ("adaptis", root),

@@ -1,5 +1,6 @@
 //! What is timed, how it is made, and what became of it.
 
+use crate::shares::Shares;
 use adaptis_agent_core::GovernorLimits;
 use adaptis_proto::sample::{Mark, Phase, Place};
 use adaptis_proto::{DeviceIndex, LayerIndex, Microbatch};
@@ -17,6 +18,13 @@ pub enum What {
         /// Which phase.
         phase: Phase,
     },
+    /// Works that one interval holds together; each is taken for its share.
+    Shared {
+        /// Which works.
+        shares: Shares,
+        /// Which microbatch (0 for the optimizer).
+        microbatch: Microbatch,
+    },
     /// A transfer to this device, on a stream of communication.
     Transfer {
         /// The sender.
@@ -26,13 +34,15 @@ pub enum What {
         /// Bytes on the link.
         bytes: u64,
     },
+    /// An iteration, boundary to boundary. Its loss is not known here.
+    Iteration,
 }
 
 impl What {
     /// Which pool of events.
     pub(crate) fn lane(&self) -> usize {
         match self {
-            What::Work { .. } => 0,
+            What::Work { .. } | What::Shared { .. } | What::Iteration => 0,
             What::Transfer { .. } => 1,
         }
     }

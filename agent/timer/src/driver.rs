@@ -61,6 +61,8 @@ functions! {
     /// What the driver offers, checked to be there.
     Driver of "CUDA driver" in cudarc::driver::sys;
     context_current = "cuCtxGetCurrent"(*mut usize);
+    context_push = "cuCtxPushCurrent_v2"(usize);
+    context_pop = "cuCtxPopCurrent_v2"(*mut usize);
     stream_create = "cuStreamCreate"(*mut usize, u32);
     stream_destroy = "cuStreamDestroy_v2"(usize);
     stream_is_capturing = "cuStreamIsCapturing"(usize, *mut u32);
@@ -100,13 +102,33 @@ pub(crate) fn checked(function: &'static str, code: u32) -> Result<(), TimerErro
 impl Driver {
     /// # Errors
     /// No context is current on this thread.
-    pub fn require_context(&self) -> Result<(), TimerError> {
+    pub fn require_context(&self) -> Result<usize, TimerError> {
+        self.current_context().filter(|context| *context != 0).ok_or(TimerError::NoContext)
+    }
+
+    #[inline]
+    fn current_context(&self) -> Option<usize> {
         let mut context = 0;
         // SAFETY: `context` is valid and writable for the duration of the call.
-        match unsafe { (self.context_current)(&mut context) } {
-            SUCCESS if context != 0 => Ok(()),
-            _ => Err(TimerError::NoContext),
+        (unsafe { (self.context_current)(&mut context) } == SUCCESS).then_some(context)
+    }
+
+    /// Acts in a context; the thread's own is in its place again afterwards. Where that can't be done, the calls within fail
+    /// and say why.
+    #[inline]
+    pub fn within<R>(&self, context: usize, act: impl FnOnce() -> R) -> R {
+        if self.current_context() == Some(context) {
+            return act();
         }
+        // SAFETY: the context is that of the training process's device, which it keeps for as long as it trains.
+        let is_pushed = unsafe { (self.context_push)(context) } == SUCCESS;
+        let answer = act();
+        if is_pushed {
+            let mut popped = 0;
+            // SAFETY: `popped` is valid and writable for the duration of the call; it is what was pushed above.
+            let _ = unsafe { (self.context_pop)(&mut popped) };
+        }
+        answer
     }
 
     pub fn new_event(&self) -> Result<usize, TimerError> {

@@ -1,7 +1,8 @@
 //! A fixed pool of events, and the intervals between them. Compute and communication have a lane each, so that neither
 //! takes the other's events.
 //!
-//! 1. A slot is free, or used by one or two intervals: the end of one work may be the beginning of the next.
+//! 1. A slot is free, or used by some intervals: the end of one work may be the beginning of the next, and both ends of a
+//!    work that interrupts another one are the ends of that one's hole.
 //! 2. Whoever began can end: for each open interval one event is kept back.
 //! 3. An event that may be pending is never recorded again; it is destroyed, and another one takes its slot.
 
@@ -36,6 +37,15 @@ pub(crate) struct Open {
     pub mark: Mark,
     /// Boundaries passed when it began.
     pub boundary: u64,
+    /// What is not its own time.
+    pub hole: Option<Hole>,
+}
+
+/// From the beginning of the first work that interrupted another one to the end of the last; both events are used by it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hole {
+    pub from: SlotIndex,
+    pub to: SlotIndex,
 }
 
 /// A work that has ended, as far as the host is concerned.
@@ -95,8 +105,12 @@ impl Lane {
     /// The same with the event that ends another one, which gives back the one that was kept for it, unless it was given
     /// up in the meantime.
     pub fn has_room_after(&self, serial: u64) -> bool {
-        let is_open = self.open.iter().any(|open| open.serial == serial);
-        self.free.len() + usize::from(is_open) >= self.open.len() + 2
+        self.free.len() + usize::from(self.is_open(serial)) >= self.open.len() + 2
+    }
+
+    /// A work has begun, and neither ended nor been given up.
+    pub fn is_open(&self, serial: u64) -> bool {
+        self.open.iter().any(|open| open.serial == serial)
     }
 
     /// Takes a free slot, for so many intervals. It is there: see the invariants.
@@ -110,6 +124,29 @@ impl Lane {
     pub fn close(&mut self, serial: u64) -> Option<Open> {
         let at = self.open.iter().position(|open| open.serial == serial)?;
         Some(self.open.swap_remove(at))
+    }
+
+    /// A work ran within an open one, in the same stream, and ended with this event.
+    pub fn widen_hole(&mut self, driver: &Driver, outer: u64, inner: &Open, end: SlotIndex) {
+        let is_outer = |open: &&mut Open| open.serial == outer && open.stream == inner.stream;
+        let Some(outer) = self.open.iter_mut().find(is_outer) else { return };
+        let before = outer.hole;
+        outer.hole = Some(Hole { from: before.map_or(inner.start, |hole| hole.from), to: end });
+        self.slots[end as usize].uses += 1;
+        match before {
+            None => self.slots[inner.start as usize].uses += 1,
+            // It may be pending still.
+            Some(hole) => self.release(driver, hole.to, true),
+        }
+    }
+
+    /// An interval needs its beginning and its hole no more.
+    pub fn let_go(&mut self, driver: &Driver, open: &Open, is_stale: bool) {
+        self.release(driver, open.start, is_stale);
+        if let Some(hole) = open.hole {
+            self.release(driver, hole.from, is_stale);
+            self.release(driver, hole.to, is_stale);
+        }
     }
 
     /// One interval needs a slot no more; `is_stale` if its event may be pending.

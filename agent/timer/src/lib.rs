@@ -10,12 +10,14 @@
 //!
 //! 1. Training never waits for us: no call synchronises. An event is asked once an iteration later and then once a
 //!    boundary; one that is never ready is given up.
-//! 2. Everything is made at the start: later there is no allocation, of the host's memory or the device's. Only an event
-//!    that was given up is destroyed and made anew, since a pending one is never recorded again.
+//! 2. Everything is made at the start: later there is no allocation, of the host's memory or the device's, but for names of
+//!    works that share intervals, each once. Only an event that was given up is destroyed and made anew, since a pending one
+//!    is never recorded again.
 //! 3. `begun = recorded + given_up + abandoned + unplaced + lost + pending`, after every call.
 //! 4. What measuring costs is measured, on the host and on the device, and kept within a budget by the governor.
 //! 5. After an error that ends a context nothing more is asked of the driver.
-//! 6. A stream that captures a graph is left alone, and no question ends somebody else's capture.
+//! 6. It works on any thread, whichever context is current there: autograd has threads of its own.
+//! 7. A stream that captures a graph is left alone, and no question ends somebody else's capture.
 //!
 //! Function pointers are taken from the library that `cudarc` loads, and answers are numbers: its own bindings panic on a
 //! missing function, and their enumeration has no room for an error of a newer driver.
@@ -31,6 +33,7 @@ mod driver;
 mod error;
 mod host;
 mod lane;
+mod shares;
 mod timer;
 
 pub use account::{Counters, Figures, Next, Options, What};
@@ -38,4 +41,5 @@ pub use calibrate::{Measured, calibrate, rates};
 pub use driver::Stream;
 pub use error::TimerError;
 pub use host::calibrate_host;
+pub use shares::{Share, Shares};
 pub use timer::{Ticket, Timer};

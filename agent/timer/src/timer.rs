@@ -1,20 +1,19 @@
 //! The timer: what begins, what ends, and what became of it.
 
+mod resolve;
+
 use crate::account::{Counters, Figures, Next, Options, What};
-use crate::alignment::Placed;
 use crate::anchor::Anchors;
 use crate::calibrate;
-use crate::driver::{CAPTURED_EVENT, Driver, NOT_READY, SUCCESS, Stream};
+use crate::driver::{Driver, SUCCESS, Stream};
 use crate::error::TimerError;
 use crate::lane::{Lane, Open, Pending, SlotIndex};
+use crate::shares::{Book, Share, Shares};
 use adaptis_agent_core::{Governor, Spent};
 use adaptis_proto::LayerIndex;
-use adaptis_proto::sample::{Mark, Phase, Sample};
+use adaptis_proto::sample::Phase;
 use adaptis_ring::{Recorder, now_ns};
 
-/// An end that the device reached so soon after the host had put it into the stream: it was waiting for the host, and the
-/// work's time is the host's.
-const LAUNCH_BOUND_NS: f64 = 10_000.0;
 /// Transfers are chosen like layers of numbers that no model has.
 const LINKS_FROM: u32 = 1 << 31;
 
@@ -26,14 +25,31 @@ pub struct Ticket {
     serial: u64,
 }
 
+impl Ticket {
+    /// As one number, for callers that can hold no ticket; never 0.
+    pub fn number(&self) -> u64 {
+        (self.serial + 1) << 1 | self.lane as u64
+    }
+
+    /// The ticket again. A number that is none of the timer's ends nothing.
+    pub fn from_number(number: u64) -> Self {
+        Self { lane: (number & 1) as usize, serial: (number >> 1).wrapping_sub(1) }
+    }
+}
+
 /// Times one device.
 pub struct Timer {
     driver: Driver,
+    /// The device's. Where another one is current on a thread, it is put in its place for the length of a call.
+    context: usize,
     lanes: [Lane; 2],
     anchors: Anchors,
     governor: Governor,
     give_up_boundaries: u64,
     event_device_ns: Option<f64>,
+    book: Book,
+    /// From the last boundary on, if iterations are timed.
+    iteration: Option<Ticket>,
     next: Next,
     boundary: u64,
     boundary_ns: u64,
@@ -47,14 +63,13 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// Makes all events. The context of the device must be current on this thread, and on whichever thread works with the
-    /// timer later.
+    /// Makes all events. The context of the device must be current on this thread.
     ///
     /// # Errors
     /// No driver, no context, a missing function, a pool of no size, or no room for the events.
     pub fn start(options: &Options, first: Next) -> Result<Self, TimerError> {
         let driver = Driver::load()?;
-        driver.require_context()?;
+        let context = driver.require_context()?;
         let anchors = Anchors::new(&driver)?;
         let events = [options.work_events, options.transfer_events];
         let lanes = Lane::new(&driver, events[0]).and_then(|mut works| match Lane::new(&driver, events[1]) {
@@ -74,11 +89,14 @@ impl Timer {
         let event_device_ns = calibrate::event_device_ns(&driver, anchors.stream());
         let mut timer = Self {
             driver,
+            context,
             lanes,
             anchors,
             governor: Governor::new(options.governor),
             give_up_boundaries: options.give_up_boundaries,
             event_device_ns,
+            book: Book::default(),
+            iteration: None,
             next: first,
             boundary: 0,
             boundary_ns: now_ns(),
@@ -93,55 +111,98 @@ impl Timer {
         Ok(timer)
     }
 
+    /// Names works that share intervals, which takes memory: once for all iterations. None if there is nothing to share, or
+    /// no room.
+    pub fn share(&mut self, parts: &[Share]) -> Option<Shares> {
+        self.book.add(parts)
+    }
+
+    /// The same by its number.
+    pub fn shares(&self, number: u32) -> Option<Shares> {
+        self.book.named(number)
+    }
+
     /// Begins to time what is put into the stream from now on, if the governor chooses it and an event is free.
     #[inline]
     pub fn begin(&mut self, stream: Stream, what: What) -> Option<Ticket> {
         if !self.chooses(&what) {
             return None;
         }
-        let from_ns = now_ns();
-        let ticket = self.begin_chosen(stream.0, what);
-        self.spent.cost_ns += now_ns() - from_ns;
-        ticket
+        self.costing(|timer| timer.begin_chosen(stream.0, what))
     }
 
     /// Ends with what was put into the stream so far; it is the one that the work began in.
     pub fn end(&mut self, stream: Stream, ticket: Ticket) {
-        let from_ns = now_ns();
-        self.end_with_own(stream.0, &ticket);
-        self.spent.cost_ns += now_ns() - from_ns;
+        self.costing(|timer| timer.end_with_own(stream.0, &ticket));
+    }
+
+    /// Begins a work that interrupts another one, which is timed: this one then is as well, chosen or not.
+    pub fn begin_within(&mut self, stream: Stream, outer: &Ticket, what: What) -> Option<Ticket> {
+        let is_timed = self.lanes[outer.lane].is_open(outer.serial);
+        let is_chosen = self.chooses(&what) || (is_timed && self.broken.is_none());
+        if is_chosen { self.costing(|timer| timer.begin_chosen(stream.0, what)) } else { None }
+    }
+
+    /// Nothing is recorded of what began.
+    pub fn forget(&mut self, ticket: &Ticket) {
+        if let Some(open) = self.lanes[ticket.lane].close(ticket.serial) {
+            self.costing(|timer| timer.abandon(ticket.lane, &open));
+        }
+    }
+
+    /// Ends a work that ran while another one was under way in the same stream: the other's time is without it, and without
+    /// what ran between several such.
+    pub fn end_within(&mut self, stream: Stream, ticket: Ticket, outer: &Ticket) {
+        self.costing(|timer| timer.end_in_hole(stream.0, &ticket, outer));
     }
 
     /// Ends one work and begins another that follows at once in the stream, with a single event if both are timed.
     pub fn pass(&mut self, stream: Stream, ticket: Option<Ticket>, what: What) -> Option<Ticket> {
         let is_chosen = self.chooses(&what);
-        let Some(ticket) = ticket else {
-            if !is_chosen {
-                return None;
-            }
-            let from_ns = now_ns();
-            let begun = self.begin_chosen(stream.0, what);
-            self.spent.cost_ns += now_ns() - from_ns;
-            return begun;
-        };
-        let from_ns = now_ns();
+        match ticket {
+            None if !is_chosen => None,
+            None => self.costing(|timer| timer.begin_chosen(stream.0, what)),
+            Some(ticket) => self.costing(|timer| timer.pass_on(stream.0, ticket, what, is_chosen)),
+        }
+    }
+
+    /// After a boundary: what was put into the stream so far ended the iteration before it, and the next one begins. Every
+    /// iteration is timed.
+    pub fn turn(&mut self, stream: Stream) {
+        let ended = self.iteration.take();
+        self.iteration = self.pass(stream, ended, What::Iteration);
+    }
+
+    /// The iteration under way is none: nothing of it is recorded as one.
+    pub fn forget_iteration(&mut self) {
+        if let Some(ticket) = self.iteration.take() {
+            self.forget(&ticket);
+        }
+    }
+
+    fn pass_on(&mut self, stream: usize, ticket: Ticket, what: What, is_chosen: bool) -> Option<Ticket> {
         let is_shared =
             is_chosen && ticket.lane == what.lane() && self.lanes[ticket.lane].has_room_after(ticket.serial);
-        let begun = if is_shared {
-            self.pass_with_one(stream.0, &ticket, what)
-        } else {
-            let lane = ticket.lane;
-            self.end_with_own(stream.0, &ticket);
-            match is_chosen && lane != what.lane() {
-                true => self.begin_chosen(stream.0, what),
-                false => {
-                    self.counters.pool_empty += u64::from(is_chosen);
-                    None
-                }
-            }
-        };
+        if is_shared {
+            return self.pass_with_one(stream, &ticket, what);
+        }
+        let lane = ticket.lane;
+        self.end_with_own(stream, &ticket);
+        if is_chosen && lane != what.lane() {
+            return self.begin_chosen(stream, what);
+        }
+        self.counters.pool_empty += u64::from(is_chosen);
+        None
+    }
+
+    /// In the device's context, and what it takes is the cost of measuring.
+    fn costing<R>(&mut self, act: impl FnOnce(&mut Self) -> R) -> R {
+        let from_ns = now_ns();
+        let (driver, context) = (self.driver, self.context);
+        // After an error that ends a context nothing more is asked.
+        let answer = if self.broken.is_some() { act(self) } else { driver.within(context, || act(self)) };
         self.spent.cost_ns += now_ns() - from_ns;
-        begun
+        answer
     }
 
     /// Resolves by query what was timed in iterations before the one that ends, and opens the next.
@@ -150,13 +211,15 @@ impl Timer {
         if self.broken.is_none() {
             let resolved = self.counters.recorded;
             let error_before_ns = self.placed_error_ns.take();
-            let driver = self.driver;
-            driver.relaxed(|| {
-                for lane in 0..self.lanes.len() {
-                    self.resolve(lane, recorder);
-                    self.forget_unended(lane);
-                }
-                self.anchor();
+            let (driver, context) = (self.driver, self.context);
+            driver.within(context, || {
+                driver.relaxed(|| {
+                    for lane in 0..self.lanes.len() {
+                        self.resolve(lane, recorder);
+                        self.forget_unended(lane);
+                    }
+                    self.anchor();
+                });
             });
             if self.counters.recorded == resolved {
                 self.placed_error_ns = error_before_ns;
@@ -201,9 +264,16 @@ impl Timer {
         self.spent.offered += 1;
         let (layer, microbatch, phase) = match *what {
             What::Work { layer, microbatch, phase } => (layer, microbatch, phase),
+            What::Shared { shares, microbatch } => {
+                let first = self.book.of(shares)[0];
+                (first.layer, microbatch, first.phase)
+            }
+            What::Iteration => return self.broken.is_none(),
             What::Transfer { from, microbatch, .. } => (LayerIndex(from.0 | LINKS_FROM), microbatch, Phase::Forward),
         };
-        self.broken.is_none() && self.governor.chooses(self.next.place.step, layer, microbatch, phase)
+        // What comes once an iteration costs next to nothing, and would hardly ever be drawn.
+        let is_rare = phase == Phase::Optimizer;
+        self.broken.is_none() && (is_rare || self.governor.chooses(self.next.place.step, layer, microbatch, phase))
     }
 
     fn begin_chosen(&mut self, stream: usize, what: What) -> Option<Ticket> {
@@ -218,7 +288,16 @@ impl Timer {
     fn open(&mut self, start: SlotIndex, stream: usize, what: What) -> Ticket {
         let serial = self.counters.begun;
         let Next { place, mark, .. } = self.next;
-        self.lanes[what.lane()].open.push(Open { serial, start, what, stream, place, mark, boundary: self.boundary });
+        self.lanes[what.lane()].open.push(Open {
+            serial,
+            start,
+            what,
+            stream,
+            place,
+            mark,
+            boundary: self.boundary,
+            hole: None,
+        });
         self.counters.begun += 1;
         self.counters.pending += 1;
         self.spent.timed += 1;
@@ -251,6 +330,17 @@ impl Timer {
         }
     }
 
+    fn end_in_hole(&mut self, stream: usize, ticket: &Ticket, outer: &Ticket) {
+        let Some(inner) = self.lanes[ticket.lane].close(ticket.serial) else { return };
+        let Some(end) = (inner.stream == stream).then(|| self.record(ticket.lane, stream, 1)).flatten() else {
+            return self.abandon(ticket.lane, &inner);
+        };
+        if outer.lane == ticket.lane {
+            self.lanes[ticket.lane].widen_hole(&self.driver, outer.serial, &inner, end);
+        }
+        self.wait_for(ticket.lane, inner, end);
+    }
+
     fn pass_with_one(&mut self, stream: usize, ticket: &Ticket, what: What) -> Option<Ticket> {
         let mut open = self.lanes[ticket.lane].close(ticket.serial);
         if let Some(elsewhere) = open.take_if(|open| open.stream != stream) {
@@ -277,91 +367,9 @@ impl Timer {
     fn abandon(&mut self, lane: usize, open: &Open) {
         // Once broken, everything was counted as lost already.
         if self.broken.is_none() {
-            self.lanes[lane].release(&self.driver, open.start, true);
+            self.lanes[lane].let_go(&self.driver, open, true);
             self.counters.drop_one(|counters| &mut counters.abandoned);
         }
-    }
-
-    // ---- resolving --------------------------------------------------------------------------------------------------
-
-    fn resolve(&mut self, lane: usize, recorder: &mut Recorder) {
-        // What follows in the same stream is not ready either.
-        let mut unready_stream = None;
-        for _ in 0..self.lanes[lane].pending.len() {
-            let Some(pending) = self.lanes[lane].pending.pop_front() else { return };
-            let age = self.boundary - pending.open.boundary;
-            let is_asked = age > 0 && unready_stream != Some(pending.open.stream);
-            match if is_asked { self.ask(lane, &pending) } else { Err(NOT_READY) } {
-                Ok((duration_ns, Some(placed))) => {
-                    recorder.record(sample(&pending, duration_ns.max(0.0), &placed));
-                    let most_ns = self.placed_error_ns.unwrap_or(0.0);
-                    self.placed_error_ns = Some(most_ns.max(placed.error_ns));
-                    self.settle(lane, &pending, false, |counters| &mut counters.recorded);
-                }
-                Ok((_, None)) => self.settle(lane, &pending, false, |counters| &mut counters.unplaced),
-                Err(NOT_READY) => {
-                    unready_stream = if is_asked { Some(pending.open.stream) } else { unready_stream };
-                    if age > self.give_up_boundaries {
-                        self.settle(lane, &pending, true, |counters| &mut counters.given_up);
-                    } else {
-                        self.lanes[lane].pending.push_back(pending);
-                    }
-                }
-                Err(CAPTURED_EVENT) => self.settle(lane, &pending, true, |counters| &mut counters.abandoned),
-                Err(code) => return self.break_down(code),
-            }
-        }
-    }
-
-    /// How long a work took and where it began, or the driver's answer.
-    fn ask(&self, lane: usize, pending: &Pending) -> Result<(f64, Option<Placed>), u32> {
-        let (start, end) = (self.lanes[lane].event(pending.open.start), self.lanes[lane].event(pending.end));
-        match self.driver.query(end) {
-            SUCCESS => Ok((self.driver.elapsed_ns(start, end)?, self.anchors.place(&self.driver, start)?)),
-            code => Err(code),
-        }
-    }
-
-    fn settle(
-        &mut self,
-        lane: usize,
-        pending: &Pending,
-        is_stale: bool,
-        cause: impl FnOnce(&mut Counters) -> &mut u64,
-    ) {
-        self.lanes[lane].release(&self.driver, pending.open.start, is_stale);
-        self.lanes[lane].release(&self.driver, pending.end, is_stale);
-        self.counters.drop_one(cause);
-    }
-
-    /// Gives up what began long ago and never ended.
-    fn forget_unended(&mut self, lane: usize) {
-        let oldest = self.boundary.saturating_sub(self.give_up_boundaries);
-        while self.broken.is_none()
-            && let Some(at) = self.lanes[lane].open.iter().position(|open| open.boundary < oldest)
-        {
-            let open = self.lanes[lane].open.swap_remove(at);
-            self.abandon(lane, &open);
-        }
-    }
-
-    fn anchor(&mut self) {
-        if self.broken.is_some() {
-            return;
-        }
-        if let Err(code) = self.anchors.renew(&self.driver) {
-            self.break_down(code);
-        }
-    }
-
-    /// The context is gone: everything that was begun is lost, and nothing more is asked.
-    fn break_down(&mut self, code: u32) {
-        self.broken = Some(code);
-        for lane in &mut self.lanes {
-            lane.open.clear();
-            lane.pending.clear();
-        }
-        self.counters.lost += std::mem::take(&mut self.counters.pending);
     }
 }
 
@@ -369,24 +377,11 @@ impl Drop for Timer {
     fn drop(&mut self) {
         // The events of a lost context went with it.
         if self.broken.is_none() {
-            self.lanes.iter_mut().for_each(|lane| lane.destroy(&self.driver));
-            self.anchors.destroy(&self.driver);
-        }
-    }
-}
-
-fn sample(pending: &Pending, duration_ns: f64, placed: &Placed) -> Sample {
-    let Pending { open: Open { what, place, mark, .. }, end_call_ns, .. } = *pending;
-    let (start_ns, ns) = (placed.host_ns.max(0.0).round() as u64, duration_ns.round() as u64);
-    match what {
-        What::Work { layer, microbatch, phase } => {
-            let end_ns = placed.host_ns + duration_ns - placed.error_ns;
-            let is_hasty = mark == Mark::Warm && end_ns <= end_call_ns as f64 + LAUNCH_BOUND_NS;
-            let mark = if is_hasty { Mark::Hasty } else { mark };
-            Sample::Work { place, layer, microbatch, phase, mark, start_ns, duration_ns: ns }
-        }
-        What::Transfer { from, microbatch, bytes } => {
-            Sample::Transfer { place, from, microbatch, mark, bytes, start_ns, duration_ns: ns }
+            let driver = self.driver;
+            driver.within(self.context, || {
+                self.lanes.iter_mut().for_each(|lane| lane.destroy(&driver));
+                self.anchors.destroy(&driver);
+            });
         }
     }
 }

@@ -4,6 +4,7 @@
 //!   adaptis.Schedule --> Row --> run --> adaptis-executor-core's interpreter --> Python: layers, torch.distributed
 //!              \-------> Session --> adaptis-session --> coordinator
 //!                               \--> the ring --> agent --> coordinator
+//!                       Timer --> adaptis-timer --^        of layers on a CUDA device
 //! ```
 //!
 //! 1. Nothing is decided here: plans are read, audited and lowered by `adaptis-plan`, rows are run by the one interpreter.
@@ -12,6 +13,7 @@
 mod interpreter;
 mod plan;
 mod session;
+mod timing;
 
 use pyo3::prelude::*;
 
@@ -23,5 +25,7 @@ mod _native {
     #[pymodule_export]
     use super::plan::{Plan, PlanError, Row, digest};
     #[pymodule_export]
-    use super::session::{Session, log};
+    use super::session::{Session, kind_of, log};
+    #[pymodule_export]
+    use super::timing::Timer;
 }

@@ -1,6 +1,7 @@
 //! A PyTorch rank's session: its conversation with the coordinator, and the ring that its agent reads.
 
 use crate::plan::Plan;
+use crate::timing::Timer;
 use adaptis_link::keys::Keyring;
 use adaptis_link::{Client, Limits, Security};
 use adaptis_proto::message::{Bounds, DeviceCard, Failure, Job, JobLayer, Refusal};
@@ -32,13 +33,18 @@ type Layer = (String, String, u64, u64, u64, u64);
 
 /// A rank's conversation with the coordinator, and its samples.
 #[pyclass(frozen, module = "adaptis")]
-pub(crate) struct Session(Mutex<Inner>);
+pub(crate) struct Session(Arc<Mutex<Inner>>);
 
-struct Inner {
+pub(crate) struct Inner {
     attendance: Attendance,
-    recorder: Recorder,
+    pub(crate) recorder: Recorder,
+    /// Of layers on a CUDA device.
+    pub(crate) timer: Option<adaptis_timer::Timer>,
+    /// What became of its works, once it has ended.
+    pub(crate) counted: adaptis_timer::Counters,
+    pub(crate) microbatches: u32,
     /// Where training stands; none while it takes no part.
-    place: Option<Place>,
+    pub(crate) place: Option<Place>,
     /// First iteration since the start or the last change.
     since: Step,
     /// Where the ring lies.
@@ -48,7 +54,7 @@ struct Inner {
 }
 
 impl Inner {
-    fn mark(&self, place: Place) -> Mark {
+    pub(crate) fn mark(&self, place: Place) -> Mark {
         match place.step.0 < self.since.0.saturating_add(COLD_ITERATIONS) {
             true => Mark::Cold,
             false => Mark::Warm,
@@ -165,8 +171,24 @@ impl Session {
         };
         let thread = std::thread::Builder::new().name("adaptis".into()).spawn(move || control.run())?;
         let attendance = Attendance::new(station, told, count);
-        let inner = Inner { attendance, recorder, place: None, since: Step(0), ring, leave, thread: Some(thread) };
-        Ok(Session(Mutex::new(inner)))
+        let inner = Inner {
+            attendance,
+            recorder,
+            timer: None,
+            counted: adaptis_timer::Counters::default(),
+            microbatches,
+            place: None,
+            since: Step(0),
+            ring,
+            leave,
+            thread: Some(thread),
+        };
+        Ok(Session(Arc::new(Mutex::new(inner))))
+    }
+
+    /// Makes a timer with so many events, held to a share of an iteration, for the CUDA device whose context is current.
+    fn time(&self, events: usize, budget_share: f64) -> PyResult<Timer> {
+        Timer::start(Arc::clone(&self.0), events, budget_share)
     }
 
     /// What to tell all other ranks at a boundary. The answers go to `hear`.
@@ -296,6 +318,7 @@ impl Session {
     fn part(&self, py: Python<'_>, told: bool, seconds: f64) -> bool {
         {
             let mut inner = self.lock();
+            inner.end_timing();
             inner.place = None;
             inner.recorder.close();
         }
@@ -353,6 +376,12 @@ fn security(keys: Option<&Path>, device: &str) -> PyResult<Security> {
 
 fn os_error(error: impl std::fmt::Display) -> PyErr {
     PyOSError::new_err(error.to_string())
+}
+
+/// The kind of a GPU by its driver's name and the memory that the driver reports; none if it is not in the table.
+#[pyfunction]
+pub(crate) fn kind_of(name: &str, memory_bytes: u64) -> Option<&'static str> {
+    adaptis_session::kind_of(name, memory_bytes)
 }
 
 /// Lets the conversation's warnings be read on standard error; how many of them is said as for the command. Once a

@@ -14,11 +14,13 @@
 pub mod attendance;
 pub mod compiled;
 pub mod control;
+pub mod kind;
 pub mod station;
 
 pub use attendance::{Attendance, Heard, Standing, Word};
 pub use compiled::{Compiled, Compiler, Room};
 pub use control::{Control, News};
+pub use kind::kind_of;
 pub use station::{Conclusion, Errand, Station};
 
 /// Iterations after a start or a switch whose samples are kept apart.

@@ -2,7 +2,9 @@
 
 use super::device::{Device, Rank, rest, transfer, work};
 use super::{alone, everything};
-use adaptis_timer::{Options, Stream, Ticket, What};
+use adaptis_proto::sample::Phase;
+use adaptis_proto::{LayerIndex, Microbatch};
+use adaptis_timer::{Options, Share, Stream, Ticket, What};
 use std::time::Duration;
 
 const SEEDS: u64 = 400;
@@ -19,14 +21,18 @@ impl Random {
         (self.0 >> 11) % bound
     }
 
-    fn what(&mut self) -> What {
+    fn what(&mut self, rank: &Rank) -> What {
         let number = self.below(50) as u32;
-        if self.below(4) == 0 { transfer(number) } else { work(number, number % 4) }
+        match self.below(8) {
+            0 | 1 => transfer(number),
+            2 => What::Shared { shares: rank.timer.shares(0).unwrap(), microbatch: Microbatch(number % 4) },
+            _ => work(number, number % 4),
+        }
     }
 }
 
 fn quiet(device: &Device) {
-    for fault in ["error", "never_ready", "capturing", "create_error"] {
+    for fault in ["error", "never_ready", "capturing", "create_error", "no_context"] {
         device.set(fault, 0);
     }
 }
@@ -38,8 +44,11 @@ fn act(device: &Device, rank: &mut Rank, streams: &[Stream], open: &mut Vec<(Tic
         0 => None,
         count => Some(random.below(count) as usize),
     };
-    match random.below(24) {
-        0..8 => open.extend(rank.timer.begin(stream, random.what()).map(|ticket| (ticket, stream))),
+    match random.below(30) {
+        0..8 => {
+            let what = random.what(rank);
+            open.extend(rank.timer.begin(stream, what).map(|ticket| (ticket, stream)));
+        }
         8..14 => {
             if let Some((ticket, own)) = taken.map(|at| open.swap_remove(at)) {
                 device.work(own, Duration::from_micros(1));
@@ -49,13 +58,25 @@ fn act(device: &Device, rank: &mut Rank, streams: &[Stream], open: &mut Vec<(Tic
         14..19 => {
             let (ticket, own) = taken.map(|at| open.swap_remove(at)).map_or((None, stream), |(t, own)| (Some(t), own));
             let own = if random.below(10) == 0 { stream } else { own };
-            open.extend(rank.timer.pass(own, ticket, random.what()).map(|ticket| (ticket, own)));
+            let what = random.what(rank);
+            open.extend(rank.timer.pass(own, ticket, what).map(|ticket| (ticket, own)));
         }
         19..22 => {
             rest(Duration::from_micros(random.below(15)));
             rank.boundary();
         }
-        22 => device.set("never_ready", i64::from(random.below(3) == 0)),
+        22..25 => {
+            if let Some((ticket, own)) = taken.map(|at| open.swap_remove(at)) {
+                let outer = Ticket::from_number(open.last().map_or(random.below(99), |(ticket, _)| ticket.number()));
+                rank.timer.end_within(own, ticket, &outer);
+            }
+        }
+        25 | 26 => rank.timer.turn(stream),
+        27 => match random.below(3) {
+            0 => rank.timer.forget_iteration(),
+            _ => device.set("no_context", i64::from(random.below(2) == 0)),
+        },
+        28 => device.set("never_ready", i64::from(random.below(3) == 0)),
         _ => match random.below(30) {
             0 => device.set("error", 719),
             1..6 => device.set("capturing", 1),
@@ -82,6 +103,7 @@ fn run(device: &Device, seed: u64) {
     let options =
         Options { work_events, transfer_events: 2 + random.below(5) as usize, give_up_boundaries: 2, ..everything() };
     let mut rank = Rank::start(&options);
+    rank.timer.share(&[Share { layer: LayerIndex(7), phase: Phase::InputGradient, weight: 1 }; 2]).unwrap();
     let streams = [device.stream(), device.stream()];
     let events = device.get("events");
     let mut open = Vec::new();

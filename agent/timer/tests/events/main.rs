@@ -4,6 +4,7 @@
 
 mod campaign;
 mod device;
+mod intervals;
 
 use adaptis_agent_core::GovernorLimits;
 use adaptis_proto::sample::{Mark, Sample};

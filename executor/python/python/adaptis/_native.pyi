@@ -62,6 +62,34 @@ class Transport(Protocol):
 def run(row: Row, backend: Backend, transport: Transport) -> None:
     """Runs one iteration of a row."""
 
+class Timer:
+    """Times works of a CUDA device for the ring of its session, in streams by their numbers."""
+
+    def share(self, parts: list[tuple[int, int, int]]) -> int | None:
+        """Names works that share intervals: layer, phase and weight of each. None where there is no room for more."""
+    def begin(self, on: int, shares: int, microbatch: int) -> int:
+        """Begins to time works in a stream; 0 if they are not timed now."""
+    def end(self, on: int, number: int) -> None:
+        """Ends them."""
+    def pass_on(self, on: int, number: int, shares: int, microbatch: int) -> int:
+        """Ends works and begins others that follow at once; 0 if these are not timed."""
+    def begin_within(self, on: int, outer: int, shares: int, microbatch: int) -> int:
+        """Begins works that interrupt others; if those are timed, these are as well."""
+    def forget(self, number: int) -> None:
+        """Nothing is recorded of what began."""
+    def end_within(self, on: int, number: int, outer: int) -> None:
+        """Ends works that interrupted others, whose time is then without theirs."""
+    def boundary(self, on: int) -> None:
+        """Asks for what was timed before, and times the iteration that ends in this stream."""
+    def forget_iteration(self) -> None:
+        """Nothing of the iteration under way is recorded as one."""
+    @property
+    def counters(self) -> dict[str, int]:
+        """What became of the works: begun = recorded + given_up + abandoned + unplaced + lost + pending."""
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """What measuring is like."""
+
 class Session:
     """A rank's conversation with the coordinator, and its samples."""
 
@@ -86,6 +114,8 @@ class Session:
         keys: str | None = None,
     ) -> None:
         """Makes the ring and begins to introduce this rank."""
+    def time(self, events: int, budget_share: float) -> Timer:
+        """Makes a timer for the CUDA device whose context is current."""
     def word(self, loss: float | None = None) -> list[int]:
         """What to tell all other ranks at a boundary; the answers go to `hear`."""
     def hear(self, words: Sequence[Sequence[int]], step: int) -> tuple[str, Plan | None, str | None]:
@@ -115,6 +145,9 @@ class Session:
         """Training is over. Whether the coordinator has recorded it, or had not to."""
     def fail(self, reason: str, seconds: float) -> bool:
         """Training failed."""
+
+def kind_of(name: str, memory_bytes: int) -> str | None:
+    """The kind of a GPU by its driver's name and memory; None if it is not in the table."""
 
 def log(level: str) -> None:
     """Lets the conversation's warnings be read on standard error."""

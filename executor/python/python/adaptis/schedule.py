@@ -79,6 +79,8 @@ class Schedule:
         self.rank = dist.get_rank(group)
         self.world = dist.get_world_size(group)
         self.device = _device(self.layers, device)
+        if self.device.type != "cpu":
+            raise RuntimeError(f"layers: they are on {self.device}; a schedule runs on hosts so far")
         self.optimizers: list[Optimizer] = []
         self._scaler: GradScaler | None = None
         self.steps = 0

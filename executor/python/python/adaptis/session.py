@@ -78,7 +78,7 @@ class Seat:
         self.switches = 0
         self._begun_ns = 0
         self._reserved_bytes = 0
-        self._peak = card.Peak(schedule.device)
+        self._card = card.of(schedule.device)
         self._optimizer_since = 0
         self._timed: set[int] = set()
         self._has_ended = False
@@ -138,7 +138,7 @@ class Seat:
             native.layer_memory(layer, size, self.tape.weight_gradient_bytes.get(layer, 0))
         self.tape.activation_bytes.clear()
         self.tape.weight_gradient_bytes.clear()
-        native.device_memory(self._peak.bytes(), self._reserved_bytes)
+        native.device_memory(self._card.peak_bytes(), self._reserved_bytes)
         native.iteration(self._begun_ns, max(0, now - self._begun_ns), float("nan") if loss is None else loss)
 
     def _look_out(self) -> None:
@@ -170,9 +170,7 @@ class Seat:
         own: dict[int, Fact] | None = None
         try:
             own = {at: self._fact(at, layer) for at, layer in schedule._own()}
-            state_bytes = sum(fact.state_bytes for fact in own.values())
-            self._peak = card.Peak(schedule.device)
-            self._reserved_bytes = max(0, card.resident_bytes(schedule.device) - state_bytes)
+            self._reserved_bytes = self._card.reserved_bytes(sum(fact.state_bytes for fact in own.values()))
         except Exception as error:
             logger.warning("this rank can't describe its layers: %s: %s", type(error).__name__, error)
         run = self.settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}"
@@ -191,7 +189,7 @@ class Seat:
                 run=parts[0][0],
                 rank=schedule.rank,
                 devices=schedule.plan.devices,
-                card=(*card.kind_and_memory(schedule.device), self._reserved_bytes),
+                card=(*self._card.kind_and_memory(), self._reserved_bytes),
                 layers=[told(facts[at]) for at in range(len(schedule.layers))],
                 microbatches=schedule.microbatches,
                 plan=schedule.plan,

@@ -146,6 +146,31 @@ extern "C" fn cuCtxSetCurrent(context: *mut c_void) -> u32 {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn cuCtxPushCurrent_v2(context: *mut c_void) -> u32 {
+    call(|machine| {
+        if context as usize != CONTEXT {
+            return INVALID_CONTEXT;
+        }
+        machine.add("pushed", 1);
+        let before = machine.get("no_context");
+        machine.pushed.push(before);
+        machine.set("no_context", 0);
+        SUCCESS
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuCtxPopCurrent_v2(context: *mut *mut c_void) -> u32 {
+    call(|machine| match machine.pushed.pop() {
+        None => INVALID_CONTEXT,
+        Some(before) => {
+            machine.set("no_context", before);
+            put(context, CONTEXT as *mut c_void)
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn cuCtxGetDevice(device: *mut c_int) -> u32 {
     within(|_| put(device, 0))
 }

@@ -17,7 +17,7 @@ pub(crate) const CAPTURE_UNSUPPORTED: u32 = 900;
 pub(crate) const CAPTURED_EVENT: u32 = 907;
 
 /// What a test may set and ask for.
-pub(crate) const KNOBS: [&str; 20] = [
+pub(crate) const KNOBS: [&str; 21] = [
     // Settings.
     "devices",        // number of devices
     "launch_ns",      // from a call to the device's beginning
@@ -37,6 +37,7 @@ pub(crate) const KNOBS: [&str; 20] = [
     "events",       // events that exist
     "recorded",     // events recorded
     "rerecorded",   // events recorded again while pending
+    "pushed",       // contexts put in the place of a thread's own
     "contexts",     // contexts that are retained
     "synchronised", // calls that wait
     "captured",     // events recorded into a graph, or asked for in the middle of a capture
@@ -58,6 +59,8 @@ pub(crate) struct Machine {
     pub allocated: HashMap<u64, u64>,
     next_handle: usize,
     pub relaxed: bool,
+    /// Of each context that was put in the place of another: whether there was none.
+    pub pushed: Vec<i64>,
 }
 
 impl Machine {
@@ -70,6 +73,7 @@ impl Machine {
             allocated: HashMap::new(),
             next_handle: 0x1000,
             relaxed: false,
+            pushed: Vec::new(),
         };
         for (knob, value) in [("devices", 1), ("launch_ns", 3_000), ("memory_bytes", 80 << 30)] {
             machine.set(knob, value);

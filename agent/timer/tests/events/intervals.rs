@@ -1,0 +1,141 @@
+//! Intervals that hold more than one work: shared, interrupted, and whole iterations.
+
+use crate::device::{HEAD_START, MS, Rank, is_near, rest, work, works};
+use crate::{alone, everything};
+use adaptis_proto::sample::{Phase, Sample};
+use adaptis_proto::{LayerIndex, Microbatch};
+use adaptis_timer::{Share, Ticket, What};
+use std::time::Duration;
+
+fn share(layer: u32, phase: Phase, weight: u64) -> Share {
+    Share { layer: LayerIndex(layer), phase, weight }
+}
+
+#[test]
+fn an_interval_is_shared_by_works() {
+    let Some(device) = alone("intervals::an_interval_is_shared_by_works") else { return };
+    let mut rank = Rank::start(&everything());
+    let stream = device.stream();
+    let both = [share(4, Phase::InputGradient, 1), share(4, Phase::WeightGradient, 1)];
+    let backward = rank.timer.share(&both).unwrap();
+    let step = rank.timer.share(&[share(0, Phase::Optimizer, 1), share(1, Phase::Optimizer, 3)]).unwrap();
+    assert_eq!(rank.timer.shares(step.number()), Some(step));
+    assert_eq!((rank.timer.shares(2), rank.timer.share(&[])), (None, None));
+    device.hold(stream);
+    let what = |shares| What::Shared { shares, microbatch: Microbatch(0) };
+    let ticket = rank.timer.begin(stream, what(backward));
+    device.work(stream, 6 * MS);
+    let ticket = rank.timer.pass(stream, ticket, what(step));
+    device.work(stream, 4 * MS);
+    // A ticket may be held as a number.
+    rank.timer.end(stream, Ticket::from_number(ticket.unwrap().number()));
+    rank.timer.end(stream, Ticket::from_number(0));
+    rank.timer.end(stream, Ticket::from_number(u64::MAX));
+    rest(HEAD_START + 11 * MS);
+    rank.settle();
+    let samples = rank.samples();
+    let phases: Vec<Phase> = samples.iter().filter_map(phase).collect();
+    assert_eq!(phases, [Phase::InputGradient, Phase::WeightGradient, Phase::Optimizer, Phase::Optimizer]);
+    let of = works(&samples);
+    for (at, ms) in [3, 3, 1, 3].into_iter().enumerate() {
+        assert!(is_near(of[at].2, ms * MS), "{of:?}");
+        let follows = at == 0 || of[at].1.abs_diff(of[at - 1].1 + of[at - 1].2.as_nanos() as u64) < 3_000;
+        assert!(follows, "{of:?}");
+    }
+    assert_eq!(rank.timer.counters().recorded, 2, "each interval counts once");
+}
+
+fn phase(sample: &Sample) -> Option<Phase> {
+    match sample {
+        Sample::Work { phase, .. } => Some(*phase),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_work_that_interrupts_another_is_not_its_time() {
+    let Some(device) = alone("intervals::a_work_that_interrupts_another_is_not_its_time") else { return };
+    let mut rank = Rank::start(&everything());
+    let (stream, other) = (device.stream(), device.stream());
+    device.hold(stream);
+    let outer = rank.timer.begin(stream, work(0, 0)).unwrap();
+    device.work(stream, MS);
+    for (layer, took) in [(1, 2), (2, 4)] {
+        let inner = rank.timer.begin_within(stream, &outer, work(layer, 0)).unwrap();
+        device.work(stream, took * MS);
+        rank.timer.end_within(stream, inner, &outer);
+    }
+    // Elsewhere it interrupts nothing.
+    let aside = rank.timer.begin(other, work(3, 0)).unwrap();
+    rank.timer.end_within(other, aside, &outer);
+    device.work(stream, 3 * MS);
+    rank.timer.end(stream, outer);
+    let failed = rank.timer.begin(stream, work(5, 0)).unwrap();
+    rank.timer.forget(&failed);
+    rank.timer.end(stream, failed);
+    let late = rank.timer.begin(stream, work(4, 0)).unwrap();
+    rank.timer.end_within(stream, late, &Ticket::from_number(1 << 40));
+    rest(HEAD_START + 11 * MS);
+    rank.settle();
+    let samples = works(&rank.samples());
+    let took = |layer| samples.iter().find(|sample| sample.0 == layer).map(|sample| sample.2);
+    assert!(is_near(took(0).unwrap(), 4 * MS), "1 before and 3 after: {samples:?}");
+    assert!(is_near(took(1).unwrap(), 2 * MS) && is_near(took(2).unwrap(), 4 * MS), "{samples:?}");
+    assert_eq!((rank.timer.counters().recorded, rank.timer.counters().abandoned), (5, 1));
+    // Every event is free again: as many as there are can be used.
+    let open: Vec<_> = (0..40).map_while(|layer| rank.timer.begin(stream, work(layer, 1))).collect();
+    assert_eq!(open.len(), 32);
+    assert_eq!(device.get("rerecorded"), 0);
+}
+
+#[test]
+fn iterations_follow_one_another_without_a_gap() {
+    let Some(device) = alone("intervals::iterations_follow_one_another_without_a_gap") else { return };
+    let mut rank = Rank::start(&everything());
+    let stream = device.stream();
+    device.hold(stream);
+    for ms in [2, 5, 3, 4] {
+        rank.timer.turn(stream);
+        device.work(stream, ms * MS);
+        rank.boundary();
+    }
+    rank.timer.forget_iteration();
+    rank.timer.forget_iteration();
+    rest(HEAD_START + 15 * MS);
+    rank.settle();
+    let samples = rank.samples();
+    let iterations: Vec<(u64, u64, Duration)> = samples
+        .iter()
+        .map(|sample| match *sample {
+            Sample::Iteration { place, start_ns, duration_ns, .. } => {
+                (place.step.0, start_ns, Duration::from_nanos(duration_ns))
+            }
+            _ => panic!("nothing else was timed: {sample:?}"),
+        })
+        .collect();
+    assert_eq!(iterations.len(), 3, "the last one has no end: {iterations:?}");
+    for (at, ms) in [2, 5, 3].into_iter().enumerate() {
+        assert!(iterations[at].0 == at as u64 && is_near(iterations[at].2, ms * MS), "{iterations:?}");
+    }
+    assert_eq!(rank.timer.counters().abandoned, 1);
+}
+
+#[test]
+fn a_thread_without_the_context_is_lent_it() {
+    let Some(device) = alone("intervals::a_thread_without_the_context_is_lent_it") else { return };
+    let mut rank = Rank::start(&everything());
+    let stream = device.stream();
+    device.hold(stream);
+    assert_eq!(device.get("pushed"), 0);
+    device.set("no_context", 1);
+    let ticket = rank.timer.begin(stream, work(0, 0)).unwrap();
+    device.work(stream, 2 * MS);
+    rank.timer.end(stream, ticket);
+    rest(HEAD_START + 4 * MS);
+    rank.settle();
+    assert_eq!(device.get("no_context"), 1, "each thread keeps its own");
+    assert_eq!(device.get("pushed"), 5, "a begin, an end and three boundaries");
+    let samples = works(&rank.samples());
+    assert!(samples.len() == 1 && is_near(samples[0].2, 2 * MS), "{samples:?}");
+    device.set("no_context", 0);
+}

@@ -1,0 +1,256 @@
+"""Clocks for works: the host's for what is done when a call returns, events for what waits in a stream of a GPU.
+
+    begin -> span -> end          a work, or several that share an interval by weights
+             span -> passed       ends it where the next one begins
+             span -> interrupted  ends it, and it was none of the time of the one that it interrupted
+             span -> dropped      nothing is recorded of it
+
+1. A span is None where nothing is timed: every call takes it.
+2. No call waits for a device.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter_ns
+from typing import Any, Mapping, Protocol
+
+from adaptis import _native, card
+from adaptis.governor import BUDGET
+from adaptis.tape import Work
+
+logger = logging.getLogger("adaptis")
+
+Parts = tuple[tuple[int, int, int], ...]
+"""Works that share an interval: layer, phase and weight of each."""
+
+EVENTS_MIN = 2048
+"""Events of a device, at least."""
+EVENTS_MAX = 1 << 15
+"""At most; where there are too few, works go untimed and are counted."""
+EVENTS_EACH = 12
+"""For each layer and microbatch: F, a whole backward and a recomputation have two ends, in the iteration under way and in
+the one before, which is asked of at its end."""
+
+
+class Clock(Protocol):
+    """Times works."""
+
+    def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
+        """A coordinator will follow: the model's number of each layer here, and the microbatches of an iteration."""
+
+    def begin(self, parts: Parts, microbatch: int) -> Any: ...
+
+    def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
+        """Begins what interrupts another work."""
+
+    def end(self, span: Any) -> None: ...
+
+    def passed(self, span: Any, parts: Parts, microbatch: int) -> Any: ...
+
+    def interrupted(self, span: Any, outer: Any) -> None: ...
+
+    def dropped(self, span: Any) -> None: ...
+
+    @property
+    def count(self) -> int:
+        """Works that wait for the end of the iteration."""
+
+    def record(self, native: _native.Session) -> None:
+        """At the end of an iteration whose layers were measured."""
+
+    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int) -> None:
+        """At the end of an iteration, with the host's times."""
+
+    def turn(self) -> None:
+        """The session has heard which iteration begins."""
+
+    def rest(self) -> None:
+        """Nothing is measured until something begins again."""
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What became of all that was to be timed, where that is not plain."""
+
+    def tell(self) -> None:
+        """Says so, at the end."""
+
+
+class HostClock:
+    """The host's."""
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+        self._places: Mapping[int, int] = {}
+        self._microbatches = 0
+
+    def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
+        self._places, self._microbatches = places, microbatches
+
+    # A span is its parts, microbatch and start, and how long others interrupted it.
+
+    def begin(self, parts: Parts, microbatch: int) -> Any:
+        return [parts, microbatch, perf_counter_ns(), 0]
+
+    def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
+        return [parts, microbatch, perf_counter_ns(), 0]
+
+    def end(self, span: Any) -> None:
+        if span is not None:
+            self._took(span, perf_counter_ns())
+
+    def passed(self, span: Any, parts: Parts, microbatch: int) -> Any:
+        now = perf_counter_ns()
+        if span is not None:
+            self._took(span, now)
+        return [parts, microbatch, now, 0]
+
+    def interrupted(self, span: Any, outer: Any) -> None:
+        if span is None or outer is None:
+            return
+        now = perf_counter_ns()
+        self._took(span, now)
+        outer[3] += now - span[2]
+
+    def dropped(self, span: Any) -> None: ...
+
+    def _took(self, span: Any, now: int) -> None:
+        parts, microbatch, since, apart = span
+        start = since + apart
+        took = max(0, now - start)
+        if len(parts) == 1:
+            ((at, phase, _),) = parts
+            self.works.append((at, phase, microbatch, start, took))
+            return
+        total = max(1, sum([weight for _, _, weight in parts]))
+        before, begun = 0, 0
+        for at, phase, weight in parts:
+            before += weight
+            ended = took * before // total
+            self.works.append((at, phase, microbatch, start + begun, ended - begun))
+            begun = ended
+
+    @property
+    def count(self) -> int:
+        return len(self.works)
+
+    def record(self, native: _native.Session) -> None:
+        places, count = self._places, self._microbatches
+        native.works(
+            [
+                (places[at], phase, microbatch, start, took)
+                for at, phase, microbatch, start, took in self.works
+                if at in places and microbatch < count
+            ]
+        )
+
+    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int) -> None:
+        native.iteration(start_ns, duration_ns, float("nan"))
+
+    def turn(self) -> None:
+        self.works = []
+
+    def rest(self) -> None:
+        self.works = []
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return {}
+
+    def tell(self) -> None: ...
+
+
+class EventClock:
+    """Events in the stream that works are put into, kept by the session, which asks for them an iteration later."""
+
+    def __init__(self, of: card.Host) -> None:
+        self.timer: _native.Timer | None = None
+        self._stream = of.stream
+        self._card = of
+        self._places: Mapping[int, int] = {}
+        self._microbatches = 0
+        # By the parts that they have here: the numbers of what the timer shares, none where no layer of ours is.
+        self._shares: dict[Parts, int | None] = {}
+
+    def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
+        events = min(max(EVENTS_MIN, EVENTS_EACH * len(places) * microbatches), EVENTS_MAX)
+        with self._card.entered():
+            self.timer = native.time(events, BUDGET)
+        self._places, self._microbatches = places, microbatches
+
+    def begin(self, parts: Parts, microbatch: int) -> Any:
+        shares = self._shared(parts, microbatch)
+        if shares is None or self.timer is None:
+            return None
+        return self.timer.begin(self._stream(), shares, microbatch) or None
+
+    def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
+        if outer is None:
+            return self.begin(parts, microbatch)
+        shares = self._shared(parts, microbatch)
+        if shares is None or self.timer is None:
+            return None
+        return self.timer.begin_within(self._stream(), outer, shares, microbatch) or None
+
+    def end(self, span: Any) -> None:
+        if span is not None and self.timer is not None:
+            self.timer.end(self._stream(), span)
+
+    def passed(self, span: Any, parts: Parts, microbatch: int) -> Any:
+        shares = self._shared(parts, microbatch)
+        if shares is None or self.timer is None:
+            self.end(span)
+            return None
+        return self.timer.pass_on(self._stream(), span or 0, shares, microbatch) or None
+
+    def interrupted(self, span: Any, outer: Any) -> None:
+        if outer is None or span is None:
+            # Without the one, the time of the other is not known.
+            self.end(span)
+            self.dropped(outer)
+        elif self.timer is not None:
+            self.timer.end_within(self._stream(), span, outer)
+
+    def dropped(self, span: Any) -> None:
+        if span is not None and self.timer is not None:
+            self.timer.forget(span)
+
+    def _shared(self, parts: Parts, microbatch: int) -> int | None:
+        if microbatch >= self._microbatches or self.timer is None:
+            return None
+        if parts not in self._shares:
+            own = [(self._places[at], phase, weight) for at, phase, weight in parts if at in self._places]
+            self._shares[parts] = self.timer.share(own) if own else None
+        return self._shares[parts]
+
+    @property
+    def count(self) -> int:
+        return 0
+
+    def record(self, native: _native.Session) -> None: ...
+
+    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int) -> None: ...
+
+    def turn(self) -> None:
+        if self.timer is not None:
+            self.timer.boundary(self._stream())
+
+    def rest(self) -> None:
+        if self.timer is not None:
+            self.timer.forget_iteration()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return {} if self.timer is None else self.timer.counters
+
+    def tell(self) -> None:
+        counters = self.counters
+        if counters:
+            is_whole = counters["given_up"] == counters["lost"] == 0
+            text = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counters.items() if count)
+            logger.log(logging.INFO if is_whole else logging.WARNING, "times by events of the GPU: %s", text)
+
+
+def of(device: card.Host) -> Clock:
+    """The clock for a device."""
+    return EventClock(device) if device.has_streams else HostClock()
