@@ -129,9 +129,10 @@ def test_a_plain_script_goes_on_from_it_and_it_from_a_plain_script(tmp_path: Pat
         optimizer.load_state_dict(saved["optimizers"][0])
         rates = CosineAnnealingLR(optimizer, STEPS)
         rates.load_state_dict(torch.load(tmp_path / "whole.pt")["rates"])
-        for parameter, name in zip(optimizer.param_groups[0]["params"], saved["optimizers"][0]["param_groups"][0]["params"]):
+        of_optimizer = saved["optimizers"][0]
+        for parameter, name in zip(optimizer.param_groups[0]["params"], of_optimizer["param_groups"][0]["params"]):
             assert parameter is whole.get_parameter(name)
-            kept = saved["optimizers"][0]["state"][name]
+            kept = of_optimizer["state"][name]
             assert all(torch.equal(value, kept[detail]) for detail, value in optimizer.state[parameter].items())
         for step in range(SAVED, STEPS):
             assert _plain_step(whole, optimizer, step) == pytest.approx(losses[step], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Pipeline 2 x data parallel 2: layers sharded by fully_shard compute what one process does, and move shard by shard."""
+"""Pipeline 2 x data parallel 2: sharded layers compute what one process does, and move shard by shard."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _sharded(
         for name, parameter in schedule.named_parameters():
             is_here = any(name == own for own, _ in _own(schedule))
             assert is_here != local(parameter).is_meta
-            assert is_here or name not in shards or shards[name].expired(), "shards of other ranks' layers take no memory"
+            assert is_here or name not in shards or shards[name].expired(), "other ranks' layers take no memory"
         schedule.clip_grad_norm_(1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -303,7 +303,8 @@ def _led(rank: int, world: int) -> list[tuple[int, list[int], int, str]]:
     job = _Job(mesh)
     schedule, seat = job.schedule, job.schedule._seat
     text = json.loads(schedule.plan.write())
-    plans = {2: {**text, "epoch": 7, "parent": 1}, 4: {**json.loads(random_plan(4, 2, 2, 5).write()), "epoch": 9, "parent": 7}}
+    other = json.loads(random_plan(4, 2, 2, 5).write())
+    plans = {2: {**text, "epoch": 7, "parent": 1}, 4: {**other, "epoch": 9, "parent": 7}}
     if job.replica == 0:
         seat.native = SimpleNamespace(word=lambda _: [0] * _native.Session.NUMBERS, settled=lambda *_: None, epoch=None)
         seat.boundary = lambda *_: Plan.read(json.dumps(plans[schedule.steps])) if schedule.steps in plans else None
@@ -329,7 +330,7 @@ def _still(rank: int, world: int) -> list[tuple[str]]:
 
 
 def _weighed(rank: int, world: int) -> list[dict[int, int]]:
-    """What layers hold for a microbatch: plain ones, and sharded with and without their parameters gathered until backward."""
+    """What layers hold for a microbatch: plain ones, and sharded ones that keep their parameters until backward or don't."""
     mesh, found = _mesh(), []
     for reshard in (None, False, True):
         torch.manual_seed(1)

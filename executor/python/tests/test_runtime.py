@@ -52,7 +52,7 @@ def test_what_a_torch_has_is_looked_for_and_its_version_is_told() -> None:
     expected = [
         "-",
         "tested with torch 2.15 and not with this one, 2.99.1+cpu",
-        "torch 2.3.0 has no group_dst in torch.distributed.isend, which adaptis.Schedule needs; 2.15 is what it is tested with",
+        "torch 2.3.0 has no group_dst in torch.distributed.isend, which adaptis.Schedule needs; 2.15 is what",
         "torch 2.3.0: its GradScaler does not let its search",
     ]
     assert len(first) == len(expected), first

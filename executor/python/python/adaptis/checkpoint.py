@@ -4,8 +4,8 @@
      "optimizers": [{"state": {"0.weight": {"exp_avg": ..}}, "param_groups": [{"lr": .., "params": ["0.weight", ..]}]}],
      "steps":      100}                                                      random numbers of layers go by it
 
-1. A rank's part has the state of its own layers alone; the parts of all ranks together are what one process would have. The
-   optimizers' members are of the form that `Optimizer.load_state_dict` takes.
+1. A rank's part has the state of its own layers alone; the parts of all ranks together are what one process would have.
+   The optimizers' members are of the form that `Optimizer.load_state_dict` takes.
 2. What does not fit is refused before anything is changed.
 """
 
@@ -157,9 +157,9 @@ def _fitting(optimizer: Optimizer, saved: Mapping[str, Any], names: Mapping[int,
     order = _order(optimizer, names)
     groups: list[State] = list(saved["param_groups"])
     if [len(group["params"]) for group in groups] != [len(group) for group in order]:
-        sizes = [len(group["params"]) for group in groups]
+        sizes, own_sizes = [len(group["params"]) for group in groups], [len(of) for of in order]
         raise ValueError(
-            f"restore: the checkpoint's optimizer has groups of {sizes} parameters, this one of {[len(of) for of in order]}"
+            f"restore: the checkpoint's optimizer has groups of {sizes} parameters, this one of {own_sizes}"
         )
     called: dict[Any, str] = {}
     for group, expected in zip(groups, order):
@@ -169,9 +169,8 @@ def _fitting(optimizer: Optimizer, saved: Mapping[str, Any], names: Mapping[int,
             raise ValueError(f"restore: the checkpoint's optimizer groups its parameters otherwise: {differing}")
         called.update(zip(group["params"], group["params"] if is_named else expected))
     groups = [{**group, "params": expected} for group, expected in zip(groups, order)]
-    state = {
-        called.get(at, at): value for at, value in saved.get("state", {}).items() if at not in called or called[at] in own
-    }
+    kept = saved.get("state", {})
+    state = {called.get(at, at): kept[at] for at in kept if at not in called or called[at] in own}
     return {**saved, "state": state, "param_groups": groups}
 
 

@@ -1,13 +1,13 @@
-"""Data parallelism within the stages: layers sharded by `fully_shard`, each over the ranks that hold the same place in their
-pipelines.
+"""Data parallelism within the stages: layers sharded by `fully_shard`, each over the ranks that hold the same place in
+their pipelines.
 
           pipeline -->
       replica 0    rank 0   rank 1        x of its own
-                     |        |           shards of a layer, gathered for a work, gradients reduced after the last microbatch
+                     |        |           shards of a layer, gathered for a work; gradients are reduced after the last one
       replica 1    rank 2   rank 3        x of its own
 
-1. All replicas run one plan, and go over to another one at the same boundary. The coordinator knows replica 0 alone: what its
-   ranks have agreed on, each tells its peers.
+1. All replicas run one plan, and go over to another one at the same boundary. The coordinator knows replica 0 alone: what
+   its ranks have agreed on, each tells its peers.
 2. A layer that moves goes shard by shard to the other rank of the same replica. Where it is not, its shards are on the
    device "meta", which have a shape and no memory.
 """

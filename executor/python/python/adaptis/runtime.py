@@ -1,7 +1,8 @@
 """The torch that is there: what of it is used is looked for, never inferred from its version.
 
 1. What lacks is refused by name, before anything runs.
-2. A version that was not tested, and lacks nothing, is used with a warning: what it does otherwise can't be seen from outside.
+2. A version that was not tested, and lacks nothing, is used with a warning: what it does otherwise can't be seen from
+   outside.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def check(what: str, needs: Sequence[Need], *, is_first: bool) -> None:
     """Refuses a torch that lacks something, and warns of one that was not tested, if this is the first rank."""
     lacking = [text for need in needs for text in _lacking(*need)]
     if lacking:
+        all_of_it = ", no ".join(lacking)
         raise RuntimeError(
-            f"torch {torch.__version__} has no {', no '.join(lacking)}, which {what} needs; {TESTED} is what it is tested with"
+            f"torch {torch.__version__} has no {all_of_it}, which {what} needs; {TESTED} is what it is tested with"
         )
     if is_first and not _is_tested():
-        logger.warning(
-            "%s is tested with torch %s and not with this one, %s, which has all that it needs", what, TESTED, torch.__version__
-        )
+        text = "%s is tested with torch %s and not with this one, %s, which has all that it needs"
+        logger.warning(text, what, TESTED, torch.__version__)
 
 
 def _is_tested() -> bool:

@@ -38,9 +38,9 @@ class Schedule:
         optimizer = schedule.attach(AdamW(schedule.parameters()))
         loss = schedule.step(x, target=y)
 
-    `group` is the pipeline's process group, or a `DeviceMesh` of one dimension. Layers may each be sharded by `fully_shard`
-    over the data-parallel part of a mesh: then there are as many replicas of the pipeline, each with an `x` of its own, all on
-    one plan, and the loss is that of all.
+    `group` is the pipeline's process group, or a `DeviceMesh` of one dimension. Layers may each be sharded by
+    `fully_shard` over the data-parallel part of a mesh: then there are as many replicas of the pipeline, each with an `x`
+    of its own, all on one plan, and the loss is that of all.
 
     `plan` is where to start: a `Plan`, or the name of a schedule (gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min);
     without one an even split under 1F1B. `seed` is that of the layers' random numbers, which do not depend on the plan.
@@ -114,8 +114,8 @@ class Schedule:
         return nn.ModuleList(self.layers).named_parameters()
 
     def attach(self, optimizer: O) -> O:
-        """Makes what an optimizer keeps for a layer move with it; makes a `GradScaler` scale the loss, and skip a step on all
-        ranks together."""
+        """Makes what an optimizer keeps for a layer move with it; makes a `GradScaler` scale the loss, and skip a step on
+        all ranks together."""
         if isinstance(optimizer, GradScaler):
             if self._scaler is not None and self._scaler is not optimizer:
                 raise ValueError("attach: a schedule has one GradScaler, and this one has one already")
@@ -198,8 +198,8 @@ class Schedule:
             layer.load_state_dict({name: placed(value, held.get(name)) for name, value in own.items()})
 
     def checkpoint(self) -> dict[str, Any]:
-        """This rank's part of a checkpoint: the "model", its "optimizers" and "steps", all by names that do not depend on the
-        plan. `torch.distributed.checkpoint` makes one of all parts."""
+        """This rank's part of a checkpoint: the "model", its "optimizers" and "steps", all by names that do not depend on
+        the plan. `torch.distributed.checkpoint` makes one of all parts."""
         return checkpoint.part(self)
 
     def whole_checkpoint(self) -> dict[str, Any] | None:
