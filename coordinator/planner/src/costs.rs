@@ -199,6 +199,12 @@ impl Costs {
         if layer == 0 { 0 } else { self.output_bytes[layer - 1] }
     }
 
+    /// Bytes that a layer holds at least on a device when one microbatch's F has run.
+    pub(crate) fn least_held(&self, problem: &Problem, device: usize, layer: usize) -> u64 {
+        let stash = self.layer(device, layer).activation_bytes.min(self.input_bytes(layer));
+        problem.layers[layer].state_bytes.saturating_add(stash)
+    }
+
     /// A stage on a device; `recompute` has an entry for every layer of the model.
     pub(crate) fn stage(&self, device: usize, range: Range<usize>, recompute: &[bool]) -> StageCost {
         let kind = &self.kinds[self.kind_of[device]];

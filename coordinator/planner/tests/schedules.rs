@@ -29,7 +29,10 @@ fn each_has_its_time_and_memory() {
     assert_eq!(measured(Name::ZbH1, p, m), (work + 3.0, 4.0));
     let (time, memory) = measured(Name::ZbH2, p, m);
     assert!(time <= work + 3.0 && memory <= 7.0, "{time} {memory}");
-    for (name, most) in [(Name::ZbV, 4.0), (Name::VHalf, 3.0), (Name::VMin, 2.5)] {
+    // No bubble but the warm-up of the last device, on the memory of 1F1B: p - 1 forwards of half a device.
+    let (time, memory) = measured(Name::ZbV, p, m);
+    assert!(time <= work + 1.5 && memory <= 4.0, "{time} {memory}");
+    for (name, most) in [(Name::VHalf, 3.0), (Name::VMin, 2.5)] {
         let (time, memory) = measured(name, p, m);
         assert!(memory <= most, "{name} holds {memory}");
         assert!(time < work + 9.0, "{name} takes {time}");

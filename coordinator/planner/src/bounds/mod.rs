@@ -12,7 +12,8 @@
 //! - `memory`: not with what memory lets the devices do before the first I can start, nor with what all microbatches hold
 //!   over time, where each recomputed layer is more work.
 //!
-//! Besides, one microbatch has a longest path, and every layer is some device's for all microbatches. Times are rounded
+//! A layer is never on a device that has no room for it, and those that stay together are one piece of work. Besides, one
+//! microbatch has a longest path, and every layer is some device's for all microbatches. Times are rounded
 //! down per layer, since an instruction rounds only once.
 
 mod memory;
@@ -20,6 +21,7 @@ mod number;
 mod work;
 
 use crate::costs::Costs;
+use crate::rules::Rules;
 use adaptis_plan::Problem;
 
 /// Halvings of an interval whose ends differ by a factor of two: all bits of a float.
@@ -51,6 +53,8 @@ struct Bench {
     times: Vec<Times>,
     layers: usize,
     devices: usize,
+    /// Layers that stay together, and each of the others alone.
+    units: Vec<Vec<usize>>,
     /// Devices of equal times.
     groups: Vec<Vec<usize>>,
     microbatches: f64,
@@ -85,20 +89,30 @@ pub(crate) fn of(costs: &Costs, problem: &Problem) -> u64 {
 impl Bench {
     fn new(costs: &Costs, problem: &Problem) -> Self {
         let (layers, devices) = (costs.layers, costs.devices);
-        let constraints = &problem.constraints;
-        let forbidden: Vec<bool> =
-            problem.devices.iter().map(|device| constraints.forbidden.contains(&device.name)).collect();
+        let rules = Rules::new(problem).ok();
+        let mut units: Vec<Vec<usize>> = rules.as_ref().map_or_else(Vec::new, |rules| rules.groups().to_vec());
+        let alone: Vec<usize> = (0..layers).filter(|layer| !units.iter().any(|unit| unit.contains(layer))).collect();
+        units.extend(alone.into_iter().map(|layer| vec![layer]));
+        let mut never = vec![false; layers * devices];
+        for unit in &units {
+            for device in 0..devices {
+                let allowed = rules.as_ref().is_none_or(|rules| rules.allows(unit[0], device));
+                let least = |&layer: &usize| costs.least_held(problem, device, layer);
+                let held = unit.iter().map(least).fold(0, u64::saturating_add);
+                if !allowed || held > costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) {
+                    unit.iter().for_each(|&layer| never[layer * devices + device] = true);
+                }
+            }
+        }
         let mut times = Vec::with_capacity(layers * devices);
         for layer in 0..layers {
-            let pins = constraints.pinned.iter().filter(|pin| pin.layer as usize == layer);
-            for (device, &forbidden) in forbidden.iter().enumerate() {
-                let elsewhere = pins.clone().any(|pin| pin.device != problem.devices[device].name);
+            for device in 0..devices {
                 let cost = costs.layer(device, layer);
                 let slowdown = costs.slowdown[device];
                 let scaled = |ns: u64| (ns as f64 * slowdown).floor();
                 let (forward, input, weight) =
                     (scaled(cost.forward_ns), scaled(cost.input_gradient_ns), scaled(cost.weight_gradient_ns));
-                times.push(match forbidden || elsewhere {
+                times.push(match never[layer * devices + device] {
                     true => Times::NEVER,
                     false => Times { forward, whole: forward + input + weight, input },
                 });
@@ -108,6 +122,7 @@ impl Bench {
             times,
             layers,
             devices,
+            units,
             groups: Vec::new(),
             microbatches: costs.microbatches as f64,
             start: Vec::new(),
@@ -134,6 +149,13 @@ impl Bench {
 
     fn least(&self, layer: usize, time: impl Fn(&Times) -> f64) -> f64 {
         let least = (0..self.devices).map(|device| time(self.at(layer, device))).fold(f64::INFINITY, f64::min);
+        if least.is_finite() { least } else { 0.0 }
+    }
+
+    /// The work of layers that stay together, on the device that does it fastest.
+    fn least_of(&self, unit: &[usize]) -> f64 {
+        let on = |device: usize| unit.iter().map(|&layer| self.at(layer, device).whole).sum::<f64>();
+        let least = (0..self.devices).map(on).fold(f64::INFINITY, f64::min);
         if least.is_finite() { least } else { 0.0 }
     }
 
@@ -259,6 +281,11 @@ impl Bench {
                 .max(forwards + last + all(&|times| times.input) + behind.max(weight));
             before += forward[layer];
             behind += input[layer];
+        }
+        // Layers that stay together are some device's, one after the other, for all microbatches.
+        for unit in &self.units {
+            let ahead: f64 = forward[..unit[0]].iter().sum();
+            longest = longest.max(ahead + self.microbatches * self.least_of(unit));
         }
         longest
     }

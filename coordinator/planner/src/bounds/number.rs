@@ -143,10 +143,7 @@ impl Packing {
             memory_bytes: group.iter().map(|&device| room(device)).fold(0.0, f64::max),
         };
         let groups: Vec<Group> = bench.groups.iter().map(group).collect();
-        let held = |layer: usize, device: usize| {
-            let stash = costs.layer(device, layer).activation_bytes.min(costs.input_bytes(layer));
-            problem.layers[layer].state_bytes as f64 + stash as f64
-        };
+        let held = |layer: usize, device: usize| costs.least_held(problem, device, layer) as f64;
         let least_held = |layers: &[usize], group: &[usize]| {
             let of = |&layer: &usize| group.iter().map(|&device| held(layer, device)).fold(f64::INFINITY, f64::min);
             layers.iter().map(of).fold(f64::INFINITY, f64::min)

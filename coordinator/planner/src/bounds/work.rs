@@ -50,12 +50,13 @@ impl Bench {
         (best.0, self.per_device(&best.1))
     }
 
-    /// Where each layer is cheapest: the load of each group of devices, and the price of all.
+    /// Where each layer, or those that stay together, are cheapest: the load of each group of devices, and the price of all.
     fn packed(&self, price: &[f64]) -> (Vec<f64>, f64) {
         let mut load = vec![0.0; self.groups.len()];
         let mut packed = 0.0;
-        for layer in 0..self.layers {
-            let whole = |group: usize| self.at(layer, self.groups[group][0]).whole;
+        for unit in &self.units {
+            let on = |device: usize| unit.iter().map(|&layer| self.at(layer, device).whole).sum::<f64>();
+            let whole = |group: usize| on(self.groups[group][0]);
             let cost = |group: usize| price[group] * whole(group);
             let cheapest = (0..self.groups.len()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(0);
             if cost(cheapest).is_finite() {

@@ -63,6 +63,55 @@ pub(crate) fn zero_bubble(tables: &Tables, ahead_and_delay: impl Fn(usize) -> (u
     tables.local.iter().map(program).collect()
 }
 
+/// ZB-V over stages that lie in a V, in the order of the Zero Bubble paper: the first device forwards as many microbatches
+/// of its first stage as fill the way down and up, each device then works on both of its stages in turn, I and W after
+/// each F; behind the last F, I goes first and what W is left closes the gaps.
+pub(crate) fn zb_v(tables: &Tables) -> Programs {
+    let depth = tables.stages() / 2;
+    // With fewer the order is that of as many, without those that are not there.
+    let most = tables.microbatches.max(2 * depth - 1);
+    let mut programs = vec![Vec::new(); tables.devices];
+    for rank in 0..depth {
+        let stages = [rank, 2 * depth - 1 - rank];
+        // By stage: the next microbatch of each kind.
+        let mut next = [[0_usize; 3]; 2];
+        let program: &mut Vec<Op> = &mut programs[tables.device[rank] as usize];
+        let mut run = |next: &mut [[usize; 3]; 2], arm: usize, kinds: &[u32]| {
+            for &kind in kinds {
+                let at = &mut next[arm][kind as usize];
+                if *at < tables.microbatches {
+                    program.push(op(kind, stages[arm], *at));
+                }
+                *at += 1;
+            }
+        };
+        (0..2 * (depth - rank) - 1).for_each(|_| run(&mut next, 0, &[F]));
+        for _ in 0..rank {
+            run(&mut next, 1, &[F]);
+            run(&mut next, 0, &[F]);
+        }
+        (0..depth - rank).for_each(|_| run(&mut next, 1, &[F, I, W]));
+        while next[1][0] < next[0][0] || next[0][0] < most {
+            if next[0][0] < most {
+                run(&mut next, 0, &[F]);
+            }
+            run(&mut next, 0, &[I, W]);
+            run(&mut next, 1, &[F, I, W]);
+        }
+        for _ in 0..rank {
+            run(&mut next, 0, &[I]);
+            run(&mut next, 1, &[I]);
+        }
+        (0..depth - rank).for_each(|_| run(&mut next, 0, &[I, W]));
+        for arm in [1, 0] {
+            while next[arm][2] < next[arm][1] {
+                run(&mut next, arm, &[W]);
+            }
+        }
+    }
+    programs
+}
+
 /// Interleaved 1F1B: the k-th stage of device d is `k x p + d`; microbatches go in groups of p. The order is that of
 /// Megatron-LM, with a last group that may be short.
 pub(crate) fn interleaved(tables: &Tables) -> Programs {

@@ -28,6 +28,7 @@ mod short;
 mod sketch;
 mod squeeze;
 mod structure;
+mod tiny;
 
 use crate::bounds;
 use crate::costs::Costs;
@@ -174,6 +175,7 @@ pub fn search(
         replan::climb(problem, &mut judge, &mut pool, running, &mut random);
     }
     portfolio::fill(&mut judge, &mut pool, running.as_ref().map(|running| &running.shape));
+    tiny::offer(&mut judge, &mut pool);
     if pool.members.is_empty() {
         squeeze::squeeze(problem, &mut judge, &mut pool, &mut random)?;
     }

@@ -321,11 +321,11 @@ fn offer_named(judge: &mut Judge, pool: &mut Pool, shape: &Shape) -> f64 {
     let tables = Tables::new(judge.costs, shape);
     let mut best = f64::INFINITY;
     for name in Name::ALL {
-        if let Some(programs) = name.programs(&tables)
-            && let Some(candidate) = judge.given(shape, programs, Genes::STANDARD[0])
-        {
-            best = best.min(candidate.value);
-            pool.offer(judge, candidate);
+        for programs in name.orders(&tables) {
+            if let Some(candidate) = judge.given(shape, programs, Genes::STANDARD[0]) {
+                best = best.min(candidate.value);
+                pool.offer(judge, candidate);
+            }
         }
     }
     best
