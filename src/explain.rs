@@ -105,10 +105,12 @@ fn where_time_goes(out: &mut String, explanation: &Explanation) {
         }
         out.push('\n');
     }
-    let _ = write!(out, "{:<25}", "all");
+    let working = || devices.iter().filter(|split| split.work_ns > 0);
+    let is_any_idle = working().count() < devices.len();
+    let _ = write!(out, "{:<25}", if is_any_idle { "all that work" } else { "all" });
     for (_, of) in &columns {
-        let shares = devices.iter().map(|split| percent(of(split), explanation.iteration_ns));
-        let _ = write!(out, " {:>10.1}%", shares.sum::<f64>() / devices.len().max(1) as f64);
+        let shares = working().map(|split| percent(of(split), explanation.iteration_ns));
+        let _ = write!(out, " {:>10.1}%", shares.sum::<f64>() / working().count().max(1) as f64);
     }
     out.push('\n');
 }
@@ -150,6 +152,7 @@ fn memory(out: &mut String, explanation: &Explanation) {
             explanation.devices.iter().find(|split| split.device == memory.device).map(|split| split.recompute_ns);
         let _ = match (memory.peak_bytes > memory.limit_bytes, again_ns.unwrap_or(0), memory.is_binding) {
             (true, ..) => writeln!(out, "does not fit: {} bytes too many", memory.peak_bytes - memory.limit_bytes),
+            (_, 0, true) if memory.is_empty => writeln!(out, "no room for any layer"),
             (_, 0, true) => writeln!(out, "no room for one more microbatch in flight"),
             (_, 0, false) => writeln!(out, "none"),
             (_, again_ns, false) => {

@@ -39,7 +39,7 @@ pub struct Arguments {
     job: Option<PathBuf>,
     /// With --job: on which devices, COUNTxKIND,.. or a TOML file with `[[device]]` name, kind, node; `[[kind]]` name,
     /// memory_gib; `[links]` within_node_gb_per_second, between_nodes_gb_per_second. A group is a kind: 2x4xa100-40g
-    #[arg(long, value_name = "DEVICES", requires = "job", value_parser = values::text)]
+    #[arg(long, value_name = "DEVICES", requires = "job", conflicts_with = "problem", value_parser = values::text)]
     devices: Option<String>,
     /// With --job: microbatches of an iteration [default: the recorded job's]
     #[arg(long, value_name = "N", requires = "job", value_parser = values::whole(1..=u64::from(MICROBATCHES_MAX)),
@@ -193,8 +193,14 @@ fn running(path: &str, plan: Plan, problem: &Problem) -> Result<Plan> {
     let names: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
     match plan.map_to(&names) {
         Ok(_) => Ok(plan),
-        Err(CannotMap::Missing { device }) => {
-            files::say(&format!("--from {path}: {device} is gone; its layers move in any case, others at a price"));
+        Err(CannotMap::Missing { .. }) => {
+            let gone: Vec<&str> =
+                plan.devices.iter().filter(|device| !names.contains(device)).map(String::as_str).collect();
+            let (verb, whose) = if gone.len() == 1 { ("is", "its") } else { ("are", "their") };
+            let gone = gone.join(", ");
+            files::say(&format!(
+                "--from {path}: {gone} {verb} gone; {whose} layers move in any case, others at a price"
+            ));
             Ok(plan)
         }
         Err(error) => Err(failure::usage(format!("--from {path}: {error}"))),

@@ -137,18 +137,24 @@ pub fn panels(problem: &Problem, plan: &Plan, timeline: &Timeline) -> Vec<Panel>
     vec![Panel::of_plan(format!("plan {}", plan.epoch), plan, &kinds, timeline)]
 }
 
+/// How far a plan is from the best that can be.
+fn beyond(timeline: &Timeline, bound_ns: u64) -> String {
+    match (timeline.fits, timeline.iteration_ns.saturating_sub(bound_ns)) {
+        (true, 0) => "no plan takes less: proved optimal".to_owned(),
+        (true, gap_ns) => format!(
+            "no plan takes less than {} ({:.2}% below)",
+            milliseconds(bound_ns),
+            gap_ns as f64 / timeline.iteration_ns as f64 * 100.0
+        ),
+        // What does not fit may well take less.
+        (false, _) => format!("no plan that fits takes less than {}", milliseconds(bound_ns)),
+    }
+}
+
 /// A timeline in words.
 pub fn table(problem: &Problem, plan: &Plan, timeline: &Timeline, bound_ns: u64) -> String {
     let mut out = String::new();
-    // Where nothing takes any time there is no gap.
-    let below = 1.0 - bound_ns as f64 / timeline.iteration_ns.max(1) as f64;
-    let _ = writeln!(
-        out,
-        "iteration {}; no plan takes less than {} ({:.1}% below)",
-        milliseconds(timeline.iteration_ns),
-        milliseconds(bound_ns),
-        if timeline.iteration_ns == 0 { 0.0 } else { below * 100.0 }
-    );
+    let _ = writeln!(out, "iteration {}; {}", milliseconds(timeline.iteration_ns), beyond(timeline, bound_ns));
     let _ = writeln!(out, "{:<12} {:<12} {:>6} {:>23}  holds", "device", "kind", "idle", "peak of memory");
     for (index, device) in problem.devices.iter().enumerate() {
         let peak = timeline.peak_bytes[index];

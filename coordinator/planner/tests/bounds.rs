@@ -201,6 +201,31 @@ fn a_device_starts_behind_the_first_of_the_equal_layers_of_another() {
     assert!((bound_ns..bound_ns + bound_ns / 1_000).contains(&time_ns));
 }
 
+/// Eight layers of 30 ns that stay together are one device's, 2 microbatches of them.
+#[test]
+fn layers_that_stay_together_are_the_work_of_one_device() {
+    let mut problem = support::uniform(4, 8, 2, support::cost(10, 10, 10), 0);
+    assert!(lower_bound_ns(&problem) < 8 * 2 * 30);
+    problem.constraints.together = vec![(0..8).collect()];
+    assert_eq!(lower_bound_ns(&problem), 8 * 2 * 30);
+}
+
+/// A device without room for any layer shares no work.
+#[test]
+fn a_device_without_room_is_as_one_that_is_forbidden() {
+    let mut problem = support::uniform(4, 8, 2, support::cost(10, 10, 10), 0);
+    for layer in &mut problem.layers {
+        layer.state_bytes = 1_000;
+    }
+    let ample_ns = lower_bound_ns(&problem);
+    problem.devices[0].memory_bytes = 999;
+    let without_room_ns = lower_bound_ns(&problem);
+    problem.devices[0].memory_bytes = 1 << 40;
+    problem.constraints.forbidden = vec!["gpu0".to_owned()];
+    assert_eq!(without_room_ns, lower_bound_ns(&problem));
+    assert!(without_room_ns > ample_ns);
+}
+
 /// Memory raises the bound of the two problems where it binds, and of none where it is ample.
 #[test]
 fn memory_raises_the_bound_where_it_binds() {

@@ -129,6 +129,19 @@ fn a_change_of_order_alone_keeps_what_is_recomputed() {
     assert!(outcome.plan.stages.iter().all(|stage| stage.recompute.is_empty()), "memory is ample");
 }
 
+/// The fast device holds both layers for one microbatch at a time, if they are two stages and the first is recomputed.
+#[test]
+fn a_tiny_problem_is_planned_in_the_only_way_that_fits_on_the_fast_device() {
+    let mut problem = support::uniform(2, 2, 2, support::cost(10, 10, 0), 1);
+    problem.costs.insert("slow".to_owned(), vec![support::cost(60, 60, 0); 2]);
+    problem.devices[1].kind = "slow".to_owned();
+    problem.layers[0].state_bytes = 3;
+    problem.layers[0].output_bytes = 1;
+    problem.devices[0].memory_bytes = 3 + 4;
+    let plan = searched(&problem, None, 2_000, 1).unwrap().plan;
+    assert_eq!(agreed(&problem, &plan).unwrap(), 2 * 50);
+}
+
 #[test]
 fn a_search_that_is_stopped_at_once_still_answers() {
     let problem = support::uniform(4, 8, 8, support::cost(5, 5, 5), 1);

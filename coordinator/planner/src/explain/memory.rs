@@ -21,8 +21,10 @@ pub struct DeviceMemory {
     pub always_bytes: u64,
     /// How much higher the peak would be if nothing were recomputed.
     pub recompute_saves_bytes: u64,
+    /// It runs no layer.
+    pub is_empty: bool,
     /// It would not fit without recomputing, or has no room for the activations of one more microbatch in flight on any
-    /// of its stages.
+    /// of its stages; or it is empty and has no room for any layer.
     pub is_binding: bool,
 }
 
@@ -51,13 +53,18 @@ pub(super) fn pressure(problem: &Problem, plan: &Plan, timeline: &Timeline) -> (
         };
         let local = || tables.local[device].iter().map(|&stage| &tables.cost[stage as usize]);
         let is_needed = recompute_saves_bytes > limit_bytes.saturating_sub(peak);
-        let one_more = local().map(|cost| cost.stash_bytes).filter(|&bytes| bytes > 0).min();
+        let is_empty = tables.local[device].is_empty();
+        let one_more = match is_empty {
+            true => (0..problem.layers.len()).map(|layer| costs.least_held(problem, device, layer)).min(),
+            false => local().map(|cost| cost.stash_bytes).filter(|&bytes| bytes > 0).min(),
+        };
         DeviceMemory {
             device: problem.devices[device].name.clone(),
             peak_bytes: peak,
             limit_bytes,
             always_bytes: tables.base_bytes[device],
             recompute_saves_bytes,
+            is_empty,
             is_binding: is_needed || one_more.is_some_and(|bytes| limit_bytes.saturating_sub(peak) < bytes),
         }
     };
