@@ -158,6 +158,15 @@ def apply(config):
 }
 
 #[test]
+fn torchtitan_is_not_trusted_with_names_of_other_models() {
+    let mut problem = model(&MODEL, 2, 4);
+    problem.layers[2].name = "half2".to_owned();
+    let plan = plan(&problem, &[(2, 0), (7, 1)]);
+    let export = torchtitan::write(&problem, &plan, "a", "b").unwrap();
+    assert!(export.warnings.contains(&Warning::OtherModules { names: vec!["half2".to_owned()] }));
+}
+
+#[test]
 fn torchtitan_knows_a_v() {
     let problem = model(&MODEL, 2, 4);
     let plan = named(&problem, Name::ZbV).unwrap();

@@ -52,6 +52,11 @@ pub enum Warning {
         /// What the tool's takes, simulated.
         tool_ns: u64,
     },
+    /// Layers whose names are not those of the tool's own models.
+    OtherModules {
+        /// The layers.
+        names: Vec<String>,
+    },
     /// Ranks are not the devices in the problem's order.
     Ranks {
         /// Device of each rank.
@@ -62,6 +67,16 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Warning::OtherModules { names } => write!(
+                f,
+                "{} no module of torchtitan's own models (tok_embeddings, layers.N, norm, output, lm_head): the split is \
+                 right only for a model that names its modules so",
+                match &names[..] {
+                    [one] => format!("`{one}` is"),
+                    [one, more @ ..] => format!("`{one}` and {} more layers are", more.len()),
+                    [] => "nothing is".to_owned(),
+                }
+            ),
             Warning::StagesElsewhere => f.write_str(
                 "the file holds the order alone: the training script builds each stage from the layers listed, and \
                  wraps those to recompute in torch.utils.checkpoint",

@@ -53,7 +53,7 @@ pub fn write(problem: &Problem, plan: &Plan, name: &str, csv_name: &str) -> Resu
     let policy = if is_recomputed { "FullAC.Config()" } else { "None" };
     let _ = writeln!(out, "    config.activation_checkpoint = {policy}");
     out.push_str("    return config\n");
-    let mut warnings: Vec<Warning> = rank_warning(plan, &ranks).into_iter().collect();
+    let mut warnings: Vec<Warning> = rank_warning(plan, &ranks).into_iter().chain(other_modules(problem)).collect();
     warnings.extend(not_recomputed);
     warnings.extend(runtime_warnings(&theirs));
     let schedule = File { name: csv_name.to_owned(), text: csv(plan, &ranks) };
@@ -80,6 +80,17 @@ fn modules(problem: &Problem) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// The layers that are named as no module of torchtitan's own models is.
+fn other_modules(problem: &Problem) -> Option<Warning> {
+    let is_known = |name: &str| {
+        let is_layer = name.strip_prefix("layers.").is_some_and(|number| number.chars().all(|c| c.is_ascii_digit()));
+        is_layer || ["tok_embeddings", "norm", "output", "lm_head"].contains(&name)
+    };
+    let names: Vec<String> =
+        problem.layers.iter().map(|layer| layer.name.clone()).filter(|name| !is_known(name)).collect();
+    (!names.is_empty()).then_some(Warning::OtherModules { names })
 }
 
 /// Whether all transformer layers are recomputed; else none is.
