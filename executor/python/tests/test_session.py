@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.optim import AdamW
@@ -20,7 +21,8 @@ from ranks import free_port, in_ranks, script_in_ranks
 
 HERE = Path(__file__).parent
 COMMAND = os.environ.get("ADAPTIS_COMMAND", "adaptis")
-STEPS = 40
+STEPS = (40, 120)
+"""Of the job that is planned again: where that was not enough, more."""
 
 
 def torchrun(ranks: int, script: list[str]) -> list[str]:
@@ -39,60 +41,71 @@ def clean() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
+def under_the_command(dir: Path, job: list[str]) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    run = [COMMAND, "run", "--mode", "adapt", "--out", str(dir), "--", *job]
+    said = subprocess.run(run, env=clean(), check=True, timeout=600, capture_output=True, text=True)
+    return said, json.loads((dir / "report.json").read_text())
+
+
 def test_a_job_is_planned_again_while_it_trains_and_no_bit_of_its_losses_changes(tmp_path: Path) -> None:
-    alone, along, dir = tmp_path / "alone.json", tmp_path / "along.json", tmp_path / "run"
-    script_in_ranks(2, HERE / "job.py", ["--steps", str(STEPS), "--losses", str(alone)])
-    job = [str(HERE / "job.py"), "--steps", str(STEPS), "--losses", str(along)]
-    run = [COMMAND, "run", "--mode", "adapt", "--out", str(dir), "--", *torchrun(2, job)]
-    said = subprocess.run(run, env=clean(), check=True, timeout=300, capture_output=True, text=True)
-    without, result = json.loads(alone.read_text()), json.loads(along.read_text())
-    report = json.loads((dir / "report.json").read_text())
-    assert result["losses"] == without["losses"]
-    assert result["placed"] != without["placed"], said.stderr
-    assert len(report["switches"]) >= 1 and report["switches"][0]["layers_moved"] >= 1
-    assert report["final_state_digest"]
-    bits = [row["loss_bits"] for row in report["iterations"]]
-    assert len(bits) >= STEPS - 20, "it was followed from nearly the beginning"
-    told = [struct.pack(">f", float.fromhex(loss)).hex() for loss in result["losses"]]
-    first = report["iterations"][0]["index"]
-    assert bits == told[first : first + len(bits)]
-    last = report["phases"][-1]
-    # Ranks that share what is left of a busy machine gain nothing.
-    is_busy = os.getloadavg()[0] > 4.0
-    assert is_busy or last["measured_median_ns"] < 0.9 * report["phases"][0]["measured_median_ns"], report["phases"]
-    assert "run folder" in said.stderr and "plan 1 -> 2" in said.stdout
+    alone, along = tmp_path / "alone.json", tmp_path / "along.json"
+    script_in_ranks(2, HERE / "job.py", ["--steps", str(STEPS[-1]), "--losses", str(alone)])
+    without = json.loads(alone.read_text())
+    for steps in STEPS:
+        dir = tmp_path / f"run{steps}"
+        job = [str(HERE / "job.py"), "--steps", str(steps), "--losses", str(along)]
+        said, report = under_the_command(dir, torchrun(2, job))
+        result = json.loads(along.read_text())
+        assert result["losses"] == without["losses"][:steps]
+        bits = [row["loss_bits"] for row in report["iterations"]]
+        told = [struct.pack(">f", float.fromhex(loss)).hex() for loss in result["losses"]]
+        first = report["iterations"][0]["index"] if bits else 0
+        assert bits == told[first : first + len(bits)]
+        assert report["final_state_digest"] and "run folder" in said.stderr
+        medians = [phase["measured_median_ns"] for phase in report["phases"]]
+        # Of a busy machine little may be left to gain: then again, for longer.
+        if result["placed"] != without["placed"] and medians[-1] < 0.9 * medians[0]:
+            break
+    else:
+        pytest.fail(f"no plan that is faster: {medians}\n{said.stderr}")
+    assert report["switches"][0]["layers_moved"] >= 1 and "plan 1 -> 2" in said.stdout
+    assert len(bits) >= steps - 20, "it was followed from nearly the beginning"
 
 
 def test_a_rank_that_slows_down_is_seen_and_relieved(tmp_path: Path) -> None:
-    dir = tmp_path / "run"
-    script = [str(HERE / "gpt_short.py"), "--steps", "38", "--slow", "2:2.5@12"]
-    run = [COMMAND, "run", "--mode", "adapt", "--out", str(dir), "--", *forked(4, script)]
-    said = subprocess.run(run, env=clean(), check=True, timeout=600, capture_output=True, text=True)
-    report = json.loads((dir / "report.json").read_text())
-    relief = [row for row in report["switches"] if row["iteration"] > 12]
-    assert relief, said.stderr
+    for steps in (38, 90):
+        dir = tmp_path / f"run{steps}"
+        script = [str(HERE / "gpt_short.py"), "--steps", str(steps), "--slow", "2:2.5@12"]
+        said, report = under_the_command(dir, forked(4, script))
+        relief = [row for row in report["switches"] if row["iteration"] > 12]
 
-    def held(epoch: int) -> int:
-        plan = json.loads((dir / "plans" / f"epoch-{epoch}.json").read_text())
-        return sum(stage["layers"][1] - stage["layers"][0] for stage in plan["stages"] if stage["device"] == 2)
+        def held(epoch: int) -> int:
+            plan = json.loads((dir / "plans" / f"epoch-{epoch}.json").read_text())
+            return sum(stage["layers"][1] - stage["layers"][0] for stage in plan["stages"] if stage["device"] == 2)
 
-    # An earlier change may be taken back meanwhile.
-    layers = [(held(row["from"]), held(row["to"])) for row in relief]
-    assert any(after < before for before, after in layers), f"rank 2 gives layers away: {layers}\n{said.stderr}"
+        # An earlier change may be taken back meanwhile.
+        layers = [(held(row["from"]), held(row["to"])) for row in relief]
+        # On a busy machine it takes longer to be sure.
+        if any(after < before for before, after in layers):
+            return
+    pytest.fail(f"rank 2 gives no layers away: {layers}\n{said.stderr}")
 
 
 def test_replicas_that_are_planned_again_go_over_together_and_no_bit_changes(tmp_path: Path) -> None:
-    losses, still, dir = tmp_path / "along.json", tmp_path / "alone.json", tmp_path / "run"
-    options = ["--steps", "30", "--replicas", "2", "--sleep-ms", "1", "--losses"]
-    job = forked(4, [str(HERE / "job.py"), *options, str(losses)])
-    run = [COMMAND, "run", "--mode", "adapt", "--out", str(dir), "--", *job]
-    said = subprocess.run(run, env=clean(), check=True, timeout=300, capture_output=True, text=True)
-    script_in_ranks(4, HERE / "job.py", [*options, str(still)])
-    alone = json.loads(still.read_text())
-    told = [json.loads(losses.with_suffix(f".{rank}").read_text()) for rank in range(4)]
-    assert all(rank == told[0] for rank in told), "the same plan at the same step, and the same loss"
-    assert told[0]["placed"] != alone["placed"], said.stderr
-    assert told[0]["losses"] == alone["losses"]
+    losses, still = tmp_path / "along.json", tmp_path / "alone.json"
+    for steps in (30, 90):
+        options = ["--steps", str(steps), "--replicas", "2", "--sleep-ms", "1", "--losses"]
+        job = forked(4, [str(HERE / "job.py"), *options, str(losses)])
+        said, _ = under_the_command(tmp_path / f"run{steps}", job)
+        script_in_ranks(4, HERE / "job.py", [*options, str(still)])
+        alone = json.loads(still.read_text())
+        told = [json.loads(losses.with_suffix(f".{rank}").read_text()) for rank in range(4)]
+        assert all(rank == told[0] for rank in told), "the same plan at the same step, and the same loss"
+        assert told[0]["losses"] == alone["losses"]
+        # On a busy machine it takes longer to be sure.
+        if told[0]["placed"] != alone["placed"]:
+            return
+    pytest.fail(f"the plan stayed as it was\n{said.stderr}")
 
 
 def test_the_exit_code_of_a_job_that_fails_is_the_runs(tmp_path: Path) -> None:
