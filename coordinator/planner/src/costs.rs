@@ -205,6 +205,15 @@ impl Costs {
         problem.layers[layer].state_bytes.saturating_add(stash)
     }
 
+    /// Bytes that layers take at least of a device that runs them: what they hold when the last of them has run its F, or
+    /// what one of them needs in its I.
+    pub(crate) fn least_needed(&self, problem: &Problem, device: usize, layers: &[usize]) -> u64 {
+        let held = layers.iter().map(|&layer| self.least_held(problem, device, layer)).fold(0, u64::saturating_add);
+        let state = layers.iter().map(|&layer| problem.layers[layer].state_bytes).fold(0, u64::saturating_add);
+        let most = layers.iter().map(|&layer| self.layer(device, layer).activation_bytes).max().unwrap_or(0);
+        held.max(state.saturating_add(most))
+    }
+
     /// A stage on a device; `recompute` has an entry for every layer of the model.
     pub(crate) fn stage(&self, device: usize, range: Range<usize>, recompute: &[bool]) -> StageCost {
         let kind = &self.kinds[self.kind_of[device]];

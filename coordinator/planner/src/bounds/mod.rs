@@ -97,9 +97,8 @@ impl Bench {
         for unit in &units {
             for device in 0..devices {
                 let allowed = rules.as_ref().is_none_or(|rules| rules.allows(unit[0], device));
-                let least = |&layer: &usize| costs.least_held(problem, device, layer);
-                let held = unit.iter().map(least).fold(0, u64::saturating_add);
-                if !allowed || held > costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) {
+                let needed = costs.least_needed(problem, device, unit);
+                if !allowed || needed > costs.memory_bytes[device].saturating_sub(costs.reserved_bytes[device]) {
                     unit.iter().for_each(|&layer| never[layer * devices + device] = true);
                 }
             }

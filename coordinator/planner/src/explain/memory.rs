@@ -55,7 +55,7 @@ pub(super) fn pressure(problem: &Problem, plan: &Plan, timeline: &Timeline) -> (
         let is_needed = recompute_saves_bytes > limit_bytes.saturating_sub(peak);
         let is_empty = tables.local[device].is_empty();
         let one_more = match is_empty {
-            true => (0..problem.layers.len()).map(|layer| costs.least_held(problem, device, layer)).min(),
+            true => (0..problem.layers.len()).map(|layer| costs.least_needed(problem, device, &[layer])).min(),
             false => local().map(|cost| cost.stash_bytes).filter(|&bytes| bytes > 0).min(),
         };
         DeviceMemory {
