@@ -1,10 +1,12 @@
 //! A timeline as SVG: one panel per iteration, one row per device, all panels on one time scale.
 //!
 //! Colours name the work and stand explained at the top; every bar that is wide enough also says its letter and its
-//! microbatch, every bar tells all in its tooltip. Idle time is the hatched ground of a row, and its share stands at the
+//! microbatch, and its stage where the device has several: the later the stage, the darker its foot. Every bar tells all
+//! in its tooltip. Idle time is the hatched ground of a row, and its share stands at the
 //! row's end, so that nobody has to measure it by eye.
 
 use super::{Bar, Kind, Lane, Panel, milliseconds};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 const WIDTH: f64 = 1500.0;
@@ -17,6 +19,13 @@ const TOP: f64 = 64.0;
 /// Narrower bars carry no text.
 const LETTER_WIDTH: f64 = 11.0;
 const NUMBER_WIDTH: f64 = 22.0;
+/// The foot of a bar, which tells stages apart.
+const FOOT: f64 = 4.0;
+/// What the latest stage's foot is darkened by.
+const DARKEST: f64 = 0.55;
+/// Characters of a device's name and of the note under it.
+const LABEL_MAX: usize = 22;
+const NOTE_MAX: usize = 32;
 /// Room of a tick's label.
 const TICK_WIDTH: f64 = 40.0;
 
@@ -83,8 +92,13 @@ fn legend(out: &mut String, panels: &[Panel]) {
     }
     let _ = writeln!(
         out,
-        r##"<rect x="{x}" y="40" width="18" height="16" rx="2" fill="url(#idle)" stroke="#ddd5c3"/><text x="{}" y="52" font-size="12" fill="#333">idle; numbers are microbatches</text>"##,
-        x + 24.0
+        r##"<rect x="{x}" y="40" width="18" height="16" rx="2" fill="url(#idle)" stroke="#ddd5c3"/><text x="{}" y="52" font-size="12" fill="#333">idle; numbers are microbatches{}; the red line: all is done</text>"##,
+        x + 24.0,
+        if panels.iter().flat_map(|panel| &panel.lanes).any(|lane| stages(lane).len() > 1) {
+            ", s1 a stage"
+        } else {
+            ""
+        }
     );
 }
 
@@ -143,28 +157,34 @@ fn draw_lane(out: &mut String, lane: &Lane, duration_ns: u64, y: f64, per_ns: f6
         r##"<text x="{0}" y="{1}" font-size="13" fill="#222" text-anchor="end">{2}</text><text x="{0}" y="{3}" font-size="10" fill="#777" text-anchor="end">{4}</text><rect x="{LEFT}" y="{y}" width="{5:.2}" height="{ROW}" fill="url(#idle)"/><text x="{6:.1}" y="{7}" font-size="13" fill="#222">{8:.0}%</text>"##,
         LEFT - 10.0,
         y + 15.0,
-        escape(&lane.label),
+        escape(&shortened(&lane.label, LABEL_MAX)),
         y + 28.0,
-        escape(&shortened(&lane.note)),
+        escape(&shortened(&lane.note, NOTE_MAX)),
         duration_ns as f64 * per_ns,
         LEFT + duration_ns as f64 * per_ns + 8.0,
         y + 21.0,
         idle * 100.0,
     );
+    let stages = stages(lane);
     for bar in &lane.bars {
-        draw_bar(out, bar, y, per_ns);
+        draw_bar(out, bar, &stages, y, per_ns);
     }
 }
 
-fn shortened(note: &str) -> String {
-    const MOST: usize = 32;
-    match note.chars().count() {
-        0..=MOST => note.to_owned(),
-        _ => note.chars().take(MOST - 3).chain("...".chars()).collect(),
+/// The stages that a device works on, ascending.
+fn stages(lane: &Lane) -> Vec<usize> {
+    let works = lane.bars.iter().filter(|bar| bar.kind != Kind::Optimizer);
+    works.map(|bar| bar.stage).collect::<BTreeSet<usize>>().into_iter().collect()
+}
+
+fn shortened(text: &str, most: usize) -> String {
+    match text.chars().count() > most {
+        false => text.to_owned(),
+        true => text.chars().take(most - 3).chain("...".chars()).collect(),
     }
 }
 
-fn draw_bar(out: &mut String, bar: &Bar, y: f64, per_ns: f64) {
+fn draw_bar(out: &mut String, bar: &Bar, stages: &[usize], y: f64, per_ns: f64) {
     let x = LEFT + bar.start_ns as f64 * per_ns;
     let width = bar.end_ns.saturating_sub(bar.start_ns) as f64 * per_ns;
     let (fill, ink) = colour(bar.kind);
@@ -180,6 +200,26 @@ fn draw_bar(out: &mut String, bar: &Bar, y: f64, per_ns: f64) {
         milliseconds(bar.end_ns),
         milliseconds(bar.end_ns.saturating_sub(bar.start_ns)),
     );
+    // Of several stages.
+    let place = stages.binary_search(&bar.stage).ok().filter(|_| stages.len() > 1 && bar.kind != Kind::Optimizer);
+    if let Some(place) = place.filter(|&place| place > 0) {
+        let _ = write!(
+            out,
+            r##"<rect x="{x:.2}" y="{}" width="{:.2}" height="{FOOT}" fill="#000" fill-opacity="{:.2}" pointer-events="none"/>"##,
+            y + ROW - FOOT,
+            width.max(0.3),
+            DARKEST * place as f64 / (stages.len() - 1) as f64,
+        );
+    }
+    if place.is_some() && width >= NUMBER_WIDTH {
+        let _ = write!(
+            out,
+            r#"<text x="{:.1}" y="{}" font-size="8" fill="{ink}" text-anchor="middle" pointer-events="none">s{}</text>"#,
+            x + width / 2.0,
+            y + 29.0,
+            bar.stage
+        );
+    }
     if width >= LETTER_WIDTH {
         let text = match width >= NUMBER_WIDTH {
             _ if bar.kind == Kind::Optimizer => bar.kind.letter().to_owned(),
@@ -190,7 +230,7 @@ fn draw_bar(out: &mut String, bar: &Bar, y: f64, per_ns: f64) {
             out,
             r#"<text x="{:.1}" y="{}" font-size="10" fill="{ink}" text-anchor="middle" pointer-events="none">{text}</text>"#,
             x + width / 2.0,
-            y + 21.0
+            y + if place.is_some() { 17.0 } else { 21.0 }
         );
     }
     out.push('\n');
