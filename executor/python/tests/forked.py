@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import os
 import runpy
-import socket
 import sys
 
-import torch.distributed  # noqa: F401
+# It brings torch along.
+from ranks import free_port
 
 
 def main() -> None:
     ranks, script = int(sys.argv[1]), sys.argv[2]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     children = []
     for rank in range(ranks):
         child = os.fork()

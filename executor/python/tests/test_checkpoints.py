@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adaptis import Schedule
 from models import batch, loss_fn, model, through
 from plans import random_plan
 from ranks import in_ranks
+from refusing import assert_said, refusals
 from test_conformance import own_state
 from test_models import tied
 from test_state import is_blank
@@ -187,8 +189,7 @@ def _refused(rank: int, world: int, dir: Path) -> list[str]:
     extra = {**whole, "model": {**whole["model"], f"{8 * rank}.extra": torch.zeros(1)}}
     names = [name for group in whole["optimizers"][0]["param_groups"] for name in group["params"]]
     renamed = {"state": {}, "param_groups": [{"lr": 0.1, "params": ["9.weight", *names[1:]]}]}
-    texts = []
-    for state in (
+    states = (
         {"model": whole["model"]},
         torch.load(dir / f"part{(rank + 1) % 2}.pt"),
         other,
@@ -196,19 +197,12 @@ def _refused(rank: int, world: int, dir: Path) -> list[str]:
         whole,
         {**whole, "optimizers": []},
         {**whole, "optimizers": [renamed]},
-    ):
-        try:
-            schedule.restore(state)
-        except ValueError as error:
-            texts.append(str(error))
+    )
+    texts = refusals(partial(schedule.restore, state) for state in states)
     assert all(torch.equal(value, before[name]) for name, value in own_state(schedule).items())
     assert not optimizer.state and schedule.steps == 0
     schedule.attach(SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
-    try:
-        schedule.checkpoint()
-    except ValueError as error:
-        texts.append(str(error))
-    return texts
+    return texts + refusals([schedule.checkpoint])
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(begun: tuple[Path, list[str], dict[str, Any]]) -> None:
@@ -223,6 +217,4 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(begun: tuple[Path, lis
         "a parameter that is in none of the schedule's layers",
     ]
     for texts in in_ranks(2, _refused, begun[0]):
-        assert len(texts) == len(expected), texts
-        for text, words in zip(texts, expected):
-            assert words in text, text
+        assert_said(texts, expected)

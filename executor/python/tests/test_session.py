@@ -72,19 +72,20 @@ def test_a_job_is_planned_again_while_it_trains_and_no_bit_of_its_losses_changes
     assert len(bits) >= steps - 20, "it was followed from nearly the beginning"
 
 
+def layers_of(dir: Path, epoch: int, rank: int) -> int:
+    """How many a rank holds in a plan of a run."""
+    plan = json.loads((dir / "plans" / f"epoch-{epoch}.json").read_text())
+    return sum(stage["layers"][1] - stage["layers"][0] for stage in plan["stages"] if stage["device"] == rank)
+
+
 def test_a_rank_that_slows_down_is_seen_and_relieved(tmp_path: Path) -> None:
     for steps in (38, 90):
         dir = tmp_path / f"run{steps}"
         script = [str(HERE / "gpt_short.py"), "--steps", str(steps), "--slow", "2:2.5@12"]
         said, report = under_the_command(dir, forked(4, script))
         relief = [row for row in report["switches"] if row["iteration"] > 12]
-
-        def held(epoch: int) -> int:
-            plan = json.loads((dir / "plans" / f"epoch-{epoch}.json").read_text())
-            return sum(stage["layers"][1] - stage["layers"][0] for stage in plan["stages"] if stage["device"] == 2)
-
         # An earlier change may be taken back meanwhile.
-        layers = [(held(row["from"]), held(row["to"])) for row in relief]
+        layers = [(layers_of(dir, row["from"], 2), layers_of(dir, row["to"], 2)) for row in relief]
         # On a busy machine it takes longer to be sure.
         if any(after < before for before, after in layers):
             return

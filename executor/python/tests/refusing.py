@@ -1,0 +1,23 @@
+"""What is refused, and whether it is said."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Sequence
+
+
+def refusals(calls: Iterable[Callable[[], Any]]) -> list[str]:
+    """What those of some calls say that are refused."""
+    texts = []
+    for call in calls:
+        try:
+            call()
+        except (RuntimeError, TypeError, ValueError) as error:
+            texts.append(str(error))
+    return texts
+
+
+def assert_said(texts: Sequence[str], expected: Sequence[str]) -> None:
+    """Each text has its words, or one of several between bars."""
+    assert len(texts) == len(expected), texts
+    for text, words in zip(texts, expected):
+        assert any(word in text for word in words.split("|")), text
