@@ -50,8 +50,8 @@ def of_all(schedule: Schedule, own: Votes) -> list[Votes]:
     """The votes of all replicas, which take the plan that the first one has."""
     if schedule.replicas.size == 1:
         return [own]
-    is_led = int(schedule._seat.native is not None)
-    head = [schedule._number_of_plan(), is_led] + [0] * (len(own[0]) - 2)
+    # Before the votes of its ranks, each replica's plan, and whether a coordinator plans it.
+    head = [schedule._number_of_plan(), int(schedule._seat.native is not None)] + [0] * (len(own[0]) - 2)
     table = torch.tensor([head, *own], dtype=torch.int64, device=schedule.device)
     heads = [(replica[0], replica[1:]) for replica in schedule.replicas.gather(table).tolist()]
     (first, is_led, *_), _ = heads[0]

@@ -34,12 +34,12 @@ def local(tensor: Tensor) -> Tensor:
     return sharded.detach().to_local() if is_sharded(tensor) else tensor
 
 
-def like(part: Tensor, whole: Any) -> Tensor:
+def like(part: Tensor, target: Any) -> Tensor:
     """A part as what it is a part of."""
     from torch.distributed.tensor import DTensor
 
-    mesh, placements = whole.device_mesh, whole.placements
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
+    mesh, placements = target.device_mesh, target.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=target.shape, stride=target.stride())
 
 
 def placed(value: Tensor, target: Any) -> Tensor:
