@@ -268,23 +268,23 @@ impl Bench {
         let (forwards, inputs) = (forward.iter().sum::<f64>(), input.iter().sum::<f64>());
         let mut longest = forwards + inputs;
         let (mut before, mut behind) = (0.0, 0.0);
+        let mut ahead = Vec::with_capacity(self.layers);
         for layer in 0..self.layers {
+            ahead.push(before);
             let all = |time: &dyn Fn(&Times) -> f64| self.microbatches * self.least(layer, time);
             let others = f64::max(forwards - before - forward[layer], 0.0) + inputs;
             let weight = self.least(layer, |times| times.whole - times.forward - times.input);
             let last = f64::max(inputs - behind - input[layer], 0.0);
             longest = longest
-                .max(before + all(&|times| times.whole))
                 .max(before + all(&|times| times.forward + times.input) + behind)
                 .max(before + all(&|times| times.forward) + others)
                 .max(forwards + last + all(&|times| times.input) + behind.max(weight));
             before += forward[layer];
             behind += input[layer];
         }
-        // Layers that stay together are some device's, one after the other, for all microbatches.
+        // A layer, or those that stay together, are some device's for all microbatches.
         for unit in &self.units {
-            let ahead: f64 = forward[..unit[0]].iter().sum();
-            longest = longest.max(ahead + self.microbatches * self.least_of(unit));
+            longest = longest.max(ahead[unit[0]] + self.microbatches * self.least_of(unit));
         }
         longest
     }

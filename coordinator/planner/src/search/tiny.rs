@@ -42,12 +42,8 @@ pub(super) fn offer(judge: &mut Judge, pool: &mut Pool) {
 /// How many there are, if few enough: a device for each layer, and whether it is recomputed, and whether a new stage begins
 /// with it where the device stays.
 fn number(judge: &Judge) -> Option<usize> {
-    let choices = judge.rules.usable.len().checked_mul(4)?;
-    let first = judge.rules.usable.len().checked_mul(2)?;
-    let mut number = first;
-    for _ in 1..judge.costs.layers {
-        number = number.checked_mul(choices).filter(|&number| number <= SHAPES_MAX)?;
-    }
+    let devices = judge.rules.usable.len();
+    let number = (1..judge.costs.layers).try_fold(2 * devices, |number, _| number.checked_mul(4 * devices))?;
     (number <= SHAPES_MAX).then_some(number)
 }
 
