@@ -229,3 +229,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_search_goes_on_while_a_plan_that_moves_less_may_be_worth_more() {
+    // Equal layers on equal devices again: plans that move most of the layers soon reach the bound.
+    let after = support::uniform(4, 20, 8, support::cost(10_000, 10_000, 10_000), 0);
+    let mut before = after.clone();
+    before.devices[0].slowdown = 1.6;
+    let running = planned(&before, None, SHORT).plan;
+    let again = planned(&after, Some(&running), SHORT);
+    let full = again.rungs.iter().find(|rung| rung.kind == RungKind::Full).expect("there is a running plan");
+    let (takes_ns, spent) = (full.iteration_ns, again.evaluations);
+    assert!(takes_ns <= again.lower_bound_ns || spent >= SHORT, "{takes_ns} ns after {spent} evaluations");
+}

@@ -33,6 +33,8 @@ const MOVED_BEYOND_SHARE: f64 = 0.3;
 const FEW_SHARE: f64 = 0.15;
 /// Iterations over which layers beyond the few are charged in full: a plan that runs longer may move more.
 const BEYOND_ITERATIONS: f64 = 1000.0;
+/// A toll that is not worth searching on for, as a share of the lower bound.
+const TOLL_LITTLE: f64 = 0.005;
 /// Charge per stage beyond one a device, or those of the running plan, as a share of the lower bound, so that stages are
 /// not cut for nothing and the running plan bears no charge.
 const STAGE_SHARE: f64 = 0.0001;
@@ -79,6 +81,8 @@ pub(crate) struct Judge<'a> {
     /// Instructions since then.
     since_stopped: u64,
     pub(crate) best_ns: u64,
+    /// A plan is known that [`Judge::proves`] it.
+    pub(crate) is_proved: bool,
     /// Listings of a higher value are not wanted.
     pub(crate) worth: f64,
     pub(crate) stage: &'static str,
@@ -127,6 +131,7 @@ impl<'a> Judge<'a> {
             stopped: false,
             since_stopped: 0,
             best_ns: u64::MAX,
+            is_proved: false,
             worth: f64::INFINITY,
             stage: "starts",
             replay: Replay::default(),
@@ -141,8 +146,19 @@ impl<'a> Judge<'a> {
     /// The caller, the budget or the bound says that it is enough. Before there is a plan, nothing is.
     pub(crate) fn done(&self) -> bool {
         let has_plan = self.best_ns != u64::MAX;
-        has_plan && (self.stopped || self.evaluations >= self.evaluations_max || self.best_ns <= self.bound_ns)
-            || self.is_overdue()
+        has_plan && (self.stopped || self.evaluations >= self.evaluations_max || self.is_proved) || self.is_overdue()
+    }
+
+    /// Takes note of a plan that fits.
+    pub(crate) fn note(&mut self, iteration_ns: u64, shape: &Shape) {
+        self.best_ns = self.best_ns.min(iteration_ns);
+        self.is_proved |= self.proves(iteration_ns, shape, self.homes().is_some());
+    }
+
+    /// Next to nothing can be worth more than a plan: it takes no more than the bound and, where it is to stay near to the
+    /// running one, bears next to no toll.
+    pub(crate) fn proves(&self, iteration_ns: u64, shape: &Shape, is_near: bool) -> bool {
+        iteration_ns <= self.bound_ns && (!is_near || self.toll(shape) <= self.bound_ns as f64 * TOLL_LITTLE)
     }
 
     /// Counts an evaluation.
@@ -202,7 +218,7 @@ impl<'a> Judge<'a> {
     pub(crate) fn begin(&mut self, best_ns: u64, evaluations_max: u64, is_free: bool, trust: Trust) {
         self.is_free = is_free;
         (self.evaluations, self.evaluations_max) = (0, evaluations_max);
-        self.best_ns = best_ns;
+        (self.best_ns, self.is_proved) = (best_ns, false);
         self.sketched = 0;
         self.sketch.trust = trust;
         self.sketch.lesson = None;

@@ -89,7 +89,7 @@ pub(crate) fn anneal(
             }
             if tuner.current.value < best.value {
                 best.clone_from(&tuner.current);
-                tuner.judge.best_ns = tuner.judge.best_ns.min(best.iteration_ns);
+                tuner.judge.note(best.iteration_ns, &best.shape);
             }
         }
     }

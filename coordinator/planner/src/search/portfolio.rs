@@ -78,7 +78,7 @@ impl Pool {
                 *rung = Some(candidate.clone());
             }
         }
-        judge.best_ns = judge.best_ns.min(candidate.iteration_ns);
+        judge.note(candidate.iteration_ns, &candidate.shape);
         if let Some(same) = self.members.iter_mut().find(|member| member.shape == candidate.shape) {
             if candidate.value < same.value {
                 *same = candidate;

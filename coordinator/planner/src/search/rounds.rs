@@ -139,6 +139,9 @@ struct Desk<'p> {
     cut: u64,
     trust: Trust,
     best_ns: u64,
+    bound_ns: u64,
+    /// A plan near the running one or, without one, any [`Judge::proves`] it.
+    is_proved: bool,
     spent: u64,
     spent_max: u64,
     /// The tasks that are out, oldest first.
@@ -185,7 +188,9 @@ impl Desk<'_> {
             return None;
         }
         let near_spent = self.near.spent;
-        let is_anew = self.anew.as_ref().is_some_and(|(anew, _)| anew.spent < near_spent / NEAR_SHARE);
+        let is_anew = self.anew.as_ref().is_some_and(|(anew, all)| {
+            anew.spent < near_spent / NEAR_SHARE && all.members[0].iteration_ns > self.bound_ns
+        });
         let (territory, all) = match &mut self.anew {
             Some((anew, all)) if is_anew => (anew, &all.members),
             _ => (&mut self.near, &self.pool.members),
@@ -240,6 +245,7 @@ impl Desk<'_> {
         }
         for candidate in found.offers {
             self.best_ns = self.best_ns.min(candidate.iteration_ns);
+            self.is_proved |= !is_anew && judge.proves(candidate.iteration_ns, &candidate.shape, self.stays_near);
             let territory = self.territory(is_anew);
             if let Some(island) = territory.islands.get(island) {
                 island.pool.offer(judge, candidate.clone());
@@ -348,15 +354,15 @@ impl Drop for Alarm<'_> {
 impl Desk<'_> {
     fn run(&mut self, judge: &mut Judge, ahead: usize, workers: &mut impl Workers) {
         loop {
-            while !judge.is_stopped() && self.best_ns > judge.bound_ns && self.out.len() < ahead {
+            while !judge.is_stopped() && !self.is_proved && self.out.len() < ahead {
                 if self.is_anew_due() {
                     self.start_anew(judge);
                 }
                 let Some(task) = self.cut() else { break };
                 workers.give(judge, task);
             }
-            // What is out when the bound is reached is not needed, and would depend on nothing but chance.
-            if self.out.is_empty() || self.best_ns <= judge.bound_ns {
+            // What is out then is not needed, and would depend on nothing but chance.
+            if self.out.is_empty() || self.is_proved {
                 return;
             }
             let Some(found) = workers.take(judge) else { return };
@@ -396,6 +402,8 @@ pub(super) fn rounds(
         cut: 0,
         trust: judge.sketch.trust,
         best_ns: judge.best_ns,
+        bound_ns: judge.bound_ns,
+        is_proved: false,
         spent: judge.evaluations,
         spent_max: options.evaluations.unwrap_or(u64::MAX),
         out: VecDeque::new(),

@@ -94,7 +94,7 @@ pub(crate) fn anneal(
         if value < best.value {
             current.programs.clone_from(&judge.listing.programs);
             best = current.clone();
-            judge.best_ns = judge.best_ns.min(best.iteration_ns);
+            judge.note(best.iteration_ns, &best.shape);
         }
     }
     pool.offer(judge, best.clone());
