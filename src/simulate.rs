@@ -67,10 +67,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let problem = files::problem(&arguments.problem)?;
     let plan = files::plan(&arguments.plan)?;
     let cannot = |why: String| failure::negative(format!("{}: {why}", arguments.plan.display()));
-    let timeline = simulate(&problem, &plan).map_err(|error| cannot(error.to_string()))?;
     if let Some(finding) = audit(&problem, &plan).iter().find(|finding| !WHAT_IF.contains(&finding.rule())) {
         return Err(cannot(format!("no executor runs it: {}: {finding}", finding.rule())));
     }
+    let timeline = simulate(&problem, &plan).map_err(|error| cannot(error.to_string()))?;
     let bound_ns = lower_bound_ns(&problem);
     let noisy = match arguments.noise {
         Some(share) => {
@@ -133,8 +133,7 @@ impl Noisy {
 
 /// A timeline as the one panel of a picture.
 pub fn panels(problem: &Problem, plan: &Plan, timeline: &Timeline) -> Vec<Panel> {
-    let kinds: Vec<String> = problem.devices.iter().map(|device| device.kind.clone()).collect();
-    vec![Panel::of_plan(format!("plan {}", plan.epoch), plan, &kinds, timeline)]
+    vec![Panel::of_plan(format!("plan {}", plan.epoch), problem, plan, timeline)]
 }
 
 /// How far a plan is from the best that can be.

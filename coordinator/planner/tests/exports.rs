@@ -5,9 +5,10 @@
 mod support;
 
 use adaptis_plan::{Action, Instruction, Plan, Problem, Stage, audit};
-use adaptis_planner::export::{Export, Refusal, Target, Warning, megatron, torch, torchtitan};
+use adaptis_planner::export::{Export, Kind, Panel, Refusal, Target, Warning, megatron, svg, torch, torchtitan};
 use adaptis_planner::schedule::{Name, named};
 use adaptis_planner::search::{self, Control, search};
+use adaptis_planner::simulate::simulate;
 use proptest::prelude::*;
 use support::{any_problem, cost, uniform};
 
@@ -386,4 +387,35 @@ proptest! {
             }
         }
     }
+}
+
+fn panel(problem: &Problem, plan: &Plan) -> Panel {
+    Panel::of_plan("plan".to_owned(), problem, plan, &simulate(problem, plan).unwrap())
+}
+
+#[test]
+fn what_is_recomputed_is_drawn_apart() {
+    let problem = model(&MODEL, 2, 1);
+    let mut plan = plan(&problem, &[(2, 0), (7, 1)]);
+    plan.stages[1].recompute = vec![3, 4];
+    let panel = panel(&problem, &plan);
+    let bars = |lane: usize| -> Vec<(Kind, u64, u64)> {
+        panel.lanes[lane].bars.iter().map(|bar| (bar.kind, bar.start_ns, bar.end_ns)).collect()
+    };
+    assert_eq!(bars(0), [(Kind::Forward, 0, 200), (Kind::Backward, 1_900, 2_300)]);
+    // Five layers forward; two of them again, before the backward of all five.
+    assert_eq!(bars(1), [(Kind::Forward, 200, 700), (Kind::Recompute, 700, 900), (Kind::Backward, 900, 1_900)]);
+    let picture = svg::draw("plan", &[panel]);
+    assert!(picture.contains("recompute of stage 1, microbatch 0"), "{picture}");
+}
+
+#[test]
+fn a_picture_does_not_grow_with_the_microbatches() {
+    let size = |microbatches: u32| {
+        let problem = model(&MODEL, 2, microbatches);
+        let plan = named(&problem, Name::ZbH1).unwrap();
+        svg::draw("plan", &[panel(&problem, &plan)]).len()
+    };
+    assert!(size(20_000) < 1_000_000, "{} bytes", size(20_000));
+    assert!(size(20_000) < size(2_000) * 2, "{} and {} bytes", size(20_000), size(2_000));
 }

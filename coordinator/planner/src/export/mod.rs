@@ -16,8 +16,10 @@ pub mod torchtitan;
 pub use refusal::{NoFlag, Refusal, Target};
 pub use tool::{Export, File, Warning};
 
-use crate::simulate::Timeline;
-use adaptis_plan::{Action, Plan};
+use crate::costs::Costs;
+use crate::shape::{Shape, Slot};
+use crate::simulate::{Span, Timeline};
+use adaptis_plan::{Action, Plan, Problem};
 
 /// What a bar shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,31 +122,50 @@ pub struct Panel {
 }
 
 impl Panel {
-    /// A simulated plan.
-    pub fn of_plan(title: String, plan: &Plan, kinds: &[String], timeline: &Timeline) -> Panel {
-        let lanes = plan.devices.iter().zip(kinds).zip(&timeline.spans).enumerate();
+    /// A plan of this problem, simulated: the timeline is theirs.
+    pub fn of_plan(title: String, problem: &Problem, plan: &Plan, timeline: &Timeline) -> Panel {
+        let again_ns = recompute_ns(problem, plan);
+        let lanes = problem.devices.iter().zip(&timeline.spans).enumerate();
         Panel {
             title,
             caption: format!("{} an iteration", milliseconds(timeline.iteration_ns)),
             duration_ns: timeline.iteration_ns,
             lanes: lanes
-                .map(|(index, ((device, kind), spans))| Lane {
-                    label: format!("{device} {kind}"),
+                .map(|(index, (device, spans))| Lane {
+                    label: format!("{} {}", device.name, device.kind),
                     note: layers_text(plan, index),
-                    bars: spans
-                        .iter()
-                        .map(|span| Bar {
-                            kind: span.instruction.action.into(),
-                            stage: span.instruction.stage.index(),
-                            microbatch: span.instruction.microbatch.index(),
-                            start_ns: span.start_ns,
-                            end_ns: span.end_ns,
-                        })
-                        .collect(),
+                    bars: spans.iter().flat_map(|span| bars(span, &again_ns)).collect(),
                 })
                 .collect(),
         }
     }
+}
+
+/// What each stage's recomputation takes of its I or B.
+fn recompute_ns(problem: &Problem, plan: &Plan) -> Vec<u64> {
+    let costs = Costs::new(problem);
+    let shape = Shape::of(plan);
+    let of = |slot: &Slot| {
+        let [with, without] = [
+            costs.stage(slot.device as usize, slot.range(), &shape.recompute),
+            costs.plain_stage(slot.device as usize, slot.range()),
+        ]
+        .map(|cost| cost.ns[1]);
+        with.saturating_sub(without)
+    };
+    shape.stages.iter().map(of).collect()
+}
+
+/// An instruction, what it recomputes apart.
+fn bars(span: &Span, again_ns: &[u64]) -> impl Iterator<Item = Bar> {
+    let Span { instruction, start_ns, end_ns } = *span;
+    let (stage, microbatch) = (instruction.stage.index(), instruction.microbatch.index());
+    let recomputes = matches!(instruction.action, Action::InputGradient | Action::Backward);
+    let again_ns = if recomputes { again_ns[stage] } else { 0 };
+    let from_ns = (start_ns + again_ns).min(end_ns);
+    let bar = |kind, start_ns, end_ns| Bar { kind, stage, microbatch, start_ns, end_ns };
+    let again = (from_ns > start_ns).then(|| bar(Kind::Recompute, start_ns, from_ns));
+    again.into_iter().chain([bar(instruction.action.into(), from_ns, end_ns)])
 }
 
 /// The layers of a device in words: `layers 0-13, 40-44`.

@@ -2,11 +2,12 @@
 //!
 //! Colours name the work and stand explained at the top; every bar that is wide enough also says its letter and its
 //! microbatch, and its stage where the device has several: the later the stage, the darker its foot. Every bar tells all
-//! in its tooltip. Idle time is the hatched ground of a row, and its share stands at the
-//! row's end, so that nobody has to measure it by eye.
+//! in its tooltip; those too narrow to be seen are drawn as one for each pixel, so that a picture's size does not grow
+//! with the microbatches. Idle time is the hatched ground of a row, and its share stands at the row's end, so that nobody
+//! has to measure it by eye.
 
 use super::{Bar, Kind, Lane, Panel, milliseconds};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 const WIDTH: f64 = 1500.0;
@@ -19,6 +20,8 @@ const TOP: f64 = 64.0;
 /// Narrower bars carry no text.
 const LETTER_WIDTH: f64 = 11.0;
 const NUMBER_WIDTH: f64 = 22.0;
+/// Narrower bars are drawn together.
+const OWN_WIDTH: f64 = 0.5;
 /// The foot of a bar, which tells stages apart.
 const FOOT: f64 = 4.0;
 /// What the latest stage's foot is darkened by.
@@ -166,9 +169,39 @@ fn draw_lane(out: &mut String, lane: &Lane, duration_ns: u64, y: f64, per_ns: f6
         idle * 100.0,
     );
     let stages = stages(lane);
-    for bar in &lane.bars {
-        draw_bar(out, bar, &stages, y, per_ns);
+    let is_narrow = |bar: &Bar| (bar.end_ns.saturating_sub(bar.start_ns) as f64) * per_ns < OWN_WIDTH;
+    let pixel = |bar: &Bar| (bar.start_ns as f64 * per_ns) as u64;
+    let together = |a: &Bar, b: &Bar| is_narrow(a) && is_narrow(b) && pixel(a) == pixel(b);
+    for bars in lane.bars.chunk_by(together) {
+        match bars {
+            [bar] => draw_bar(out, bar, &stages, y, per_ns),
+            bars => draw_together(out, bars, y, per_ns),
+        }
     }
+}
+
+/// Bars of one pixel: in the colour of what takes most of their time, the fainter the less of it they take.
+fn draw_together(out: &mut String, bars: &[Bar], y: f64, per_ns: f64) {
+    let (Some(first), Some(last)) = (bars.first(), bars.last()) else { return };
+    let mut busy: BTreeMap<&str, (u64, Kind)> = BTreeMap::new();
+    for bar in bars {
+        busy.entry(bar.kind.letter()).or_insert((0, bar.kind)).0 += bar.end_ns.saturating_sub(bar.start_ns);
+    }
+    let Some((_, kind)) = busy.values().copied().max_by_key(|(ns, _)| *ns) else { return };
+    let (from_ns, lasts_ns) = (first.start_ns, last.end_ns.saturating_sub(first.start_ns));
+    let share = busy.values().map(|(ns, _)| *ns).sum::<u64>() as f64 / lasts_ns.max(1) as f64;
+    let parts: Vec<String> = busy.iter().map(|(letter, (ns, _))| format!("{letter} {}", milliseconds(*ns))).collect();
+    let _ = writeln!(
+        out,
+        r##"<rect x="{:.2}" y="{y}" width="{:.2}" height="{ROW}" fill="{}" fill-opacity="{share:.2}"><title>{} works from {} to {}: {}</title></rect>"##,
+        LEFT + from_ns as f64 * per_ns,
+        (lasts_ns as f64 * per_ns).max(0.3),
+        colour(kind).0,
+        bars.len(),
+        milliseconds(from_ns),
+        milliseconds(last.end_ns),
+        parts.join(", "),
+    );
 }
 
 /// The stages that a device works on, ascending.
