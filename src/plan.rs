@@ -68,9 +68,9 @@ pub struct Arguments {
     /// the result does not depend on it
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::whole(1..=u64::MAX), allow_negative_numbers = true)]
     threads: u64,
-    /// How many iterations the plan will run, to weigh what moves
+    /// With --from: how many iterations the plan will run, to weigh what moves
     #[arg(long, value_name = "ITERATIONS", default_value_t = 1000, value_parser = values::whole(1..=u64::MAX),
-        allow_negative_numbers = true)]
+        allow_negative_numbers = true, requires = "from")]
     horizon: u64,
     /// A named schedule on its best partition instead of a search: gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min
     #[arg(long, value_name = "NAME", conflicts_with = "from")]
@@ -172,6 +172,9 @@ fn given(arguments: &Arguments) -> Result<(Problem, Option<job::Basis>)> {
             let (microbatches, store) = (arguments.microbatches, &arguments.store);
             let basis = job::problem(&job::Asked { run, devices, microbatches, store })?;
             Ok((basis.problem().clone(), Some(basis)))
+        }
+        (Some(_), ..) if arguments.store.is_argument() => {
+            Err(failure::usage("--store: a problem has its costs; profiles are read for --job"))
         }
         (Some(path), ..) => Ok((files::problem(path)?, None)),
         _ => Err(failure::usage("name a problem, or a recorded job with --job and --devices")),

@@ -115,6 +115,8 @@ fn wrong_usage_is_told_before_anything_starts() {
     fails(&adaptis(&["demo", "--text", "/nonexistent"]), 2, &["/nonexistent"]);
     fails(&adaptis(&["plan", "x.json", "--time", "1 parsec"]), 2, &["--time"]);
     fails(&adaptis(&["plan", &data("uniform_p4_m8.json"), "--schedule", "zbx"]), 2, &["zbx"]);
+    fails(&adaptis(&["plan", &data("uniform_p4_m8.json"), "--horizon", "9"]), 2, &["--from"]);
+    fails(&adaptis(&["plan", &data("uniform_p4_m8.json"), "--store", "x"]), 2, &["--store", "--job"]);
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     fails(&adaptis(&["coordinator", "--dir", &run.to_string_lossy(), "--listen", "nowhere"]), 2, &["nowhere"]);

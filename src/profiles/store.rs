@@ -8,11 +8,14 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+/// Names the store where no argument does.
+const VARIABLE: &str = "ADAPTIS_STORE";
+
 /// Where profiles are read.
 #[derive(clap::Args)]
 pub struct Store {
     /// The store: a folder of profiles, a run's folder, or an export as JSON [default: ~/.config/adaptis]
-    #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
+    #[arg(long, env = VARIABLE, value_name = "DIR")]
     store: Option<PathBuf>,
 }
 
@@ -20,11 +23,16 @@ pub struct Store {
 #[derive(clap::Args)]
 pub struct Into {
     /// The store to keep them in, made if it is not there [default: ~/.config/adaptis]
-    #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
+    #[arg(long, env = VARIABLE, value_name = "DIR")]
     into: Option<PathBuf>,
 }
 
 impl Store {
+    /// An argument names the store.
+    pub fn is_argument(&self) -> bool {
+        self.store.is_some() && self.store.as_deref().map(Path::as_os_str) != std::env::var_os(VARIABLE).as_deref()
+    }
+
     /// The store that is named, if one is.
     pub fn named(&self) -> Option<&Path> {
         self.store.as_deref().filter(|path| !path.as_os_str().is_empty())

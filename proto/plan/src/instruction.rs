@@ -72,7 +72,11 @@ impl FromStr for Instruction {
             b'B' => Action::Backward,
             _ => return Err(wrong()),
         };
-        let number = |digits: &str| match digits.bytes().all(|b| b.is_ascii_digit()) {
+        // One way to write a number, or two texts would be one instruction.
+        let is_number = |digits: &str| {
+            digits.bytes().all(|b| b.is_ascii_digit()) && (digits.len() == 1 || !digits.starts_with('0'))
+        };
+        let number = |digits: &str| match is_number(digits) {
             true => digits.parse::<u32>().map_err(|_| wrong()),
             false => Err(wrong()),
         };
@@ -90,5 +94,20 @@ impl<'de> Deserialize<'de> for Instruction {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instruction_is_written_in_one_way() {
+        for text in ["0F0", "10I4", "3W20", "0B1048575"] {
+            assert_eq!(text.parse::<Instruction>().map(|read| read.to_string()).as_deref(), Ok(text));
+        }
+        for text in ["", "F", "0F", "F0", "00F0", "0F00", "01F1", "+1F0", "0F0 ", "0X0", "0F4294967296"] {
+            assert_eq!(text.parse::<Instruction>(), Err(NotAnInstruction(text.to_owned())));
+        }
     }
 }

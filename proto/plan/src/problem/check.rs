@@ -323,6 +323,10 @@ fn unique<'a>(path: &str, names: impl Iterator<Item = &'a str>) -> Checked {
         if name.is_empty() {
             return refuse(format!("{path}[{index}].name"), "the name is empty");
         }
+        if name.contains(char::is_control) {
+            let problem = format!("{name:?} holds a control character: names are shown on terminals");
+            return refuse(format!("{path}[{index}].name"), problem);
+        }
         if let Some(first) = seen.insert(name, index) {
             let problem = format!("\"{name}\" is also the name of {path}[{first}]: names are unique");
             return refuse(format!("{path}[{index}].name"), problem);

@@ -23,6 +23,11 @@ fn names_and_lists_that_do_not_fit() {
             ),
             ("/devices/1/name", json!(""), "devices[1].name: the name is empty"),
             (
+                "/layers/1/name",
+                json!("block\u{1b}[2J"),
+                "layers[1].name: \"block\\u{1b}[2J\" holds a control character: names are shown on terminals",
+            ),
+            (
                 "/devices/1/kind",
                 json!("a100-80g"),
                 "devices[1].kind: kind \"a100-80g\" of device \"gpu1\" has no costs; the nearest known one is \"a100-40g\"",
