@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
@@ -12,41 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD
 
-from adaptis import Plan, Schedule
+from adaptis import Schedule
+from alone import gradients_alone, plain_gradients
 from models import WIDTH, WORDS, Block, batch, loss_fn, model, through
 from plans import scheduled
 from ranks import in_ranks
-
-
-def _gradients(layers: list[nn.Module]) -> dict[str, Tensor]:
-    return {
-        name: parameter.grad.clone()
-        for name, parameter in nn.ModuleList(layers).named_parameters()
-        if parameter.grad is not None
-    }
-
-
-def _plain(layers: list[nn.Module], x: Tensor, y: Tensor, criterion: Any, autocast: bool = False) -> dict[str, Tensor]:
-    value: Any = x
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        for layer in layers:
-            value = layer(value)
-        loss = criterion(value, y)
-    loss.backward()
-    return _gradients(layers)
-
-
-def _alone(
-    layers: list[nn.Module], x: Tensor, y: Tensor, criterion: Any, programs: list[str], recomputed: bool, autocast: bool
-) -> dict[str, Tensor]:
-    """Gradients of one stage under a program."""
-    whole = json.loads(scheduled([(0, len(layers), 0)], len(layers), 1, 1, random.Random(0), 1).write())
-    whole["programs"] = [programs]
-    whole["stages"][0]["recompute"] = list(range(len(layers))) if recomputed else []
-    schedule = Schedule(layers, 1, criterion, plan=Plan.read(json.dumps(whole)))
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        schedule.step(x, target=y)
-    return _gradients(layers)
 
 
 class Wide(nn.Module):
@@ -125,14 +94,14 @@ def _twisted(rank: int, world: int) -> list[str]:
             x, y = torch.randn(4, WIDTH), torch.randn(4, WIDTH)
             if name == "complex" and autocast:
                 continue
-            expected = _plain(plain, x, y, functional.mse_loss, autocast)
+            expected = plain_gradients(plain, x, y, functional.mse_loss, autocast)
             buffers = dict(nn.ModuleList(plain).named_buffers())
             seen = []
             for programs in (["0F0", "0B0"], ["0F0", "0I0", "0W0"]):
                 for recomputed in (False, True):
                     torch.manual_seed(5)
                     layers = make()
-                    found = _alone(layers, x, y, functional.mse_loss, programs, recomputed, autocast)
+                    found = gradients_alone(layers, x, y, functional.mse_loss, programs, recomputed, autocast)
                     seen.append(found)
                     how = f"{name}, autocast {autocast}, {programs}, recomputed {recomputed}"
                     if found.keys() != expected.keys():

@@ -35,9 +35,11 @@ def clip_norm(schedule: Schedule, max_norm: float) -> Tensor:
     for square in squares:
         total += square
     norm = total.sqrt()
-    if norm > max_norm:
+    # As torch.nn.utils.clip_grad_norm_ has it.
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1.0:
         for gradient in gradients:
-            gradient.mul_((max_norm / norm).to(gradient.device))
+            gradient.mul_(factor.to(gradient.device))
     return norm.float()
 
 

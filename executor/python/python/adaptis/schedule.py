@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from adaptis import _native, agreement, checkpoint, gradients, runtime, state
 from adaptis._native import Plan, PlanError
@@ -122,6 +122,11 @@ class Schedule:
             if self._scaler is None:
                 gradients.share(self, optimizer)
                 self._scaler, self._worker.scaled = optimizer, optimizer.scale
+        elif isinstance(optimizer, LBFGS):
+            raise TypeError(
+                "attach: LBFGS needs all gradients in one place and runs the loss again by itself; take an optimizer that "
+                "updates each parameter by its own gradient"
+            )
         elif optimizer not in self.optimizers:
             self.optimizers.append(optimizer)
             checkpoint.forget_elsewhere(self, optimizer)

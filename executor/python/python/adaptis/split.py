@@ -5,18 +5,19 @@ gradient only and leaves the rest behind as a `Debt`. An I leaves its debts unti
 at its end. Both pay by the same kernels in the same order, so it makes no bit of difference which one a plan has, but for
 a parameter that is used besides by what leaves no debts: its sum follows the plan's order.
 
-1. Debts are left only while the ledger is open, which it is during an I or a B. Any other backward, as of a layer run by
-   itself or of a gradient inside a layer, gives gradients as ever.
+1. Debts are left only by the backward that an I or a B runs. Any other, as of a layer run by itself, or one within it, as of
+   a gradient that a hook or an autograd function of the layer works out, gives gradients as ever.
 2. What is not one of these modules, or is one with a twist (parametrized, sharded, padded in another way, with hooks on its
-   parameters, in a compiled layer or in DistributedDataParallel), keeps its own backward: its weight gradients belong to
-   I, and W has so much less to do.
+   parameters, called with other tensors in their place, in a compiled layer or in DistributedDataParallel), keeps its own
+   backward: its weight gradients belong to I, and W has so much less to do.
 3. A debt holds the layer's input and the gradient of its output, which is what W costs in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 from types import MethodType
-from typing import Any, Callable
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +26,40 @@ from torch.nn import functional
 Debt = Callable[[], None]
 
 
+def _task() -> int:
+    """The backward under way, the innermost one; they count from 1 here."""
+    return int(torch._C._current_graph_task_id()) + 1
+
+
 class Ledger:
     """What the backward of the layer under way left to do. The debts are taken when it is through."""
 
     def __init__(self) -> None:
         self.debts: list[Debt] = []
-        self.is_open = False
+        # Of the backward that leaves debts; 0 before it has begun, none while nothing does.
+        self._task: int | None = None
 
-    def __enter__(self) -> None:
-        self.is_open = True
+    @contextlib.contextmanager
+    def opened(self, roots: Sequence[Tensor]) -> Iterator[None]:
+        """Lets the backward from these tensors leave debts; those that run within it do not."""
 
-    def __exit__(self, *_: object) -> None:
-        self.is_open = False
+        def begun(_: Tensor) -> None:
+            if self._task == 0:
+                self._task = _task()
+
+        handles = [root.register_hook(begun) for root in roots]
+        self._task = 0
+        try:
+            yield
+        finally:
+            self._task = None
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the backward under way is the one that leaves debts."""
+        return self._task is not None and self._task == _task()
 
     def take(self) -> list[Debt]:
         """All debts since the last time."""
@@ -73,7 +96,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: Any, module: nn.Linear) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.cast, ctx.module = cast, module
+        ctx.cast, ctx.module, ctx.own = cast, module, (weight, bias)
         if cast is not None:
             weight, bias = weight.to(cast), None if bias is None else bias.to(cast)
         return functional.linear(x, weight, bias)
@@ -83,23 +106,28 @@ class _Linear(torch.autograd.Function):
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        ledger, module = _ledger(ctx.module), ctx.module
+        ledger, own = _ledger(ctx.module), ctx.own
         before = gradient.matmul(weight if ctx.cast is None else weight.to(ctx.cast)) if of_x else None
         if ledger.is_open:
             x, gradient = x.detach(), gradient.detach()
-            ledger.debts.append(lambda: _linear_debt(module, x, gradient))
+            ledger.debts.append(lambda: _linear_debt(own, x, gradient))
             return before, None, None, None, None
         flat = gradient.reshape(-1, gradient.shape[-1])
-        own = (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if of_weight else None
-        return before, own, flat.sum(0).to(weight.dtype) if of_bias else None, None, None
+        of_own = (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if of_weight else None
+        return before, of_own, flat.sum(0).to(weight.dtype) if of_bias else None, None, None
 
 
-def _linear_debt(module: nn.Linear, x: Tensor, gradient: Tensor) -> None:
+Own = tuple[Tensor, Tensor | None]
+"""Weight and bias that a forward used."""
+
+
+def _linear_debt(own: Own, x: Tensor, gradient: Tensor) -> None:
+    weight, bias = own
     flat = gradient.reshape(-1, gradient.shape[-1])
-    if module.weight.requires_grad:
-        _add(module.weight, flat.t() @ x.reshape(-1, x.shape[-1]))
-    if module.bias is not None and module.bias.requires_grad:
-        _add(module.bias, flat.sum(0))
+    if weight.requires_grad:
+        _add(weight, flat.t() @ x.reshape(-1, x.shape[-1]))
+    if bias is not None and bias.requires_grad:
+        _add(bias, flat.sum(0))
 
 
 def _linear(self: nn.Linear, input: Tensor) -> Tensor:
@@ -114,7 +142,10 @@ def _leaves_debts(module: nn.Module) -> bool:
     """Whether any of its parameters wants a gradient, and nobody else has a hand in it."""
     parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
     has_hooks = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
-    return not has_hooks and any(parameter.requires_grad for parameter in parameters)
+    # torch.func puts other tensors in their place: results, whose gradients go on, or such as hide what they are.
+    are_leaves = all(parameter.is_leaf for parameter in parameters)
+    is_plain = not has_hooks and are_leaves and not torch._C._are_functorch_transforms_active()
+    return is_plain and any(parameter.requires_grad for parameter in parameters)
 
 
 def _autocast(x: Tensor) -> torch.dtype | None:
@@ -129,7 +160,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: Any, module: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.cast, ctx.module = cast, module
+        ctx.cast, ctx.module, ctx.own = cast, module, (weight, bias)
         if cast is not None:
             weight, bias = weight.to(cast), None if bias is None else bias.to(cast)
         return torch.convolution(x, weight, bias, *_geometry(module))
@@ -139,32 +170,33 @@ class _Convolution(torch.autograd.Function):
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        ledger, module, cast = _ledger(ctx.module), ctx.module, ctx.cast
+        ledger, module, cast, own = _ledger(ctx.module), ctx.module, ctx.cast, ctx.own
         if ledger.is_open:
             if of_weight or of_bias:
                 left, of_output = x.detach(), gradient.detach()
-                ledger.debts.append(lambda: _convolution_debt(module, left, of_output, cast))
+                ledger.debts.append(lambda: _convolution_debt(module, own, left, of_output, cast))
             of_weight = of_bias = False
-        sizes = None if module.bias is None else list(module.bias.shape)
+        sizes = None if own[1] is None else list(own[1].shape)
         operand = weight if cast is None else weight.to(cast)
         wanted = [of_x, of_weight, of_bias]
         results = torch.ops.aten.convolution_backward(gradient, x, operand, sizes, *_geometry(module), wanted)
-        before, *own = (part if is_wanted else None for part, is_wanted in zip(results, wanted))
-        return before, *(None if part is None else part.to(weight.dtype) for part in own), None, None
+        before, *of_own = (part if is_wanted else None for part, is_wanted in zip(results, wanted))
+        return before, *(None if part is None else part.to(weight.dtype) for part in of_own), None, None
 
 
-def _convolution_debt(module: Any, x: Tensor, gradient: Tensor, cast: torch.dtype | None) -> None:
-    has_bias = module.bias is not None and module.bias.requires_grad
-    wanted = [False, module.weight.requires_grad, has_bias]
-    weight = module.weight if cast is None else module.weight.to(cast)
-    sizes = None if module.bias is None else list(module.bias.shape)
+def _convolution_debt(module: Any, own: Own, x: Tensor, gradient: Tensor, cast: torch.dtype | None) -> None:
+    weight, bias = own
+    has_bias = bias is not None and bias.requires_grad
+    wanted = [False, weight.requires_grad, has_bias]
+    operand = weight if cast is None else weight.to(cast)
+    sizes = None if bias is None else list(bias.shape)
     _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        gradient, x, weight, sizes, *_geometry(module), wanted
+        gradient, x, operand, sizes, *_geometry(module), wanted
     )
-    if module.weight.requires_grad:
-        _add(module.weight, of_weight)
-    if has_bias:
-        _add(module.bias, of_bias)
+    if weight.requires_grad:
+        _add(weight, of_weight)
+    if bias is not None and has_bias:
+        _add(bias, of_bias)
 
 
 def _geometry(module: Any) -> tuple[Any, ...]:
@@ -184,16 +216,16 @@ def _convolution(self: Any, input: Tensor) -> Tensor:
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, indices: Tensor, weight: Tensor, module: nn.Embedding) -> Tensor:
-        ctx.indices, ctx.module = indices, module
+        ctx.indices, ctx.module, ctx.weight = indices, module, weight
         return functional.embedding(indices, weight, module.padding_idx)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
-        ledger, module, indices = _ledger(ctx.module), ctx.module, ctx.indices
+        ledger, module, indices, weight = _ledger(ctx.module), ctx.module, ctx.indices, ctx.weight
         if ledger.is_open:
             of_output = gradient.detach()
-            ledger.debts.append(lambda: _add(module.weight, _of_rows(module, indices, of_output)))
+            ledger.debts.append(lambda: _add(weight, _of_rows(module, indices, of_output)))
             return None, None, None
         return None, _of_rows(module, indices, gradient), None
 

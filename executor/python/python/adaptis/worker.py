@@ -9,8 +9,10 @@
 1. Pieces make a layer the smallest unit that can be timed, recomputed and moved, and gradients do not depend on where
    stages begin and end.
 2. A layer draws its random numbers from a key of its own (`chance`), so that neither a plan nor a recomputation changes
-   them. A recomputation works on copies of the buffers, as running means, so that they change once. It reads what later
-   microbatches left in them: a layer whose result depends on a buffer that it changes is not to be recomputed.
+   them. A recomputation works on copies of the buffers as they were before the F, so that they change once, and so that a
+   result that depends on one that the layer changes is the same again.
+3. What passes between layers is contiguous, as it is when it has passed between ranks: neither random draws nor bits
+   depend on where the next layer runs.
 """
 
 from __future__ import annotations
@@ -31,6 +33,13 @@ from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Ta
 Bundle = tuple[Any, ...]
 """What passes from layer to layer: tensors, one or several."""
 
+Buffers = Sequence[tuple[nn.Module, str, Tensor]]
+"""A layer's buffers, each with its module and name."""
+
+AGAIN = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+AGAIN_ELSE = 1e-4
+"""Shares of the largest value that a recomputation may be off by, for kernels that add up in any order."""
+
 
 @dataclass
 class Piece:
@@ -40,6 +49,9 @@ class Piece:
     # None while a recomputation is due.
     outputs: Bundle | None
     key: int
+    # Where a recomputation is due: the layer's buffers before the run, and at times what it gave.
+    before: Buffers = ()
+    gave: Bundle | None = None
 
 
 @dataclass
@@ -116,10 +128,13 @@ class Worker:
         self.forms: dict[int, Forms] = {}
         self._kept: dict[tuple[int, int], Kept] = {}
         self._generator = chance.Generator(device)
+        # Layers whose recomputation is looked at, or was, under these stages.
+        self._repeats: set[int] = set()
 
     def adopt(self, stages: dict[int, Stage]) -> None:
         """The stages of this rank from now on."""
         self.stages = stages
+        self._repeats.clear()
 
     def begin(self, share: Share) -> None:
         """Before an iteration."""
@@ -148,12 +163,17 @@ class Worker:
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = self._key(layer, microbatch)
             is_recomputed = layer in here.recomputed
+            before = self._before(layer) if is_recomputed else ()
             if self.tape.is_due(layer, microbatch):
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
             else:
                 outputs = self._run(layer, inputs, number)
-            value = tuple(_leaf(part, part.requires_grad) for part in outputs)
-            kept.pieces.append(Piece(inputs, None if is_recomputed else outputs, number))
+            value = tuple(_leaf(part.contiguous(), part.requires_grad) for part in outputs)
+            piece = Piece(inputs, None if is_recomputed else outputs, number, before)
+            if is_recomputed and layer not in self._repeats:
+                self._repeats.add(layer)
+                piece.gave = value
+            kept.pieces.append(piece)
             del outputs
             if layer not in self.forms:
                 self.forms[layer] = tuple(Form.of(part) for part in value)
@@ -238,23 +258,21 @@ class Worker:
         of_loss: list[Debt] = []
         with self._without_autocast():
             if gradient is None:
-                with self.ledger:
-                    gradient = self._gradient_of_loss(kept)
+                gradient = self._gradient_of_loss(kept)
                 of_loss = self.ledger.take()
         for layer in reversed(range(here.first, here.end)):
             piece = kept.pieces.pop()
             if piece.outputs is None:
                 # The loss's backward is the last layer's I.
                 self.tape.put_by()
-                outputs = self._again(layer, piece.inputs, piece.key)
+                outputs = self._again(layer, piece)
                 self.tape.took(layer, RECOMPUTE, microbatch)
             else:
                 outputs, piece.outputs = piece.outputs, None
             # Of a stage, all other microbatches were before the last one.
             replicas.sync(self.sharded[layer], microbatch == self.microbatches - 1)
             with self._without_autocast():
-                with self.ledger:
-                    gradient = _through(outputs, gradient, piece.inputs)
+                gradient = self._through(outputs, gradient, piece.inputs)
                 debts = of_loss + self.ledger.take()
                 of_loss = []
                 self.tape.weigh_debts(layer, microbatch, debts, self.layers[layer])
@@ -266,24 +284,51 @@ class Worker:
         loss, kept.loss = kept.loss, None
         assert loss is not None, "F comes before I"
         if loss.requires_grad:
-            self.scaled(loss / self.microbatches).backward()
+            root = self.scaled(loss / self.microbatches)
+            with self.ledger.opened([root]):
+                root.backward()
         outputs, kept.outputs = kept.outputs, ()
-        return tuple(part.grad if part.requires_grad else None for part in outputs)
+        return tuple(_contiguous(part.grad) if part.requires_grad else None for part in outputs)
 
-    def _again(self, layer: int, inputs: Bundle, number: int) -> Bundle:
-        """Runs a layer once more, on copies of its buffers."""
-        kept: list[tuple[nn.Module, str, Tensor]] = []
+    def _through(self, outputs: Bundle, gradient: Bundle, inputs: Bundle) -> Bundle:
+        """The gradient of a piece's inputs; what the parameters get is added to theirs, or left."""
+        pairs = [(part, of) for part, of in zip(outputs, gradient) if part.requires_grad and of is not None]
+        if pairs:
+            roots, gradients = zip(*pairs)
+            with self.ledger.opened(roots):
+                torch.autograd.backward(roots, gradients)
+        # An input that nothing was made of has the gradient 0, which whoever sent it waits for.
+        return tuple(
+            (torch.zeros_like(part) if part.grad is None else _contiguous(part.grad)) if part.requires_grad else None
+            for part in inputs
+        )
+
+    def _before(self, layer: int) -> Buffers:
+        """Copies of a layer's buffers as they are now; one that stands twice is copied once."""
         copies: dict[int, Tensor] = {}
+        held = []
         for module in self.layers[layer].modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    kept.append((module, name, buffer))
-                    module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+                    held.append((module, name, copies.setdefault(id(buffer), buffer.clone())))
+        return held
+
+    def _again(self, layer: int, piece: Piece) -> Bundle:
+        """Runs a layer once more, on its buffers as they were."""
+        kept = [(module, name, module._buffers[name]) for module, name, _ in piece.before]
+        for module, name, buffer in piece.before:
+            module._buffers[name] = buffer
         try:
-            return self._run(layer, inputs, number)
+            outputs = self._run(layer, piece.inputs, piece.key)
         finally:
-            for module, name, buffer in kept:
-                module._buffers[name] = buffer
+            for module, name, held in kept:
+                module._buffers[name] = held
+        if piece.gave is not None and not all(map(_is_again, piece.gave, outputs)):
+            raise RuntimeError(
+                f"layer {layer} gives another result when it runs again on the same input, so that its gradients would be "
+                "wrong where it is recomputed: keep what its result depends on in a buffer, or let it not change it"
+            )
+        return outputs
 
     def _without_autocast(self) -> contextlib.AbstractContextManager[Any]:
         kind = self.device.type
@@ -292,13 +337,16 @@ class Worker:
         return contextlib.nullcontext()
 
 
-def _through(outputs: Bundle, gradient: Bundle, inputs: Bundle) -> Bundle:
-    """The gradient of a piece's inputs; what the parameters get is added to theirs."""
-    pairs = [(part, of) for part, of in zip(outputs, gradient) if part.requires_grad and of is not None]
-    if pairs:
-        roots, gradients = zip(*pairs)
-        torch.autograd.backward(roots, gradients)
-    # An input that nothing was made of has the gradient 0, which whoever sent it waits for.
-    return tuple(
-        (torch.zeros_like(part) if part.grad is None else part.grad) if part.requires_grad else None for part in inputs
-    )
+
+def _contiguous(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.contiguous()
+
+
+def _is_again(gave: Tensor, again: Tensor) -> bool:
+    """Whether a recomputation gave what the F did, but for the order in which kernels add up."""
+    if not (gave.is_floating_point() or gave.is_complex()):
+        return torch.equal(gave, again)
+    with torch.no_grad():
+        scale = float(gave.detach().abs().nan_to_num(0.0, 0.0, 0.0).amax()) if gave.numel() else 0.0
+        off = AGAIN.get(gave.dtype, AGAIN_ELSE) * scale
+        return torch.allclose(gave, again, rtol=0.0, atol=off, equal_nan=True)
