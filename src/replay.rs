@@ -97,6 +97,7 @@ fn text(diagnosis: &Diagnosis) -> String {
     for doubt in &diagnosis.doubts {
         let _ = writeln!(out, "beware: {doubt}");
     }
+    let is_untold = diagnosis.doubts.iter().any(|doubt| matches!(doubt, Doubt::Untold { .. }));
     let are_too_few = diagnosis.doubts.iter().any(|doubt| matches!(doubt, Doubt::Few { .. }));
     out += match (diagnosis.findings.is_empty(), diagnosis.is_reliable) {
         (false, true) => "",
@@ -104,6 +105,7 @@ fn text(diagnosis: &Diagnosis) -> String {
         (true, false) => "what is slow can't be told\n",
         (true, true) if are_too_few => "nothing is slow by so much that so few iterations show it\n",
         (true, true) if !diagnosis.phases.is_empty() => "no device or link became slower: what else is lost is noise\n",
+        (true, true) if is_untold => "nothing is slow all along\n",
         (true, true) => "nothing is slow: what is above an even job is noise\n",
     };
     for finding in &diagnosis.findings {

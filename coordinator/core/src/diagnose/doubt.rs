@@ -35,6 +35,11 @@ pub enum Doubt {
         /// How many it takes.
         least: usize,
     },
+    /// An iteration loses more than noise and what is told explain.
+    Untold {
+        /// About how much.
+        ns: u64,
+    },
     /// Rows that were there before in all; each counted once.
     Duplicates {
         /// How many were left out.
@@ -108,6 +113,12 @@ impl std::fmt::Display for Doubt {
             Doubt::Few { iterations, least } => write!(
                 f,
                 "too few iterations to tell what is slow from noise: {iterations}, and it takes {least}; record more"
+            ),
+            Doubt::Untold { ns } => write!(
+                f,
+                "about {:.0} ms of an iteration are lost to more than noise and nothing that is told here: to what was slow for \
+                 a part of the recording only, or to workers that differ all over",
+                *ns as f64 / 1e6
             ),
             Doubt::Duplicates { rows } => write!(f, "{rows} rows stand twice: counted once"),
             Doubt::Incomplete { iterations, of } => {

@@ -6,7 +6,9 @@ use super::levels::{DIRECTIONS, Levels};
 use super::recording::{Direction, Recording, Worker};
 use super::transfers::Transfers;
 use super::{BetterPlan, Finding, Kind, Options, Place, Refusal, onset, remedy};
+use crate::estimate::random::Random;
 use crate::estimate::robust::{MAD_TO_SD, lower_median, median};
+use std::cell::RefCell;
 
 /// Least factor that is told: devices of a kind differ by some percent, and nobody mends that.
 const FACTOR_MIN: f64 = 1.03;
@@ -14,12 +16,22 @@ const FACTOR_MIN: f64 = 1.03;
 const UNSTEADY_MIN: f64 = 1.05;
 /// Standard deviations of what workers differ by, beyond which one is no longer like the others.
 const UNLIKE_SD: f64 = 4.0;
+/// Standard deviation of the logarithm that workers of a kind differ by at most: where many are slow, they are no measure
+/// of it themselves.
+const LIKE_SD_MAX: f64 = 0.03;
 /// Chance that noise alone makes any of a recording's possible causes look like one.
 const FALSE_ALARMS: f64 = 0.01;
 /// Least cost that is told, as a share of an even job's iteration.
 const COST_MIN: f64 = 0.01;
 /// Least share of the lost time that is told.
 const SHARE_MIN: f64 = 0.05;
+/// Least loss beyond noise that is told as untold, as a share of an even job's iteration and of all that is lost.
+const UNTOLD_MIN: f64 = 0.05;
+const UNTOLD_SHARE_MIN: f64 = 0.3;
+/// One in so many iterations, those that lost most and those that lost least, are strange.
+const STRANGE: usize = 10;
+/// Deviations that noise is drawn from.
+const RESIDUALS: usize = 100_000;
 /// F and B differ by less than this where only one of them is slow.
 const OTHER_WAY_LN: f64 = 0.03;
 /// Lengths count only where F and B agree on at least this share of their variance.
@@ -136,6 +148,8 @@ impl Candidate {
 pub(super) struct Replayed {
     pub simulated_ns: Vec<u64>,
     pub even_ns: Vec<u64>,
+    /// By iteration: an even job in which each compute deviates as some compute of the recording does from its like.
+    noisy_ns: Vec<u64>,
     candidates: Vec<Candidate>,
     /// By link: the middle of its transfers.
     link_ns: Vec<f64>,
@@ -149,8 +163,14 @@ pub(super) fn replay(recording: &Recording, pipeline: &Pipeline, levels: &Levels
     let among = recording.workers.len() + candidates.len();
     candidates.retain(|candidate| candidate.is_beyond_noise(among));
     let even_link_ns = transfers.even_ns(pipeline);
-    let mut replayed =
-        Replayed { simulated_ns: Vec::new(), even_ns: Vec::new(), candidates, link_ns: transfers.middle_ns };
+    let mut replayed = Replayed {
+        simulated_ns: Vec::new(),
+        even_ns: Vec::new(),
+        noisy_ns: Vec::new(),
+        candidates,
+        link_ns: transfers.middle_ns,
+    };
+    let residuals = levels.residuals(RESIDUALS);
     let mut ends = Vec::new();
     for (number, iteration) in recording.iterations.iter().enumerate() {
         let graph = pipeline.graph(iteration)?;
@@ -161,6 +181,15 @@ pub(super) fn replay(recording: &Recording, pipeline: &Pipeline, levels: &Levels
         };
         replayed.simulated_ns.push(graph.end_ns(&mut ends, |_, ns| ns));
         replayed.even_ns.push(graph.end_ns(&mut ends, |node, ns| even(node, ns).round() as u64));
+        let random = RefCell::new(Random::new(number as u64, 0));
+        let noisy = |node: Node, ns: u64| match node {
+            Node::Compute(..) if !residuals.is_empty() => {
+                let drawn = (random.borrow_mut().uniform() * residuals.len() as f64) as usize;
+                (even(node, ns) * residuals[drawn.min(residuals.len() - 1)].exp()).round() as u64
+            }
+            _ => even(node, ns).round() as u64,
+        };
+        replayed.noisy_ns.push(graph.end_ns(&mut ends, noisy));
         for candidate in &mut replayed.candidates {
             let ln = |node: Node| candidate.cause.ln(levels, number, node);
             let alone = |node: Node, ns: u64| (even(node, ns) * ln(node).exp()).round() as u64;
@@ -193,14 +222,15 @@ fn of_computes(recording: &Recording, levels: &Levels) -> Vec<Candidate> {
         let steady: Vec<Candidate> = recording.workers.iter().map(worker).collect();
         let unsteady = recording.workers.iter().zip(&steady).map(|(worker, steady)| of_times(levels, *worker, steady));
         let unsteady: Vec<Candidate> =
-            beyond_their_like(unsteady.collect()).into_iter().filter(|of| of.is_unsteady).collect();
+            beyond_their_like(unsteady.collect(), f64::INFINITY).into_iter().filter(|of| of.is_unsteady).collect();
         let since: Vec<Candidate> = recording.workers.iter().filter_map(|of| since(recording, levels, *of)).collect();
         // A worker that became slow is that, and neither slow all along nor at times.
         let is_told = |of: &Candidate| {
             let place = |of: &Candidate| (of.place.dp_rank, of.place.stage);
             since.iter().any(|since| place(since) == place(of))
         };
-        let others = unsteady.into_iter().chain(beyond_their_like(steady)).filter(|of| !is_told(of));
+        let steady = beyond_their_like(steady, LIKE_SD_MAX);
+        let others = unsteady.into_iter().chain(steady).filter(|of| !is_told(of));
         candidates.extend(others.collect::<Vec<_>>());
         candidates.extend(since);
     }
@@ -218,11 +248,11 @@ fn of_computes(recording: &Recording, levels: &Levels) -> Vec<Candidate> {
     candidates
 }
 
-/// Those that differ by more than most of them do.
-fn beyond_their_like(mut workers: Vec<Candidate>) -> Vec<Candidate> {
+/// Those that differ by more than most of them do, or by more than `sd_max` allows.
+fn beyond_their_like(mut workers: Vec<Candidate>, sd_max: f64) -> Vec<Candidate> {
     let ln = |worker: &Candidate| worker.ln().0;
     let scale = MAD_TO_SD * lower_median(&mut workers.iter().map(|of| ln(of).abs()).collect::<Vec<_>>()).unwrap_or(0.0);
-    workers.retain(|worker| ln(worker) > UNLIKE_SD * scale);
+    workers.retain(|worker| ln(worker) > UNLIKE_SD * scale.min(sd_max));
     workers
 }
 
@@ -288,14 +318,14 @@ fn since(recording: &Recording, levels: &Levels, worker: Worker) -> Option<Candi
 }
 
 impl Replayed {
-    /// The causes that count, most lost time first, and what would win time back.
+    /// The causes that count, and what would win time back.
     pub fn conclude(
         &self,
         recording: &Recording,
         levels: &Levels,
         measured_ns: &[u64],
         options: &Options,
-    ) -> (Vec<Finding>, Option<BetterPlan>) {
+    ) -> Concluded {
         let (even_ns, middle_ns) = (median_ns(&self.even_ns) as f64, |of: &[u64]| (median_ns(of) as f64).max(1.0));
         // What did not last for the whole recording is not to be seen in the middle of it.
         let has_begun = self.candidates.iter().any(|candidate| candidate.from().is_some());
@@ -340,8 +370,39 @@ impl Replayed {
             let replay = remedy::Replay { simulated_ns: &self.simulated_ns, measured_ns, link_ns: &self.link_ns };
             remedy::of(first, recording, levels, &replay, options)
         });
-        (findings, better)
+        let told: Vec<&Candidate> = found.iter().map(|(_, candidate)| *candidate).collect();
+        Concluded { findings, better, untold_ns: self.untold_ns(&told) }
     }
+
+    /// What an iteration loses beyond noise and beyond what is told, the strangest iterations aside; none if that is little.
+    fn untold_ns(&self, told: &[&Candidate]) -> Option<u64> {
+        let less = |more: u64, less: u64| more as f64 - less as f64;
+        let count = self.simulated_ns.len();
+        let told_ns = |candidate: &&Candidate, at: usize| {
+            let alone = less(candidate.alone_ns[at], self.even_ns[at]).max(0.0);
+            alone.midpoint(less(self.simulated_ns[at], candidate.without_ns[at]).max(0.0))
+        };
+        let untold = |at: usize| {
+            let all: f64 = told.iter().map(|candidate| told_ns(candidate, at)).sum();
+            less(self.simulated_ns[at], self.noisy_ns[at]) - all
+        };
+        let mut untold: Vec<f64> = (0..count).map(untold).collect();
+        untold.sort_unstable_by(f64::total_cmp);
+        let kept = &untold[count / STRANGE..count - count / STRANGE];
+        let mean = kept.iter().sum::<f64>() / kept.len().max(1) as f64;
+        let lost_ns = mean_differences(&self.simulated_ns, &self.even_ns);
+        let is_much = mean > UNTOLD_MIN * median_ns(&self.even_ns) as f64 && mean > UNTOLD_SHARE_MIN * lost_ns;
+        is_much.then_some(mean.round() as u64)
+    }
+}
+
+/// What is told of a recording.
+pub(super) struct Concluded {
+    /// Most lost time first.
+    pub findings: Vec<Finding>,
+    pub better: Option<BetterPlan>,
+    /// What an iteration loses that is neither noise nor told.
+    pub untold_ns: Option<u64>,
 }
 
 /// Middle of how much longer the one takes than the other, iteration by iteration.

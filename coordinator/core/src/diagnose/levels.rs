@@ -227,12 +227,13 @@ impl Levels {
         for iteration in 0..iterations {
             for replica in 0..replicas {
                 for microbatch in 0..microbatches {
+                    // Where half of the stages became slow, as one of two may, that is no length.
                     let by = |direction: usize| {
-                        middle((0..chunks).map(|chunk| left(iteration, replica, chunk, direction, microbatch)))
+                        lower((0..chunks).map(|chunk| left(iteration, replica, chunk, direction, microbatch)))
                     };
                     let all = times.kinds().map(|(chunk, way)| left(iteration, replica, chunk, way, microbatch));
                     deviations[(iteration * replicas + replica) * microbatches + microbatch] =
-                        [by(0), by(1), middle(all)];
+                        [by(0), by(1), lower(all)];
                 }
             }
         }
@@ -342,6 +343,18 @@ impl Levels {
         (0..self.times.microbatches).map(move |microbatch| {
             self.times.get(at, replica, chunk, way, microbatch) - self.length(at, replica, microbatch) - usual
         })
+    }
+
+    /// What computes deviate by from the usual one of their length, some of all.
+    pub fn residuals(&self, most: usize) -> Vec<f64> {
+        let cells = self.times.iterations * self.times.replicas * self.times.chunks * DIRECTIONS;
+        let every = (cells * self.times.microbatches / most.max(1)).max(1);
+        let of = |at: usize| {
+            let (replica, rest) = (at / DIRECTIONS / self.times.chunks, at % (DIRECTIONS * self.times.chunks));
+            let (iteration, replica) = (replica / self.times.replicas, replica % self.times.replicas);
+            self.left(iteration, replica, rest / DIRECTIONS, rest % DIRECTIONS)
+        };
+        (0..cells).flat_map(of).filter(|left| left.is_finite()).step_by(every).collect()
     }
 
     /// By iteration: a replica over the others, in all its stages.

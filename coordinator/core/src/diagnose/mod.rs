@@ -23,6 +23,8 @@
 //! 6. A replay that does not give the recorded times back explains nothing: what was found is then marked, its intervals are
 //!    wider by what the replay is off by, and no better plan is told.
 //!
+//! 7. What is lost beyond noise and beyond what is told is told as such, so that nobody takes silence for health.
+//!
 //! Left out on purpose: other causes that come and go within a recording, and a type of operation that is slow everywhere, which no recording tells from one that has to be.
 
 mod doubt;
@@ -245,12 +247,15 @@ pub fn diagnose(recording: &Recording, options: &Options) -> Result<Diagnosis, R
     let pipeline = graph::Pipeline::of(recording);
     let replayed = findings::replay(recording, &pipeline, &levels)?;
     let measured_ns: Vec<u64> = recording.iterations.iter().map(Iteration::measured_ns).collect();
-    let (findings, better_plan) = replayed.conclude(recording, &levels, &measured_ns, options);
+    let findings::Concluded { findings, better: better_plan, untold_ns } =
+        replayed.conclude(recording, &levels, &measured_ns, options);
     // What clocks are apart is in the measured times, and no fault of the replay.
     let on_one_clock: Vec<u64> = recording.iterations.iter().map(|iteration| pipeline.measured_ns(iteration)).collect();
     let unexplained = doubt::unexplained(&replayed.simulated_ns, &on_one_clock);
     doubts.extend(doubt::clocks(pipeline.apart_ns(), &on_one_clock));
-    doubts.extend(doubt::few(recording.iterations.len()));
+    let few = doubt::few(recording.iterations.len());
+    doubts.extend(untold_ns.filter(|_| few.is_none()).map(|ns| Doubt::Untold { ns }));
+    doubts.extend(few);
     let lacks = doubt::lacks(recording, pipeline.paired(recording));
     let is_orderless = lacks.iter().any(Doubt::is_orderless);
     doubts.extend(lacks);
