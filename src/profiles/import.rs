@@ -151,6 +151,15 @@ pub fn run(arguments: Arguments) -> Result<()> {
         collection.take_all(found);
     }
     let read_now: BTreeSet<String> = read_now.into_keys().collect();
+    if arguments.kind.is_none() {
+        let kinds: BTreeSet<&str> = collection.accounts().flat_map(sources::kinds).collect();
+        for kind in kinds.into_iter().filter(|kind| check_kind(kind, &known).is_err()) {
+            files::say(&format!(
+                "adaptis: {kind}: no profile in the store and no table knows this kind, which a file's name says; if that is a \
+                 slip, take it out again (adaptis profiles remove) and say which it is with --kind"
+            ));
+        }
+    }
     let doubts = doubted(&into, known, &collection, &read_now)?;
     let merged = merge(&into, collection, &read_now)?;
     for doubt in &doubts {

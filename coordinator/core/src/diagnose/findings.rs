@@ -16,8 +16,8 @@ const FACTOR_MIN: f64 = 1.03;
 const UNSTEADY_MIN: f64 = 1.05;
 /// Standard deviations of what workers differ by, beyond which one is no longer like the others.
 const UNLIKE_SD: f64 = 4.0;
-/// Standard deviation of the logarithm that workers of a kind differ by at most: where many are slow, they are no measure
-/// of it themselves.
+/// Standard deviation of the logarithm that workers of a kind differ by at most, lengths aside: where many are slow, they
+/// are no measure of it themselves.
 const LIKE_SD_MAX: f64 = 0.03;
 /// Chance that noise alone makes any of a recording's possible causes look like one.
 const FALSE_ALARMS: f64 = 0.01;
@@ -27,7 +27,7 @@ const COST_MIN: f64 = 0.01;
 const SHARE_MIN: f64 = 0.05;
 /// Least loss beyond noise that is told as untold, as a share of an even job's iteration and of all that is lost.
 const UNTOLD_MIN: f64 = 0.05;
-const UNTOLD_SHARE_MIN: f64 = 0.3;
+const UNTOLD_SHARE_MIN: f64 = 0.5;
 /// One in so many iterations, those that lost most and those that lost least, are strange.
 const STRANGE: usize = 10;
 /// Deviations that noise is drawn from.
@@ -229,7 +229,7 @@ fn of_computes(recording: &Recording, levels: &Levels) -> Vec<Candidate> {
             let place = |of: &Candidate| (of.place.dp_rank, of.place.stage);
             since.iter().any(|since| place(since) == place(of))
         };
-        let steady = beyond_their_like(steady, LIKE_SD_MAX);
+        let steady = beyond_their_like(steady, LIKE_SD_MAX.hypot(levels.worker_sd()));
         let others = unsteady.into_iter().chain(steady).filter(|of| !is_told(of));
         candidates.extend(others.collect::<Vec<_>>());
         candidates.extend(since);

@@ -173,7 +173,7 @@ impl Levels {
     pub fn fit(times: Times) -> Levels {
         let Times { iterations, replicas, chunks, microbatches, .. } = times;
         let cell = |replica: usize, chunk: usize, direction: usize| {
-            middle((0..iterations).flat_map(|iteration| {
+            lower((0..iterations).flat_map(|iteration| {
                 let times = &times;
                 (0..microbatches).map(move |microbatch| times.get(iteration, replica, chunk, direction, microbatch))
             }))

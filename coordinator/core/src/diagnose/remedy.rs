@@ -1,7 +1,9 @@
 //! What would win the lost time back: another plan where a stage is slow, else the cause mended.
 //!
-//! A recording knows no layers. Each chunk of the model is taken to have a number of equal ones, and no device to bear
-//! more of their activations than the fullest one does today. B stays one operation: what its halves take is not
+//! A recording knows no layers. Each chunk of the model is taken to have a number of equal ones; what the first and the last
+//! have beyond an ordinary chunk is taken to be an embedding or a loss head, which is not cut, and the interval also holds
+//! what comes out if it is spread over the chunk's layers. No device is to bear more of their activations than the fullest
+//! one does today. B stays one operation: what its halves take is not
 //! recorded. Both plans are replayed on the same draws of jitter and on the same resampled iterations, and the measured
 //! iteration is scaled by their ratio.
 
@@ -10,7 +12,7 @@ use super::interval::{self, median_ns, resampled};
 use super::levels::{DIRECTIONS, Levels};
 use super::recording::{Direction, Iteration, Recording, Work};
 use super::{BetterPlan, Options};
-use crate::estimate::robust::{median, scale_around};
+use crate::estimate::robust::{lower_median, median, scale_around};
 use adaptis_plan::{Action, Cost, Device, Instruction, Layer, Link, Links, Pair, Plan, Problem, Stage, audit};
 use adaptis_planner::noise::{Noise, draws};
 use adaptis_planner::search::{Control, Outcome, search};
@@ -88,7 +90,7 @@ pub(super) fn better(interval: interval::Interval, instead_of_ns: u64, change: S
 fn another_plan(recording: &Recording, levels: &Levels, replay: &Replay<'_>, options: &Options) -> Option<BetterPlan> {
     let layers = options.layers.max(1);
     let all: Vec<usize> = (0..levels.times.iterations).collect();
-    let mut problem = problem(recording, levels, replay, layers, &all);
+    let mut problem = problem(recording, levels, replay, layers, &all, Excess::Apart);
     let (running, peak_bytes) = running(recording, levels, layers, &problem)?;
     problem.devices.iter_mut().for_each(|device| device.memory_bytes = peak_bytes);
     let instructions = running.programs.iter().map(|program| program.len() as u64).sum::<u64>().max(1);
@@ -110,15 +112,19 @@ fn another_plan(recording: &Recording, levels: &Levels, replay: &Replay<'_>, opt
     if middle > 1.0 - GAIN_MIN {
         return None;
     }
-    let one = |number: usize| {
+    let one = |number: usize, excess: Excess| {
         let drawn = resampled(all.len(), options.seed, number);
         let measured: Vec<u64> = drawn.iter().map(|&at| replay.measured_ns[at]).collect();
-        let problem = self::problem(recording, levels, replay, layers, &drawn);
+        let problem = self::problem(recording, levels, replay, layers, &drawn, excess);
         ratio(&problem).map_or(f64::NAN, |ratio| ratio * median_ns(&measured) as f64)
     };
-    let drawn: Vec<f64> = (0..RESAMPLINGS).map(one).collect();
     let measured_ns = median_ns(replay.measured_ns);
-    let interval = interval::around(middle * measured_ns as f64, drawn).of_count(all.len());
+    let [interval, spread] = [Excess::Apart, Excess::Spread].map(|excess| {
+        let drawn: Vec<f64> = (0..RESAMPLINGS).map(|number| one(number, excess)).collect();
+        interval::around(middle * measured_ns as f64, drawn).of_count(all.len())
+    });
+    let interval =
+        interval::Interval { low: interval.low.min(spread.low), high: interval.high.max(spread.high), ..interval };
     Some(better(interval, measured_ns, change(&running, &plan)))
 }
 
@@ -190,8 +196,24 @@ fn name(stage: usize) -> String {
     format!("stage {stage}")
 }
 
+/// Where what the first or last chunk has beyond an ordinary one is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Excess {
+    /// In its first or last layer.
+    Apart,
+    /// In all of its layers.
+    Spread,
+}
+
 /// A planning problem of what the stages took in some iterations.
-fn problem(recording: &Recording, levels: &Levels, replay: &Replay<'_>, layers: u32, at: &[usize]) -> Problem {
+fn problem(
+    recording: &Recording,
+    levels: &Levels,
+    replay: &Replay<'_>,
+    layers: u32,
+    at: &[usize],
+    excess: Excess,
+) -> Problem {
     let times = &levels.times;
     let ns = |chunk: usize, way: usize| {
         let mut of: Vec<f64> = at
@@ -199,13 +221,28 @@ fn problem(recording: &Recording, levels: &Levels, replay: &Replay<'_>, layers: 
             .map(|&iteration| levels.of_replicas(iteration, chunk, way, None) + levels.mean_length(iteration))
             .filter(|ln| ln.is_finite())
             .collect();
-        median(&mut of).map_or(0, |ln| (ln.exp() / f64::from(layers)).round() as u64)
+        median(&mut of).map_or(0.0, |ln| ln.exp() / f64::from(layers))
     };
+    let of_layer: Vec<[f64; DIRECTIONS]> =
+        (0..times.chunks).map(|chunk| std::array::from_fn(|way| ns(chunk, way))).collect();
+    let ordinary: [f64; DIRECTIONS] = std::array::from_fn(|way| {
+        lower_median(&mut of_layer.iter().map(|of| of[way]).collect::<Vec<f64>>()).unwrap_or(0.0)
+    });
     let mut costs = Vec::new();
     let mut model = Vec::new();
-    for chunk in 0..times.chunks {
-        let [forward_ns, input_gradient_ns]: [u64; DIRECTIONS] = std::array::from_fn(|way| ns(chunk, way));
+    for (chunk, mean) in of_layer.iter().enumerate() {
+        let heavy = match excess {
+            Excess::Apart if chunk + 1 == times.chunks => Some(layers - 1),
+            Excess::Apart if chunk == 0 => Some(0),
+            _ => None,
+        };
         for layer in 0..layers {
+            let ns: [u64; DIRECTIONS] = std::array::from_fn(|way| {
+                let light = heavy.map_or(mean[way], |_| mean[way].min(ordinary[way]));
+                let own = if heavy == Some(layer) { (mean[way] - light) * f64::from(layers) } else { 0.0 };
+                (light + own).round() as u64
+            });
+            let [forward_ns, input_gradient_ns] = ns;
             costs.push(Cost { forward_ns, input_gradient_ns, activation_bytes: 1, ..Cost::default() });
             model.push(Layer {
                 name: format!("{chunk}.{layer}"),

@@ -26,6 +26,8 @@ pub(super) struct Job {
     pub at_times: f64,
     /// The first iteration in which they are slow.
     pub from: u32,
+    /// The first one in which they are not any more.
+    pub until: Option<u32>,
     /// Sends do not block, and all F come before all B (GPipe).
     pub is_async: bool,
     /// Stage, factor.
@@ -51,9 +53,10 @@ impl Job {
         let iterations = (0..self.iterations).map(|number| {
             let common = (self.common * random.normal()).exp();
             let mut operations = Vec::new();
-            // Before it, nobody is slow.
+            // Before and after, nobody is slow.
             let quiet = Job { workers: Vec::new(), ..self.clone() };
-            let job = if number < self.from { &quiet } else { self };
+            let is_quiet = number < self.from || self.until.is_some_and(|until| number >= until);
+            let job = if is_quiet { &quiet } else { self };
             for replica in 0..self.replicas {
                 match self.is_async {
                     true => job.replica_async(replica, &mut random, &mut operations),

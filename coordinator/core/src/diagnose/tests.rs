@@ -41,6 +41,21 @@ fn stories() -> Vec<(&'static str, Job, Vec<&'static str>)> {
             Job { workers: vec![(0, 2, [1.5, 1.5]), (3, 1, [1.5, 1.5])], ..job(4, 4) },
             vec!["Worker 0 2", "Worker 3 1"],
         ),
+        ("worker without a pipeline", Job { workers: vec![(1, 0, [1.5, 1.5])], ..job(2, 1) }, vec!["Worker 1 0"]),
+        (
+            "many workers",
+            Job {
+                workers: [(0, 0), (1, 1), (0, 2)].map(|(dp_rank, stage)| (dp_rank, stage, [1.5, 1.5])).to_vec(),
+                ..job(2, 4)
+            },
+            vec!["Worker 0 0", "Worker 0 2", "Worker 1 1"],
+        ),
+        (
+            "worker of two stages, later",
+            Job { workers: vec![(1, 1, [1.5, 1.5])], from: 12, ..job(2, 2) },
+            vec!["Worker 1 1"],
+        ),
+        ("uneven length without a pipeline", Job { length: 0.8, ..job(8, 1) }, vec!["Length"]),
         ("worker at times", Job { workers: vec![(2, 1, [2.5, 2.5])], at_times: 0.3, ..job(4, 4) }, vec!["Worker 2 1"]),
         ("stage", Job { slow_stages: vec![(3, 1.6)], ..job(2, 4) }, vec!["Stage 3"]),
         ("stage of two", Job { slow_stages: vec![(1, 1.5)], ..job(3, 2) }, vec!["Stage 1"]),
@@ -71,6 +86,22 @@ fn what_is_slow_is_named_and_nothing_else() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn silence_is_not_taken_for_health() {
+    let is_untold = |job: &Job, seed: u64| {
+        let doubts = diagnosed(job, seed).doubts;
+        doubts.iter().any(|doubt| matches!(doubt, Doubt::Untold { .. }))
+    };
+    for seed in 0..SEEDS {
+        // Slow for a third of the iterations, and as fast as ever afterwards.
+        let recovered = Job { workers: vec![(1, 1, [1.6, 1.6])], from: 4, until: Some(12), ..Job::new(2, 4, 8) };
+        assert!(is_untold(&recovered, seed), "seed {seed}");
+        for (story, job, _) in stories() {
+            assert!(!is_untold(&job, seed), "{story}, seed {seed}: {:?}", diagnosed(&job, seed));
+        }
+    }
 }
 
 #[test]

@@ -89,9 +89,13 @@ pub fn conclude(watched: &Watched, works: Works, last: &Plan, options: &Options)
     let lost_ns: f64 = total(&replayed.simulated_ns, &replayed.even_ns);
     let name = |index: usize| watched.devices.get(index).cloned();
     let mut findings = Vec::new();
-    for (slowdown, without_ns) in watched.slowdowns.iter().zip(&replayed.without_ns) {
+    let replays = replayed.without_ns.iter().zip(&replayed.alone_ns);
+    for (slowdown, (without_ns, alone_ns)) in watched.slowdowns.iter().zip(replays) {
         let Some(factor) = interval::of_median(&slowdown.factors, options.seed) else { continue };
-        let share = (total(&replayed.simulated_ns, without_ns) / lost_ns.max(1.0)).clamp(0.0, 1.0);
+        // Two equal culprits hide each other where either is gone, and not where either is alone.
+        let [last, alone] = [(&replayed.simulated_ns, without_ns), (alone_ns, &replayed.even_ns)]
+            .map(|(more, less)| total(more, less).max(0.0));
+        let share = (last.midpoint(alone) / lost_ns.max(1.0)).clamp(0.0, 1.0);
         if share < SHARE_MIN {
             continue;
         }

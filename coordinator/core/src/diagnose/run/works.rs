@@ -70,6 +70,8 @@ pub struct Replayed {
     pub simulated_ns: Vec<u64>,
     /// By slowdown, in their order.
     pub without_ns: Vec<Vec<u64>>,
+    /// By slowdown: with it alone, and works of a layer and phase all alike.
+    pub alone_ns: Vec<Vec<u64>>,
     /// Without any of them, and works of a layer and phase all alike.
     pub even_ns: Vec<u64>,
     /// Share of the works that show the host and not their device.
@@ -87,7 +89,8 @@ impl Replayed {
 impl Works {
     /// Replays on these plans. `boundary_ns` is what an iteration spends on neither work nor optimizer.
     pub fn new(plans: BTreeMap<Epoch, Plan>, slowdowns: &[Slowdown], devices: usize, boundary_ns: u64) -> Self {
-        let replayed = Replayed { without_ns: vec![Vec::new(); slowdowns.len()], ..Replayed::default() };
+        let each = vec![Vec::new(); slowdowns.len()];
+        let replayed = Replayed { without_ns: each.clone(), alone_ns: each, ..Replayed::default() };
         let (slowdowns, open, done) = (slowdowns.to_vec(), BTreeMap::new(), None);
         let (before, optimizer_ns, works, hasty) = (BTreeMap::new(), BTreeMap::new(), 0, 0);
         Self { plans, slowdowns, devices, boundary_ns, open, done, before, optimizer_ns, works, hasty, replayed }
@@ -185,12 +188,16 @@ impl Works {
             let end_ns = graph.end_ns(&mut ends, |node, ns| scaled(ns, slower(slowdown, node)));
             without_ns.push(end_ns.saturating_add(tail_ns));
         }
-        let even = |node: Run, _| {
+        let even = |node: Run, but: Option<usize>| {
             let (Run::Work { even_ns, .. } | Run::Transfer { even_ns, .. }) = node;
-            let all: f64 = self.slowdowns.iter().map(|slowdown| slower(slowdown, node)).product();
+            let others = self.slowdowns.iter().enumerate().filter(|(at, _)| Some(*at) != but);
+            let all: f64 = others.map(|(_, slowdown)| slower(slowdown, node)).product();
             scaled(even_ns, all)
         };
-        replayed.even_ns.push(graph.end_ns(&mut ends, even).saturating_add(tail_ns));
+        replayed.even_ns.push(graph.end_ns(&mut ends, |node, _| even(node, None)).saturating_add(tail_ns));
+        for (at, alone_ns) in replayed.alone_ns.iter_mut().enumerate() {
+            alone_ns.push(graph.end_ns(&mut ends, |node, _| even(node, Some(at))).saturating_add(tail_ns));
+        }
         replayed.steps.push(step);
         replayed.epochs.push(recorded.epoch);
         replayed.measured_ns.push(recorded.duration_ns);
