@@ -419,9 +419,9 @@ fn a_plan_that_no_executor_runs_has_no_time() {
     fails(
         &changed("device.json", &|plan| plan["stages"][0]["device"] = 99.into()),
         1,
-        &["stages[0].device is 99", "0 to 3"],
+        &["stage 0 is on device 99", "there are 4"],
     );
-    fails(&changed("none.json", &|plan| plan["stages"] = serde_json::json!([])), 1, &["no stage has the layers 0 to"]);
+    fails(&changed("none.json", &|plan| plan["stages"] = serde_json::json!([])), 1, &["layers 0 to 7 are in no stage"]);
     let output = changed("recompute.json", &|plan| plan["stages"][0]["recompute"] = serde_json::json!([60]));
     fails(&output, 1, &["recompute"]);
 }
