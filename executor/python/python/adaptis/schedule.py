@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import LBFGS, Optimizer
 
-from adaptis import _native, agreement, checkpoint, gradients, runtime, state
+from adaptis import _native, agreement, checkpoint, evaluation, gradients, runtime, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import Exchange
 from adaptis.forms import Form, Forms
@@ -179,6 +179,19 @@ class Schedule:
         self._last_loss = loss
         return loss
 
+    def evaluate(self, x: Any = None, *, target: Any = None) -> Tensor:
+        """The mean loss of a batch, on every rank: forwards alone, layers in evaluation mode. To be called on every rank,
+        between two steps. `x` and `target` as in `step`; a batch that can't be cut into microbatches goes as a whole."""
+        inputs, targets, error = None, None, None
+        try:
+            inputs = None if x is None else _cut(x, self._pieces(x), "x")
+            targets = None if target is None else _cut(target, self._pieces(target), "target")
+        except (TypeError, ValueError) as wrong:
+            error = wrong
+        if targets is not None and isinstance(target, Tensor):
+            return evaluation.evaluate(self, inputs, [part[0] for part in targets], error)
+        return evaluation.evaluate(self, inputs, targets, error)
+
     def close(self) -> None:
         """Tells the coordinator that training is over, as the end of the process does."""
         self._seat.leave(sys.exc_info()[1])
@@ -292,6 +305,12 @@ class Schedule:
         if inputs is not None:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])
         return Share(inputs, targets, self.steps), None
+
+    def _pieces(self, data: Any) -> int:
+        """Of an evaluation's batch."""
+        part = data if isinstance(data, Tensor) else next(iter(data), None)
+        is_even = isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] % self.microbatches == 0
+        return self.microbatches if is_even else 1
 
     def _loss_then(self) -> float | None:
         """The loss of the step before."""
