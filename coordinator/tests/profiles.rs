@@ -171,6 +171,27 @@ fn what_is_no_whole_store_is_refused_by_name() {
     assert_eq!(samples(dir.path()), 600);
 }
 
+#[test]
+fn a_wrong_bit_leaves_nothing_out_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    merge(dir.path(), &(0..200).map(|at| account(&at.to_string(), 3)).collect::<Vec<_>>());
+    let whole = std::fs::read(&path).unwrap();
+    let held = || library::read(dir.path()).map(|read| read.accounts().map(|of| of.works.len()).collect::<Vec<_>>());
+    let expected = held().unwrap();
+    let mut told = 0;
+    for at in (0..whole.len()).step_by(1_009) {
+        let mut broken = whole.clone();
+        broken[at] ^= 1 << (at % 8);
+        std::fs::write(&path, broken).unwrap();
+        match held() {
+            Ok(found) => assert_eq!(found, expected, "byte {at}"),
+            Err(_) => told += 1,
+        }
+    }
+    assert!(told > 0);
+}
+
 /// The store of the version before, as it was written then.
 fn version_3(dir: &Path) -> rusqlite::Connection {
     let connection = rusqlite::Connection::open(dir.join(STORE_FILE)).unwrap();

@@ -262,6 +262,12 @@ fn read_library(path: &Path) -> Result<Collection, LibraryError> {
             // Another process is about to give it its tables.
             return Ok(collection);
         }
+        // A wrong bit may leave rows out without a word.
+        let whole = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
+        let says = transaction.query_row("PRAGMA integrity_check(1)", [], whole)?;
+        if says != "ok" {
+            return Err(TableError::Damaged(says));
+        }
         for source in tables::sources(&transaction)? {
             collection.take(tables::account(&transaction, source)?);
         }
