@@ -114,9 +114,10 @@ fn text(diagnosis: &Diagnosis) -> String {
             "{}: {:.2} times {} ({:.2} to {:.2}); {:.0}% of the time lost, {} without it",
             place(finding),
             finding.factor,
-            match (finding.kind, finding.place.iteration) {
+            match (finding.kind, [finding.place.iteration, finding.place.last_iteration]) {
                 (Kind::Length, _) => "the mean",
-                (_, Some(_)) => "what it took before",
+                (_, [_, Some(_)]) => "what it took otherwise",
+                (_, [Some(_), _]) => "what it took before",
                 _ => "the others",
             },
             finding.factor_low,
@@ -143,9 +144,13 @@ fn text(diagnosis: &Diagnosis) -> String {
 
 /// What is slow, in words.
 fn place(finding: &Finding) -> String {
-    let Place { dp_rank, stage, operation, from_stage, to_stage, device, from_device, to_device, iteration } =
-        &finding.place;
-    let since = iteration.map(|iteration| format!(" since iteration {iteration}")).unwrap_or_default();
+    let Place { dp_rank, stage, operation, from_stage, to_stage, device, from_device, to_device, .. } = &finding.place;
+    let since = match (finding.place.iteration, finding.place.last_iteration) {
+        (Some(first), Some(last)) => format!(" from iteration {first} to {last}"),
+        (Some(first), None) => format!(" since iteration {first}"),
+        (None, Some(last)) => format!(" up to iteration {last}"),
+        (None, None) => String::new(),
+    };
     let replica = dp_rank.map(|dp_rank| format!(" of dp rank {dp_rank}")).unwrap_or_default();
     let name = device.clone().or_else(|| stage.map(|stage| format!("stage {stage}"))).unwrap_or_default();
     let ends = |from: &dyn std::fmt::Display, to: &dyn std::fmt::Display| format!("the link from {from} to {to}");

@@ -9,6 +9,7 @@ use super::{BetterPlan, Finding, Kind, Options, Place, Refusal, onset, remedy};
 use crate::estimate::random::Random;
 use crate::estimate::robust::{MAD_TO_SD, lower_median, median};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Least factor that is told: devices of a kind differ by some percent, and nobody mends that.
 const FACTOR_MIN: f64 = 1.03;
@@ -46,8 +47,8 @@ pub(super) enum Cause {
     Worker(u32, u32, Option<Direction>),
     /// One worker at times: the logarithm of its mean factor.
     Unsteady(u32, u32, f64),
-    /// One worker from an iteration on, by its place: the logarithm of its factor since.
-    Since(u32, u32, usize, f64),
+    /// One worker in a part of the iterations, by their places: the logarithm of its factor there.
+    Since(u32, u32, Range<usize>, f64),
     Replica(u32),
     /// Links by number, and the logarithm of their factor.
     Links(Vec<usize>, f64),
@@ -71,8 +72,8 @@ impl Cause {
             {
                 *ln
             }
-            (Cause::Since(dp_rank, stage, from, ln), Node::Compute(worker, ..))
-                if (worker.dp_rank, worker.stage) == (*dp_rank, *stage) && iteration >= *from =>
+            (Cause::Since(dp_rank, stage, places, ln), Node::Compute(worker, ..))
+                if (worker.dp_rank, worker.stage) == (*dp_rank, *stage) && places.contains(&iteration) =>
             {
                 *ln
             }
@@ -130,9 +131,9 @@ impl Candidate {
         ln.unwrap_or((0.0, 0.0))
     }
 
-    /// Place of the first iteration that it shows in, where that is not the first of all.
-    pub fn from(&self) -> Option<usize> {
-        if let Cause::Since(_, _, from, _) = self.cause { Some(from) } else { None }
+    /// Places of the iterations that it shows in, where those are not all.
+    pub fn places(&self) -> Option<Range<usize>> {
+        if let Cause::Since(_, _, places, _) = &self.cause { Some(places.clone()) } else { None }
     }
 
     /// Beyond what noise gives the largest of so many.
@@ -292,8 +293,8 @@ fn of_times(levels: &Levels, worker: Worker, steady: &Candidate) -> Candidate {
     }
 }
 
-/// A worker that became slower within the recording: what it takes over the others of its stage is more from an iteration
-/// on, and was little before. One that they were slower than before did not change itself.
+/// A worker that became slower within the recording, or recovered: what it takes over the others of its stage is more from
+/// an iteration on, or up to one, and little in the others. One that they were slower than before did not change itself.
 fn since(recording: &Recording, levels: &Levels, worker: Worker) -> Option<Candidate> {
     let Worker { dp_rank, stage } = worker;
     let (replica, chunks) = (levels.times.replica(dp_rank), levels.times.chunks_of(stage as usize));
@@ -301,20 +302,32 @@ fn since(recording: &Recording, levels: &Levels, worker: Worker) -> Option<Candi
     let other = |at, chunk, way| levels.of_replicas(at, chunk, way, Some(replica));
     let ln: Vec<f64> = levels.ratios(&chunks, &BOTH, own, other).into_iter().map(f64::ln).collect();
     // One without a value would move the places of those behind it.
-    let found = onset::of(&ln).filter(|_| ln.len() == levels.times.iterations)?;
-    let before = found.before.max(0.0);
-    let change = found.after - before;
-    let iteration = u64::try_from(recording.iterations[found.at].number).ok();
-    let place = Place { dp_rank: Some(dp_rank), stage: Some(stage), iteration, ..Place::default() };
-    let factors = ln[found.at..].iter().map(|ln| (ln - before).exp()).collect();
-    let candidate = Candidate {
-        common_sd: found.before_sd,
-        ..Candidate::new(Cause::Since(dp_rank, stage, found.at, change), Kind::Worker, place, factors)
+    if ln.len() != levels.times.iterations {
+        return None;
+    }
+    let candidate = |found: onset::Onset| {
+        let before = found.before.max(0.0);
+        let (change, ends) = (found.after - before, [found.places.start, found.places.end - 1]);
+        let [first, last] = ends.map(|at| u64::try_from(recording.iterations[at].number).ok());
+        let place = Place {
+            dp_rank: Some(dp_rank),
+            stage: Some(stage),
+            iteration: first.filter(|_| found.places.start > 0),
+            last_iteration: last.filter(|_| found.places.end < ln.len()),
+            ..Place::default()
+        };
+        let factors = ln[found.places.clone()].iter().map(|ln| (ln - before).exp()).collect();
+        let candidate = Candidate {
+            common_sd: found.before_sd,
+            ..Candidate::new(Cause::Since(dp_rank, stage, found.places.clone(), change), Kind::Worker, place, factors)
+        };
+        // It could have begun in any iteration, and ended in any.
+        let ends = if found.places.end < ln.len() { levels.times.iterations } else { 1 };
+        let among = recording.workers.len() * levels.times.iterations * ends;
+        let is_slow = found.after > FACTOR_MIN.ln() && before < 0.5 * found.after;
+        (is_slow && candidate.is_beyond_noise(among)).then_some(candidate)
     };
-    // It could have begun in any iteration.
-    let among = recording.workers.len() * levels.times.iterations;
-    let is_slow = found.after > FACTOR_MIN.ln() && before < 0.5 * found.after;
-    (is_slow && candidate.is_beyond_noise(among)).then_some(candidate)
+    onset::stretch(&ln).and_then(candidate).or_else(|| onset::of(&ln).and_then(candidate))
 }
 
 impl Replayed {
@@ -328,7 +341,7 @@ impl Replayed {
     ) -> Concluded {
         let (even_ns, middle_ns) = (median_ns(&self.even_ns) as f64, |of: &[u64]| (median_ns(of) as f64).max(1.0));
         // What did not last for the whole recording is not to be seen in the middle of it.
-        let has_begun = self.candidates.iter().any(|candidate| candidate.from().is_some());
+        let has_begun = self.candidates.iter().any(|candidate| candidate.places().is_some());
         let differences = if has_begun { mean_differences } else { median_differences };
         let lost_ns = differences(&self.simulated_ns, &self.even_ns);
         let mut found: Vec<(f64, &Candidate)> = Vec::new();
@@ -344,9 +357,10 @@ impl Replayed {
         found.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         let total = found.iter().map(|(share, _)| share).sum::<f64>().max(1.0);
         let without = |candidate: &Candidate| {
-            let from = candidate.from().unwrap_or(0);
-            let ratio = median_ns(&candidate.without_ns[from..]) as f64 / middle_ns(&self.simulated_ns[from..]);
-            (median_ns(&measured_ns[from..]) as f64 * ratio).round() as u64
+            let places = candidate.places().unwrap_or(0..measured_ns.len());
+            let without_ns = median_ns(&candidate.without_ns[places.clone()]) as f64;
+            let ratio = without_ns / middle_ns(&self.simulated_ns[places.clone()]);
+            (median_ns(&measured_ns[places]) as f64 * ratio).round() as u64
         };
         let finding = |(share, candidate): &(f64, &Candidate)| {
             let factor = match candidate.is_unsteady {

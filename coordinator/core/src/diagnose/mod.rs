@@ -18,8 +18,8 @@
 //!    So neither two equal culprits hide each other, nor does one count twice.
 //! 4. Intervals are of 90%, by resampling whole iterations; the same seed gives the same answer.
 //!
-//! 5. A worker that became slow is told with its first iteration, and one that is slow at times only by its mean; of all
-//!    else, medians count.
+//! 5. A worker that became slow is told with its first iteration, one that recovered with its last one, and one that is slow
+//!    at times only by its mean; of all else, medians count.
 //! 6. A replay that does not give the recorded times back explains nothing: what was found is then marked, its intervals are
 //!    wider by what the replay is off by, and no better plan is told.
 //!
@@ -143,6 +143,9 @@ pub struct Place {
     /// First iteration that it shows in, where it began within the recording.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iteration: Option<u64>,
+    /// Last iteration that it shows in, where it ended within the recording.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_iteration: Option<u64>,
 }
 
 /// A cause of lost time.

@@ -70,9 +70,9 @@ pub(super) fn of(
 
 /// An iteration without the cause.
 fn mended(candidate: &Candidate, replay: &Replay<'_>, change: String, options: &Options) -> Option<BetterPlan> {
-    let from = candidate.from().unwrap_or(0);
-    let (measured_ns, simulated_ns) = (&replay.measured_ns[from..], &replay.simulated_ns[from..]);
-    let scaled = measured_ns.iter().zip(simulated_ns).zip(&candidate.without_ns[from..]);
+    let places = candidate.places().unwrap_or(0..replay.measured_ns.len());
+    let (measured_ns, simulated_ns) = (&replay.measured_ns[places.clone()], &replay.simulated_ns[places.clone()]);
+    let scaled = measured_ns.iter().zip(simulated_ns).zip(&candidate.without_ns[places]);
     let without: Vec<f64> = scaled
         .map(|((&measured, &simulated), &without)| measured as f64 * without as f64 / (simulated as f64).max(1.0))
         .collect();

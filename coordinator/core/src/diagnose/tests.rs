@@ -89,15 +89,31 @@ fn what_is_slow_is_named_and_nothing_else() {
 }
 
 #[test]
+fn a_worker_that_recovered_is_named_with_its_iterations() {
+    for (from, until, expected) in [(4, 12, (Some(4), Some(11))), (0, 12, (None, Some(11))), (14, 24, (Some(14), None))]
+    {
+        for seed in 0..SEEDS {
+            let job = Job { workers: vec![(1, 1, [1.6, 1.6])], from, until: Some(until), ..Job::new(2, 4, 8) };
+            let diagnosis = diagnosed(&job, seed);
+            assert_eq!(named(&diagnosis), ["Worker 1 1"], "from {from}, seed {seed}: {diagnosis:?}");
+            let finding = &diagnosis.findings[0];
+            assert_eq!((finding.place.iteration, finding.place.last_iteration), expected, "seed {seed}");
+            assert!((finding.factor / 1.6 - 1.0).abs() < 0.03, "{finding:?}");
+        }
+    }
+}
+
+#[test]
 fn silence_is_not_taken_for_health() {
     let is_untold = |job: &Job, seed: u64| {
         let doubts = diagnosed(job, seed).doubts;
         doubts.iter().any(|doubt| matches!(doubt, Doubt::Untold { .. }))
     };
     for seed in 0..SEEDS {
-        // Slow for a third of the iterations, and as fast as ever afterwards.
-        let recovered = Job { workers: vec![(1, 1, [1.6, 1.6])], from: 4, until: Some(12), ..Job::new(2, 4, 8) };
-        assert!(is_untold(&recovered, seed), "seed {seed}");
+        // All of a replica for a third of the iterations, which nothing names.
+        let workers = (0..4).map(|stage| (1, stage, [1.6, 1.6])).collect();
+        let recovered = Job { workers, from: 4, until: Some(12), ..Job::new(2, 4, 8) };
+        assert!(is_untold(&recovered, seed), "seed {seed}: {:?}", diagnosed(&recovered, seed));
         for (story, job, _) in stories() {
             assert!(!is_untold(&job, seed), "{story}, seed {seed}: {:?}", diagnosed(&job, seed));
         }
