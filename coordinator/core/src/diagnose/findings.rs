@@ -317,12 +317,18 @@ fn since(recording: &Recording, levels: &Levels, worker: Worker) -> Option<Candi
             ..Place::default()
         };
         let factors = ln[found.places.clone()].iter().map(|ln| (ln - before).exp()).collect();
+        let recovered = found.places.end < ln.len();
+        // A run of longer sequences looks like it, and of many stretches one may well have one.
+        let by_length = match recovered || levels.times.stages < 2 {
+            true => levels.worker_sd() * (ln.len() as f64 / found.places.len() as f64).sqrt(),
+            false => 0.0,
+        };
         let candidate = Candidate {
-            common_sd: found.before_sd,
+            common_sd: found.before_sd.hypot(by_length),
             ..Candidate::new(Cause::Since(dp_rank, stage, found.places.clone(), change), Kind::Worker, place, factors)
         };
         // It could have begun in any iteration, and ended in any.
-        let ends = if found.places.end < ln.len() { levels.times.iterations } else { 1 };
+        let ends = if recovered { levels.times.iterations } else { 1 };
         let among = recording.workers.len() * levels.times.iterations * ends;
         let is_slow = found.after > FACTOR_MIN.ln() && before < 0.5 * found.after;
         (is_slow && candidate.is_beyond_noise(among)).then_some(candidate)
