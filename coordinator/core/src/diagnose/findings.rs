@@ -20,6 +20,8 @@ const UNLIKE_SD: f64 = 4.0;
 /// Standard deviation of the logarithm that workers of a kind differ by at most, lengths aside: where many are slow, they
 /// are no measure of it themselves.
 const LIKE_SD_MAX: f64 = 0.03;
+/// Root mean square of lengths' logarithms up to which sequences count as even.
+const EVEN_LENGTHS: f64 = 0.05;
 /// Chance that noise alone makes any of a recording's possible causes look like one.
 const FALSE_ALARMS: f64 = 0.01;
 /// Least cost that is told, as a share of an even job's iteration.
@@ -230,7 +232,7 @@ fn of_computes(recording: &Recording, levels: &Levels) -> Vec<Candidate> {
             let place = |of: &Candidate| (of.place.dp_rank, of.place.stage);
             since.iter().any(|since| place(since) == place(of))
         };
-        let steady = beyond_their_like(steady, LIKE_SD_MAX.hypot(levels.worker_sd()));
+        let steady = beyond_their_like(steady, like_sd_max(levels));
         let others = unsteady.into_iter().chain(steady).filter(|of| !is_told(of));
         candidates.extend(others.collect::<Vec<_>>());
         candidates.extend(since);
@@ -247,6 +249,13 @@ fn of_computes(recording: &Recording, levels: &Levels) -> Vec<Candidate> {
         }
     }
     candidates
+}
+
+/// What workers differ by at most where nobody is slow. With one stage and uneven sequences nothing is known of it: their
+/// middle may be a long one for some and a short one for others.
+fn like_sd_max(levels: &Levels) -> f64 {
+    let lengths_hide = levels.times.stages < 2 && levels.length_rms() > EVEN_LENGTHS;
+    if lengths_hide { f64::INFINITY } else { LIKE_SD_MAX.hypot(levels.worker_sd()) }
 }
 
 /// Those that differ by more than most of them do, or by more than `sd_max` allows.

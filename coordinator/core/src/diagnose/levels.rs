@@ -403,6 +403,12 @@ impl Levels {
         part * std::f64::consts::SQRT_2 * MEDIAN_SD * sd / count.sqrt()
     }
 
+    /// Root mean square of the logarithms of lengths.
+    pub fn length_rms(&self) -> f64 {
+        let squares: f64 = self.length.iter().map(|ln| ln * ln).sum();
+        (squares / self.length.len().max(1) as f64).sqrt()
+    }
+
     /// By iteration: the longest microbatch over the mean.
     pub fn length_factors(&self) -> Vec<f64> {
         let per_iteration = self.times.replicas * self.times.microbatches;
