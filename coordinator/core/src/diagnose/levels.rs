@@ -138,6 +138,24 @@ fn lower(values: impl IntoIterator<Item = f64>) -> f64 {
     of(values, lower_median).unwrap_or(f64::NAN)
 }
 
+/// Middle of deviations, and of the two in the middle the smaller one: what only half of the stages show, as one of two that
+/// became slow or recovered, is no length.
+fn shared(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut known: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
+    known.sort_unstable_by(f64::total_cmp);
+    let middle = [known.len().saturating_sub(1) / 2, known.len() / 2].map(|at| known.get(at).copied());
+    match middle {
+        [Some(low), Some(high)] => {
+            if low.abs() <= high.abs() {
+                low
+            } else {
+                high
+            }
+        }
+        _ => f64::NAN,
+    }
+}
+
 /// The middle of those that are usually at the level of the lower half: pairs of what each usually has, and has now.
 fn level(values: impl IntoIterator<Item = (f64, f64)>) -> f64 {
     let known: Vec<(f64, f64)> =
@@ -227,13 +245,12 @@ impl Levels {
         for iteration in 0..iterations {
             for replica in 0..replicas {
                 for microbatch in 0..microbatches {
-                    // Where half of the stages became slow, as one of two may, that is no length.
                     let by = |direction: usize| {
-                        lower((0..chunks).map(|chunk| left(iteration, replica, chunk, direction, microbatch)))
+                        shared((0..chunks).map(|chunk| left(iteration, replica, chunk, direction, microbatch)))
                     };
                     let all = times.kinds().map(|(chunk, way)| left(iteration, replica, chunk, way, microbatch));
                     deviations[(iteration * replicas + replica) * microbatches + microbatch] =
-                        [by(0), by(1), lower(all)];
+                        [by(0), by(1), shared(all)];
                 }
             }
         }
