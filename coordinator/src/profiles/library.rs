@@ -263,8 +263,7 @@ fn read_library(path: &Path) -> Result<Collection, LibraryError> {
             return Ok(collection);
         }
         // A wrong bit may leave rows out without a word.
-        let whole = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
-        let says = transaction.query_row("PRAGMA integrity_check(1)", [], whole)?;
+        let says: String = transaction.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
         if says != "ok" {
             return Err(TableError::Damaged(says));
         }

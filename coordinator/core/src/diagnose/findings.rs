@@ -337,8 +337,8 @@ fn since(recording: &Recording, levels: &Levels, worker: Worker) -> Option<Candi
             ..Candidate::new(Cause::Since(dp_rank, stage, found.places.clone(), change), Kind::Worker, place, factors)
         };
         // It could have begun in any iteration, and ended in any.
-        let ends = if recovered { levels.times.iterations } else { 1 };
-        let among = recording.workers.len() * levels.times.iterations * ends;
+        let last_ones = if recovered { levels.times.iterations } else { 1 };
+        let among = recording.workers.len() * levels.times.iterations * last_ones;
         let is_slow = found.after > FACTOR_MIN.ln() && before < 0.5 * found.after;
         (is_slow && candidate.is_beyond_noise(among)).then_some(candidate)
     };

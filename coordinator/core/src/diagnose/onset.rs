@@ -45,14 +45,14 @@ pub(super) fn stretch(values: &[f64]) -> Option<Onset> {
         return None;
     }
     let middle = between(values)?;
-    // The stretch with the largest sum of what is above the middle.
-    let (mut best, mut sum, mut start) = ((f64::NEG_INFINITY, 0..0), 0.0, 0);
+    // The stretch in which those above the middle outnumber the others the most.
+    let (mut best, mut sum, mut start) = ((0, 0..0), 0, 0);
     for (at, value) in values.iter().enumerate() {
-        if sum <= 0.0 {
-            (sum, start) = (0.0, at);
+        if sum <= 0 {
+            (sum, start) = (0, at);
         }
         // Each counts for the side that it is on: a stall is no more than one.
-        sum += if *value > middle { 1.0 } else { -1.0 };
+        sum += if *value > middle { 1 } else { -1 };
         if sum > best.0 {
             best = (sum, start..at + 1);
         }

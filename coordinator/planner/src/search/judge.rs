@@ -81,7 +81,7 @@ pub(crate) struct Judge<'a> {
     /// Instructions since then.
     since_stopped: u64,
     pub(crate) best_ns: u64,
-    /// A plan is known that [`Judge::proves`] it.
+    /// A plan is known by which the search may end: see [`Judge::proves`].
     pub(crate) is_proved: bool,
     /// Listings of a higher value are not wanted.
     pub(crate) worth: f64,
@@ -155,7 +155,7 @@ impl<'a> Judge<'a> {
         self.is_proved |= self.proves(iteration_ns, shape, self.homes().is_some());
     }
 
-    /// Next to nothing can be worth more than a plan: it takes no more than the bound and, where it is to stay near to the
+    /// Whether next to nothing can be worth more than a plan: it takes no more than the bound and, where it is to stay near to the
     /// running one, bears next to no toll.
     pub(crate) fn proves(&self, iteration_ns: u64, shape: &Shape, is_near: bool) -> bool {
         iteration_ns <= self.bound_ns && (!is_near || self.toll(shape) <= self.bound_ns as f64 * TOLL_LITTLE)

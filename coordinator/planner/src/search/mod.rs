@@ -51,7 +51,8 @@ pub use short::Short;
 pub struct Options {
     /// Of the random choices.
     pub seed: u64,
-    /// Evaluations after which to stop; none: until the caller stops it or the bound is reached.
+    /// Evaluations after which to stop; none: until the caller stops it or the bound is reached, from a running plan by one
+    /// that moves little.
     pub evaluations: Option<u64>,
     /// Iterations that the plan will run: weighs what moves.
     pub horizon_iterations: u64,

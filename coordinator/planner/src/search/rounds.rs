@@ -140,7 +140,7 @@ struct Desk<'p> {
     trust: Trust,
     best_ns: u64,
     bound_ns: u64,
-    /// A plan near the running one or, without one, any [`Judge::proves`] it.
+    /// A plan is known by which the search may end: near the running one or, without one, anywhere.
     is_proved: bool,
     spent: u64,
     spent_max: u64,
@@ -361,7 +361,7 @@ impl Desk<'_> {
                 let Some(task) = self.cut() else { break };
                 workers.give(judge, task);
             }
-            // What is out then is not needed, and would depend on nothing but chance.
+            // What is out when the search may end is not needed, and would depend on nothing but chance.
             if self.out.is_empty() || self.is_proved {
                 return;
             }

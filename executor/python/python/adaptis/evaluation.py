@@ -24,12 +24,10 @@ def evaluate(
     schedule: Schedule, inputs: list[Bundle] | None, targets: list[Any] | None, error: Exception | None
 ) -> Tensor:
     """The mean loss, on every rank, of a batch in pieces."""
-    _agree(schedule, inputs, targets, error)
+    pieces = _agree(schedule, inputs, targets, error)
     stages = schedule.plan.stages
     owner = stages[-1][2]
     loss = torch.zeros((), dtype=torch.float32, device=schedule.device)
-    known = inputs if inputs is not None else targets
-    pieces = _pieces(schedule, None if known is None else len(known))
     with _in_evaluation(schedule), torch.no_grad():
         for piece in range(pieces):
             output = _through(schedule, piece, inputs)
@@ -45,8 +43,8 @@ def evaluate(
     return loss
 
 
-def _agree(schedule: Schedule, inputs: Any, targets: Any, error: Exception | None) -> None:
-    """Sees that all ranks have what they need, or refuses on all of them."""
+def _agree(schedule: Schedule, inputs: Any, targets: Any, error: Exception | None) -> int:
+    """Sees that all ranks have what they need, or refuses on all of them. Of how many pieces the batch is."""
     stages = schedule.plan.stages
     is_first, is_last = stages[0][2] == schedule.rank, stages[-1][2] == schedule.rank
     counts = [len(data) for data in (inputs, targets) if data is not None]
@@ -68,15 +66,10 @@ def _agree(schedule: Schedule, inputs: Any, targets: Any, error: Exception | Non
         ranks = [rank for rank, vote in enumerate(votes) if vote[at]]
         if ranks:
             raise ValueError(f"evaluate: ranks {ranks} {why}")
-    if len({count for vote in votes for count in vote[3:] if count}) > 1:
+    counts_of_all = {count for vote in votes for count in vote[3:] if count}
+    if len(counts_of_all) > 1:
         raise ValueError("evaluate: x and target differ in their first dimension, or from rank to rank")
-
-
-def _pieces(schedule: Schedule, own: int | None) -> int:
-    """Of how many pieces the batch is: a rank without data is told."""
-    count = torch.tensor(own or 0, dtype=torch.int64, device=schedule.device)
-    dist.all_reduce(count, op=dist.ReduceOp.MAX, group=schedule.group)
-    return int(count)
+    return counts_of_all.pop()
 
 
 def _through(schedule: Schedule, piece: int, inputs: list[Bundle] | None) -> Bundle | None:

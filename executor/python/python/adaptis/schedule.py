@@ -182,15 +182,7 @@ class Schedule:
     def evaluate(self, x: Any = None, *, target: Any = None) -> Tensor:
         """The mean loss of a batch, on every rank: forwards alone, layers in evaluation mode. To be called on every rank,
         between two steps. `x` and `target` as in `step`; a batch that can't be cut into microbatches goes as a whole."""
-        inputs, targets, error = None, None, None
-        try:
-            inputs = None if x is None else _cut(x, self._pieces(x), "x")
-            targets = None if target is None else _cut(target, self._pieces(target), "target")
-        except (TypeError, ValueError) as wrong:
-            error = wrong
-        if targets is not None and isinstance(target, Tensor):
-            return evaluation.evaluate(self, inputs, [part[0] for part in targets], error)
-        return evaluation.evaluate(self, inputs, targets, error)
+        return evaluation.evaluate(self, *_in_pieces(x, target, self._pieces))
 
     def close(self) -> None:
         """Tells the coordinator that training is over, as the end of the process does."""
@@ -295,16 +287,10 @@ class Schedule:
 
     def _share(self, x: Any, target: Any) -> tuple[Share, Exception | None]:
         """This rank's data, or why it can't be cut."""
-        try:
-            inputs = None if x is None else _cut(x, self.microbatches, "x")
-            targets: Any = None if target is None else _cut(target, self.microbatches, "target")
-        except (TypeError, ValueError) as error:
-            return Share(None, None, self.steps), error
-        if targets is not None and isinstance(target, Tensor):
-            targets = [part[0] for part in targets]
+        inputs, targets, error = _in_pieces(x, target, lambda _: self.microbatches)
         if inputs is not None:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])
-        return Share(inputs, targets, self.steps), None
+        return Share(inputs, targets, self.steps), error
 
     def _pieces(self, data: Any) -> int:
         """Of an evaluation's batch."""
@@ -373,6 +359,20 @@ def _device(layers: Sequence[nn.Module], device: torch.device | str | None) -> t
     if len(found) > 1:
         raise ValueError(f"layers: they are on several devices: {sorted(map(str, found))}")
     return found.pop() if found else torch.device("cpu")
+
+
+def _in_pieces(
+    x: Any, target: Any, pieces: Callable[[Any], int]
+) -> tuple[list[Bundle] | None, list[Any] | None, Exception | None]:
+    """A batch and its targets in as many pieces as `pieces` says, or why they can't be cut."""
+    try:
+        inputs = None if x is None else _cut(x, pieces(x), "x")
+        targets: Any = None if target is None else _cut(target, pieces(target), "target")
+    except (TypeError, ValueError) as error:
+        return None, None, error
+    if targets is not None and isinstance(target, Tensor):
+        targets = [part[0] for part in targets]
+    return inputs, targets, None
 
 
 def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:

@@ -309,8 +309,11 @@ class Worker:
         held = []
         for module in self.layers[layer].modules():
             for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    held.append((module, name, copies.setdefault(id(buffer), buffer.clone())))
+                if buffer is None:
+                    continue
+                if id(buffer) not in copies:
+                    copies[id(buffer)] = buffer.clone()
+                held.append((module, name, copies[id(buffer)]))
         return held
 
     def _again(self, layer: int, piece: Piece) -> Bundle:
