@@ -27,6 +27,7 @@
 //!
 //! Left out on purpose: other causes that come and go within a recording, and a type of operation that is slow everywhere, which no recording tells from one that has to be.
 
+mod computes;
 mod doubt;
 mod findings;
 mod graph;
@@ -41,6 +42,7 @@ mod screen;
 mod synthetic;
 #[cfg(test)]
 mod tests;
+mod times;
 mod transfers;
 
 pub use doubt::Doubt;
@@ -246,7 +248,7 @@ pub fn diagnose(recording: &Recording, options: &Options) -> Result<Diagnosis, R
     let screen::Screened { recording, set_aside, mut doubts } = screen::screen(recording);
     check_size(&recording)?;
     let recording = &recording;
-    let levels = levels::Levels::fit(levels::Times::of(recording));
+    let levels = levels::Levels::fit(times::Times::of(recording));
     let pipeline = graph::Pipeline::of(recording);
     let replayed = findings::replay(recording, &pipeline, &levels)?;
     let measured_ns: Vec<u64> = recording.iterations.iter().map(Iteration::measured_ns).collect();
@@ -320,6 +322,6 @@ fn check(recording: &Recording) -> Result<(), Refusal> {
 }
 
 fn check_size(recording: &Recording) -> Result<(), Refusal> {
-    let cells = levels::Times::cells(recording);
+    let cells = times::Times::cells(recording);
     if cells > CELLS_MAX { Err(Refusal::TooLarge { cells }) } else { Ok(()) }
 }

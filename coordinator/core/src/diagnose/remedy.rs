@@ -9,8 +9,9 @@
 
 use super::findings::{Candidate, Cause};
 use super::interval::{self, median_ns, resampled};
-use super::levels::{DIRECTIONS, Levels};
+use super::levels::Levels;
 use super::recording::{Direction, Iteration, Recording, Work};
+use super::times::DIRECTIONS;
 use super::{BetterPlan, Options};
 use crate::estimate::robust::{lower_median, median, scale_around};
 use adaptis_plan::{Action, Cost, Device, Instruction, Layer, Link, Links, Pair, Plan, Problem, Stage, audit};

@@ -2,8 +2,9 @@
 
 use super::findings::{Candidate, Cause};
 use super::graph::{Graph, Node, Pipeline};
-use super::levels::{DIRECTIONS, Levels};
+use super::levels::Levels;
 use super::recording::{Direction, Recording};
+use super::times::DIRECTIONS;
 use super::{Kind, Place, Refusal, interval};
 use crate::estimate::robust::{lower_median, median};
 
