@@ -285,6 +285,11 @@ fn not_planned(
              one of those"
         );
     }
+    let is_whole = |of: &Missing| matches!(of, Missing::Time { signature, .. } if signature.starts_with("model/") && signature.ends_with("/any"));
+    if missing.iter().any(is_whole) {
+        text += "\nof this job only the steps were measured: a line `adaptis.observe(model.layers)` in its script has its \
+                 layers measured";
+    }
     text += "\nmerge a run that measured them (`adaptis profiles merge RUN`), import them (`adaptis profiles import FILE`), or \
              plan for kinds that have them";
     failure::negative(text)

@@ -75,6 +75,7 @@ fn what_cannot_be_run_is_told() {
     std::fs::create_dir_all(folder.path("full/inside")).expect("a folder");
     fails(&adaptis(&["run", "--out", &folder.text("full"), "--", "true"]), 2, &["not empty"]);
     fails(&adaptis(&["run", "--mode", "fast", "--", "true"]), 2, &["observe, advise, adapt"]);
+    fails(&adaptis(&["run", "--store", "/dev/null/store", "--", "true"]), 2, &["--store /dev/null/store"]);
 }
 
 #[test]

@@ -181,8 +181,9 @@ impl Beside {
             match own.status.state {
                 State::Waiting => notices.push(
                     "no rank of the command spoke to the coordinator, so nothing was measured. Ranks do so by \
-                     `adaptis.Schedule` or `adaptis.observe` of the Python package, and, where it is installed, the \
-                     stages of torch.distributed.pipelining by themselves; a job of a step or two ends too early"
+                     `adaptis.Schedule` or `adaptis.observe` of the Python package, and, where it is installed, by the \
+                     stages of torch.distributed.pipelining or the steps of an optimizer of torch by themselves; a job of \
+                     a few steps ends too early"
                         .to_owned(),
                 ),
                 _ if hurried => {}

@@ -29,10 +29,10 @@ use std::time::Duration;
 /// Runs a training command with a coordinator and agents beside it.
 ///
 /// The ranks of the command that use the Python package find the coordinator by themselves. What `adaptis.Schedule` runs is
-/// measured and, in mode adapt, re-planned while it runs; what `adaptis.observe` is given is measured, and so are the
-/// stages of torch.distributed.pipelining in a script that knows nothing of Adaptis. Signals go on to the command, its exit code is ours,
-/// and nothing that happens to coordinator or agents fails it. At the end a summary says what was measured and decided;
-/// the run folder keeps it all.
+/// measured and, in mode adapt, re-planned while it runs; what `adaptis.observe` is given is measured, and so are, in a
+/// script that knows nothing of Adaptis, the stages of torch.distributed.pipelining, else the steps of torch's optimizers.
+/// Signals go on to the command, its exit code is ours, and nothing that happens to coordinator or agents fails it. At the
+/// end a summary says what was measured and decided; the run folder keeps it all.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   adaptis run -- torchrun --nproc-per-node 4 train.py
@@ -64,8 +64,8 @@ pub struct Arguments {
     /// Store of profiles, read when the run begins and written when it ends
     #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
     store: Option<PathBuf>,
-    /// Leave the command's Pythons as they are. Without this, each finds a module in its PYTHONPATH that has the stages of
-    /// torch.distributed.pipelining measured, where the package `adaptis` is installed
+    /// Leave the command's Pythons as they are. Without this, each finds a module in its PYTHONPATH that has stages of
+    /// torch.distributed.pipelining or steps of optimizers measured, where the package `adaptis` is installed
     #[arg(long)]
     no_python: bool,
     /// Keep the first plan throughout: a run to compare with
@@ -99,6 +99,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         None => keys::security(arguments.keys.as_deref(), "server")?,
         Some(_) => Security::Open,
     };
+    if let (Some(store), None) = (&arguments.store, &arguments.coordinator) {
+        usable(store)?;
+    }
     let dir = files::unused_folder(arguments.out.as_deref(), "run")?;
     let dir = lay_out(&dir)?;
     let run = run_name(&dir);
@@ -148,7 +151,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 }
 
 /// With a folder in front, from which each Python that is started learns to measure stages of
-/// torch.distributed.pipelining.
+/// torch.distributed.pipelining and steps of optimizers.
 fn python_path(dir: &Path) -> Result<OsString> {
     let own = dir.join("python");
     std::fs::create_dir(&own).map_err(|error| failure::environment(format!("{}: {error}", own.display())))?;
@@ -156,6 +159,13 @@ fn python_path(dir: &Path) -> Result<OsString> {
     let before = std::env::var_os("PYTHONPATH").filter(|path| !path.is_empty());
     let paths = std::iter::once(own.clone()).chain(before.iter().flat_map(std::env::split_paths));
     std::env::join_paths(paths).map_err(|error| failure::usage(format!("--out {}: {error}", own.display())))
+}
+
+/// What is measured is kept at the run's end: that it can't be is told before.
+fn usable(store: &Path) -> Result<()> {
+    let fail = |error: std::io::Error| failure::usage(format!("--store {}: {error}", store.display()));
+    std::fs::create_dir_all(store).map_err(fail)?;
+    tempfile::tempfile_in(store).map(drop).map_err(fail)
 }
 
 fn lay_out(dir: &Path) -> Result<PathBuf> {

@@ -1,5 +1,5 @@
-"""Written by `adaptis run`: has the stages of torch.distributed.pipelining measured in the Pythons that it starts, where
-the package `adaptis` is installed. Then it does as if it were not here."""
+"""Written by `adaptis run`: has the stages of torch.distributed.pipelining, or the steps of optimizers, measured in the
+Pythons that it starts, where the package `adaptis` is installed. Then it does as if it were not here."""
 
 import importlib.machinery
 import importlib.util
@@ -18,7 +18,7 @@ try:
         _spec.loader.exec_module(_auto)
         _auto.install()
 except Exception as _error:
-    print(f"adaptis: stages are not measured: {type(_error).__name__}: {_error}", file=sys.stderr)
+    print(f"adaptis: nothing is measured: {type(_error).__name__}: {_error}", file=sys.stderr)
 
 # One that would have been found without this one.
 _spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)

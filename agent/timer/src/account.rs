@@ -34,7 +34,7 @@ pub enum What {
         /// Bytes on the link.
         bytes: u64,
     },
-    /// An iteration, boundary to boundary. Its loss is not known here.
+    /// An iteration, boundary to boundary. Its loss is told by whoever knows it, if somebody does.
     Iteration,
 }
 

@@ -10,12 +10,15 @@ use crate::error::TimerError;
 use crate::lane::{Lane, Open, Pending, SlotIndex};
 use crate::shares::{Book, Share, Shares};
 use adaptis_agent_core::{Governor, Spent};
-use adaptis_proto::LayerIndex;
 use adaptis_proto::sample::Phase;
+use adaptis_proto::{LayerIndex, Step};
 use adaptis_ring::{Recorder, now_ns};
+use std::collections::VecDeque;
 
 /// Transfers are chosen like layers of numbers that no model has.
 const LINKS_FROM: u32 = 1 << 31;
+/// Losses that are kept; iterations are resolved or given up long before.
+const LOSSES_MAX: usize = 64;
 
 /// A work that has begun.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,6 +63,8 @@ pub struct Timer {
     placed_error_ns: Option<f64>,
     counters: Counters,
     broken: Option<u32>,
+    /// Of iterations that are not told yet; none where nobody knows losses.
+    losses: Option<VecDeque<(Step, f32)>>,
 }
 
 impl Timer {
@@ -106,6 +111,7 @@ impl Timer {
             placed_error_ns: None,
             counters: Counters::default(),
             broken: None,
+            losses: None,
         };
         timer.anchor();
         Ok(timer)
@@ -171,6 +177,15 @@ impl Timer {
     pub fn turn(&mut self, stream: Stream) {
         let ended = self.iteration.take();
         self.iteration = self.pass(stream, ended, What::Iteration);
+    }
+
+    /// The loss of an iteration has come from the device. From the first one on, iterations are told with theirs.
+    pub fn knows(&mut self, step: Step, loss: f32) {
+        let losses = self.losses.get_or_insert_with(|| VecDeque::with_capacity(LOSSES_MAX));
+        if losses.len() == LOSSES_MAX {
+            losses.pop_front();
+        }
+        losses.push_back((step, loss));
     }
 
     /// The iteration under way is none: nothing of it is recorded as one.

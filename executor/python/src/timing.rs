@@ -3,7 +3,7 @@
 use crate::session::Inner;
 use adaptis_agent_core::GovernorLimits;
 use adaptis_proto::sample::Phase;
-use adaptis_proto::{LayerIndex, Microbatch};
+use adaptis_proto::{LayerIndex, Microbatch, Step};
 use adaptis_timer::{Next, Options, Share, Stream, Ticket, What};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
@@ -119,6 +119,13 @@ impl Timer {
             && let Some(timer) = &mut session.timer
         {
             timer.turn(stream(on));
+        }
+    }
+
+    /// The loss of an iteration has come from the device; from the first one on, iterations are recorded with theirs.
+    fn knows(&self, step: u64, loss: f32) {
+        if let Some(timer) = &mut self.lock().timer {
+            timer.knows(Step(step), loss);
         }
     }
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import adaptis.clock
 import adaptis.governor
+import adaptis.steps
 from standin import Device, Layer
 
 MS = 1_000_000
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, help="so many at most")
     parser.add_argument("--all", action="store_true", help="nothing goes untimed for what it costs")
     parser.add_argument("--unseen", action="store_true")
+    parser.add_argument("--steps-alone", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
@@ -48,8 +50,13 @@ def main() -> None:
     device.adopt()
     layers = [Layer(device, WIDTH, f * MS, b * MS) for f, b in zip(FORWARD_MS, BACKWARD_MS)]
     model = nn.Sequential(*layers)
-    observation = None if options.unseen else adaptis.observe(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    observation: Any = None
+    if options.steps_alone:
+        observation = adaptis.steps.begin(optimizer)
+        optimizer.register_step_post_hook(lambda of, *_: observation.ended(of))
+    elif not options.unseen:
+        observation = adaptis.observe(model)
     optimizer.register_step_pre_hook(lambda *_: device.work(STEP_MS * MS))
     losses, waits = [], 0
     before = device.get("synchronised")

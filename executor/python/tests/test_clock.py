@@ -14,9 +14,8 @@ import adaptis
 from adaptis import _native, card
 from adaptis.clock import Clock, EventClock, HostClock
 from adaptis.hooks import Hooks
-from adaptis.schedule import Schedule
 from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT
-from ranks import free_port, in_ranks
+from ranks import free_port
 
 WIDTH = 4
 
@@ -196,18 +195,6 @@ def test_without_one_of_them_the_time_of_what_was_interrupted_is_not_known() -> 
     outer = clock.begin(((0, INPUT_GRADIENT, 1),), 0)
     clock.interrupted(None, outer)
     assert (book.forgotten, book.open, book.works) == (1, 0, [])
-
-
-def _refused(rank: int, world: int) -> str:
-    try:
-        Schedule([nn.Linear(2, 2)], 1, torch.nn.functional.mse_loss, device="cuda")
-    except RuntimeError as error:
-        return str(error)
-    return "taken"
-
-
-def test_a_schedule_names_what_it_does_not_run_on() -> None:
-    assert in_ranks(1, _refused) == ["layers: they are on cuda; a schedule runs on hosts so far"]
 
 
 def test_a_model_may_be_moved_after_it_began_to_be_observed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,3 +63,28 @@ def test_any_plan_computes_what_one_process_computes(world: int) -> None:
         for name, value in whole.items():
             error = (seen[name] - value).norm() / value.norm().clamp_min(1e-6)
             assert error < 1e-5, f"plan {seed}: {name} is off by {error:.1e}"
+
+
+def _double_model() -> list[nn.Module]:
+    return [layer.double() for layer in model()]
+
+
+def _in_double(rank: int, world: int) -> list[float]:
+    schedule = Schedule(_double_model(), 2, loss_fn)
+    optimizer = schedule.attach(AdamW(schedule.parameters(), lr=0.01))
+    losses = []
+    for step in range(STEPS):
+        x, y = batch(step)
+        before = schedule.evaluate(x, target=y)
+        loss = schedule.step(x, target=y)
+        assert loss.dtype == before.dtype == torch.float64
+        assert before.item() == pytest.approx(loss.item(), rel=1e-13)
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+def test_losses_in_double_precision_stay_so() -> None:
+    expected, _ = reference(STEPS, 2, _double_model)
+    assert in_ranks(2, _in_double) == [pytest.approx(expected, rel=1e-13)] * 2

@@ -302,7 +302,7 @@ def _led(rank: int, world: int) -> list[tuple[int, list[int], int, str]]:
     other = json.loads(random_plan(4, 2, 2, 5).write())
     plans = {2: {**text, "epoch": 7, "parent": 1}, 4: {**other, "epoch": 9, "parent": 7}}
     if job.replica == 0:
-        seat.native = SimpleNamespace(word=lambda _: [0] * _native.Session.NUMBERS, settled=lambda *_: None, epoch=None)
+        seat.native = SimpleNamespace(word=lambda: [0] * _native.Session.NUMBERS, settled=lambda *_: None, epoch=None)
         seat.boundary = lambda *_: Plan.read(json.dumps(plans[schedule.steps])) if schedule.steps in plans else None
     seen = []
     for _ in range(6):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
+import scheduled
 import standin
 from streams import BACKWARD_MS, FORWARD_MS, LOST_AT, STEP_MS
-from test_session import COMMAND, HERE, clean
+from test_session import COMMAND, HERE, clean, forked
 
 
 def trained(folder: Path, *options: str, lacking: str | None = None, seen: bool = True) -> tuple[dict[str, Any], str]:
@@ -115,3 +117,45 @@ def test_a_driver_that_lacks_a_call_is_named_and_the_job_trains_unobserved(
     assert told["losses"] == unseen["losses"]
     assert told["counters"] == {}
     assert "not observed any longer: the CUDA driver lacks cuEventQuery" in said
+
+
+def test_a_schedule_s_layers_on_gpus_are_timed_by_events_and_planned_again(tmp_path: Path) -> None:
+    environment = {**clean(), **standin.stage(tmp_path / "stage")}
+
+    def train(steps: int, name: str, *before: str) -> list[dict[str, Any]]:
+        told = tmp_path / name
+        job = [str(HERE / "scheduled.py"), "--told", str(told), "--steps", str(steps)]
+        job += [] if before else ["--unseen"]
+        ended = subprocess.run(
+            [*before, *forked(2, job)], env=environment, timeout=200, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        return [json.loads(told.with_suffix(f".{rank}").read_text()) for rank in range(2)]
+
+    still = train(120, "still")
+    for steps in (50, 120):
+        run = str(tmp_path / f"job{steps}" / "run")
+        told = train(steps, f"told{steps}", COMMAND, "run", "--mode", "adapt", "--out", run, "--")
+        assert all(rank["losses"] == still[0]["losses"][:steps] for rank in told), "not a bit is another"
+        if told[0]["placed"] != still[0]["placed"]:
+            break
+    else:
+        pytest.fail("the plan stayed as it was")
+    for rank in told:
+        assert _adds_up(rank["counters"]) and rank["counters"]["recorded"] > 0.9 * rank["counters"]["begun"] > 900, rank
+        assert (rank["captured"], rank["rerecorded"]) == (0, 0)
+    report = _report(tmp_path / f"job{steps}")
+    rows = {row["index"]: row for row in report["iterations"]}
+    losses = [struct.pack(">f", float.fromhex(loss)).hex() for loss in still[0]["losses"]]
+    assert len(rows) > steps - 25 and all(row["loss_bits"] == losses[step] for step, row in rows.items())
+    costs = _costs(report)
+    signatures = [layer["signature"] for layer in report["configuration"]["layers"]]
+    for layer, (forward, backward) in enumerate(zip(scheduled.FORWARD_MS, scheduled.BACKWARD_MS)):
+        # Where the host is late, its device waits, in the middle of a work, too.
+        expected = {"forward": forward, "input_gradient": backward if layer else 0, "weight_gradient": scheduled.WEIGHTS_MS}
+        for phase, ms in expected.items():
+            # Layers that are alike have one cost.
+            found = costs[signatures.index(signatures[layer]), phase]
+            assert 0.75 * ms <= found < 1.2 * ms + 3, (layer, phase, costs)
+    assert report["switches"][0]["layers_moved"] >= 1
+    assert {device["kind"] for device in report["devices"]} == {"standin-80g"}

@@ -12,7 +12,7 @@ use adaptis_ring::Recorder;
 /// An end that the device reached so soon after the host had put it into the stream: it was waiting for the host, and the
 /// work's time is the host's.
 const LAUNCH_BOUND_NS: f64 = 10_000.0;
-/// The loss of an iteration, which nobody has told the timer.
+/// The loss of an iteration of which nobody tells the timer.
 const UNKNOWN_LOSS: f32 = f32::NAN;
 
 /// How long a work took, on the device.
@@ -31,10 +31,11 @@ impl Timer {
         for _ in 0..self.lanes[lane].pending.len() {
             let Some(pending) = self.lanes[lane].pending.pop_front() else { return };
             let age = self.boundary - pending.open.boundary;
-            let is_asked = age > 0 && unready_stream != Some(pending.open.stream);
+            let loss = self.loss_of(&pending);
+            let is_asked = age > 0 && unready_stream != Some(pending.open.stream) && loss.is_some();
             match if is_asked { self.ask(lane, &pending) } else { Err(NOT_READY) } {
                 Ok((length, Some(placed))) => {
-                    tell(&pending, length, &placed, &self.book, recorder);
+                    tell(&pending, length, &placed, loss.unwrap_or(UNKNOWN_LOSS), &self.book, recorder);
                     let most_ns = self.placed_error_ns.unwrap_or(0.0);
                     self.placed_error_ns = Some(most_ns.max(placed.error_ns));
                     self.settle(lane, &pending, false, |counters| &mut counters.recorded);
@@ -51,6 +52,16 @@ impl Timer {
                 Err(CAPTURED_EVENT) => self.settle(lane, &pending, true, |counters| &mut counters.abandoned),
                 Err(code) => return self.break_down(code),
             }
+        }
+    }
+
+    /// What an iteration's loss is; none while it is on its way. Of works, any.
+    fn loss_of(&self, pending: &Pending) -> Option<f32> {
+        match &self.losses {
+            Some(losses) if pending.open.what == What::Iteration => {
+                losses.iter().find(|(step, _)| *step == pending.open.place.step).map(|&(_, loss)| loss)
+            }
+            _ => Some(UNKNOWN_LOSS),
         }
     }
 
@@ -113,7 +124,7 @@ impl Timer {
     }
 }
 
-fn tell(pending: &Pending, length: Length, placed: &Placed, book: &Book, recorder: &mut Recorder) {
+fn tell(pending: &Pending, length: Length, placed: &Placed, loss: f32, book: &Book, recorder: &mut Recorder) {
     let Pending { open: Open { what, place, mark, .. }, end_call_ns, .. } = *pending;
     let start_ns = placed.host_ns.max(0.0).round() as u64;
     let duration_ns = (length.whole_ns - length.hole_ns).max(0.0).round() as u64;
@@ -134,7 +145,7 @@ fn tell(pending: &Pending, length: Length, placed: &Placed, book: &Book, recorde
             recorder.record(Sample::Transfer { place, from, microbatch, mark, bytes, start_ns, duration_ns });
         }
         What::Iteration => {
-            recorder.record(Sample::Iteration { place, start_ns, duration_ns, loss_bits: UNKNOWN_LOSS.to_bits() });
+            recorder.record(Sample::Iteration { place, start_ns, duration_ns, loss_bits: loss.to_bits() });
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::device::{HEAD_START, MS, Rank, is_near, rest, work, works};
 use crate::{alone, everything};
 use adaptis_proto::sample::{Phase, Sample};
-use adaptis_proto::{LayerIndex, Microbatch};
+use adaptis_proto::{LayerIndex, Microbatch, Step};
 use adaptis_timer::{Share, Ticket, What};
 use std::time::Duration;
 
@@ -118,6 +118,41 @@ fn iterations_follow_one_another_without_a_gap() {
         assert!(iterations[at].0 == at as u64 && is_near(iterations[at].2, ms * MS), "{iterations:?}");
     }
     assert_eq!(rank.timer.counters().abandoned, 1);
+}
+
+#[test]
+fn an_iteration_waits_for_a_loss_that_is_on_its_way_and_is_given_up_without_it() {
+    let name = "intervals::an_iteration_waits_for_a_loss_that_is_on_its_way_and_is_given_up_without_it";
+    let Some(device) = alone(name) else { return };
+    let mut rank = Rank::start(&everything());
+    let stream = device.stream();
+    for step in 0..4 {
+        rank.timer.turn(stream);
+        if step == 0 {
+            rank.timer.knows(Step(0), 0.5);
+        }
+        rank.boundary();
+    }
+    rank.timer.forget_iteration();
+    rest(MS);
+    let losses = |samples: &[Sample]| -> Vec<(u64, f32)> {
+        let of = |sample: &Sample| match *sample {
+            Sample::Iteration { place, loss_bits, .. } => Some((place.step.0, f32::from_bits(loss_bits))),
+            _ => None,
+        };
+        samples.iter().filter_map(of).collect()
+    };
+    rank.boundary();
+    assert_eq!(losses(&rank.samples()), [(0, 0.5)], "the others' are not known");
+    rank.timer.knows(Step(2), f32::INFINITY);
+    rank.boundary();
+    assert_eq!(losses(&rank.samples()), [(2, f32::INFINITY)], "out of order, too");
+    for _ in 0..16 {
+        rank.boundary();
+    }
+    assert_eq!(losses(&rank.samples()), []);
+    let counters = rank.timer.counters();
+    assert_eq!((counters.recorded, counters.given_up, counters.pending), (2, 1, 0));
 }
 
 #[test]

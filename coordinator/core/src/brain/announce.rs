@@ -156,6 +156,8 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = match self.verdict {
             Verdict::Keep => "keep the plan",
+            // Where plans are not changed.
+            Verdict::Switch if self.epoch.is_none() => "would switch",
             Verdict::Switch => "switch",
             Verdict::Revert => "take the plan back",
             Verdict::Restart => "restart",

@@ -81,6 +81,8 @@ class Timer:
         """Ends works that interrupted others, whose time is then without theirs."""
     def boundary(self, on: int) -> None:
         """Asks for what was timed before, and times the iteration that ends in this stream."""
+    def knows(self, step: int, loss: float) -> None:
+        """The loss of an iteration has come from the device; from the first one on, iterations are recorded with theirs."""
     def forget_iteration(self) -> None:
         """Nothing of the iteration under way is recorded as one."""
     @property

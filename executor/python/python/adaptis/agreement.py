@@ -40,10 +40,15 @@ def votes(schedule: Schedule, share: Share, error: Exception | None, word: list[
         int(schedule._seat.wants_in),
         *word,
     ]
-    mine = torch.tensor(own, dtype=torch.int64, device=schedule.device)
-    gathered = torch.empty(schedule.world * len(own), dtype=torch.int64, device=schedule.device)
-    dist.all_gather_into_tensor(gathered, mine, group=schedule.group)
-    return gathered.view(schedule.world, len(own)).tolist()
+    return gathered(schedule, own)
+
+
+def gathered(schedule: Schedule, own: list[int]) -> Votes:
+    """The numbers of each rank of this replica."""
+    mine = torch.tensor(own, dtype=torch.int64)
+    table = torch.empty(schedule.world * len(own), dtype=torch.int64)
+    dist.all_gather_into_tensor(table, mine, group=schedule.channels.control)
+    return table.view(schedule.world, len(own)).tolist()
 
 
 def of_all(schedule: Schedule, own: Votes) -> list[Votes]:
@@ -52,7 +57,7 @@ def of_all(schedule: Schedule, own: Votes) -> list[Votes]:
         return [own]
     # Before the votes of its ranks, each replica's plan, and whether a coordinator plans it.
     head = [schedule._number_of_plan(), int(schedule._seat.native is not None)] + [0] * (len(own[0]) - 2)
-    table = torch.tensor([head, *own], dtype=torch.int64, device=schedule.device)
+    table = torch.tensor([head, *own], dtype=torch.int64)
     heads = [(replica[0], replica[1:]) for replica in schedule.replicas.gather(table).tolist()]
     (first, is_led, *_), _ = heads[0]
     if is_led and any(head[0] != first for head, _ in heads):

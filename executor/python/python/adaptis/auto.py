@@ -1,7 +1,10 @@
 """Observes jobs that know nothing of Adaptis: `adaptis run` has it imported by every Python that it starts.
 
-It waits until the job imports torch.distributed.pipelining, and then has the stages that the job makes measured. Nothing is
-imported before the job does, and whatever goes wrong here is the job's business no more than a warning is.
+    torch.distributed.pipelining    the stages that the job makes are measured
+    torch.optim                     of a job that has no stages, and does not import the package itself, the steps
+
+It waits until the job imports one of them. Nothing is imported before the job does, and whatever goes wrong here is the
+job's business no more than a warning is.
 """
 
 from __future__ import annotations
@@ -11,18 +14,25 @@ import importlib.machinery
 import logging
 import sys
 from types import ModuleType
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 STAGE = "torch.distributed.pipelining.stage"
+OPTIMIZER = "torch.optim.optimizer"
+STEPS_BEFORE = 3
+"""Steps of an optimizer after which a job is one that says nothing of its layers."""
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the module be found by others, and adds to its execution."""
+    """Lets a module be found by others, and adds to its execution."""
+
+    def __init__(self, name: str, prepare: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self.prepare = prepare
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != STAGE:
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
@@ -32,7 +42,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            _prepare(module)
+            self.prepare(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -40,10 +50,45 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def install() -> None:
     """From now on, once a process."""
-    if STAGE in sys.modules:
-        _prepare(sys.modules[STAGE])
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    for name, prepare in ((STAGE, _prepare), (OPTIMIZER, _count_steps)):
+        if name in sys.modules:
+            prepare(sys.modules[name])
+        elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Finder(name, prepare))
+
+
+def _count_steps(module: ModuleType) -> None:
+    """Has the steps of the first optimizer measured that takes some, unless more is known of the job by then."""
+    counts: dict[int, int] = {}
+    followed: list[Any] = []
+
+    def stepped(optimizer: Any, *_: Any) -> None:
+        if followed:
+            if followed[0] is not None:
+                followed[0].ended(optimizer)
+            return
+        counts[id(optimizer)] = counts.get(id(optimizer), 0) + 1
+        if counts[id(optimizer)] < STEPS_BEFORE:
+            return
+        # The hook stays where it is: torch goes through them one by one.
+        followed.append(None)
+        # Whoever imports the package says by himself what is measured; stages have it imported.
+        if "adaptis" not in sys.modules:
+            followed[0] = _begin_steps(optimizer)
+
+    if not getattr(module, "_adaptis_is_prepared", False):
+        setattr(module, "_adaptis_is_prepared", True)
+        module.register_optimizer_step_post_hook(stepped)
+
+
+def _begin_steps(optimizer: Any) -> Any:
+    try:
+        from adaptis.steps import begin
+
+        return begin(optimizer)
+    except Exception as error:  # noqa: BLE001 - the job is not to fail for our sake
+        logging.getLogger("adaptis").warning("this job is not observed: %s: %s", type(error).__name__, error)
+        return None
 
 
 def _prepare(module: ModuleType) -> None:

@@ -3,7 +3,7 @@
     Host    what is asked of it is done when the call returns: the host's own clock
     Cuda    what is asked of it waits in a stream: events in that stream
 
-Nothing here waits for a device.
+Nothing here waits for a device, but for `finish`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import resource
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
+from torch import Tensor
 
 from adaptis import _native
 
@@ -59,6 +60,11 @@ class Host:
     def finish(self) -> None:
         """Waits until all that was asked of it is done. For the end, and for what is measured on purpose."""
 
+    def fetch(self, number: Tensor) -> Callable[[], float | None]:
+        """Tells what a number on it is, once that is known."""
+        value = float(number)
+        return lambda: value
+
     def _held(self) -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -96,6 +102,13 @@ class Cuda(Host):
 
     def finish(self) -> None:
         torch.cuda.synchronize(self.index)
+
+    def fetch(self, number: Tensor) -> Callable[[], float | None]:
+        copy = torch.empty((), dtype=number.dtype, pin_memory=True)
+        copy.copy_(number.detach(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.index))
+        return lambda: float(copy) if event.query() else None
 
     def _held(self) -> int:
         return self._figures()["reserved_bytes.all.current"]

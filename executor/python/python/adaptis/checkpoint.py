@@ -43,7 +43,7 @@ def whole(schedule: Schedule) -> State | None:
     if schedule.replicas.rank > 0:
         return None
     parts: list[Any] | None = [None] * schedule.world if schedule.rank == 0 else None
-    dist.gather_object(own, parts, group=schedule.group, group_dst=0)
+    dist.gather_object(own, parts, group=schedule.channels.control, group_dst=0)
     if parts is None:
         return None
     for other in parts:
@@ -123,7 +123,7 @@ def forget_elsewhere(schedule: Schedule, optimizer: Optimizer) -> None:
 
 def _group(schedule: Schedule) -> dist.ProcessGroup | None:
     """Those who write and read together: of sharded layers all replicas, and so the whole job."""
-    return schedule.group if schedule.replicas.group is None else None
+    return schedule.channels.control if schedule.replicas.group is None else None
 
 
 def _names(schedule: Schedule) -> dict[int, str]:

@@ -12,14 +12,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from time import perf_counter_ns
 from typing import Any, Mapping, Protocol
 
 from adaptis import _native, card
 from adaptis.governor import BUDGET
-from adaptis.tape import Work
 
 logger = logging.getLogger("adaptis")
+
+Work = tuple[int, int, int, int, int]
+"""Layer, phase, microbatch, start and duration in nanoseconds of the monotonic clock."""
 
 Parts = tuple[tuple[int, int, int], ...]
 """Works that share an interval: layer, phase and weight of each."""
@@ -59,8 +62,11 @@ class Clock(Protocol):
     def record(self, native: _native.Session) -> None:
         """At the end of an iteration whose layers were measured."""
 
-    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int) -> None:
-        """At the end of an iteration, with the host's times."""
+    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int, loss: float = math.nan) -> None:
+        """At the end of an iteration, with the host's times, and its loss if that is known."""
+
+    def knows(self, step: int, loss: float) -> None:
+        """The loss of an iteration came from the device. Once one was told, all will be."""
 
     def turn(self) -> None:
         """The session has heard which iteration begins."""
@@ -144,8 +150,10 @@ class HostClock:
             ]
         )
 
-    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int) -> None:
-        native.iteration(start_ns, duration_ns, float("nan"))
+    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int, loss: float = math.nan) -> None:
+        native.iteration(start_ns, duration_ns, loss)
+
+    def knows(self, step: int, loss: float) -> None: ...
 
     def turn(self) -> None:
         self.works = []
@@ -229,7 +237,11 @@ class EventClock:
 
     def record(self, native: _native.Session) -> None: ...
 
-    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int) -> None: ...
+    def iterated(self, native: _native.Session, start_ns: int, duration_ns: int, loss: float = math.nan) -> None: ...
+
+    def knows(self, step: int, loss: float) -> None:
+        if self.timer is not None:
+            self.timer.knows(step, loss)
 
     def turn(self) -> None:
         if self.timer is not None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaptis import chance
+from adaptis import agreement, chance
 from adaptis.worker import Bundle, bundled
 
 if TYPE_CHECKING:
@@ -27,20 +27,28 @@ def evaluate(
     pieces = _agree(schedule, inputs, targets, error)
     stages = schedule.plan.stages
     owner = stages[-1][2]
-    loss = torch.zeros((), dtype=torch.float32, device=schedule.device)
+    loss = torch.zeros((), device=schedule.device)
     with _in_evaluation(schedule), torch.no_grad():
         for piece in range(pieces):
             output = _through(schedule, piece, inputs)
             if schedule.rank == owner:
                 assert output is not None and targets is not None, "all ranks agreed that it is there"
                 whole = output[0] if len(output) == 1 else output
-                loss += schedule._worker.loss_fn(whole, targets[piece]).float().reshape(())
+                of_piece = schedule._worker.loss_fn(whole, targets[piece]).reshape(())
+                loss = loss.to(summed(of_piece.dtype)) + of_piece
         schedule._exchange.end()
     if schedule.rank == owner:
         loss /= pieces * schedule.replicas.size
         schedule.replicas.reduce(loss)
-    dist.broadcast(loss, group=schedule.group, group_src=owner)
-    return loss
+    # With its type, which nobody else knows before a step.
+    told = torch.stack([loss.double(), torch.full_like(loss.double(), loss.dtype == torch.float64)])
+    dist.broadcast(told, group=schedule.group, group_src=owner)
+    return told[0].to(torch.float64 if told[1] else torch.float32)
+
+
+def summed(dtype: torch.dtype) -> torch.dtype:
+    """In which losses of this type are added up."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _agree(schedule: Schedule, inputs: Any, targets: Any, error: Exception | None) -> int:
@@ -55,10 +63,7 @@ def _agree(schedule: Schedule, inputs: Any, targets: Any, error: Exception | Non
         min(counts, default=0),
         max(counts, default=0),
     ]
-    table = torch.empty(schedule.world * len(own), dtype=torch.int64, device=schedule.device)
-    mine = torch.tensor(own, dtype=torch.int64, device=schedule.device)
-    dist.all_gather_into_tensor(table, mine, group=schedule.group)
-    votes = table.view(schedule.world, len(own)).tolist()
+    votes = agreement.gathered(schedule, own)
     if error is not None:
         raise error
     reasons = ("can't begin; they say why", "hold the first layer and need x", "hold the last layer and need target")

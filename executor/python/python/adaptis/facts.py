@@ -38,13 +38,32 @@ class Fact:
             for value in optimizer.state.get(parameter, {}).values()
             if isinstance(value, Tensor)
         )
-        # The layer's own text has what its parameters do not show, as the number of heads.
+        # The layer's own text has what its parameters do not show, as the number of heads. And what nobody asks the input's
+        # gradient of does less than its likes: in most models the first layer.
         kind = type(layer).__name__.lower()
-        shape = f"{sum(parameter.numel() for parameter in parameters)}-{_short(repr(layer))}"
+        is_first = any(form.dtype.is_floating_point for form in inputs) and not any(form.requires_grad for form in inputs)
+        shape = f"{sum(parameter.numel() for parameter in parameters)}-{_short(repr(layer) + ' of data' * is_first)}"
         dtype = str(next((part.dtype for part in parameters), torch.float32)).removeprefix("torch.")
         signature = f"{kind}/{shape}/{dtype}/{_extent(inputs)}"
         output = sum(form_bytes(form.shape, form.dtype) for form in outputs)
         return Fact(f"{at}.{kind}", signature, weights, weights + gradients + kept + buffers, output, weights + kept + buffers)
+
+    @staticmethod
+    def of_all(optimizer: Optimizer) -> Fact:
+        """A model of which its optimizer alone is known, as one layer."""
+        parameters = [part for group in optimizer.param_groups for part in group["params"]]
+        weights = sum(map(_bytes, parameters))
+        gradients = sum(_bytes(part) for part in parameters if part.requires_grad)
+        kept = sum(
+            _bytes(value)
+            for of in optimizer.state.values()
+            for value in of.values()
+            if isinstance(value, Tensor)
+        )
+        shapes = _short(repr([tuple(part.shape) for part in parameters]))
+        dtype = str(parameters[0].dtype).removeprefix("torch.")
+        signature = f"model/{sum(part.numel() for part in parameters)}-{shapes}/{dtype}/any"
+        return Fact("0.model", signature, weights, weights + gradients + kept, 0, weights + kept)
 
 
 def _bytes(tensor: Tensor) -> int:

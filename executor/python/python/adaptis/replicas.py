@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adaptis import channels
 from adaptis.runtime import TESTED
 
 
@@ -99,6 +100,7 @@ class Replicas:
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.group: dist.ProcessGroup | None = None
+        self._control: dist.ProcessGroup | None = None
         self.size = 1
         self.rank = 0
         found: Any = None
@@ -117,13 +119,14 @@ class Replicas:
                         "fully_shard on every layer"
                     )
         self.group, self.size, self.rank = found.get_group(), found.size(), found.get_local_rank()
+        self._control = channels.control(self.group)
 
     def gather(self, numbers: Tensor) -> Tensor:
-        """The numbers of all replicas, in order."""
+        """The numbers of all replicas, in order. They are on the host."""
         if self.group is None:
             return numbers.unsqueeze(0)
-        gathered = torch.empty(self.size * numbers.numel(), dtype=numbers.dtype, device=numbers.device)
-        dist.all_gather_into_tensor(gathered, numbers.flatten(), group=self.group)
+        gathered = torch.empty(self.size * numbers.numel(), dtype=numbers.dtype)
+        dist.all_gather_into_tensor(gathered, numbers.flatten(), group=self._control)
         return gathered.view(self.size, *numbers.shape)
 
     def reduce(self, tensor: Tensor, how: Any = dist.ReduceOp.SUM) -> None:
@@ -134,7 +137,7 @@ class Replicas:
     def of_first(self, text: str | None) -> str:
         """What replica 0 says."""
         said = [text]
-        dist.broadcast_object_list(said, group=self.group, group_src=0)
+        dist.broadcast_object_list(said, group=self._control, group_src=0)
         assert said[0] is not None, "replica 0 has something to say"
         return said[0]
 

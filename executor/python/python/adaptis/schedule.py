@@ -15,9 +15,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import LBFGS, Optimizer
 
-from adaptis import _native, agreement, checkpoint, evaluation, gradients, runtime, state
+from adaptis import _native, agreement, channels, checkpoint, evaluation, gradients, runtime, state
 from adaptis._native import Plan, PlanError
-from adaptis.exchange import Exchange
+from adaptis.exchange import MICROBATCHES_MAX, STAGES_MAX, Exchange
 from adaptis.forms import Form, Forms
 from adaptis.replicas import Replicas, placed
 from adaptis.session import Seat, Settings
@@ -67,32 +67,28 @@ class Schedule:
             if group.ndim != 1:
                 raise ValueError(f"group: a mesh of {group.ndim} dimensions; give its pipeline part, as mesh['pp']")
             group = group.get_group()
-        if dist.get_backend(group) != "gloo":
-            raise RuntimeError(f"group: its backend is {dist.get_backend(group)}; a schedule runs over gloo so far")
         self.layers = list(layers)
         if not self.layers:
             raise ValueError("layers: there are none")
-        if microbatches < 1:
-            raise ValueError(f"microbatches: {microbatches} is not a number from 1")
+        if not 1 <= microbatches <= MICROBATCHES_MAX:
+            raise ValueError(f"microbatches: {microbatches} is not a number from 1 to {MICROBATCHES_MAX}")
         self.microbatches = microbatches
         self.group = group
         self.rank = dist.get_rank(group)
         self.world = dist.get_world_size(group)
         self.device = _device(self.layers, device)
-        if self.device.type != "cpu":
-            raise RuntimeError(f"layers: they are on {self.device}; a schedule runs on hosts so far")
+        self.channels = channels.of(group, self.device)
         self.optimizers: list[Optimizer] = []
         self._scaler: GradScaler | None = None
         self.steps = 0
         self._tied = state.tied(self.layers)
         self.replicas = Replicas(self.layers)
         self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed, self.replicas.rank)
-        self._exchange = Exchange(group, self.device)
-        self._mover = state.Mover(group, self.device)
+        self._exchange = Exchange(self.channels, self.device)
+        self._mover = state.Mover(self.channels, self.device)
         # What passes between the layers, by kind of iteration.
         self._forms: dict[int, dict[int, Forms]] = {}
         self._first_forms: Forms = ()
-        self._last_loss: Tensor | None = None
         self._next: tuple[Plan, _native.Row, int] | None = None
         for layer in self.layers:
             defer(layer, self._worker.ledger)
@@ -100,6 +96,7 @@ class Schedule:
         if not isinstance(plan, Plan):
             plan = Plan.even(len(self.layers), names, microbatches, plan, self._tied)
         self.plan, self._row, self._plan_number = self._checked(plan)
+        self._open(self.plan, [])
         for layer in self._elsewhere():
             state.drop(layer, [], [own for _, own in self._own()])
         self._adopt()
@@ -149,7 +146,7 @@ class Schedule:
         the middle gradients are not whole: zero them.
         """
         share, error = self._share(x, target)
-        votes = agreement.votes(self, share, error, self._seat.word(self._loss_then()))
+        votes = agreement.votes(self, share, error, self._seat.word())
         self._attend(votes)
         every = agreement.of_all(self, votes)
         try:
@@ -168,15 +165,15 @@ class Schedule:
             self._exchange.end()
             if known is None:
                 self._learn(kind)
-            loss = self._loss()
+            loss = self._loss(evaluation.summed(self._forms[kind][len(self.layers)][0].dtype))
         except BaseException:
             self._exchange.reset()
             self._seat.forget()
             raise
         finally:
             self._worker.end()
+        self._seat.stepped(loss)
         self.steps += 1
-        self._last_loss = loss
         return loss
 
     def evaluate(self, x: Any = None, *, target: Any = None) -> Tensor:
@@ -235,6 +232,8 @@ class Schedule:
             raise PlanError(f"layers: the plan is for {plan.layers} layers, the model has {len(self.layers)}")
         if len(plan.devices) != self.world:
             raise PlanError(f"devices: the plan is for {len(plan.devices)} devices, the group has {self.world} ranks")
+        if len(plan.stages) > STAGES_MAX:
+            raise PlanError(f"stages: {len(plan.stages)} of them; {STAGES_MAX} is the most that a schedule runs")
         findings = plan.findings(self.microbatches, self._tied)
         if findings:
             tied = f" (layers {self._tied} share parameters)" if self._tied else ""
@@ -260,23 +259,20 @@ class Schedule:
         self._worker.adopt(own)
         self._exchange.adopt([(first, end) for first, end, _, _ in stages])
 
+    def _open(self, plan: Plan, moves: Sequence[tuple[int, int, int]]) -> None:
+        """Makes the channels that a plan and the way to it need."""
+        of = [rank for _, _, rank, _ in plan.stages]
+        between = [pair for sender, to in zip(of, of[1:]) if sender != to for pair in ((sender, to), (to, sender))]
+        self.channels.open(between + [(source, to) for _, source, to in moves])
+
     def _switch(self) -> None:
         assert self._next is not None
         plan, row, number = self._next
         self._next = None
         start_ns = perf_counter_ns()
         moves = self.plan.moves(plan)
-        received = 0
-        sent: list[Any] = []
-        done: set[int] = set()
-        for layer, source, to in moves:
-            if source == self.rank:
-                sent += self._mover.send(to, self.layers[layer], self.optimizers, done)
-        for layer, source, to in moves:
-            if to == self.rank:
-                received += self._mover.receive(source, self.layers[layer], self.optimizers)
-        for work, _ in sent:
-            work.wait()
+        self._open(plan, moves)
+        received = self._mover.move(self.rank, moves, self.layers, self.optimizers)
         self.plan, self._row, self._plan_number = plan, row, number
         held = [own for _, own in self._own()]
         for layer, source, _ in moves:
@@ -298,10 +294,6 @@ class Schedule:
         is_even = isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] % self.microbatches == 0
         return self.microbatches if is_even else 1
 
-    def _loss_then(self) -> float | None:
-        """The loss of the step before."""
-        return None if self._last_loss is None else float(self._last_loss)
-
     def _coming_plan(self) -> Plan:
         return self.plan if self._next is None else self._next[0]
 
@@ -310,7 +302,7 @@ class Schedule:
 
     def _attend(self, votes: agreement.Votes) -> None:
         """The coordinator's part in a boundary, alike on all ranks."""
-        plan = self._seat.boundary([vote[agreement.OF_SEAT :] for vote in votes], self._loss_then())
+        plan = self._seat.boundary([vote[agreement.OF_SEAT :] for vote in votes])
         if plan is not None:
             self._take(plan)
 
@@ -334,18 +326,18 @@ class Schedule:
             self._seat.join([bool(vote[agreement.WANTS_IN]) for vote in every[0]], agreement.pinned(self, every))
 
     def _learn(self, kind: int) -> None:
-        """Shares what passes between the layers."""
+        """Shares what passes between the layers, and what the loss is."""
         parts = [self._worker.forms for _ in range(self.world)]
-        dist.all_gather_object(parts, self._worker.forms, group=self.group)
+        dist.all_gather_object(parts, self._worker.forms, group=self.channels.control)
         self._forms[kind] = {layer: forms for part in parts for layer, forms in part.items()}
 
-    def _loss(self) -> Tensor:
+    def _loss(self, dtype: torch.dtype) -> Tensor:
         owner = self.plan.device_of_layers()[-1]
-        loss = torch.zeros((), dtype=torch.float32, device=self.device)
+        loss = torch.zeros((), dtype=dtype, device=self.device)
         if owner == self.rank:
             for part in self._worker.losses:
                 assert part is not None, "every microbatch has a loss"
-                loss += part.float()
+                loss += part.to(dtype)
             loss /= self.microbatches * self.replicas.size
             self.replicas.reduce(loss)
         dist.broadcast(loss, group=self.group, group_src=owner)

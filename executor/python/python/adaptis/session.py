@@ -6,6 +6,7 @@
     any step > k    all ranks are armed with a new plan: they go over to it
 
 1. Training waits for neither agent nor coordinator, and fails with neither: without them it goes on by the plan in force.
+   Nor does it wait for a GPU, but to measure links and to move layers: losses are told when they have come from there.
 2. Ranks agree by the words that they tell one another at the beginning of every step, so they always do the same.
 """
 
@@ -13,20 +14,22 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import random
 import sys
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adaptis import _native, card, state
+from adaptis import _native, card, clock, state
 from adaptis._native import Plan
 from adaptis.facts import Fact, told
 from adaptis.tape import OPTIMIZER, Tape
@@ -79,7 +82,9 @@ class Seat:
         self._begun_ns = 0
         self._reserved_bytes = 0
         self._card = card.of(schedule.device)
-        self._optimizer_since = 0
+        self.tape.clock = clock.of(self._card)
+        # Of the iterations since, by their numbers: losses that are still on their way here.
+        self._losses: deque[tuple[int, Callable[[], float | None]]] = deque()
         self._timed: set[int] = set()
         self._has_ended = False
 
@@ -90,20 +95,21 @@ class Seat:
         """There is a coordinator, and the job was not declared to it yet."""
         return self.settings is not None and self.native is None and not self._has_ended and bool(self.schedule._forms)
 
-    def word(self, loss: float | None) -> list[int]:
+    def word(self) -> list[int]:
         """Numbers of fixed length for the others."""
-        return [0] * _native.Session.NUMBERS if self.native is None else self.native.word(loss)
+        return [0] * _native.Session.NUMBERS if self.native is None else self.native.word()
 
     # What follows from what all told.
 
-    def boundary(self, votes: Sequence[Sequence[int]], loss: float | None) -> Plan | None:
+    def boundary(self, votes: Sequence[Sequence[int]]) -> Plan | None:
         """At a boundary that all ranks have reached: the iteration that ends is recorded. A plan to go over to."""
         if self.native is None:
             return None
         now = perf_counter_ns()
-        self._record(now, loss)
+        self._record(now)
         what, plan, reason = self.native.hear(votes, self.schedule.steps)
         self._begun_ns = perf_counter_ns()
+        self.tape.clock.turn()
         if what == "begin":
             self._begin()
         if plan is not None:
@@ -116,35 +122,60 @@ class Seat:
         self._look_out()
         return None
 
+    def stepped(self, loss: Tensor) -> None:
+        """An iteration has run through."""
+        if self.native is not None:
+            self._losses.append((self.schedule.steps, self._card.fetch(loss)))
+
     def settled(self, start_ns: int, layers_moved: int, bytes_received: int) -> None:
         """The layers of a change are here."""
         if self.native is None:
             return
+        self._card.finish()
         end_ns = perf_counter_ns()
         self.native.settled(start_ns, end_ns, layers_moved, bytes_received)
         self.switches += 1
         if self.schedule.rank == 0:
             pause = (end_ns - start_ns) / 1e6
             logger.info("plan %s: %s layers moved, %.1f ms", self.native.epoch, layers_moved, pause)
-        self._begun_ns = perf_counter_ns()
+        self._begin_anew()
         self._look_out()
 
-    def _record(self, now: int, loss: float | None) -> None:
+    def _begin_anew(self) -> None:
+        """What was done since the boundary is none of the iteration's."""
+        self.tape.rest()
+        self._begun_ns = perf_counter_ns()
+        self.tape.clock.turn()
+
+    def _record(self, now: int) -> None:
+        loss = self._losses_that_came()
         native = self.native
         if native is None or native.epoch is None or self._begun_ns == 0 or not self.tape.is_running:
             return
-        native.works(self.tape.take())
+        self.tape.clock.record(native)
         for layer, size in self.tape.activation_bytes.items():
             native.layer_memory(layer, size, self.tape.weight_gradient_bytes.get(layer, 0))
         self.tape.activation_bytes.clear()
         self.tape.weight_gradient_bytes.clear()
         native.device_memory(self._card.peak_bytes(), self._reserved_bytes)
-        native.iteration(self._begun_ns, max(0, now - self._begun_ns), float("nan") if loss is None else loss)
+        self.tape.clock.iterated(native, self._begun_ns, max(0, now - self._begun_ns), loss)
+
+    def _losses_that_came(self) -> float:
+        """Tells them to the clock; the newest one."""
+        newest = math.nan
+        while self._losses:
+            step, fetch = self._losses[0]
+            loss = fetch()
+            if loss is None:
+                break
+            self._losses.popleft()
+            self.tape.clock.knows(step, loss)
+            newest = loss
+        return newest
 
     def _look_out(self) -> None:
         """What is measured in the iteration that begins."""
         if self.native is not None and self.native.epoch is not None:
-            self.tape.take()
             self.tape.is_running = True
             self.tape.is_weighing = self.native.is_first
             for optimizer in self.schedule.optimizers:
@@ -153,11 +184,12 @@ class Seat:
     def forget(self) -> None:
         """The step under way failed: nothing of it is recorded."""
         self._begun_ns = 0
-        self.tape.take()
+        self._losses.clear()
+        self.tape.rest()
 
     def _stop_recording(self) -> None:
         self.tape.is_running = self.tape.is_weighing = False
-        self.tape.take()
+        self.tape.rest()
 
     # Declaring the job.
 
@@ -175,7 +207,7 @@ class Seat:
             logger.warning("this rank can't describe its layers: %s: %s", type(error).__name__, error)
         run = self.settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}"
         parts: list[Any] = [None] * schedule.world
-        dist.all_gather_object(parts, (run, own), group=schedule.group)
+        dist.all_gather_object(parts, (run, own), group=schedule.channels.control)
         if any(part is None for _, part in parts):
             self._has_ended = True
             return
@@ -197,6 +229,8 @@ class Seat:
                 together=schedule._tied,
                 keys=self.settings.keys,
             )
+            every = {at: at for at in range(len(schedule.layers))}
+            self.tape.clock.follow(self.native, every, schedule.microbatches)
         except Exception as error:
             self._has_ended = True
             logger.warning("this rank trains without a coordinator: %s", error)
@@ -211,7 +245,7 @@ class Seat:
 
     def _begin(self) -> None:
         self._probe()
-        self._begun_ns = perf_counter_ns()
+        self._begin_anew()
         if self.schedule.rank == 0:
             logger.info("the coordinator at %s follows from step %s on", self.settings and self.settings.coordinator, self.schedule.steps)
         self._look_out()
@@ -222,36 +256,29 @@ class Seat:
         self._timed.add(id(optimizer))
 
         def before(*_: Any) -> None:
-            self._optimizer_since = perf_counter_ns()
+            self.tape.begin_step(self._parts(optimizer))
 
         def after(*_: Any) -> None:
-            self._optimized(optimizer, perf_counter_ns())
+            self.tape.end_step()
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
 
-    def _optimized(self, optimizer: Optimizer, now: int) -> None:
-        """Shares an optimizer's time out among the layers by the parameters that it changes."""
-        if not self.tape.is_running:
-            return
+    def _parts(self, optimizer: Optimizer) -> clock.Parts:
+        """The layers here that an optimizer trains, by the parameters that it changes."""
         trained = {id(part) for group in optimizer.param_groups for part in group["params"]}
-        own = [
+        sizes = [
             (at, sum(part.numel() for part in layer.parameters() if id(part) in trained))
             for at, layer in self.schedule._own()
         ]
-        # What a closure computes again is the layers' own work.
-        last = max((start + took for *_, start, took in self.tape.works[-1:]), default=0)
-        at_ns = max(self._optimizer_since, last)
-        total, spent = sum(size for _, size in own), max(0, now - at_ns)
-        for at, size in own:
-            took = spent * size // total if total else 0
-            self.tape.works.append((at, OPTIMIZER, 0, at_ns, took))
-            at_ns += took
+        return tuple((at, OPTIMIZER, size) for at, size in sizes if size)
 
     def _probe(self) -> None:
         """Measures the links to this rank: a peer answers with so many bytes, less half of an empty round trip."""
         schedule, native = self.schedule, self.native
         assert native is not None
+        world = schedule.world
+        schedule.channels.open((peer, rank) for rank in range(world) for peer in _partners(rank, world))
         for asker in range(schedule.world):
             for peer in _partners(asker, schedule.world):
                 if schedule.rank not in (asker, peer):
@@ -269,15 +296,17 @@ class Seat:
 
     def _round_trip(self, asker: int, peer: int, size: int) -> tuple[int, int]:
         schedule = self.schedule
-        word = torch.zeros(1, dtype=torch.int64, device=schedule.device)
         load = torch.zeros(size, dtype=torch.uint8, device=schedule.device)
+        word = torch.zeros(1, dtype=torch.int64)
+        self._card.finish()
         start = perf_counter_ns()
         if schedule.rank == asker:
-            dist.send(word, group=schedule.group, group_dst=peer)
-            dist.recv(load, group=schedule.group, group_src=peer)
+            dist.send(word, group=schedule.channels.control, group_dst=peer)
+            schedule.channels.receive(load, peer, 0).wait()
         else:
-            dist.recv(word, group=schedule.group, group_src=asker)
-            dist.send(load, group=schedule.group, group_dst=asker)
+            dist.recv(word, group=schedule.channels.control, group_src=asker)
+            schedule.channels.send(load, asker, 0).wait()
+        self._card.finish()
         return start, perf_counter_ns() - start
 
     # The end.

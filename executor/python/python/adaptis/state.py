@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from adaptis import replicas
 from adaptis._native import digest
+from adaptis.channels import Tagged
 
 
 def tensors_of(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -133,35 +134,71 @@ def digest_of(layer: nn.Module, optimizers: Sequence[Optimizer], device: torch.d
     return digest(_packed(kept, device).cpu().numpy().tobytes() + repr(plain).encode())
 
 
+def rounds(moves: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+    """Moves `(layer, source, destination)` such that in each round a rank sends at most one and receives at most one: then
+    no rank holds more than two layers twice, and none waits in a circle."""
+    ordered: list[list[tuple[int, int, int]]] = []
+    sends: dict[int, int] = {}
+    receives: dict[int, int] = {}
+    for layer, source, to in moves:
+        at = max(sends.get(source, 0), receives.get(to, 0))
+        sends[source] = receives[to] = at + 1
+        ordered.extend([] for _ in range(at + 1 - len(ordered)))
+        ordered[at].append((layer, source, to))
+    return ordered
+
+
 class Mover:
     """Sends and receives the state of layers between two iterations."""
 
-    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
-        self.group = group
+    def __init__(self, channels: Tagged, device: torch.device) -> None:
+        self.channels = channels
         self.device = device
 
-    def send(
+    def move(
+        self,
+        rank: int,
+        moves: Sequence[tuple[int, int, int]],
+        layers: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+    ) -> int:
+        """This rank's part of all moves `(layer, source, destination)`. How many bytes came."""
+        received = 0
+        done: set[int] = set()
+        for among in rounds(moves):
+            sent: list[tuple[Any, Tensor]] = []
+            for layer, source, to in among:
+                if source == rank:
+                    sent = self._send(to, layers[layer], optimizers, done)
+            for layer, source, to in among:
+                if to == rank:
+                    received += self._receive(source, layers[layer], optimizers)
+            for work, _ in sent:
+                work.wait()
+        return received
+
+    def _send(
         self, to: int, layer: nn.Module, optimizers: Sequence[Optimizer], done: set[int]
     ) -> list[tuple[Any, Tensor]]:
         """Sends a layer's state without what is `done`, and adds to it; the result is to be waited for."""
         entries, tensors, plain = _entries(layer, optimizers, done)
         packed = _packed(tensors, self.device)
         text = pickle.dumps(_Header(entries, plain, packed.numel(), _digest(packed)))
-        header = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self.device)
-        length = torch.tensor([header.numel()], dtype=torch.int64, device=self.device)
-        parts = [length, header] + ([packed] if packed.numel() else [])
-        return [(dist.isend(part, group=self.group, group_dst=to), part) for part in parts]
+        header = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        length = torch.tensor([header.numel()], dtype=torch.int64)
+        told = [(dist.isend(part, group=self.channels.control, group_dst=to), part) for part in (length, header)]
+        return told + ([(self.channels.send(packed, to, 0), packed)] if packed.numel() else [])
 
-    def receive(self, sender: int, layer: nn.Module, optimizers: Sequence[Optimizer]) -> int:
+    def _receive(self, sender: int, layer: nn.Module, optimizers: Sequence[Optimizer]) -> int:
         """Takes a layer's state in. How many bytes came."""
-        length = torch.empty(1, dtype=torch.int64, device=self.device)
-        dist.recv(length, group=self.group, group_src=sender)
-        text = torch.empty(int(length.item()), dtype=torch.uint8, device=self.device)
-        dist.recv(text, group=self.group, group_src=sender)
-        header: _Header = pickle.loads(text.cpu().numpy().tobytes())
+        length = torch.empty(1, dtype=torch.int64)
+        dist.recv(length, group=self.channels.control, group_src=sender)
+        text = torch.empty(int(length.item()), dtype=torch.uint8)
+        dist.recv(text, group=self.channels.control, group_src=sender)
+        header: _Header = pickle.loads(text.numpy().tobytes())
         packed = torch.empty(header.bytes, dtype=torch.uint8, device=self.device)
         if header.bytes:
-            dist.recv(packed, group=self.group, group_src=sender)
+            self.channels.receive(packed, sender, 0).wait()
         found = _digest(packed)
         if found != header.digest:
             raise RuntimeError(f"a layer's state changed on its way: {header.digest} was sent, {found} came")

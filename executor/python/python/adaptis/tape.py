@@ -1,13 +1,13 @@
-"""What a rank's works take, layer by layer, in an iteration."""
+"""What a rank's works take, layer by layer, in an iteration, and what they hold."""
 
 from __future__ import annotations
 
-from time import perf_counter_ns
 from typing import Any, Callable, Iterable, Iterator, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from adaptis.clock import Clock, HostClock, Parts
 from adaptis.replicas import local
 from adaptis.split import Debt
 
@@ -15,50 +15,70 @@ FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, RECOMPUTE, OPTIMIZER = range(5)
 
 T = TypeVar("T")
 
-Work = tuple[int, int, int, int, int]
-"""Layer, phase, microbatch, start and duration in nanoseconds of the monotonic clock."""
-
 
 class Tape:
-    """Takes works while it runs: each from the end of the one before it, so that no time of an instruction is lost."""
+    """Times works while it runs: each from where the one before it ends, so that no time of an instruction is lost."""
 
     def __init__(self) -> None:
         self.is_running = False
         # What each layer holds is measured for the first microbatch of this iteration.
         self.is_weighing = False
-        self.works: list[Work] = []
+        self.clock: Clock = HostClock()
         # By layer: bytes held from F on, and from I to W.
         self.activation_bytes: dict[int, int] = {}
         self.weight_gradient_bytes: dict[int, int] = {}
-        self._since = 0
-        # Nanoseconds of a work that another one interrupts.
-        self._by = 0
+        self._span: Any = None
+        # The work under way while another one interrupts it.
+        self._outer: Any = None
+        # The optimizer's step under way, and what it is of.
+        self._step: Any = None
+        self._parts: Parts = ()
 
-    def start(self) -> None:
-        """An instruction begins."""
+    def begin(self, layer: int, phase: int, microbatch: int) -> None:
+        """The work of a layer begins, and what was under way ends."""
         if self.is_running:
-            self._since = perf_counter_ns()
-        self._by = 0
+            self._span = self.clock.passed(self._span, ((layer, phase, 1),), microbatch)
 
-    def took(self, layer: int, phase: int, microbatch: int) -> None:
-        """The work of a layer ends."""
+    def end(self) -> None:
+        """The work under way ends, and with it an instruction."""
+        if self._span is not None:
+            self.clock.end(self._span)
+            self._span = None
+        if self._parts:
+            # What the optimizer's closure computes is the layers' own.
+            self.clock.dropped(self._step)
+            self._step = self.clock.begin(self._parts, 0)
+
+    def interrupt(self, layer: int, phase: int, microbatch: int) -> None:
+        """The work of a layer begins, in the middle of what is under way if something is."""
         if self.is_running:
-            now = perf_counter_ns()
-            by, self._by = (0, self._by) if phase == RECOMPUTE else (self._by, 0)
-            self.works.append((layer, phase, microbatch, self._since - by, now - self._since + by))
-            self._since = now
+            self._outer = self._span
+            self._span = self.clock.begin_within(self._outer, ((layer, phase, 1),), microbatch)
 
-    def put_by(self) -> None:
-        """What was done since the last work belongs to the next one that is no recomputation."""
+    def go_on(self) -> None:
+        """It ends, and what it interrupted goes on."""
+        self.clock.interrupted(self._span, self._outer)
+        self._span, self._outer = self._outer, None
+
+    def begin_step(self, parts: Parts) -> None:
+        """An optimizer's step begins, whose time layers share by weights."""
         if self.is_running:
-            now = perf_counter_ns()
-            self._by += now - self._since
-            self._since = now
+            self._parts = parts
+            self._step = self.clock.begin(parts, 0)
 
-    def take(self) -> list[Work]:
-        """All works since the last time."""
-        works, self.works = self.works, []
-        return works
+    def end_step(self) -> None:
+        """It ends."""
+        if self._parts:
+            self.clock.end(self._step)
+        self._step, self._parts = None, ()
+
+    def rest(self) -> None:
+        """Nothing is recorded of the iteration under way."""
+        for span in (self._span, self._outer, self._step):
+            self.clock.dropped(span)
+        self._span = self._outer = self._step = None
+        self._parts = ()
+        self.clock.rest()
 
     def is_due(self, layer: int, microbatch: int) -> bool:
         """Whether what this layer holds is to be measured now."""

@@ -124,7 +124,7 @@ class Worker:
         self.stages: dict[int, Stage] = {}
         self.share = Share(None, None, 0)
         self.losses: list[Tensor | None] = []
-        # Of what each layer here gave in this iteration.
+        # Of what each layer here gave in this iteration; behind the last one, of the loss.
         self.forms: dict[int, Forms] = {}
         self._kept: dict[tuple[int, int], Kept] = {}
         self._generator = chance.Generator(device)
@@ -153,13 +153,13 @@ class Worker:
 
     def forward(self, stage: int, microbatch: int, value: Bundle | None) -> Bundle | None:
         """F."""
-        self.tape.start()
         here = self.stages[stage]
         kept = self._kept[stage, microbatch] = Kept()
         if value is None:
             assert self.share.inputs is not None, "all ranks agreed that it is there"
             value = self.share.inputs[microbatch]
         for layer in range(here.first, here.end):
+            self.tape.begin(layer, FORWARD, microbatch)
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = self._key(layer, microbatch)
             is_recomputed = layer in here.recomputed
@@ -177,15 +177,12 @@ class Worker:
             del outputs
             if layer not in self.forms:
                 self.forms[layer] = tuple(Form.of(part) for part in value)
-            if layer + 1 < len(self.layers):
-                self.tape.took(layer, FORWARD, microbatch)
-        if here.end < len(self.layers):
-            return value
-        kept.outputs = value
-        kept.loss = self._loss(value, microbatch)
-        # The loss is the last layer's.
-        self.tape.took(here.end - 1, FORWARD, microbatch)
-        return None
+        if here.end == len(self.layers):
+            kept.outputs = value
+            # Its time is the last layer's.
+            kept.loss = self._loss(value, microbatch)
+        self.tape.end()
+        return value if kept.loss is None else None
 
     def _key(self, layer: int, microbatch: int) -> int:
         return chance.key(self.seed, self.share.step, layer, self.replica * self.microbatches + microbatch)
@@ -215,6 +212,7 @@ class Worker:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError("loss_fn returns one number, as a tensor")
         self.losses[microbatch] = loss.detach().reshape(())
+        self.forms[len(self.layers)] = (Form(loss.dtype, (), False),)
         return loss.reshape(())
 
     def input_gradient(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
@@ -228,20 +226,20 @@ class Worker:
 
     def weight_gradient(self, stage: int, microbatch: int) -> None:
         """W."""
-        self.tape.start()
         kept = self._kept.pop((stage, microbatch))
         with self._without_autocast():
             while kept.debts:
                 layer, debts = kept.debts.pop(0)
+                self.tape.begin(layer, WEIGHT_GRADIENT, microbatch)
                 pay(debts)
-                self.tape.took(layer, WEIGHT_GRADIENT, microbatch)
+        self.tape.end()
 
     def backward(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
         """B."""
 
         def settle(layer: int, debts: list[Debt]) -> None:
+            self.tape.begin(layer, WEIGHT_GRADIENT, microbatch)
             pay(debts)
-            self.tape.took(layer, WEIGHT_GRADIENT, microbatch)
 
         return self._backwards(stage, microbatch, self._kept.pop((stage, microbatch)), gradient, settle)
 
@@ -253,22 +251,25 @@ class Worker:
         gradient: Bundle | None,
         settle: Callable[[int, list[Debt]], None],
     ) -> Bundle | None:
-        self.tape.start()
         here = self.stages[stage]
         of_loss: list[Debt] = []
+        has_begun = False
         with self._without_autocast():
             if gradient is None:
+                # The loss's backward is the last layer's I.
+                self.tape.begin(here.end - 1, INPUT_GRADIENT, microbatch)
+                has_begun = True
                 gradient = self._gradient_of_loss(kept)
                 of_loss = self.ledger.take()
         for layer in reversed(range(here.first, here.end)):
             piece = kept.pieces.pop()
             if piece.outputs is None:
-                # The loss's backward is the last layer's I.
-                self.tape.put_by()
-                outputs = self._again(layer, piece)
-                self.tape.took(layer, RECOMPUTE, microbatch)
+                outputs = self._timed_again(layer, microbatch, piece, has_begun)
             else:
                 outputs, piece.outputs = piece.outputs, None
+            if not has_begun:
+                self.tape.begin(layer, INPUT_GRADIENT, microbatch)
+            has_begun = False
             # Of a stage, all other microbatches were before the last one.
             replicas.sync(self.sharded[layer], microbatch == self.microbatches - 1)
             with self._without_autocast():
@@ -276,9 +277,19 @@ class Worker:
                 debts = of_loss + self.ledger.take()
                 of_loss = []
                 self.tape.weigh_debts(layer, microbatch, debts, self.layers[layer])
-                self.tape.took(layer, INPUT_GRADIENT, microbatch)
                 settle(layer, debts)
+        self.tape.end()
         return gradient if here.first > 0 else None
+
+    def _timed_again(self, layer: int, microbatch: int, piece: Piece, has_begun: bool) -> Bundle:
+        """Runs a layer once more, before its I or in the middle of it."""
+        if not has_begun:
+            self.tape.begin(layer, RECOMPUTE, microbatch)
+            return self._again(layer, piece)
+        self.tape.interrupt(layer, RECOMPUTE, microbatch)
+        outputs = self._again(layer, piece)
+        self.tape.go_on()
+        return outputs
 
     def _gradient_of_loss(self, kept: Kept) -> Bundle:
         loss, kept.loss = kept.loss, None

@@ -1,0 +1,134 @@
+"""Of a training script that says nothing of its layers: how long its steps take, and what memory it needs.
+
+    optimizer.step ends --> an iteration ends
+
+Nothing of the model is hooked, so nothing is known of its layers: the job is one layer on one device, and is not planned.
+Of processes that train alike, the first one is measured.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import sys
+from time import perf_counter_ns
+from typing import Any, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adaptis import _native, card, clock, replicas
+from adaptis._native import Plan
+from adaptis.facts import Fact, told
+from adaptis.session import FAREWELL_SECONDS, Settings
+
+logger = logging.getLogger("adaptis")
+
+
+class Steps:
+    """The steps of one optimizer."""
+
+    def __init__(self, optimizer: Optimizer, settings: Settings) -> None:
+        self.optimizer = optimizer
+        fact = Fact.of_all(optimizer)
+        devices = {part.device for part in self._parameters()}
+        self._card = card.of(next(iter(devices)) if len(devices) == 1 else torch.device("cpu"))
+        self._clock = clock.of(self._card)
+        self._reserved_bytes = self._card.reserved_bytes(fact.state_bytes)
+        self._steps = 0
+        self._began_ns = perf_counter_ns()
+        settings.rings.mkdir(parents=True, exist_ok=True)
+        _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
+        self._native: _native.Session | None = _native.Session(
+            coordinator=settings.coordinator,
+            ring=str(settings.rings / "rank0"),
+            run=settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}",
+            rank=0,
+            devices=["rank0"],
+            card=(*self._card.kind_and_memory(), self._reserved_bytes),
+            layers=[told(fact)],
+            microbatches=1,
+            plan=Plan.even(1, ["rank0"], 1),
+            pinned=[],
+            together=[],
+            is_fixed=True,
+            keys=settings.keys,
+        )
+        self._clock.follow(self._native, {}, 1)
+        atexit.register(self._end)
+
+    def ended(self, optimizer: Optimizer) -> None:
+        """A step of an optimizer has ended."""
+        native = self._native
+        if native is None or optimizer is not self.optimizer:
+            return
+        try:
+            now = perf_counter_ns()
+            if native.epoch is not None:
+                native.device_memory(self._card.peak_bytes(), self._reserved_bytes)
+                self._clock.iterated(native, self._began_ns, now - self._began_ns)
+            self._steps += 1
+            _, _, reason = native.hear([native.word()], self._steps)
+            self._clock.turn()
+            self._began_ns = perf_counter_ns()
+            if reason is not None:
+                logger.warning("the coordinator does not follow this job: %s", reason)
+        except Exception as error:
+            self._native = None
+            logger.warning("this job is not observed any longer: %s: %s", type(error).__name__, error)
+
+    def close(self) -> None:
+        """Ends the measuring, as the end of the process does."""
+        atexit.unregister(self._end)
+        self._end()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What became of what was to be timed on a GPU."""
+        return self._clock.counters
+
+    def _parameters(self) -> Iterator[Tensor]:
+        return (part for group in self.optimizer.param_groups for part in group["params"])
+
+    def _end(self) -> None:
+        native, self._native = self._native, None
+        if native is None:
+            return
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        try:
+            if error is not None:
+                native.fail(f"{type(error).__name__}: {error}", FAREWELL_SECONDS)
+                return
+            self._card.finish()
+            native.finish([(0, self._digest())], FAREWELL_SECONDS)
+            self._clock.tell()
+        except Exception as trouble:
+            logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
+
+    def _digest(self) -> str:
+        """Of all parameters, one after the other: their memory is not there twice."""
+        parts = (replicas.local(part).detach().cpu().contiguous() for part in self._parameters())
+        return _native.digest("".join(_native.digest(_bytes(part)) for part in parts).encode())
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def begin(optimizer: Optimizer) -> Any:
+    """Measures the steps of a job, if that is wanted, from the next one on; None where nothing is."""
+    settings = Settings.found(None)
+    if settings is None or _rank() != 0:
+        return None
+    return Steps(optimizer, settings)
+
+
+def _rank() -> int:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    found = [os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID")]
+    return next((int(rank) for rank in found if rank.isdigit()), 0)

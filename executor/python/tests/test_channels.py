@@ -1,0 +1,127 @@
+"""Without tags, with sends that end when they are received, and with a stream for each communicator, as NCCL has it: any
+plan computes the same, and goes over to any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import AdamW
+
+import rendezvous
+from adaptis import Schedule, channels
+from adaptis.state import rounds
+from models import batch, loss_fn, model, reference
+from plans import random_plan
+from ranks import in_ranks
+from test_conformance import own_state
+
+STEPS = 3
+CHANGES = 4
+
+
+def _trained(rank: int, world: int, seeds: list[int]) -> list[Any]:
+    """For each seed: losses of steps under one plan after another, and the state at the end."""
+    group = rendezvous.group()
+    results = []
+    for seed in seeds:
+        microbatches = [1, 2, 4][seed % 3]
+        layers = model()
+        schedule = Schedule(
+            layers, microbatches, loss_fn, plan=random_plan(9, world, microbatches, 100 * seed), group=group
+        )
+        assert type(schedule.channels) is channels.Ordered
+        optimizer = schedule.attach(AdamW(schedule.parameters(), lr=0.01))
+        losses = []
+        for step in range(CHANGES * STEPS):
+            if step and step % STEPS == 0:
+                schedule.change(random_plan(9, world, microbatches, 100 * seed + step, epoch=1 + step))
+            x, y = batch(step)
+            losses.append(schedule.step(x, target=y).item())
+            schedule.clip_grad_norm_(1e9)
+            optimizer.step()
+            optimizer.zero_grad()
+        x, y = batch(0)
+        losses.append(schedule.evaluate(x, target=y).item())
+        whole = schedule.whole_checkpoint()
+        assert (whole is None) == (rank > 0)
+        results.append((losses, own_state(schedule)))
+    return results
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_plan_and_any_change_computes_what_one_process_computes(world: int) -> None:
+    seeds = list(range(10 * world, 10 * world + 12))
+    results = in_ranks(world, _trained, seeds)
+    expected = {count: reference(CHANGES * STEPS, count) for count in (1, 2, 4)}
+    for at, seed in enumerate(seeds):
+        losses, layers = expected[[1, 2, 4][seed % 3]]
+        whole = nn.ModuleList(layers).state_dict()
+        seen: dict[str, torch.Tensor] = {}
+        for rank in range(world):
+            found, state = results[rank][at]
+            assert found[:-1] == pytest.approx(losses, rel=1e-5), f"plan {seed}"
+            assert found[-1] == results[0][at][0][-1] < losses[0], "an evaluation says the same on all ranks"
+            seen.update(state)
+        assert seen.keys() == whole.keys()
+        for name, value in whole.items():
+            error = (seen[name] - value).norm() / value.norm().clamp_min(1e-6)
+            assert error < 1e-5, f"plan {seed}: {name} is off by {error:.1e}"
+
+
+def _out_of_order(rank: int, world: int) -> list[str]:
+    """What a communicator without tags says of tensors that are asked for in another order."""
+    group = rendezvous.group()
+    tensors = [torch.ones(3), torch.ones(2)]
+    if rank == 0:
+        works = [dist.isend(tensor, group=group, group_dst=1) for tensor in tensors]
+    else:
+        works = [dist.irecv(tensor, group=group, group_src=0) for tensor in reversed(tensors)]
+    said = []
+    for work in works:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
+
+
+def test_the_stand_in_tells_tensors_that_come_in_another_order() -> None:
+    said = in_ranks(2, _out_of_order)
+    assert said == [[], ["12 bytes came, 8 were asked for", "8 bytes came, 12 were asked for"]]
+
+
+def test_in_a_round_a_rank_sends_one_layer_and_receives_one() -> None:
+    shift = [(layer, layer, layer + 1) for layer in range(7)]
+    assert rounds(shift) == [shift], "all at once"
+    plans = [(at, at % 3, (at * 7 + 1) % 4) for at in range(30) if at % 3 != (at * 7 + 1) % 4]
+    found = rounds(plans)
+    assert sorted(move for among in found for move in among) == sorted(plans)
+    for among in found:
+        for side in (1, 2):
+            ranks = [move[side] for move in among]
+            assert len(ranks) == len(set(ranks))
+    for side in (1, 2):
+        most = max(sum(move[side] == rank for move in plans) for rank in range(4))
+        assert len(found) <= 2 * most
+
+
+def _refused(rank: int, world: int, device: str) -> str:
+    try:
+        Schedule([nn.Linear(2, 2)], 1, torch.nn.functional.mse_loss, device=device)
+    except RuntimeError as error:
+        return str(error)
+    return "taken"
+
+
+def test_what_a_group_can_t_carry_is_named() -> None:
+    (said,) = in_ranks(1, _refused, "cuda")
+    assert said == (
+        "group: layers are on cuda, for which its backend is gloo; a schedule needs nccl there, as of "
+        "init_process_group('cpu:gloo,cuda:nccl')"
+    )
+    (said,) = in_ranks(1, _refused, "meta")
+    assert said == "layers: they are on meta; a schedule runs on cpu and cuda"
