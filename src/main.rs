@@ -79,6 +79,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    signals::outlive_limits();
     start_log();
     let ended = match cli.command {
         Command::Demo(arguments) => demo::run(arguments),

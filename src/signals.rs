@@ -15,6 +15,13 @@ pub struct Stop {
     signal: Arc<AtomicUsize>,
 }
 
+/// A file that would become larger than the user's limit (`ulimit -f`) is an error that is told, and does not end the
+/// process. Commands that it starts find the signal as it was.
+pub fn outlive_limits() {
+    // Without it the process ends by the signal, as it would have.
+    let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
+}
+
 impl Stop {
     /// Listens from now on. A second INT ends the process at once.
     pub fn listen() -> Result<Stop> {

@@ -57,6 +57,27 @@ fn each_argument_of_an_import_counts_and_is_told() {
 }
 
 #[test]
+fn a_store_that_may_not_grow_is_an_error_and_is_whole() {
+    let home = Folder::new();
+    let sailor = data("profiles/LLAMA-3-8.V100-16.json");
+    let import = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+        command.args(["profiles", "import", &sailor]).args(SPLIT).env("ADAPTIS_STORE", home.path("store"));
+        command
+    };
+    let mut limited = import();
+    let limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
+    // SAFETY: between fork and exec one async-signal-safe call is made, with a valid place.
+    let limited = unsafe { limited.pre_exec(move || Ok(drop(libc::setrlimit(libc::RLIMIT_FSIZE, &limit)))) };
+    let output = limited.output().expect("the command starts");
+    let error = text(&output.stderr);
+    assert!(output.status.code().is_some_and(|code| code > 0), "an exit, no signal: {:?}", output.status);
+    assert!(error.starts_with("adaptis: ") && !error.contains("panicked"), "{error}");
+    assert!(import().output().expect("the command starts").status.success(), "and without the limit all is well");
+    assert_eq!(sources(&home).len(), 1);
+}
+
+#[test]
 fn the_same_bytes_under_another_name_are_no_other_measurement() {
     let home = Folder::new();
     let original = std::fs::read_to_string(data("profiles/LLAMA-3-8.V100-16.json")).expect("the data is there");

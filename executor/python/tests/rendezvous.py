@@ -4,6 +4,9 @@
 2. A send ends only when its tensor has been received, and everything behind it waits.
 3. There are no tags: the next tensor that comes is the one that was asked for, and another size is an error.
 4. Its first use waits for all other members.
+
+To wait for something keeps the host waiting, where NCCL lets a stream wait: what comes of a host that is far ahead of its
+device is not seen here.
 """
 
 from __future__ import annotations
@@ -119,5 +122,5 @@ def group() -> Any:
     """All ranks of the job, as one that NCCL connects."""
     if NAME not in channels.MAKERS:
         dist.Backend.register_backend(NAME, Group, devices=["cpu"])
-        channels.MAKERS[NAME] = lambda store, rank, ranks: Group(store, rank, len(ranks))
+        channels.MAKERS[NAME] = lambda store, rank, ranks, _: Group(store, rank, len(ranks))
     return dist.new_group(backend=NAME)

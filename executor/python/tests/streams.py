@@ -53,7 +53,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     observation: Any = None
     if options.steps_alone:
-        observation = adaptis.steps.begin(optimizer)
+        observation = adaptis.steps.begin([optimizer])
         optimizer.register_step_post_hook(lambda of, *_: observation.ended(of))
     elif not options.unseen:
         observation = adaptis.observe(model)

@@ -54,7 +54,7 @@ def _trained(rank: int, world: int, seeds: list[int]) -> list[Any]:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_plan_and_any_change_computes_what_one_process_computes(world: int) -> None:
-    seeds = list(range(10 * world, 10 * world + 12))
+    seeds = list(range(10 * world, 10 * world + 8))
     results = in_ranks(world, _trained, seeds)
     expected = {count: reference(CHANGES * STEPS, count) for count in (1, 2, 4)}
     for at, seed in enumerate(seeds):
@@ -92,6 +92,86 @@ def _out_of_order(rank: int, world: int) -> list[str]:
 def test_the_stand_in_tells_tensors_that_come_in_another_order() -> None:
     said = in_ranks(2, _out_of_order)
     assert said == [[], ["12 bytes came, 8 were asked for", "8 bytes came, 12 were asked for"]]
+
+
+def _reopened(rank: int, world: int) -> list[float]:
+    """What comes from each other rank, over all ways, some of which were closed in between."""
+    made = channels.of(rendezvous.group(), torch.device("cpu"))
+    assert isinstance(made, channels.Ordered)
+    every = [(sender, to) for sender in range(world) for to in range(world) if sender != to]
+    for pairs in (every, every[:2]):
+        made.open(pairs)
+        made.close_but(pairs[:1])
+    assert set(made._ways) == ({every[0]} if rank in every[0] else set())
+    made.open(reversed(every))
+    others = [other for other in range(world) if other != rank]
+    blanks = [torch.zeros(2, dtype=torch.float64) for _ in others]
+    works = [made.receive(blank, other, 0) for blank, other in zip(blanks, others)]
+    nothing = [made.receive(torch.empty(0), other, 0) for other in others]
+    for other in others:
+        works.append(made.send(torch.full((2,), rank + 0.5, dtype=torch.float64), other, 0))
+        nothing.append(made.send(torch.empty(0), other, 0))
+    for work in works + nothing:
+        work.wait()
+    return [float(value) for blank in blanks for value in blank]
+
+
+def test_a_way_may_be_closed_and_made_again() -> None:
+    assert in_ranks(3, _reopened) == [
+        [other + 0.5 for other in range(3) if other != rank for _ in range(2)] for rank in range(3)
+    ]
+
+
+class _Failing(nn.Linear):
+    """Fails in a call."""
+
+    calls_left = 1 << 30
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise ArithmeticError("out of luck")
+        return super().forward(x)
+
+
+def _failed(rank: int, world: int, is_ordered: bool) -> list[str]:
+    """What is said of steps after one that failed on every rank, where some tensors were sent already."""
+    group = rendezvous.group() if is_ordered else None
+    layers: list[Any] = [_Failing(4, 4) for _ in range(2)]
+    schedule = Schedule(layers, 4, torch.nn.functional.mse_loss, plan="gpipe", group=group)
+    x = torch.ones(4, 4)
+    schedule.step(x, target=x)
+    said = []
+    for left in (2 - rank, 1 << 30):
+        layers[rank].calls_left = left
+        for run in ("step", "evaluate"):
+            try:
+                getattr(schedule, run)(x, target=x)
+            except (ArithmeticError, RuntimeError) as error:
+                said.append(str(error))
+    return said
+
+
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_no_step_follows_one_that_failed_on_its_way(is_ordered: bool) -> None:
+    for first, *others in in_ranks(2, _failed, is_ordered):
+        assert first == "out of luck"
+        assert len(others) == 3 and all("an earlier step failed on its way" in text for text in others)
+
+
+def _failed_alone(rank: int, world: int) -> float:
+    layers: list[Any] = [_Failing(4, 4) for _ in range(2)]
+    schedule = Schedule(layers, 2, torch.nn.functional.mse_loss)
+    x = torch.ones(4, 4)
+    layers[1].calls_left = 1
+    with pytest.raises(ArithmeticError):
+        schedule.step(x, target=x)
+    layers[1].calls_left = 1 << 30
+    return schedule.step(x, target=x).item()
+
+
+def test_one_rank_alone_goes_on() -> None:
+    assert in_ranks(1, _failed_alone)[0] > 0
 
 
 def test_in_a_round_a_rank_sends_one_layer_and_receives_one() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from test_observe import observed
-from test_session import COMMAND, clean, torchrun
+from test_session import COMMAND, clean, forked
 from test_streams import trained
 
 STEPS = 40
@@ -84,7 +84,7 @@ def test_the_steps_of_a_script_that_knows_nothing_of_us_are_measured(tmp_path: P
 
 
 def test_of_replicas_the_first_one_is_measured(tmp_path: Path) -> None:
-    job = torchrun(2, [str(_script(tmp_path))])
+    job = forked(2, [str(_script(tmp_path))])
     alone = _alone(tmp_path, job)
     report = observed(tmp_path / "run", [*job, str(tmp_path / "seen")])
     assert json.loads((tmp_path / "seen").read_text()) == alone

@@ -30,7 +30,9 @@ def number(what: Any) -> int:
 
 def votes(schedule: Schedule, share: Share, error: Exception | None, word: list[int]) -> Votes:
     """What each rank of this replica is about to do."""
-    scale = schedule._scaler and schedule._scaler.get_scale()
+    # A GPU would have to be waited for; there ranks have one scale since they skip steps together.
+    scaler = schedule._scaler
+    scale = scaler.get_scale() if scaler is not None and schedule.device.type == "cpu" else scaler is not None
     own = [
         int(error is None),
         0 if share.inputs is None else number([(part.dtype, tuple(part.shape)) for part in share.inputs[0]]),

@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import logging
+import os
 import sys
+import weakref
 from types import ModuleType
 from typing import Any, Callable, Sequence
 
@@ -42,7 +44,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            self.prepare(module)
+            try:
+                self.prepare(module)
+            except Exception as error:  # noqa: BLE001 - the job's import is not to fail for our sake
+                logging.getLogger("adaptis").warning("this job is not observed: %s: %s", type(error).__name__, error)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -58,35 +63,53 @@ def install() -> None:
 
 
 def _count_steps(module: ModuleType) -> None:
-    """Has the steps of the first optimizer measured that takes some, unless more is known of the job by then."""
+    """Has the steps of a job's optimizer measured, unless more is known of the job by then."""
     counts: dict[int, int] = {}
+    seen: list[Any] = []
     followed: list[Any] = []
+    torch = sys.modules["torch"]
 
     def stepped(optimizer: Any, *_: Any) -> None:
+        # Neither is to be traced nor captured what is done here.
+        if torch.compiler.is_compiling():
+            return
         if followed:
             if followed[0] is not None:
                 followed[0].ended(optimizer)
             return
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return
+        if id(optimizer) not in counts:
+            seen.append(weakref.ref(optimizer))
         counts[id(optimizer)] = counts.get(id(optimizer), 0) + 1
         if counts[id(optimizer)] < STEPS_BEFORE:
             return
         # The hook stays where it is: torch goes through them one by one.
         followed.append(None)
         # Whoever imports the package says by himself what is measured; stages have it imported.
-        if "adaptis" not in sys.modules:
-            followed[0] = _begin_steps(optimizer)
+        if "adaptis" not in sys.modules and _is_first():
+            followed[0] = _begin_steps([of for of in (ref() for ref in seen) if of is not None])
+        seen.clear()
 
     if not getattr(module, "_adaptis_is_prepared", False):
         setattr(module, "_adaptis_is_prepared", True)
         module.register_optimizer_step_post_hook(stepped)
 
 
-def _begin_steps(optimizer: Any) -> Any:
+def _is_first() -> bool:
+    """Of processes that train alike; where they can't be told apart, each is."""
+    ranks = [os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID")]
+    return next((int(rank) == 0 for rank in ranks if rank.isdigit()), True)
+
+
+def _begin_steps(optimizers: Sequence[Any]) -> Any:
     try:
         from adaptis.steps import begin
 
-        return begin(optimizer)
-    except Exception as error:  # noqa: BLE001 - the job is not to fail for our sake
+        return begin(optimizers)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the job is not to fail for our sake
         logging.getLogger("adaptis").warning("this job is not observed: %s: %s", type(error).__name__, error)
         return None
 

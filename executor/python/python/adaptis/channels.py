@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import abc
+import os
 import random
 import weakref
 from typing import Any, Callable, Iterable
@@ -21,36 +23,66 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adaptis import runtime
+
 Group = dist.ProcessGroup | None
 
+Pair = tuple[int, int]
+"""A sender and a receiver, by their ranks in the group."""
 
-class Tagged:
-    """By tags, over one group."""
 
-    def __init__(self, group: Group, control: Group, device: torch.device, backend: str) -> None:
-        self.group = group
+class Channels(abc.ABC):
+    """Between all ranks of a group."""
+
+    wait_is_the_devices = False
+    """To wait for what was sent or received makes a device wait, and not the host."""
+
+    def __init__(self, control: Group) -> None:
         self.control = control
 
-    def open(self, pairs: Iterable[tuple[int, int]]) -> None:
+    def open(self, pairs: Iterable[Pair]) -> None:
         """Makes what is needed to send from each first rank to the second one. To be called alike on every rank."""
 
+    def close_but(self, pairs: Iterable[Pair]) -> None:
+        """Frees what these do not need, where nothing is under way. To be called alike on every rank."""
+
+    def fail(self) -> None:
+        """What was sent may never arrive."""
+
+    @abc.abstractmethod
     def send(self, tensor: Tensor, to: int, tag: int) -> Any:
         """Begins to send. The tensor stays as it is until the result was waited for."""
+
+    @abc.abstractmethod
+    def receive(self, tensor: Tensor, sender: int, tag: int) -> Any:
+        """Begins to receive. The tensor is there when the result was waited for."""
+
+
+class Tagged(Channels):
+    """By tags, over one group."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(group)
+        self.group = group
+
+    def send(self, tensor: Tensor, to: int, tag: int) -> Any:
         return dist.isend(tensor, group=self.group, group_dst=to, tag=tag)
 
     def receive(self, tensor: Tensor, sender: int, tag: int) -> Any:
-        """Begins to receive. The tensor is there when the result was waited for."""
         return dist.irecv(tensor, group=self.group, group_src=sender, tag=tag)
 
 
-class Ordered(Tagged):
+class Ordered(Channels):
     """By order, over a communicator for each direction of each pair: what goes one way holds up nothing that goes another.
 
     They are not torch's groups, which all ranks of the job would have to make together.
     """
 
+    wait_is_the_devices = True
+
     def __init__(self, group: Group, control: Group, device: torch.device, backend: str) -> None:
-        super().__init__(group, control, device, backend)
+        super().__init__(control)
+        self.group = group
         self.device = device
         self.ranks = dist.get_process_group_ranks(group)
         self.rank = dist.get_rank(group)
@@ -58,20 +90,35 @@ class Ordered(Tagged):
         dist.broadcast_object_list(name, group=control, group_src=0)
         self._name = f"adaptis/{name[0]:x}"
         self._make = MAKERS[backend]
-        self._ways: dict[tuple[int, int], Any] = {}
+        self._opened = 0
+        self._ways: dict[Pair, Any] = {}
         # They are not destroyed with torch's groups.
-        weakref.finalize(self, _abort, self._ways)
+        self._at_exit = weakref.finalize(self, _end, self._ways, device, os.getpid())
 
-    def open(self, pairs: Iterable[tuple[int, int]]) -> None:
+    def open(self, pairs: Iterable[Pair]) -> None:
         for sender, to in sorted(set(pairs)):
+            # Of a pair that was closed a second one has another name.
+            self._opened += 1
             if self.rank not in (sender, to) or (sender, to) in self._ways:
                 continue
-            store = dist.distributed_c10d.PrefixStore(f"{self._name}/{sender}/{to}", dist.distributed_c10d._get_default_store())
-            self._ways[sender, to] = self._make(store, int(self.rank == to), [self.ranks[sender], self.ranks[to]])
+            name = f"{self._name}/{self._opened}"
+            store = dist.distributed_c10d.PrefixStore(name, dist.distributed_c10d._get_default_store())
+            both = [self.ranks[sender], self.ranks[to]]
+            self._ways[sender, to] = self._make(store, int(self.rank == to), both, self.group)
             # Its first use is what makes it.
             word = torch.zeros(1, device=self.device)
             work = self.send(word, to, 0) if self.rank == sender else self.receive(word, sender, 0)
             work.wait()
+
+    def close_but(self, pairs: Iterable[Pair]) -> None:
+        kept = set(pairs)
+        closed = [self._ways.pop(pair) for pair in list(self._ways) if pair not in kept]
+        _abort(closed)
+
+    def fail(self) -> None:
+        # Nobody waits for what will never come.
+        self._at_exit.detach()
+        self._at_exit = weakref.finalize(self, _end, self._ways, None, os.getpid())
 
     def send(self, tensor: Tensor, to: int, tag: int) -> Any:
         return self._ways[self.rank, to].send([_bytes(tensor)], 1, 0) if tensor.numel() else _Nothing()
@@ -94,25 +141,48 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().view(-1).view(torch.uint8)
 
 
-def _abort(ways: dict[tuple[int, int], Any]) -> None:
-    for way in ways.values():
-        way.abort()
+def _end(ways: dict[Pair, Any], device: torch.device | None, process: int) -> None:
+    """Lets go of communicators, once what they carry has arrived."""
+    if os.getpid() != process:
+        return
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    _abort(list(ways.values()))
+    ways.clear()
 
 
-def _nccl(store: Any, rank: int, ranks: list[int]) -> Any:
+def _abort(ways: list[Any]) -> None:
+    for way in ways:
+        try:
+            way.abort()
+        except RuntimeError:
+            # It ends with the process.
+            pass
+
+
+def _nccl(store: Any, rank: int, ranks: list[int], group: Group) -> Any:
+    runtime.check("a schedule over NCCL", [(dist, "ProcessGroupNCCL", ())], is_first=False)
     options: Any = dist.ProcessGroupNCCL.Options()
     options.global_ranks_in_group = ranks
     options.group_name = f"adaptis {ranks[0]} to {ranks[1]}"
+    of_group: Any = group or dist.group.WORLD
+    try:
+        # As long as the job wants to wait.
+        options._timeout = of_group._get_backend(torch.device("cuda")).options._timeout
+    except (AttributeError, RuntimeError):
+        pass
     return dist.ProcessGroupNCCL(store, rank, len(ranks), options)
 
 
-MAKERS: dict[str, Callable[[Any, int, list[int]], Any]] = {"nccl": _nccl}
-"""By backend: makes this rank's end of a communicator of two of the job's ranks, sender first."""
+MAKERS: dict[str, Callable[[Any, int, list[int], Group], Any]] = dict.fromkeys(
+    ("nccl", "nccl2", "nccl-lazy", "nccl-legacy"), _nccl
+)
+"""By backend, those without tags: makes this rank's end of a communicator of two of the job's ranks, sender first."""
 FITTING = {"cpu": "gloo", "cuda": "nccl"}
 """What carries tensors of each type of device from rank to rank."""
 
 
-def of(group: Group, device: torch.device) -> Tagged:
+def of(group: Group, device: torch.device) -> Channels:
     """The channels between the ranks of a group. To be called on all of them.
 
     Raises RuntimeError where tensors of this device can't be sent.
@@ -127,7 +197,7 @@ def of(group: Group, device: torch.device) -> Tagged:
             f"group: layers are on {device}, for which its backend is {backend}; a schedule needs "
             f"{FITTING[device.type]} there, as of init_process_group({_wanted(device.type)!r})"
         )
-    return Tagged(group, group, device, backend)
+    return Tagged(group)
 
 
 def control(group: Group) -> Group:

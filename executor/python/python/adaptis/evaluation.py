@@ -40,7 +40,7 @@ def evaluate(
     if schedule.rank == owner:
         loss /= pieces * schedule.replicas.size
         schedule.replicas.reduce(loss)
-    # With its type, which nobody else knows before a step.
+    # With its type, which nobody else knows before a step. (Whoever evaluates waits for a GPU.)
     told = torch.stack([loss.double(), torch.full_like(loss.double(), loss.dtype == torch.float64)])
     dist.broadcast(told, group=schedule.group, group_src=owner)
     return told[0].to(torch.float64 if told[1] else torch.float32)

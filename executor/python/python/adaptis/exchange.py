@@ -1,27 +1,27 @@
 """Tensors between ranks over torch.distributed.
 
 1. A receive is posted with the shape of what comes. The shapes between all layers are learned in the first iteration of its
-   kind, whose tensors are announced by headers, and shared: any plan can then run without headers.
-2. A rank receives another one's tensors in the order in which they are sent, so that channels without tags carry them. What
-   headers announce is asked for as soon as one of the tensors behind it is needed.
-3. A sent tensor is held until it has arrived; an iteration ends when all have.
+   kind and shared: any plan can then run without being told them.
+2. Until they are known, headers announce tensors, and both pass through the memory of hosts: nothing is received then before
+   its header has come, which is too late for NCCL, where a send keeps its GPU waiting.
+3. A sent tensor is held until it has arrived; an iteration ends when all have. (On a GPU it is the stream that waits.)
+4. What a step that failed on its way has sent may still come: no other one follows it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaptis.channels import Tagged
+from adaptis.channels import Channels, Tagged
 from adaptis.forms import HEADER, Form, Forms, decoded, encoded, matches, text
 from adaptis.worker import Bundle
 
 SENT_MAX = 32
-"""Sent tensors from which on those that have arrived are looked for."""
+"""Sent tensors from which on those that have arrived are let go of."""
 
 STAGES_MAX = 1 << 9
 MICROBATCHES_MAX = 1 << 16
@@ -34,18 +34,19 @@ Place = tuple[bool, int, int]
 class Exchange:
     """Carries what the interpreter sends and takes."""
 
-    def __init__(self, channels: Tagged, device: torch.device) -> None:
+    def __init__(self, channels: Channels, device: torch.device) -> None:
         self.channels = channels
         self.device = device
+        self._over_hosts = Tagged(channels.control)
         # The layer whose output enters each stage, and the one whose output leaves it.
         self.entering: dict[int, int] = {}
         self.leaving: dict[int, int] = {}
         # By the layer that they are outputs of, once they are known.
         self.known: dict[int, Forms] | None = None
         self._posted: dict[Place, Any] = {}
-        # By sender: headers of bundles whose tensors were not asked for yet.
-        self._announced: dict[int, deque[tuple[Place, Any, Tensor]]] = defaultdict(deque)
         self._sent: list[tuple[Any, Tensor]] = []
+        # An iteration failed on its way: of its tensors, some may still come.
+        self.is_broken = False
 
     def adopt(self, stages: list[tuple[int, int]]) -> None:
         """The layers of all stages from now on."""
@@ -57,16 +58,15 @@ class Exchange:
         self.known = known
 
     def end(self) -> None:
-        """All that was sent has arrived."""
+        """All that was sent arrives."""
         for work, _ in self._sent:
             work.wait()
         self._sent.clear()
 
     def reset(self) -> None:
-        """After an iteration that failed."""
-        self._sent.clear()
-        self._posted.clear()
-        self._announced.clear()
+        """After an iteration that failed on its way. What is still sent or received stays as it is: others wait for it."""
+        self.is_broken = True
+        self.channels.fail()
 
     def post(self, device: int, is_gradient: bool, stage: int, microbatch: int) -> None:
         """A bundle will be taken later."""
@@ -74,21 +74,19 @@ class Exchange:
         forms = self._forms(is_gradient, stage)
         if forms is None:
             header = torch.empty(HEADER, dtype=torch.int64)
-            work = dist.irecv(header, group=self.channels.control, group_src=device, tag=_tag(place, 0))
-            self._announced[device].append((place, work, header))
+            self._posted[place] = (None, [(self._over_hosts.receive(header, device, _tag(place, 0)), header)])
         else:
-            self._posted[place] = (forms, self._receive_all(device, forms, place))
+            self._posted[place] = (forms, self._receive_all(self.channels, device, forms, place))
 
     def take(self, device: int, is_gradient: bool, stage: int, microbatch: int) -> Bundle:
         """Waits for a posted bundle."""
-        wanted = (is_gradient, stage, microbatch)
-        while wanted not in self._posted:
-            # What was sent before it comes before it.
-            place, work, header = self._announced[device].popleft()
+        place = (is_gradient, stage, microbatch)
+        forms, receiving = self._posted.pop(place)
+        if forms is None:
+            ((work, header),) = receiving
             work.wait()
             forms = decoded(header.tolist())
-            self._posted[place] = (forms, self._receive_all(device, forms, place))
-        forms, receiving = self._posted.pop(wanted)
+            receiving = self._receive_all(self._over_hosts, device, forms, place)
         bundle: list[Any] = []
         arriving = iter(receiving)
         for form in forms:
@@ -97,6 +95,7 @@ class Exchange:
                 continue
             work, tensor = next(arriving)
             work.wait()
+            tensor = tensor.to(self.device)
             bundle.append(tensor if is_gradient else tensor.requires_grad_(form.requires_grad))
         return tuple(bundle)
 
@@ -110,34 +109,41 @@ class Exchange:
             forms = tuple(Form.of(part) for part in bundle)
         if known is None:
             header = torch.tensor(encoded(forms), dtype=torch.int64)
-            told = dist.isend(header, group=self.channels.control, group_dst=device, tag=_tag(place, 0))
-            self._sent.append((told, header))
+            self._sent.append((self._over_hosts.send(header, device, _tag(place, 0)), header))
         elif not is_gradient and not matches(forms, known):
             layer = self.entering[stage]
             raise ValueError(
                 f"layer {layer} gave {text(forms)} for microbatch {microbatch} and gave {text(known)} before: "
                 "what passes between two layers keeps its shape while x does"
             )
-        parts = [part for part in bundle if part is not None]
+        parts = [part.detach().resolve_conj().resolve_neg().contiguous() for part in bundle if part is not None]
         for at, part in enumerate(parts):
-            self._send(device, part.detach().contiguous(), place, 1 + at)
+            if known is None:
+                part = part.cpu()
+                self._sent.append((self._over_hosts.send(part, device, _tag(place, 1 + at)), part))
+            else:
+                self._let_go()
+                self._sent.append((self.channels.send(part, device, _tag(place, 1 + at)), part))
 
     def _forms(self, is_gradient: bool, stage: int) -> Forms | None:
         if self.known is None:
             return None
         return self.known[self.leaving[stage] if is_gradient else self.entering[stage]]
 
-    def _receive_all(self, device: int, forms: Forms, place: Place) -> list[tuple[Any, Tensor]]:
+    def _receive_all(self, over: Channels, device: int, forms: Forms, place: Place) -> list[tuple[Any, Tensor]]:
         wanted = [form for form in forms if form.requires_grad] if place[0] else list(forms)
-        blanks = [torch.empty(form.shape, dtype=form.dtype, device=self.device) for form in wanted]
-        return [
-            (self.channels.receive(blank, device, _tag(place, 1 + at)), blank) for at, blank in enumerate(blanks)
-        ]
+        where = self.device if over is self.channels else torch.device("cpu")
+        blanks = [torch.empty(form.shape, dtype=form.dtype, device=where) for form in wanted]
+        return [(over.receive(blank, device, _tag(place, 1 + at)), blank) for at, blank in enumerate(blanks)]
 
-    def _send(self, device: int, tensor: Tensor, place: Place, part: int) -> None:
-        if len(self._sent) >= SENT_MAX:
-            self._sent = [(work, sent) for work, sent in self._sent if not work.is_completed()]
-        self._sent.append((self.channels.send(tensor, device, _tag(place, part)), tensor))
+    def _let_go(self) -> None:
+        """Of what has arrived, where much was sent. The host may be far ahead of its device, where nothing has then: the
+        device waits for the oldest, which a row allows for each of its sends."""
+        if len(self._sent) < SENT_MAX:
+            return
+        self._sent = [(work, sent) for work, sent in self._sent if not work.is_completed()]
+        if len(self._sent) >= SENT_MAX and self.channels.wait_is_the_devices:
+            self._sent.pop(0)[0].wait()
 
 
 def _gradient_form(part: Tensor) -> Form:

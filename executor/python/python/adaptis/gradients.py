@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from adaptis.schedule import Schedule
 
 
+PART = 1 << 24
+"""Elements that are looked at together: in double precision they take memory."""
+
+
 def clip_norm(schedule: Schedule, max_norm: float) -> Tensor:
     """Scales gradients down to a global norm; the norm before. Squares are added in the order of the layers."""
     squares = torch.zeros(len(schedule.layers), dtype=torch.float64, device=schedule.device)
@@ -28,7 +32,8 @@ def clip_norm(schedule: Schedule, max_norm: float) -> Tensor:
                 seen.add(id(parameter))
                 gradient = local(parameter.grad)
                 gradients.append(gradient)
-                squares[at] += gradient.detach().abs().double().square().sum()
+                for part in gradient.detach().reshape(-1).split(PART):
+                    squares[at] += part.abs().double().square().sum()
     dist.all_reduce(squares, group=schedule.group)
     schedule.replicas.reduce(squares)
     total = torch.zeros((), dtype=torch.float64, device=schedule.device)

@@ -143,7 +143,8 @@ class Schedule:
         `x` is a tensor or a tuple of tensors, cut along its first dimension into microbatches, as `target` is. `x` is
         needed where the first layer is and `target` where the last one is; given everywhere, they are at hand wherever a
         plan puts these layers. What does not fit together is refused on every rank before anything runs. After an error in
-        the middle gradients are not whole: zero them.
+        the middle gradients are not whole: zero them, where there is one rank; what several had sent one another may still
+        come, so that they refuse to go on.
         """
         share, error = self._share(x, target)
         votes = agreement.votes(self, share, error, self._seat.word())
@@ -179,7 +180,8 @@ class Schedule:
     def evaluate(self, x: Any = None, *, target: Any = None) -> Tensor:
         """The mean loss of a batch, on every rank: forwards alone, layers in evaluation mode. To be called on every rank,
         between two steps. `x` and `target` as in `step`; a batch that can't be cut into microbatches goes as a whole."""
-        return evaluation.evaluate(self, *_in_pieces(x, target, self._pieces))
+        inputs, targets, error = _in_pieces(x, target, self._pieces)
+        return evaluation.evaluate(self, inputs, targets, self._broken() or error)
 
     def close(self) -> None:
         """Tells the coordinator that training is over, as the end of the process does."""
@@ -261,9 +263,11 @@ class Schedule:
 
     def _open(self, plan: Plan, moves: Sequence[tuple[int, int, int]]) -> None:
         """Makes the channels that a plan and the way to it need."""
-        of = [rank for _, _, rank, _ in plan.stages]
-        between = [pair for sender, to in zip(of, of[1:]) if sender != to for pair in ((sender, to), (to, sender))]
-        self.channels.open(between + [(source, to) for _, source, to in moves])
+        self.channels.open(_pairs(plan) + [(source, to) for _, source, to in moves])
+
+    def _close_unused(self) -> None:
+        """Frees the channels that the plan in force does not need."""
+        self.channels.close_but(_pairs(self.plan))
 
     def _switch(self) -> None:
         assert self._next is not None
@@ -286,7 +290,16 @@ class Schedule:
         inputs, targets, error = _in_pieces(x, target, lambda _: self.microbatches)
         if inputs is not None:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])
-        return Share(inputs, targets, self.steps), error
+        return Share(inputs, targets, self.steps), self._broken() or error
+
+    def _broken(self) -> Exception | None:
+        """Why no step can follow."""
+        if not self._exchange.is_broken or self.world * self.replicas.size == 1:
+            return None
+        return RuntimeError(
+            "an earlier step failed on its way on this rank, and what was sent for it may still come; start the job again, "
+            "from a checkpoint"
+        )
 
     def _pieces(self, data: Any) -> int:
         """Of an evaluation's batch."""
@@ -342,6 +355,12 @@ class Schedule:
             self.replicas.reduce(loss)
         dist.broadcast(loss, group=self.group, group_src=owner)
         return loss
+
+
+def _pairs(plan: Plan) -> list[tuple[int, int]]:
+    """Who sends to whom under a plan."""
+    of = [rank for _, _, rank, _ in plan.stages]
+    return [pair for sender, to in zip(of, of[1:]) if sender != to for pair in ((sender, to), (to, sender))]
 
 
 def _device(layers: Sequence[nn.Module], device: torch.device | str | None) -> torch.device:

@@ -43,6 +43,8 @@ FAREWELL_SECONDS = 5.0
 """How long the coordinator gets to record the end."""
 PROBE_BYTES = (8, 64 << 10, 1 << 20)
 """Sizes by which links are measured when a rank begins to take part."""
+PROBE_BYTES_DEVICE = (8, 1 << 20, 16 << 20, 64 << 20)
+"""Of links between GPUs, where a call takes longer than most tensors."""
 PROBES = 3
 """Probes of each size; the quickest counts."""
 PEERS_MAX = 16
@@ -184,7 +186,6 @@ class Seat:
     def forget(self) -> None:
         """The step under way failed: nothing of it is recorded."""
         self._begun_ns = 0
-        self._losses.clear()
         self.tape.rest()
 
     def _stop_recording(self) -> None:
@@ -215,7 +216,7 @@ class Seat:
         try:
             self.settings.rings.mkdir(parents=True, exist_ok=True)
             _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
-            self.native = _native.Session(
+            native = _native.Session(
                 coordinator=self.settings.coordinator,
                 ring=str(self.settings.rings / schedule.plan.devices[schedule.rank]),
                 run=parts[0][0],
@@ -230,11 +231,12 @@ class Seat:
                 keys=self.settings.keys,
             )
             every = {at: at for at in range(len(schedule.layers))}
-            self.tape.clock.follow(self.native, every, schedule.microbatches)
+            self.tape.clock.follow(native, every, schedule.microbatches)
         except Exception as error:
             self._has_ended = True
             logger.warning("this rank trains without a coordinator: %s", error)
             return
+        self.native = native
         atexit.register(self._end)
 
     def _fact(self, at: int, layer: nn.Module) -> Fact:
@@ -256,10 +258,13 @@ class Seat:
         self._timed.add(id(optimizer))
 
         def before(*_: Any) -> None:
-            self.tape.begin_step(self._parts(optimizer))
+            # What is compiled would be traced through here.
+            if not torch.compiler.is_compiling():
+                self.tape.begin_step(self._parts(optimizer))
 
         def after(*_: Any) -> None:
-            self.tape.end_step()
+            if not torch.compiler.is_compiling():
+                self.tape.end_step()
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
@@ -278,21 +283,23 @@ class Seat:
         schedule, native = self.schedule, self.native
         assert native is not None
         world = schedule.world
+        sizes = PROBE_BYTES_DEVICE if self._card.has_streams else PROBE_BYTES
         schedule.channels.open((peer, rank) for rank in range(world) for peer in _partners(rank, world))
         for asker in range(schedule.world):
             for peer in _partners(asker, schedule.world):
                 if schedule.rank not in (asker, peer):
                     continue
                 quickest: dict[int, tuple[int, int]] = {}
-                for size in PROBE_BYTES:
+                for size in sizes:
                     for _ in range(PROBES):
                         start, took = self._round_trip(asker, peer, size)
                         if size not in quickest or took < quickest[size][1]:
                             quickest[size] = start, took
                 if schedule.rank == asker:
-                    empty = quickest[PROBE_BYTES[0]][1] // 2
+                    empty = quickest[sizes[0]][1] // 2
                     for size, (start, took) in quickest.items():
                         native.probed(peer, size, start, max(1, took - empty))
+        schedule._close_unused()
 
     def _round_trip(self, asker: int, peer: int, size: int) -> tuple[int, int]:
         schedule = self.schedule
@@ -323,12 +330,17 @@ class Seat:
         self._has_ended = True
         self._stop_recording()
         atexit.unregister(self._end)
-        if error is not None:
-            native.fail(f"{type(error).__name__}: {error}", FAREWELL_SECONDS)
+        failure = error or self.schedule._broken()
+        if failure is not None:
+            # Nobody waits for a device that waits for what will not come.
+            native.fail(f"{type(failure).__name__}: {failure}", FAREWELL_SECONDS)
             return
+        self._card.finish()
+        self._losses_that_came()
         digests = [(at, self._digest(layer)) for at, layer in self.schedule._own()]
         if not native.finish(digests, FAREWELL_SECONDS):
             logger.warning("the coordinator did not record the end of the run within %s s", FAREWELL_SECONDS)
+        self.tape.clock.tell()
 
     def _digest(self, layer: nn.Module) -> str:
         return state.digest_of(layer, self.schedule.optimizers, self.schedule.device)

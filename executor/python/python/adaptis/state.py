@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from adaptis import replicas
 from adaptis._native import digest
-from adaptis.channels import Tagged
+from adaptis.channels import Channels
 
 
 def tensors_of(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -151,7 +151,7 @@ def rounds(moves: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, i
 class Mover:
     """Sends and receives the state of layers between two iterations."""
 
-    def __init__(self, channels: Tagged, device: torch.device) -> None:
+    def __init__(self, channels: Channels, device: torch.device) -> None:
         self.channels = channels
         self.device = device
 

@@ -2,8 +2,9 @@
 
     optimizer.step ends --> an iteration ends
 
-Nothing of the model is hooked, so nothing is known of its layers: the job is one layer on one device, and is not planned.
-Of processes that train alike, the first one is measured.
+1. Nothing of the model is hooked, so nothing is known of its layers: the job is one layer on one device, and is not planned.
+2. Of several optimizers the one with the most parameters counts, and of processes that train alike the first one.
+3. Nothing here keeps the optimizer alive, and nothing is done in a process that was forked.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import logging
 import os
 import random
 import sys
+import weakref
 from time import perf_counter_ns
-from typing import Any, Iterator
+from typing import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -28,22 +30,29 @@ from adaptis.session import FAREWELL_SECONDS, Settings
 
 logger = logging.getLogger("adaptis")
 
+LOOK_NS = 100_000_000
+"""How often memory is looked at: that may take longer than a step."""
+DIGEST_BYTES_MAX = 1 << 30
+"""Parameters up to which their digest is told at the end: nobody waits long for that."""
+
 
 class Steps:
     """The steps of one optimizer."""
 
     def __init__(self, optimizer: Optimizer, settings: Settings) -> None:
-        self.optimizer = optimizer
+        self._optimizer = weakref.ref(optimizer)
+        self._process = os.getpid()
         fact = Fact.of_all(optimizer)
-        devices = {part.device for part in self._parameters()}
+        devices = {part.device for part in _parameters(optimizer)}
         self._card = card.of(next(iter(devices)) if len(devices) == 1 else torch.device("cpu"))
         self._clock = clock.of(self._card)
         self._reserved_bytes = self._card.reserved_bytes(fact.state_bytes)
         self._steps = 0
+        self._looked_ns = 0
         self._began_ns = perf_counter_ns()
         settings.rings.mkdir(parents=True, exist_ok=True)
         _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
-        self._native: _native.Session | None = _native.Session(
+        native = _native.Session(
             coordinator=settings.coordinator,
             ring=str(settings.rings / "rank0"),
             run=settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}",
@@ -58,18 +67,25 @@ class Steps:
             is_fixed=True,
             keys=settings.keys,
         )
-        self._clock.follow(self._native, {}, 1)
+        try:
+            self._clock.follow(native, {}, 1)
+        except BaseException as error:
+            native.fail(str(error), 0.0)
+            raise
+        self._native: _native.Session | None = native
         atexit.register(self._end)
 
     def ended(self, optimizer: Optimizer) -> None:
         """A step of an optimizer has ended."""
         native = self._native
-        if native is None or optimizer is not self.optimizer:
+        if native is None or self._optimizer() is not optimizer or os.getpid() != self._process:
             return
         try:
             now = perf_counter_ns()
             if native.epoch is not None:
-                native.device_memory(self._card.peak_bytes(), self._reserved_bytes)
+                if now - self._looked_ns > LOOK_NS:
+                    self._looked_ns = now
+                    native.device_memory(self._card.peak_bytes(), self._reserved_bytes)
                 self._clock.iterated(native, self._began_ns, now - self._began_ns)
             self._steps += 1
             _, _, reason = native.hear([native.word()], self._steps)
@@ -77,8 +93,11 @@ class Steps:
             self._began_ns = perf_counter_ns()
             if reason is not None:
                 logger.warning("the coordinator does not follow this job: %s", reason)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             self._native = None
+            native.fail(f"{type(error).__name__}: {error}", 0.0)
             logger.warning("this job is not observed any longer: %s: %s", type(error).__name__, error)
 
     def close(self) -> None:
@@ -91,12 +110,9 @@ class Steps:
         """What became of what was to be timed on a GPU."""
         return self._clock.counters
 
-    def _parameters(self) -> Iterator[Tensor]:
-        return (part for group in self.optimizer.param_groups for part in group["params"])
-
     def _end(self) -> None:
         native, self._native = self._native, None
-        if native is None:
+        if native is None or os.getpid() != self._process:
             return
         error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         try:
@@ -104,31 +120,38 @@ class Steps:
                 native.fail(f"{type(error).__name__}: {error}", FAREWELL_SECONDS)
                 return
             self._card.finish()
-            native.finish([(0, self._digest())], FAREWELL_SECONDS)
+            optimizer = self._optimizer()
+            is_told = optimizer is not None and sum(map(_size, _parameters(optimizer))) <= DIGEST_BYTES_MAX
+            native.finish([(0, _digest(optimizer))] if optimizer is not None and is_told else [], FAREWELL_SECONDS)
             self._clock.tell()
         except Exception as trouble:
             logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
 
-    def _digest(self) -> str:
-        """Of all parameters, one after the other: their memory is not there twice."""
-        parts = (replicas.local(part).detach().cpu().contiguous() for part in self._parameters())
-        return _native.digest("".join(_native.digest(_bytes(part)) for part in parts).encode())
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (part for group in optimizer.param_groups for part in group["params"])
+
+
+def _digest(optimizer: Optimizer) -> str:
+    """Of all parameters, one after the other: their memory is not there twice."""
+    parts = (replicas.local(part).detach().cpu().contiguous() for part in _parameters(optimizer))
+    return _native.digest("".join(_native.digest(_bytes(part)) for part in parts).encode())
+
+
+def _size(tensor: Tensor) -> int:
+    here = replicas.local(tensor)
+    return here.numel() * here.element_size()
 
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def begin(optimizer: Optimizer) -> Any:
+def begin(optimizers: Sequence[Optimizer]) -> Steps | None:
     """Measures the steps of a job, if that is wanted, from the next one on; None where nothing is."""
     settings = Settings.found(None)
-    if settings is None or _rank() != 0:
+    is_first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    if settings is None or not is_first or not optimizers:
         return None
-    return Steps(optimizer, settings)
-
-
-def _rank() -> int:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank()
-    found = [os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID")]
-    return next((int(rank) for rank in found if rank.isdigit()), 0)
+    sizes = [sum(part.numel() for part in _parameters(optimizer)) for optimizer in optimizers]
+    return Steps(optimizers[sizes.index(max(sizes))], settings)

@@ -63,6 +63,8 @@ class Tape:
     def begin_step(self, parts: Parts) -> None:
         """An optimizer's step begins, whose time layers share by weights."""
         if self.is_running:
+            # One that failed has no end.
+            self.clock.dropped(self._step)
             self._parts = parts
             self._step = self.clock.begin(parts, 0)
 

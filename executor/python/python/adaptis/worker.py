@@ -351,13 +351,13 @@ class Worker:
         return contextlib.nullcontext()
 
 
-
 def _contiguous(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.contiguous()
 
 
 def _is_again(gave: Tensor, again: Tensor) -> bool:
-    """Whether a recomputation gave what the F did, but for the order in which kernels add up."""
+    """Whether a recomputation gave what the F did, but for the order in which kernels add up. Waits for a GPU: it is looked
+    at once for each layer and plan."""
     if not (gave.is_floating_point() or gave.is_complex()):
         return torch.equal(gave, again)
     with torch.no_grad():
