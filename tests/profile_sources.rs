@@ -68,7 +68,12 @@ fn a_store_that_may_not_grow_is_an_error_and_is_whole() {
     let mut limited = import();
     let limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
     // SAFETY: between fork and exec one async-signal-safe call is made, with a valid place.
-    let limited = unsafe { limited.pre_exec(move || Ok(drop(libc::setrlimit(libc::RLIMIT_FSIZE, &limit)))) };
+    let limited = unsafe {
+        limited.pre_exec(move || match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    };
     let output = limited.output().expect("the command starts");
     let error = text(&output.stderr);
     assert!(output.status.code().is_some_and(|code| code > 0), "an exit, no signal: {:?}", output.status);

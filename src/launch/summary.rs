@@ -254,7 +254,11 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
         _ => String::new(),
     };
     let total_ns: u64 = report.iterations.iter().map(|row| row.duration_ns).sum();
-    let _ = writeln!(out, "\n{} iterations in {}{losses}", report.iterations.len(), milliseconds(total_ns));
+    if report.iterations.is_empty() {
+        let _ = writeln!(out, "\nno iteration was measured: the job ended before it was followed");
+    } else {
+        let _ = writeln!(out, "\n{} iterations in {}{losses}", report.iterations.len(), milliseconds(total_ns));
+    }
     if let Some(digest) = &report.final_state_digest {
         let _ = writeln!(out, "final state {digest}");
     }

@@ -19,6 +19,8 @@ const GRACE: Duration = Duration::from_secs(8);
 const GRACE_HURRIED: Duration = Duration::from_secs(2);
 /// After the command's end, what the coordinator gets to record the end of the run.
 const RECORDING: Duration = Duration::from_secs(10);
+/// The same where the command failed: what its ranks could say of that they have said.
+const RECORDING_FAILED: Duration = Duration::from_secs(2);
 /// What it gets to write the report.
 const REPORTING: Duration = Duration::from_secs(10);
 /// What it gets to say where things stand.
@@ -159,14 +161,15 @@ impl Beside {
     /// there is a report.
     ///
     /// Somebody who is in a hurry gets neither the record's end nor a report.
-    pub fn end(mut self, is_hurried: &mut dyn FnMut() -> bool) -> (Vec<String>, bool) {
+    pub fn end(mut self, has_failed: bool, is_hurried: &mut dyn FnMut() -> bool) -> (Vec<String>, bool) {
         let mut notices = Vec::new();
         if let Some(own) = &mut self.own {
             own.refresh();
         }
         let begun = Instant::now();
+        let recording = if has_failed { RECORDING_FAILED } else { RECORDING };
         let mut hurried = false;
-        while self.own.as_ref().is_some_and(Own::is_recording) && begun.elapsed() < RECORDING && !hurried {
+        while self.own.as_ref().is_some_and(Own::is_recording) && begun.elapsed() < recording && !hurried {
             hurried = is_hurried();
             notices.extend(self.look());
             std::thread::sleep(LOOK_EVERY);

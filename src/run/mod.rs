@@ -139,7 +139,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         beside.look().iter().for_each(|notice| files::say(&format!("adaptis: {notice}")));
         std::thread::sleep(LOOK_EVERY);
     };
-    let (notices, is_reported) = beside.end(&mut || child.is_hurried());
+    let (notices, is_reported) = beside.end(command::code(status) != 0, &mut || child.is_hurried());
     notices.iter().for_each(|notice| files::say(&format!("adaptis: {notice}")));
     if is_reported && let Err(error) = summary::finish(&dir, false) {
         files::say(&format!("adaptis: no summary: {error:#}"));

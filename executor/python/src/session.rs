@@ -25,6 +25,8 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 const NEWS_MAX: usize = 8;
 /// How long a rank that was turned away waits before it introduces itself again.
 const HELLO_AGAIN: Duration = Duration::from_secs(30);
+/// How long START may take after a rank was introduced.
+const START_MAY_COME: Duration = Duration::from_millis(300);
 /// How often the end of a wait is looked for.
 const SLICE: Duration = Duration::from_millis(5);
 
@@ -303,18 +305,32 @@ impl Session {
         let digests: Result<Vec<(LayerIndex, Digest)>, _> =
             layers.iter().map(|(layer, digest)| Ok((LayerIndex(*layer), digest.parse()?))).collect();
         let digests = digests.map_err(|error: adaptis_proto::BadDigest| PyValueError::new_err(error.to_string()))?;
-        let told = self.lock().attendance.finish(digests);
+        let told = self.tell(py, |attendance| attendance.finish(digests.clone()));
         Ok(self.part(py, told, seconds))
     }
 
     /// Training failed. As `finish`.
     fn fail(&self, py: Python<'_>, reason: String, seconds: f64) -> bool {
-        let told = self.lock().attendance.leave(Failure::Environment(reason));
+        let told = self.tell(py, |attendance| attendance.leave(Failure::Environment(reason.clone())));
         self.part(py, told, seconds)
     }
 }
 
 impl Session {
+    /// Whether there is somebody to be told. Of a job that ends soon after it was declared START may be on its way.
+    fn tell(&self, py: Python<'_>, tell: impl Fn(&mut Attendance) -> bool) -> bool {
+        let deadline = Instant::now() + START_MAY_COME;
+        loop {
+            if tell(&mut self.lock().attendance) {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            py.detach(|| std::thread::sleep(SLICE));
+        }
+    }
+
     fn part(&self, py: Python<'_>, told: bool, seconds: f64) -> bool {
         {
             let mut inner = self.lock();

@@ -14,6 +14,9 @@ from torch.optim import LBFGS, SGD
 from torch.utils.checkpoint import checkpoint
 
 from adaptis import Plan, Schedule
+from adaptis.channels import Tagged
+from adaptis.exchange import Exchange
+from adaptis.forms import Form
 from alone import gradients, gradients_alone, plain_gradients
 from models import WIDTH
 from plans import scheduled
@@ -248,3 +251,59 @@ def _attached(rank: int, world: int) -> list[str]:
 def test_an_optimizer_that_needs_all_gradients_in_one_place_is_refused() -> None:
     (texts,) = in_ranks(1, _attached)
     assert_said(texts, ["LBFGS needs all gradients in one place"])
+
+
+class Gate(nn.Module):
+    """Asks for no gradient in every second call, from the first one on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        with torch.set_grad_enabled(self.calls % 2 == 0):
+            return self.linear(x)
+
+
+def _gated_model() -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [Gate(), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)]
+
+
+def _gated(rank: int, world: int) -> list[Any]:
+    """Gradients of layers one of which asks for gradients of some microbatches alone, in two steps."""
+    schedule = Schedule(_gated_model(), 4, functional.mse_loss)
+    x = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+    found = []
+    for _ in range(2):
+        schedule.step(x, target=x)
+        found.append({name: part for name, part in gradients(schedule.layers).items()})
+        for parameter in schedule.parameters():
+            parameter.grad = None
+    return found
+
+
+def test_what_asks_for_gradients_of_some_microbatches_gets_those() -> None:
+    results = in_ranks(2, _gated)
+    layers = _gated_model()
+    x = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+    for step in range(2):
+        for part in x.chunk(4):
+            (functional.mse_loss(nn.Sequential(*layers)(part), part) / 4).backward()
+        expected = gradients(layers)
+        found = {**results[0][step], **results[1][step]}
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-7), name
+        for layer in layers:
+            layer.zero_grad()
+
+
+def test_what_had_no_gradient_and_has_one_is_refused() -> None:
+    exchange = Exchange(Tagged(None), torch.device("cpu"))
+    exchange.adopt([(0, 1), (1, 2)])
+    exchange.begin({0: (Form(torch.float32, (2,), False),)})
+    with pytest.raises(RuntimeError, match="layer 0 gave what has no gradient in earlier steps"):
+        exchange.send(1, False, 1, 0, (torch.ones(2, requires_grad=True),))

@@ -272,6 +272,8 @@ impl Attendance {
     /// Training is over; `layers` are the digests of the layers that this rank holds. Whether the coordinator is to be
     /// told, and its answer waited for.
     pub fn finish(&mut self, layers: Vec<(LayerIndex, Digest)>) -> bool {
+        // START may have come since the last word.
+        self.take_news();
         match std::mem::take(&mut self.standing) {
             Standing::Alone => return false,
             // Where START came to this rank alone, the coordinator counts on it all the same.
@@ -286,6 +288,7 @@ impl Attendance {
 
     /// Training has failed, or this rank can't take part any longer. Whether the coordinator is to be told.
     pub fn leave(&mut self, failure: Failure) -> bool {
+        self.take_news();
         let takes_part = self.standing != Standing::Alone;
         self.standing = Standing::Alone;
         if takes_part {

@@ -75,10 +75,14 @@ def kind(schedule: Schedule, every: list[Votes], error: Exception | None) -> int
     if failed:
         raise RuntimeError(f"step: ranks [{', '.join(failed)}] can't begin; they say why")
     what = "number of steps, training mode, autocast, GradScaler's scale or requires_grad"
-    for at, differing in ((PLAN, "plan"), (MANNER, what)):
-        told = [vote[at] for _, vote in _called(every)]
-        if len(set(told)) > 1:
-            raise RuntimeError(f"step: the {differing} differs from rank to rank: {told}")
+    fix = ": plan, microbatches and the number of layers are to be alike on all, and change is to be called on all"
+    for at, differing, hint in ((PLAN, "the plan", fix), (MANNER, what, "")):
+        told: dict[int, list[str]] = {}
+        for name, vote in _called(every):
+            told.setdefault(vote[at], []).append(name)
+        if len(told) > 1:
+            apart = " and ".join(f"[{', '.join(ranks)}]" for ranks in told.values())
+            raise RuntimeError(f"step: {differing} differs from rank to rank, between {apart}{hint}")
     of = schedule._coming_plan().device_of_layers()
     for name, vote in _called(every, of[0]):
         if not vote[INPUTS]:

@@ -64,8 +64,7 @@ def install() -> None:
 
 def _count_steps(module: ModuleType) -> None:
     """Has the steps of a job's optimizer measured, unless more is known of the job by then."""
-    counts: dict[int, int] = {}
-    seen: list[Any] = []
+    counts: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
     followed: list[Any] = []
     torch = sys.modules["torch"]
 
@@ -79,17 +78,15 @@ def _count_steps(module: ModuleType) -> None:
             return
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             return
-        if id(optimizer) not in counts:
-            seen.append(weakref.ref(optimizer))
-        counts[id(optimizer)] = counts.get(id(optimizer), 0) + 1
-        if counts[id(optimizer)] < STEPS_BEFORE:
+        counts[optimizer] = counts.get(optimizer, 0) + 1
+        if counts[optimizer] < STEPS_BEFORE:
             return
         # The hook stays where it is: torch goes through them one by one.
         followed.append(None)
         # Whoever imports the package says by himself what is measured; stages have it imported.
         if "adaptis" not in sys.modules and _is_first():
-            followed[0] = _begin_steps([of for of in (ref() for ref in seen) if of is not None])
-        seen.clear()
+            followed[0] = _begin_steps(list(counts))
+        counts.clear()
 
     if not getattr(module, "_adaptis_is_prepared", False):
         setattr(module, "_adaptis_is_prepared", True)

@@ -116,6 +116,12 @@ class Exchange:
                 f"layer {layer} gave {text(forms)} for microbatch {microbatch} and gave {text(known)} before: "
                 "what passes between two layers keeps its shape while x does"
             )
+        elif not is_gradient and any(form.requires_grad > of.requires_grad for form, of in zip(forms, known)):
+            # The other rank would give no gradient back. Where one comes that is not needed, it is left.
+            raise RuntimeError(
+                f"layer {self.entering[stage]} gave what has no gradient in earlier steps, and now what has one: freeze "
+                "layers by their parameters' requires_grad, which all ranks see, and not by torch.no_grad"
+            )
         parts = [part.detach().resolve_conj().resolve_neg().contiguous() for part in bundle if part is not None]
         for at, part in enumerate(parts):
             if known is None:

@@ -65,7 +65,7 @@ def decoded(numbers: list[int]) -> Forms:
 
 
 def matches(forms: Forms, known: Forms) -> bool:
-    """Whether tensors of one form can be sent as those of the other."""
+    """Whether tensors of one form are what is waited for where those of the other are. Their gradients are another matter."""
     return [(form.dtype, form.shape) for form in forms] == [(form.dtype, form.shape) for form in known]
 
 

@@ -70,6 +70,8 @@ class Schedule:
         self.layers = list(layers)
         if not self.layers:
             raise ValueError("layers: there are none")
+        if not isinstance(microbatches, int) or isinstance(microbatches, bool):
+            raise TypeError(f"microbatches: {microbatches!r} is not a whole number")
         if not 1 <= microbatches <= MICROBATCHES_MAX:
             raise ValueError(f"microbatches: {microbatches} is not a number from 1 to {MICROBATCHES_MAX}")
         self.microbatches = microbatches
@@ -144,8 +146,9 @@ class Schedule:
         needed where the first layer is and `target` where the last one is; given everywhere, they are at hand wherever a
         plan puts these layers. What does not fit together is refused on every rank before anything runs. After an error in
         the middle gradients are not whole: zero them, where there is one rank; what several had sent one another may still
-        come, so that they refuse to go on.
+        come, so that a rank on which it failed refuses to go on.
         """
+        self._refuse_broken()
         share, error = self._share(x, target)
         votes = agreement.votes(self, share, error, self._seat.word())
         self._attend(votes)
@@ -180,8 +183,8 @@ class Schedule:
     def evaluate(self, x: Any = None, *, target: Any = None) -> Tensor:
         """The mean loss of a batch, on every rank: forwards alone, layers in evaluation mode. To be called on every rank,
         between two steps. `x` and `target` as in `step`; a batch that can't be cut into microbatches goes as a whole."""
-        inputs, targets, error = _in_pieces(x, target, self._pieces)
-        return evaluation.evaluate(self, inputs, targets, self._broken() or error)
+        self._refuse_broken()
+        return evaluation.evaluate(self, *_in_pieces(x, target, self._pieces))
 
     def close(self) -> None:
         """Tells the coordinator that training is over, as the end of the process does."""
@@ -290,16 +293,20 @@ class Schedule:
         inputs, targets, error = _in_pieces(x, target, lambda _: self.microbatches)
         if inputs is not None:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])
-        return Share(inputs, targets, self.steps), self._broken() or error
+        return Share(inputs, targets, self.steps), error
 
-    def _broken(self) -> Exception | None:
-        """Why no step can follow."""
-        if not self._exchange.is_broken or self.world * self.replicas.size == 1:
-            return None
-        return RuntimeError(
-            "an earlier step failed on its way on this rank, and what was sent for it may still come; start the job again, "
-            "from a checkpoint"
-        )
+    @property
+    def _is_broken(self) -> bool:
+        """A step failed on its way, and what ranks sent one another for it may still come."""
+        return self._exchange.is_broken and self.world * self.replicas.size > 1
+
+    def _refuse_broken(self) -> None:
+        # Without a word to the others, who may still be in that step: they learn of it when this process ends.
+        if self._is_broken:
+            raise RuntimeError(
+                "an earlier step failed on its way on this rank, and what was sent for it may still come; start the job "
+                "again, from a checkpoint"
+            )
 
     def _pieces(self, data: Any) -> int:
         """Of an evaluation's batch."""
@@ -392,6 +399,8 @@ def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:
         if not isinstance(part, Tensor) or part.dim() == 0:
             found = "a tensor without one" if isinstance(part, Tensor) else f"a {type(part).__name__}"
             raise TypeError(f"{name}: a tensor or a tuple of tensors with a first dimension to cut, not {found}")
+        if part.shape[0] == 0:
+            raise ValueError(f"{name}: it has no rows")
         if part.shape[0] % microbatches:
             raise ValueError(f"{name}: {part.shape[0]} rows can't be cut into {microbatches} equal microbatches")
     cut = [part.split(part.shape[0] // microbatches) for part in parts]

@@ -80,7 +80,6 @@ class Seat:
         self.settings = settings
         self.native: _native.Session | None = None
         self.tape: Tape = schedule._worker.tape
-        self.switches = 0
         self._begun_ns = 0
         self._reserved_bytes = 0
         self._card = card.of(schedule.device)
@@ -136,7 +135,6 @@ class Seat:
         self._card.finish()
         end_ns = perf_counter_ns()
         self.native.settled(start_ns, end_ns, layers_moved, bytes_received)
-        self.switches += 1
         if self.schedule.rank == 0:
             pause = (end_ns - start_ns) / 1e6
             logger.info("plan %s: %s layers moved, %.1f ms", self.native.epoch, layers_moved, pause)
@@ -330,10 +328,10 @@ class Seat:
         self._has_ended = True
         self._stop_recording()
         atexit.unregister(self._end)
-        failure = error or self.schedule._broken()
-        if failure is not None:
+        if error is not None or self.schedule._is_broken:
             # Nobody waits for a device that waits for what will not come.
-            native.fail(f"{type(failure).__name__}: {failure}", FAREWELL_SECONDS)
+            reason = "a step failed" if error is None else f"{type(error).__name__}: {error}"
+            native.fail(reason, FAREWELL_SECONDS)
             return
         self._card.finish()
         self._losses_that_came()

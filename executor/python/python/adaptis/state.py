@@ -118,8 +118,13 @@ def _entries(
     return entries, tensors, plain
 
 
+def bytes_of(tensor: Tensor) -> Tensor:
+    """Its memory, put in order where it is not."""
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
 def _packed(tensors: list[Tensor], device: torch.device) -> Tensor:
-    parts = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in tensors if tensor.numel()]
+    parts = [bytes_of(tensor) for tensor in tensors if tensor.numel()]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8, device=device)
 
 

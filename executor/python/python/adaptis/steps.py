@@ -27,6 +27,7 @@ from adaptis import _native, card, clock, replicas
 from adaptis._native import Plan
 from adaptis.facts import Fact, told
 from adaptis.session import FAREWELL_SECONDS, Settings
+from adaptis.state import bytes_of
 
 logger = logging.getLogger("adaptis")
 
@@ -41,6 +42,7 @@ class Steps:
 
     def __init__(self, optimizer: Optimizer, settings: Settings) -> None:
         self._optimizer = weakref.ref(optimizer)
+        self._parameters = _count(optimizer)
         self._process = os.getpid()
         fact = Fact.of_all(optimizer)
         devices = {part.device for part in _parameters(optimizer)}
@@ -78,7 +80,12 @@ class Steps:
     def ended(self, optimizer: Optimizer) -> None:
         """A step of an optimizer has ended."""
         native = self._native
-        if native is None or self._optimizer() is not optimizer or os.getpid() != self._process:
+        if native is None or os.getpid() != self._process:
+            return
+        if self._optimizer() is None and _count(optimizer) == self._parameters:
+            # The next one of several that are trained in turn.
+            self._optimizer = weakref.ref(optimizer)
+        if self._optimizer() is not optimizer:
             return
         try:
             now = perf_counter_ns()
@@ -125,6 +132,7 @@ class Steps:
             native.finish([(0, _digest(optimizer))] if optimizer is not None and is_told else [], FAREWELL_SECONDS)
             self._clock.tell()
         except Exception as trouble:
+            native.fail(f"{type(trouble).__name__}: {trouble}", FAREWELL_SECONDS)
             logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
 
 
@@ -132,19 +140,19 @@ def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     return (part for group in optimizer.param_groups for part in group["params"])
 
 
+def _count(optimizer: Optimizer) -> int:
+    return sum(part.numel() for part in _parameters(optimizer))
+
+
 def _digest(optimizer: Optimizer) -> str:
     """Of all parameters, one after the other: their memory is not there twice."""
-    parts = (replicas.local(part).detach().cpu().contiguous() for part in _parameters(optimizer))
-    return _native.digest("".join(_native.digest(_bytes(part)) for part in parts).encode())
+    parts = (bytes_of(replicas.local(part).detach()).cpu() for part in _parameters(optimizer))
+    return _native.digest("".join(_native.digest(part.numpy().tobytes()) for part in parts).encode())
 
 
 def _size(tensor: Tensor) -> int:
     here = replicas.local(tensor)
     return here.numel() * here.element_size()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def begin(optimizers: Sequence[Optimizer]) -> Steps | None:
@@ -153,5 +161,10 @@ def begin(optimizers: Sequence[Optimizer]) -> Steps | None:
     is_first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
     if settings is None or not is_first or not optimizers:
         return None
-    sizes = [sum(part.numel() for part in _parameters(optimizer)) for optimizer in optimizers]
-    return Steps(optimizers[sizes.index(max(sizes))], settings)
+    try:
+        return Steps(max(optimizers, key=_count), settings)
+    except OSError as error:
+        if "another process writes this ring" not in str(error):
+            raise
+        logger.warning("another process of this command trains as well, and is measured; this one is not")
+        return None

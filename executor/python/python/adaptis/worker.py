@@ -175,14 +175,19 @@ class Worker:
                 piece.gave = value
             kept.pieces.append(piece)
             del outputs
-            if layer not in self.forms:
-                self.forms[layer] = tuple(Form.of(part) for part in value)
+            self._note(layer, value)
         if here.end == len(self.layers):
             kept.outputs = value
             # Its time is the last layer's.
             kept.loss = self._loss(value, microbatch)
         self.tape.end()
         return value if kept.loss is None else None
+
+    def _note(self, layer: int, value: Bundle) -> None:
+        """What a layer gives: with a gradient what has one in any microbatch."""
+        noted = self.forms.get(layer)
+        if noted is None or any(part.requires_grad > form.requires_grad for part, form in zip(value, noted)):
+            self.forms[layer] = tuple(Form.of(part) for part in value)
 
     def _key(self, layer: int, microbatch: int) -> int:
         return chance.key(self.seed, self.share.step, layer, self.replica * self.microbatches + microbatch)
