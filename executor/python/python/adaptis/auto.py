@@ -47,7 +47,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             try:
                 self.prepare(module)
             except Exception as error:  # noqa: BLE001 - the job's import is not to fail for our sake
-                logging.getLogger("adaptis").warning("this job is not observed: %s: %s", type(error).__name__, error)
+                _tell(error)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -69,7 +69,7 @@ def _count_steps(module: ModuleType) -> None:
     torch = sys.modules["torch"]
 
     def stepped(optimizer: Any, *_: Any) -> None:
-        # Neither is to be traced nor captured what is done here.
+        # What is done here is neither to be traced nor, below, to be captured.
         if torch.compiler.is_compiling():
             return
         if followed:
@@ -107,7 +107,7 @@ def _begin_steps(optimizers: Sequence[Any]) -> Any:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the job is not to fail for our sake
-        logging.getLogger("adaptis").warning("this job is not observed: %s: %s", type(error).__name__, error)
+        _tell(error)
         return None
 
 
@@ -143,10 +143,14 @@ def _prepare(module: ModuleType) -> None:
     base.__init__ = __init__
 
 
+def _tell(error: BaseException) -> None:
+    logging.getLogger("adaptis").warning("this job is not observed: %s: %s", type(error).__name__, error)
+
+
 def _begin(stages: Sequence[Any]) -> None:
     try:
         from adaptis.stages import observe_stages
 
         observe_stages(stages)
     except Exception as error:  # noqa: BLE001 - the job is not to fail for our sake
-        logging.getLogger("adaptis").warning("this job is not observed: %s: %s", type(error).__name__, error)
+        _tell(error)

@@ -59,17 +59,13 @@ class Channels(abc.ABC):
 
 
 class Tagged(Channels):
-    """By tags, over one group."""
-
-    def __init__(self, group: Group) -> None:
-        super().__init__(group)
-        self.group = group
+    """By tags, over the group that carries what is told."""
 
     def send(self, tensor: Tensor, to: int, tag: int) -> Any:
-        return dist.isend(tensor, group=self.group, group_dst=to, tag=tag)
+        return dist.isend(tensor, group=self.control, group_dst=to, tag=tag)
 
     def receive(self, tensor: Tensor, sender: int, tag: int) -> Any:
-        return dist.irecv(tensor, group=self.group, group_src=sender, tag=tag)
+        return dist.irecv(tensor, group=self.control, group_src=sender, tag=tag)
 
 
 class Ordered(Channels):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,10 @@ class Fact:
     @staticmethod
     def of(at: int, layer: nn.Module, optimizers: Sequence[Optimizer], inputs: Forms, outputs: Forms) -> Fact:
         parameters = list(layer.parameters())
-        buffers = sum(_bytes(buffer) for buffer in layer.buffers())
-        weights = sum(_bytes(parameter) for parameter in parameters)
-        gradients = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad)
-        kept = sum(
-            _bytes(value)
-            for optimizer in optimizers
-            for parameter in parameters
-            for value in optimizer.state.get(parameter, {}).values()
-            if isinstance(value, Tensor)
-        )
+        buffers = sum(bytes_here(buffer) for buffer in layer.buffers())
+        weights = sum(bytes_here(parameter) for parameter in parameters)
+        gradients = sum(bytes_here(parameter) for parameter in parameters if parameter.requires_grad)
+        kept = sum(_kept_bytes(optimizer.state.get(parameter, {})) for optimizer in optimizers for parameter in parameters)
         # The layer's own text has what its parameters do not show, as the number of heads. And what nobody asks the input's
         # gradient of does less than its likes: in most models the first layer.
         kind = type(layer).__name__.lower()
@@ -51,24 +45,29 @@ class Fact:
     @staticmethod
     def of_all(optimizer: Optimizer) -> Fact:
         """A model of which its optimizer alone is known, as one layer."""
-        parameters = [part for group in optimizer.param_groups for part in group["params"]]
-        weights = sum(map(_bytes, parameters))
-        gradients = sum(_bytes(part) for part in parameters if part.requires_grad)
-        kept = sum(
-            _bytes(value)
-            for of in optimizer.state.values()
-            for value in of.values()
-            if isinstance(value, Tensor)
-        )
+        parameters = list(parameters_of(optimizer))
+        weights = sum(map(bytes_here, parameters))
+        gradients = sum(bytes_here(part) for part in parameters if part.requires_grad)
+        kept = sum(map(_kept_bytes, optimizer.state.values()))
         shapes = _short(repr([tuple(part.shape) for part in parameters]))
         dtype = str(parameters[0].dtype).removeprefix("torch.")
         signature = f"model/{sum(part.numel() for part in parameters)}-{shapes}/{dtype}/any"
         return Fact("0.model", signature, weights, weights + gradients + kept, 0, weights + kept)
 
 
-def _bytes(tensor: Tensor) -> int:
+def bytes_here(tensor: Tensor) -> int:
+    """Bytes of what of it is here."""
     tensor = replicas.local(tensor)
     return tensor.numel() * tensor.element_size()
+
+
+def _kept_bytes(kept: Mapping[str, Any]) -> int:
+    return sum(bytes_here(value) for value in kept.values() if isinstance(value, Tensor))
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
+    """All that it changes."""
+    return (part for group in optimizer.param_groups for part in group["params"])
 
 
 def form_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

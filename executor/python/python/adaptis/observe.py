@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
-import random
 import sys
 import weakref
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ from adaptis import _native, card, clock, declare, state
 from adaptis.facts import Fact, form_bytes, told
 from adaptis.governor import Governor
 from adaptis.hooks import Hooks, Seen
-from adaptis.session import FAREWELL_SECONDS, Settings
+from adaptis.session import FAREWELL_SECONDS, Settings, last_error
 
 logger = logging.getLogger("adaptis")
 
@@ -268,7 +266,7 @@ class Observation:
             if seen.outputs:
                 of_stage.append(Fact.of(at, layer, list(self._optimizers), seen.inputs, seen.outputs))
         self._reserved_bytes = self.card.reserved_bytes(sum(fact.state_bytes for of in stages.values() for fact in of))
-        run = self.settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}"
+        run = self.settings.name()
         self._word = declare.word(run, stages, self._hooks.order)
         if self.world > 1:
             _store().set(f"adaptis/{self.rank}", self._word)
@@ -290,11 +288,9 @@ class Observation:
 
     def _open_session(self, job: declare.Job) -> None:
         try:
-            self.settings.rings.mkdir(parents=True, exist_ok=True)
-            _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
             self.native = _native.Session(
                 coordinator=self.settings.coordinator,
-                ring=str(self.settings.rings / job.devices[self.rank]),
+                ring=self.settings.ring(job.devices[self.rank]),
                 run=job.run,
                 rank=self.rank,
                 devices=job.devices,
@@ -314,8 +310,7 @@ class Observation:
     # The end.
 
     def _end(self) -> None:
-        # What an interpreter that ends by an exception leaves behind.
-        self._leave(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
+        self._leave(last_error())
 
     def close(self) -> None:
         """Ends the measuring, as the end of the process does."""

@@ -71,6 +71,21 @@ class Settings:
         run = variables.get("ADAPTIS_RUN") or variables.get("SLURM_JOB_ID")
         return Settings(coordinator, Path(rings), run, variables.get("ADAPTIS_KEYS") or None)
 
+    def name(self) -> str:
+        """The run's, or one by chance."""
+        return self.run or f"run-{random.SystemRandom().getrandbits(32):08x}"
+
+    def ring(self, device: str) -> str:
+        """Where the ring of a device is to be made; what goes wrong from now on can be read."""
+        self.rings.mkdir(parents=True, exist_ok=True)
+        _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
+        return str(self.rings / device)
+
+
+def last_error() -> BaseException | None:
+    """What an interpreter that ends by an exception leaves behind."""
+    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+
 
 class Seat:
     """A rank's place in a run."""
@@ -204,7 +219,7 @@ class Seat:
             self._reserved_bytes = self._card.reserved_bytes(sum(fact.state_bytes for fact in own.values()))
         except Exception as error:
             logger.warning("this rank can't describe its layers: %s: %s", type(error).__name__, error)
-        run = self.settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}"
+        run = self.settings.name()
         parts: list[Any] = [None] * schedule.world
         dist.all_gather_object(parts, (run, own), group=schedule.channels.control)
         if any(part is None for _, part in parts):
@@ -212,11 +227,9 @@ class Seat:
             return
         facts = {at: fact for _, part in parts for at, fact in part.items()}
         try:
-            self.settings.rings.mkdir(parents=True, exist_ok=True)
-            _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
             native = _native.Session(
                 coordinator=self.settings.coordinator,
-                ring=str(self.settings.rings / schedule.plan.devices[schedule.rank]),
+                ring=self.settings.ring(schedule.plan.devices[schedule.rank]),
                 run=parts[0][0],
                 rank=schedule.rank,
                 devices=schedule.plan.devices,
@@ -317,8 +330,7 @@ class Seat:
     # The end.
 
     def _end(self) -> None:
-        # What an interpreter that ends by an exception leaves behind.
-        self.leave(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
+        self.leave(last_error())
 
     def leave(self, error: BaseException | None) -> None:
         """Training is over: the coordinator is told how it ended, and gets some seconds to record it."""

@@ -12,21 +12,18 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import random
-import sys
 import weakref
 from time import perf_counter_ns
-from typing import Iterator, Sequence
+from typing import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.optim import Optimizer
 
 from adaptis import _native, card, clock, replicas
 from adaptis._native import Plan
-from adaptis.facts import Fact, told
-from adaptis.session import FAREWELL_SECONDS, Settings
+from adaptis.facts import Fact, bytes_here, parameters_of, told
+from adaptis.session import FAREWELL_SECONDS, Settings, last_error
 from adaptis.state import bytes_of
 
 logger = logging.getLogger("adaptis")
@@ -45,19 +42,17 @@ class Steps:
         self._parameters = _count(optimizer)
         self._process = os.getpid()
         fact = Fact.of_all(optimizer)
-        devices = {part.device for part in _parameters(optimizer)}
+        devices = {part.device for part in parameters_of(optimizer)}
         self._card = card.of(next(iter(devices)) if len(devices) == 1 else torch.device("cpu"))
         self._clock = clock.of(self._card)
         self._reserved_bytes = self._card.reserved_bytes(fact.state_bytes)
         self._steps = 0
         self._looked_ns = 0
         self._began_ns = perf_counter_ns()
-        settings.rings.mkdir(parents=True, exist_ok=True)
-        _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
         native = _native.Session(
             coordinator=settings.coordinator,
-            ring=str(settings.rings / "rank0"),
-            run=settings.run or f"run-{random.SystemRandom().getrandbits(32):08x}",
+            ring=settings.ring("rank0"),
+            run=settings.name(),
             rank=0,
             devices=["rank0"],
             card=(*self._card.kind_and_memory(), self._reserved_bytes),
@@ -121,14 +116,14 @@ class Steps:
         native, self._native = self._native, None
         if native is None or os.getpid() != self._process:
             return
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        error = last_error()
         try:
             if error is not None:
                 native.fail(f"{type(error).__name__}: {error}", FAREWELL_SECONDS)
                 return
             self._card.finish()
             optimizer = self._optimizer()
-            is_told = optimizer is not None and sum(map(_size, _parameters(optimizer))) <= DIGEST_BYTES_MAX
+            is_told = optimizer is not None and sum(map(bytes_here, parameters_of(optimizer))) <= DIGEST_BYTES_MAX
             native.finish([(0, _digest(optimizer))] if optimizer is not None and is_told else [], FAREWELL_SECONDS)
             self._clock.tell()
         except Exception as trouble:
@@ -136,23 +131,14 @@ class Steps:
             logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
 
 
-def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    return (part for group in optimizer.param_groups for part in group["params"])
-
-
 def _count(optimizer: Optimizer) -> int:
-    return sum(part.numel() for part in _parameters(optimizer))
+    return sum(part.numel() for part in parameters_of(optimizer))
 
 
 def _digest(optimizer: Optimizer) -> str:
     """Of all parameters, one after the other: their memory is not there twice."""
-    parts = (bytes_of(replicas.local(part).detach()).cpu() for part in _parameters(optimizer))
+    parts = (bytes_of(replicas.local(part).detach()).cpu() for part in parameters_of(optimizer))
     return _native.digest("".join(_native.digest(part.numpy().tobytes()) for part in parts).encode())
-
-
-def _size(tensor: Tensor) -> int:
-    here = replicas.local(tensor)
-    return here.numel() * here.element_size()
 
 
 def begin(optimizers: Sequence[Optimizer]) -> Steps | None:
