@@ -84,7 +84,7 @@ impl Patience {
             let slowdown = self.truth.devices[device].slowdown * self.throttled[device];
             let microbatches = f64::from(self.truth.microbatches);
             slowdown * (microbatches * costs.iter().map(each).sum::<f64>() + optimizer)
-                + microbatches * 3.0 * self.truth.stage_ns as f64
+                + microbatches * 3.0 * (self.truth.stage_ns as f64 + 2.0 * self.truth.crossing_ns as f64)
         };
         plan.stages.iter().map(of_stage).sum::<f64>() + self.truth.boundary_ns as f64
     }

@@ -147,6 +147,20 @@ pub enum Sample {
         /// Tokens that its busiest expert got; 0 where there are no experts.
         busiest: u64,
     },
+    /// What passed between a device's instructions in one iteration, waiting excluded: what the interpreter takes, and what
+    /// sends and receives take of the device itself. Told apart where nothing was sent or received and where something was.
+    Between {
+        /// When.
+        place: Place,
+        /// Kept apart from the estimate's window.
+        mark: Mark,
+        /// Instructions before which it was measured.
+        instructions: u32,
+        /// All of it together.
+        own_ns: u64,
+        /// What was sent and received meanwhile; 0 where nothing was.
+        transfers: u64,
+    },
 }
 
 /// Why a sample is set apart, if it is.
@@ -236,6 +250,9 @@ impl From<Sample> for Record {
             Sample::Load { place, microbatch, tokens, squares, busiest } => {
                 words(head(7, 0, Mark::Warm, 0), place, microbatch, [tokens, squares, busiest])
             }
+            Sample::Between { place, mark, instructions, own_ns, transfers } => {
+                words(head(8, 0, mark, instructions), place, none, [own_ns, transfers, 0])
+            }
         }
     }
 }
@@ -283,6 +300,7 @@ impl TryFrom<Record> for Sample {
                 from: word[5] as u32,
             },
             7 => Sample::Load { place, microbatch, tokens: word[3], squares: word[4], busiest: word[5] },
+            8 => Sample::Between { place, mark, instructions: low, own_ns: word[3], transfers: word[4] },
             other => return Err(UnknownRecord::Kind(other)),
         })
     }

@@ -63,6 +63,9 @@ fn samples() -> impl Strategy<Value = Sample> {
                 Sample::Switch { place, layers_moved, bytes_received, pause_ns, from }
             }
         ),
+        (places(), marks(), any::<(u32, u64, u64)>()).prop_map(|(place, mark, (instructions, own_ns, transfers))| {
+            Sample::Between { place, mark, instructions, own_ns, transfers }
+        }),
         (places(), microbatches(), three()).prop_map(|(place, microbatch, (tokens, squares, busiest))| Sample::Load {
             place,
             microbatch,
@@ -81,7 +84,7 @@ proptest! {
 
     /// Whatever a torn or foreign ring holds: an error value, or a sample whose record reads the same again.
     #[test]
-    fn no_record_harms_the_reader(words in any::<[u64; Record::WORDS]>(), kind in 0..9_u64) {
+    fn no_record_harms_the_reader(words in any::<[u64; Record::WORDS]>(), kind in 0..10_u64) {
         let mut record = Record(words);
         for word in [words[0], words[0] & !(0xff << 56) | kind << 56, kind << 56 | words[0] & 0x3_0000_0000] {
             record.0[0] = word;
@@ -134,13 +137,16 @@ fn the_layout_is_that_of_the_module() {
     let load = Sample::Load { place, microbatch: Microbatch(0x55), tokens: 2, squares: 3, busiest: 4 };
     let words = [0x0700_0000_0000_0000, 0x0000_0000_1100_0055, 0x0000_0000_2200_0033, 2, 3, 4];
     assert_eq!(Record::from(load), Record(words));
+    let between = Sample::Between { place, mark: Mark::Cold, instructions: 2, own_ns: 3, transfers: 4 };
+    let words = [0x0800_0001_0000_0002, 0x0000_0000_1100_0000, 0x0000_0000_2200_0033, 3, 4, 0];
+    assert_eq!(Record::from(between), Record(words));
 }
 
 #[test]
 fn what_no_version_writes_is_named() {
     for (head, expected) in [
         (0, UnknownRecord::Kind(0)),
-        (8 << 56, UnknownRecord::Kind(8)),
+        (9 << 56, UnknownRecord::Kind(9)),
         (1 << 56 | 5 << 48, UnknownRecord::Phase(5)),
         (1 << 56 | 4 << 32, UnknownRecord::Mark(4)),
     ] {

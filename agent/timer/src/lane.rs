@@ -1,8 +1,8 @@
 //! A fixed pool of events, and the intervals between them. Compute and communication have a lane each, so that neither
 //! takes the other's events.
 //!
-//! 1. A slot is free, or used by some intervals: the end of one work may be the beginning of the next, and both ends of a
-//!    work that interrupts another one are the ends of that one's hole.
+//! 1. A slot is free, or used by some intervals: the end of one work may be the beginning of the next, or what the next
+//!    follows, and both ends of a work that interrupts another one are the ends of that one's hole.
 //! 2. Whoever began can end: for each open interval one event is kept back.
 //! 3. An event that may be pending is never recorded again; it is destroyed, and another one takes its slot.
 
@@ -14,6 +14,9 @@ use std::collections::VecDeque;
 
 /// Most events of a lane.
 pub(crate) const EVENTS_MAX: usize = 1 << 16;
+
+/// How far back a work is looked for that another one follows.
+const FOLLOWED_MAX: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -39,6 +42,8 @@ pub(crate) struct Open {
     pub boundary: u64,
     /// What is not its own time.
     pub hole: Option<Hole>,
+    /// The end of the work that it follows with no wait between them; the event is used by it.
+    pub after: Option<SlotIndex>,
 }
 
 /// From the beginning of the first work that interrupted another one to the end of the last; both events are used by it.
@@ -140,9 +145,24 @@ impl Lane {
         }
     }
 
-    /// An interval needs its beginning and its hole no more.
+    /// An open interval follows one that ended of late in the same iteration and stream.
+    pub fn follow(&mut self, serial: u64, ended: u64) {
+        let Some(open) = self.open.iter_mut().rfind(|open| open.serial == serial) else { return };
+        let mut latest = self.pending.iter().rev().take(FOLLOWED_MAX);
+        let is_it = |of: &&Pending| of.open.serial == ended;
+        let ended = latest.find(is_it).filter(|of| (of.open.boundary, of.open.stream) == (open.boundary, open.stream));
+        if let Some(ended) = ended {
+            self.slots[ended.end as usize].uses += 1;
+            open.after = Some(ended.end);
+        }
+    }
+
+    /// An interval needs its beginning and its hole no more, nor the end of the one that it follows.
     pub fn let_go(&mut self, driver: &Driver, open: &Open, is_stale: bool) {
         self.release(driver, open.start, is_stale);
+        if let Some(after) = open.after {
+            self.release(driver, after, is_stale);
+        }
         if let Some(hole) = open.hole {
             self.release(driver, hole.from, is_stale);
             self.release(driver, hole.to, is_stale);

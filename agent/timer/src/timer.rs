@@ -10,7 +10,7 @@ use crate::error::TimerError;
 use crate::lane::{Lane, Open, Pending, SlotIndex};
 use crate::shares::{Book, Share, Shares};
 use adaptis_agent_core::{Governor, Spent};
-use adaptis_proto::sample::Phase;
+use adaptis_proto::sample::{Mark, Phase, Place};
 use adaptis_proto::{LayerIndex, Step};
 use adaptis_ring::{Recorder, now_ns};
 use std::collections::VecDeque;
@@ -65,6 +65,16 @@ pub struct Timer {
     broken: Option<u32>,
     /// Of iterations that are not told yet; none where nobody knows losses.
     losses: Option<VecDeque<(Step, f32)>>,
+    /// What passed between works, not told yet.
+    between: Option<Between>,
+}
+
+/// What passed between works of one iteration.
+struct Between {
+    place: Place,
+    mark: Mark,
+    count: u32,
+    ns: f64,
 }
 
 impl Timer {
@@ -112,6 +122,7 @@ impl Timer {
             counters: Counters::default(),
             broken: None,
             losses: None,
+            between: None,
         };
         timer.anchor();
         Ok(timer)
@@ -135,6 +146,16 @@ impl Timer {
             return None;
         }
         self.costing(|timer| timer.begin_chosen(stream.0, what))
+    }
+
+    /// The same where nothing was sent or received since another work ended in the stream: what passed between the two is
+    /// measured, too.
+    pub fn begin_after(&mut self, stream: Stream, ended: &Ticket, what: What) -> Option<Ticket> {
+        let ticket = self.begin(stream, what)?;
+        if ticket.lane == ended.lane {
+            self.lanes[ticket.lane].follow(ticket.serial, ended.serial);
+        }
+        Some(ticket)
     }
 
     /// Ends with what was put into the stream so far; it is the one that the work began in.
@@ -233,6 +254,7 @@ impl Timer {
                         self.resolve(lane, recorder);
                         self.forget_unended(lane);
                     }
+                    self.tell_between(recorder);
                     self.anchor();
                 });
             });
@@ -312,6 +334,7 @@ impl Timer {
             mark,
             boundary: self.boundary,
             hole: None,
+            after: None,
         });
         self.counters.begun += 1;
         self.counters.pending += 1;

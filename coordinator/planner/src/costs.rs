@@ -5,8 +5,11 @@
 //!
 //! 1. A scaled time is rounded once per instruction, half up, after the sum over the stage's layers and before
 //!    `stage_ns`.
-//! 2. No arithmetic wraps: sums are 128 bits wide, results saturate at `u64::MAX`.
+//! 2. What crosses to another device adds `crossing_ns` to the instructions at both ends: a stage's cost is without it, since
+//!    it depends on the neighbours.
+//! 3. No arithmetic wraps: sums are 128 bits wide, results saturate at `u64::MAX`.
 
+use crate::program;
 use adaptis_plan::{Problem, ReceiveBuffers};
 use std::ops::Range;
 
@@ -24,10 +27,20 @@ fn scaled(sum: u128, slowdown: f64) -> u64 {
     if slowdown == 1.0 { narrow(sum) } else { round_half_up(narrow(sum) as f64 * slowdown) }
 }
 
+impl StageCost {
+    /// F, I and B take so much more.
+    pub(crate) fn add_crossings(&mut self, ns: u64) {
+        for kind in [program::F, program::I, program::B] {
+            let own = &mut self.ns[kind as usize];
+            *own = own.saturating_add(ns);
+        }
+    }
+}
+
 /// Times and sizes of one stage, per microbatch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StageCost {
-    /// F, I, W and B in nanoseconds, indexed by `program::{F, I, W, B}`.
+    /// F, I, W and B in nanoseconds, in [`crate::shape::Tables`] with what crosses, indexed by `program::{F, I, W, B}`.
     pub ns: [u64; 4],
     /// Held from the start of F.
     pub stash_bytes: u64,
@@ -110,6 +123,7 @@ pub(crate) struct Costs {
     pub(crate) kind_of: Vec<usize>,
     pub(crate) boundary_ns: u64,
     pub(crate) stage_ns: u64,
+    crossing_ns: u64,
     receive_buffers: ReceiveBuffers,
     state: Vec<u128>,
     kinds: Vec<Kind>,
@@ -182,6 +196,7 @@ impl Costs {
             kind_of: problem.devices.iter().map(|device| kind_of(&device.kind)).collect(),
             boundary_ns: problem.boundary_ns,
             stage_ns: problem.stage_ns,
+            crossing_ns: problem.crossing_ns,
             receive_buffers: problem.receive_buffers,
             state: prefix(problem.layers.iter().map(|layer| layer.state_bytes)),
             kinds: kinds.collect(),
@@ -293,6 +308,12 @@ impl Costs {
             done += u128::from(kind.layer[layer].gradient_bytes);
         }
         (narrow(stash), narrow(peak - stash))
+    }
+
+    /// What sends and receives add to each F, I and B of a stage: `input` and `gradient` say whether each comes from another
+    /// device.
+    pub(crate) fn crossings_ns(&self, input: bool, gradient: bool) -> u64 {
+        self.crossing_ns.saturating_mul(u64::from(input) + u64::from(gradient))
     }
 
     /// Receive buffers of a stage: `input` and `gradient` say whether each comes from another device.

@@ -16,7 +16,7 @@ use crate::costs::{Costs, Works};
 use crate::program::{B, F, I, STAGES_MAX, W};
 use crate::random::mixed;
 use crate::replay::Replay;
-use crate::shape::{Shape, Tables, programs_of};
+use crate::shape::{Shape, Slot, Tables, programs_of};
 use crate::simulate::{CannotSimulate, check, deadlock};
 use adaptis_plan::{Plan, Problem};
 
@@ -192,7 +192,8 @@ fn bits(luck: u64, [place, microbatch, phase]: [usize; 3]) -> u64 {
 struct Drawn {
     /// By stage: its device, its place among the device's stages, its first layer, and the works of its layers.
     stages: Vec<(usize, usize, usize, Vec<Works>)>,
-    stage_ns: u64,
+    /// By stage: what F, I, W and B take besides.
+    fixed_ns: Vec<[u64; 4]>,
     /// A layer whose bits are below it deviates as its instruction does: in a pair of layers both do so with the
     /// probability `together`.
     together: u64,
@@ -203,15 +204,21 @@ struct Drawn {
 impl Drawn {
     fn new(costs: &Costs, shape: &Shape, tables: &Tables, noise: &Noise) -> Self {
         let mut stages = Vec::with_capacity(shape.stages.len());
+        let mut fixed_ns = Vec::with_capacity(shape.stages.len());
         for (stage, slot) in shape.stages.iter().enumerate() {
             let device = slot.device as usize;
             let place = tables.local[device].iter().position(|&own| own as usize == stage).unwrap_or(0);
             let works = slot.range().map(|layer| costs.works(device, layer, shape.recompute[layer])).collect();
             stages.push((device, place, slot.start as usize, works));
+            let elsewhere = |other: Option<&Slot>| other.is_some_and(|other| other.device != slot.device);
+            let before = elsewhere(stage.checked_sub(1).map(|before| &shape.stages[before]));
+            let crossings_ns = costs.crossings_ns(before, elsewhere(shape.stages.get(stage + 1)));
+            let with_them = costs.stage_ns.saturating_add(crossings_ns);
+            fixed_ns.push([with_them, with_them, costs.stage_ns, with_them]);
         }
         Self {
             stages,
-            stage_ns: costs.stage_ns,
+            fixed_ns,
             together: (noise.together.clamp(0.0, 1.0).sqrt() * (1_u64 << 32) as f64) as u64,
             ns: vec![0; shape.stages.len() * tables.microbatches * 4],
         }
@@ -248,8 +255,9 @@ impl Drawn {
                         work.input_gradient_ns * input + again_ns + work.weight_gradient_ns * factor(2, I);
                 }
                 let own = (stage * tables.microbatches + microbatch) * 4;
-                let ns = |sum: f64| (sum.round() as u64).saturating_add(self.stage_ns);
-                self.ns[own..own + 4].copy_from_slice(&sums.map(ns));
+                for ((ns, sum), fixed) in self.ns[own..own + 4].iter_mut().zip(sums).zip(self.fixed_ns[stage]) {
+                    *ns = (sum.round() as u64).saturating_add(fixed);
+                }
             }
         }
     }

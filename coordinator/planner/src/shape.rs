@@ -179,11 +179,12 @@ impl Tables {
         let mut optimizer = vec![0_u128; costs.devices];
         for (stage, slot) in shape.stages.iter().enumerate() {
             let device = slot.device as usize;
-            let cost = costs.stage(device, slot.range(), &shape.recompute);
+            let mut cost = costs.stage(device, slot.range(), &shape.recompute);
             optimizer[device] += cost.optimizer_ns;
             let other = |neighbour: Option<&Slot>| neighbour.is_some_and(|of| of.device != slot.device);
             let from_before = other(stage.checked_sub(1).map(|before| &shape.stages[before]));
             let from_behind = other(shape.stages.get(stage + 1));
+            cost.add_crossings(costs.crossings_ns(from_before, from_behind));
             let buffers = costs.buffer_bytes(&slot.range(), from_before, from_behind);
             let base = &mut tables.base_bytes[device];
             *base = base.saturating_add(cost.state_bytes).saturating_add(buffers);

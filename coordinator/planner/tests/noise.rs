@@ -36,6 +36,7 @@ fn without_jitter_every_draw_is_what_the_simulator_says() {
     let mut problem = pipeline(4, 8);
     problem.devices[1].slowdown = 1.37;
     problem.stage_ns = 7;
+    problem.crossing_ns = 5;
     let plan = even(&problem);
     let exact_ns = simulate(&problem, &plan).unwrap().iteration_ns;
     let ones = Noise {
@@ -52,7 +53,7 @@ fn without_jitter_every_draw_is_what_the_simulator_says() {
         together: 0.3,
     };
     problem.links.default.latency_ns = 0;
-    problem.stage_ns = 0;
+    (problem.stage_ns, problem.crossing_ns) = (0, 0);
     let exact_ns = simulate(&problem, &plan).unwrap().iteration_ns as f64;
     let drawn = draws(&problem, &plan, &slower, 1, 1).unwrap();
     assert!((drawn.iteration_ns[0] as f64 / exact_ns - 1.5).abs() < 1e-6, "{drawn:?} {exact_ns}");

@@ -158,7 +158,8 @@ pub(crate) fn absorb(
             | Sample::Transfer { .. }
             | Sample::Iteration { .. }
             | Sample::Switch { .. }
-            | Sample::Load { .. } => {}
+            | Sample::Load { .. }
+            | Sample::Between { .. } => {}
         }
     }
     for ((layer, phase), durations_ns) in works {

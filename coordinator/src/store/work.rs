@@ -68,7 +68,8 @@ fn step_of(sample: &Sample) -> u64 {
         | Sample::DeviceMemory { place, .. }
         | Sample::Iteration { place, .. }
         | Sample::Switch { place, .. }
-        | Sample::Load { place, .. } => place.step.0,
+        | Sample::Load { place, .. }
+        | Sample::Between { place, .. } => place.step.0,
     }
 }
 
@@ -77,7 +78,11 @@ fn moved(mut sample: Sample, offset_ns: i64) -> Sample {
         Sample::Work { start_ns, .. } | Sample::Transfer { start_ns, .. } | Sample::Iteration { start_ns, .. } => {
             *start_ns = start_ns.saturating_add_signed(offset_ns);
         }
-        Sample::LayerMemory { .. } | Sample::DeviceMemory { .. } | Sample::Switch { .. } | Sample::Load { .. } => {}
+        Sample::LayerMemory { .. }
+        | Sample::DeviceMemory { .. }
+        | Sample::Switch { .. }
+        | Sample::Load { .. }
+        | Sample::Between { .. } => {}
     }
     sample
 }

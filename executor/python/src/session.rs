@@ -266,6 +266,12 @@ impl Session {
         Ok(())
     }
 
+    /// Records what passed between so many instructions of the iteration that ends, waiting excluded, where so much was sent
+    /// and received meanwhile.
+    fn between(&self, instructions: u32, own_ns: u64, transfers: u64) {
+        self.lock().record(|place, mark| Sample::Between { place, mark, instructions, own_ns, transfers });
+    }
+
     /// Records how long bytes took from a device, in a measurement made on purpose.
     fn probed(&self, sender: u32, bytes: u64, start_ns: u64, duration_ns: u64) {
         let (from, microbatch, mark) = (DeviceIndex(sender), Microbatch(0), Mark::Calibration);

@@ -72,6 +72,14 @@ impl Timer {
         })
     }
 
+    /// The same where nothing was sent or received since works ended in the stream, whose number is `ended`.
+    fn begin_after(&self, on: usize, ended: u64, shares: u32, microbatch: u32) -> u64 {
+        self.lock().timed(|timer| {
+            let what = What::Shared { shares: timer.shares(shares)?, microbatch: Microbatch(microbatch) };
+            timer.begin_after(stream(on), &Ticket::from_number(ended), what)
+        })
+    }
+
     /// Ends them.
     fn end(&self, on: usize, number: u64) {
         if let Some(timer) = &mut self.lock().timer {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Callable
 
@@ -12,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 import adaptis
 from adaptis import _native, card
-from adaptis.clock import Clock, EventClock, HostClock
+from adaptis.clock import Clock, EventClock, HostClock, Work
 from adaptis.hooks import Hooks
-from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT
+from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT, Tape
 from ranks import free_port
 
 WIDTH = 4
@@ -26,6 +27,7 @@ class Book:
     def __init__(self) -> None:
         self.works: list[tuple[int, int, int]] = []
         self.forgotten = 0
+        self.followed = 0
         self._shares: list[list[tuple[int, int, int]]] = []
         self._open: dict[int, tuple[int, int]] = {}
         self._last = 0
@@ -41,6 +43,12 @@ class Book:
         self._last += 1
         self._open[self._last] = shares, microbatch
         return self._last
+
+    def begin_after(self, on: int, ended: int, shares: int, microbatch: int) -> int:
+        """As the timer's."""
+        assert 0 < ended <= self._last and ended not in self._open
+        self.followed += 1
+        return self.begin(on, shares, microbatch)
 
     def begin_within(self, on: int, outer: int, shares: int, microbatch: int) -> int:
         """As the timer's."""
@@ -188,6 +196,57 @@ def test_what_interrupts_is_not_the_others_time() -> None:
     clock.end(outer)
     (_, _, _, _, again), (_, _, _, start, first), (_, _, _, follows, second) = clock.works
     assert outer[3] >= again and follows == start + first and abs(first - second) <= 1
+
+
+def _instructions(tape: Tape, pause: Callable[[], None]) -> None:
+    """Five: before the third one something is sent, and something waited for; the fifth begins another iteration."""
+    for at in range(5):
+        if at == 2:
+            tape.carry(1)
+            tape.carry(0)
+            tape.carry(1)
+            tape.wait(lambda: time.sleep(0.2))
+        if at == 4:
+            tape.begin_iteration()
+        tape.begin(0, FORWARD, 0)
+        tape.begin(1, FORWARD, 0)
+        tape.end()
+        pause()
+    # An optimizer's step is none.
+    tape.begin_step(((0, OPTIMIZER, 1),))
+    tape.end_step()
+
+
+def test_what_passes_between_instructions_is_measured_and_no_wait_is() -> None:
+    told: list[tuple[int, int, int]] = []
+
+    class Native:
+        def works(self, works: list[Work]) -> None:
+            assert len(works) == 11
+
+        def between(self, instructions: int, own_ns: int, transfers: int) -> None:
+            told.append((instructions, own_ns, transfers))
+
+    tape, host = Tape(), HostClock()
+    tape.clock, tape.is_running = host, True
+    host.follow(Native(), {0: 0, 1: 1}, 1)  # type: ignore[arg-type]
+    _instructions(tape, lambda: time.sleep(0.01))
+    host.record(Native())  # type: ignore[arg-type]
+    (alone, took, none), (carrying, also_took, transfers) = told
+    assert (alone, none, carrying, transfers) == (2, 0, 1, 2)
+    assert 20e6 <= took < 120e6 and 10e6 <= also_took < 110e6, "the pauses are, the wait is not"
+    tape.rest()
+    host.works = [(0, FORWARD, 0, 0, 0)] * 11
+    host.record(Native())  # type: ignore[arg-type]
+    assert len(told) == 2, "of an iteration that is not recorded nothing is told"
+
+
+def test_on_a_gpu_what_carries_something_follows_nothing() -> None:
+    tape = Tape()
+    tape.clock, book = _events()
+    tape.is_running = True
+    _instructions(tape, lambda: None)
+    assert book.followed == 2 and book.open == 0 and len(book.works) == 11
 
 
 def test_without_one_of_them_the_time_of_what_was_interrupted_is_not_known() -> None:

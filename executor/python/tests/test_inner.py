@@ -17,6 +17,7 @@ from adaptis import Plan, Schedule
 from adaptis.channels import Tagged
 from adaptis.exchange import Exchange
 from adaptis.forms import Form
+from adaptis.tape import Tape
 from alone import gradients, gradients_alone, plain_gradients
 from models import WIDTH
 from plans import scheduled
@@ -302,7 +303,7 @@ def test_what_asks_for_gradients_of_some_microbatches_gets_those() -> None:
 
 
 def test_what_had_no_gradient_and_has_one_is_refused() -> None:
-    exchange = Exchange(Tagged(None), torch.device("cpu"))
+    exchange = Exchange(Tagged(None), torch.device("cpu"), Tape())
     exchange.adopt([(0, 1), (1, 2)])
     exchange.begin({0: (Form(torch.float32, (2,), False),)})
     with pytest.raises(RuntimeError, match="layer 0 gave what has no gradient in earlier steps"):

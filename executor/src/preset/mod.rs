@@ -65,6 +65,7 @@ pub fn problem(layers: &[PresetLayer], cluster: &Cluster, microbatches: u32) -> 
         receive_buffers: ReceiveBuffers::None,
         boundary_ns: BOUNDARY_NS,
         stage_ns: 0,
+        crossing_ns: 0,
         constraints: Default::default(),
     }
 }
@@ -109,6 +110,7 @@ pub fn scale_time(problem: &Problem, factor: f64) -> Problem {
     }
     problem.boundary_ns = scaled(problem.boundary_ns);
     problem.stage_ns = scaled(problem.stage_ns);
+    problem.crossing_ns = scaled(problem.crossing_ns);
     problem.links.default.latency_ns = scaled(problem.links.default.latency_ns);
     problem.links.default.bytes_per_second /= factor;
     for pair in &mut problem.links.pairs {

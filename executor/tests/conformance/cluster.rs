@@ -248,6 +248,7 @@ pub fn emulation(devices: usize, microbatches: u32, iterations: u64) -> Emulatio
         receive_buffers: ReceiveBuffers::All,
         boundary_ns: 555,
         stage_ns: 19,
+        crossing_ns: 7,
         ..Problem::new(
             microbatches,
             types

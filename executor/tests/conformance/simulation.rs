@@ -65,7 +65,11 @@ fn takes(truth: &Problem, plan: &Plan, instruction: Instruction) -> u64 {
             Action::Backward => cost.input_gradient_ns + cost.weight_gradient_ns + again,
         }
     });
-    slowed(truth, device, layers.sum()) + truth.stage_ns
+    let at = instruction.stage.index();
+    let neighbours = [at.checked_sub(1), Some(at + 1)].into_iter().flatten().filter_map(|of| plan.stages.get(of));
+    let elsewhere = neighbours.filter(|of| of.device != stage.device).count() as u64;
+    let crossings = if instruction.action == Action::WeightGradient { 0 } else { elsewhere };
+    slowed(truth, device, layers.sum()) + truth.stage_ns + crossings * truth.crossing_ns
 }
 
 fn slowed(truth: &Problem, device: usize, ns: u64) -> u64 {

@@ -20,5 +20,5 @@ pub use audit::{Finding, audit, iteration_ns, peak_bytes};
 pub use instruction::{Action, Instruction};
 pub use json::FormatError;
 pub use lower::{CannotLower, Row, Work, lower};
-pub use plan::{CannotMap, Plan, Predicted, Stage};
+pub use plan::{CannotMap, Plan, Predicted, Stage, crossings};
 pub use problem::{Constraints, Cost, Device, Layer, Link, Links, Pair, Pin, Problem, ReceiveBuffers};

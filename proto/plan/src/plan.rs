@@ -112,6 +112,13 @@ pub enum CannotMap {
     },
 }
 
+/// Neighbours of a stage that are on another device: what its F, I and B each send to or receive from.
+pub fn crossings(stages: &[Stage], stage: usize) -> u64 {
+    let neighbours = [stage.checked_sub(1), stage.checked_add(1)].into_iter().flatten();
+    let devices = neighbours.filter_map(|other| stages.get(other)).map(|other| other.device);
+    devices.filter(|&device| device != stages[stage].device).count() as u64
+}
+
 impl Plan {
     /// The first plan of a problem, with nothing predicted. Whether it is a valid one an audit tells.
     pub fn new(problem: &Problem, stages: Vec<Stage>, programs: Vec<Vec<Instruction>>) -> Plan {

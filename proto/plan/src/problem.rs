@@ -47,6 +47,10 @@ pub struct Problem {
     /// Fixed cost of each instruction, not slowed down.
     #[serde(default, skip_serializing_if = "json::is_zero")]
     pub stage_ns: u64,
+    /// What each F, I and B takes more of its device for each neighbouring stage that is on another one: to send to it or to
+    /// receive from it. Not slowed down.
+    #[serde(default, skip_serializing_if = "json::is_zero")]
+    pub crossing_ns: u64,
     /// What a plan may not do.
     #[serde(default, skip_serializing_if = "Constraints::is_default")]
     pub constraints: Constraints,
@@ -92,7 +96,7 @@ pub struct Device {
     pub kind: String,
     /// Total memory; a plan may use all of it.
     pub memory_bytes: u64,
-    /// Factor on all its times but `stage_ns`, positive.
+    /// Factor on all its times but `stage_ns` and `crossing_ns`, positive.
     #[serde(default = "json::one")]
     pub slowdown: f64,
     /// Context, communicator, fragmentation.
@@ -282,6 +286,7 @@ impl Problem {
             receive_buffers: ReceiveBuffers::None,
             boundary_ns: 0,
             stage_ns: 0,
+            crossing_ns: 0,
             constraints: Constraints::default(),
         }
     }

@@ -1,6 +1,6 @@
 //! What became of the works: asked by query, recorded, or given up.
 
-use super::Timer;
+use super::{Between, Timer};
 use crate::account::{Counters, What};
 use crate::alignment::Placed;
 use crate::driver::{CAPTURED_EVENT, NOT_READY, SUCCESS};
@@ -22,6 +22,8 @@ struct Length {
     whole_ns: f64,
     /// Of it, what belongs to another work that interrupted it.
     hole_ns: f64,
+    /// Before it, since the work that it follows.
+    since_ns: Option<f64>,
 }
 
 impl Timer {
@@ -39,6 +41,9 @@ impl Timer {
                     let most_ns = self.placed_error_ns.unwrap_or(0.0);
                     self.placed_error_ns = Some(most_ns.max(placed.error_ns));
                     self.settle(lane, &pending, false, |counters| &mut counters.recorded);
+                    if let Some(ns) = length.since_ns {
+                        self.add_between(&pending.open, ns, recorder);
+                    }
                 }
                 Ok((_, None)) => self.settle(lane, &pending, false, |counters| &mut counters.unplaced),
                 Err(NOT_READY) => {
@@ -77,8 +82,29 @@ impl Timer {
             None => 0.0,
             Some(hole) => self.driver.elapsed_ns(event(hole.from), event(hole.to))?.max(0.0),
         };
-        let length = Length { whole_ns: self.driver.elapsed_ns(start, end)?.max(0.0), hole_ns };
+        let since_ns = match pending.open.after {
+            None => None,
+            Some(after) => Some(self.driver.elapsed_ns(event(after), start)?.max(0.0)),
+        };
+        let length = Length { whole_ns: self.driver.elapsed_ns(start, end)?.max(0.0), hole_ns, since_ns };
         Ok((length, self.anchors.place(&self.driver, start)?))
+    }
+
+    fn add_between(&mut self, open: &Open, ns: f64, recorder: &mut Recorder) {
+        if self.between.as_ref().is_some_and(|between| between.place != open.place) {
+            self.tell_between(recorder);
+        }
+        let (place, mark) = (open.place, open.mark);
+        let between = self.between.get_or_insert(Between { place, mark, count: 0, ns: 0.0 });
+        between.count = between.count.saturating_add(1);
+        between.ns += ns;
+    }
+
+    pub(super) fn tell_between(&mut self, recorder: &mut Recorder) {
+        if let Some(Between { place, mark, count, ns }) = self.between.take() {
+            let own_ns = ns.round() as u64;
+            recorder.record(Sample::Between { place, mark, instructions: count, own_ns, transfers: 0 });
+        }
     }
 
     fn settle(

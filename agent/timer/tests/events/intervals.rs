@@ -174,3 +174,57 @@ fn a_thread_without_the_context_is_lent_it() {
     assert!(samples.len() == 1 && is_near(samples[0].2, 2 * MS), "{samples:?}");
     device.set("no_context", 0);
 }
+
+#[test]
+fn what_passes_between_works_is_told_of_each_iteration() {
+    let Some(device) = alone("intervals::what_passes_between_works_is_told_of_each_iteration") else { return };
+    let mut rank = Rank::start(&everything());
+    let (stream, other) = (device.stream(), device.stream());
+    device.hold(stream);
+    for pause in [1, 3] {
+        let mut ended = None;
+        for layer in 0..4 {
+            let what = work(layer, 0);
+            let ticket = match ended.take() {
+                None => rank.timer.begin(stream, what),
+                Some(ended) => rank.timer.begin_after(stream, &ended, what),
+            };
+            device.work(stream, 2 * MS);
+            let number = ticket.as_ref().unwrap().number();
+            rank.timer.end(stream, ticket.unwrap());
+            // Before the last one the device waited.
+            ended = (layer < 2).then(|| Ticket::from_number(number));
+            device.work(stream, pause * MS);
+        }
+        rank.boundary();
+    }
+    // What ended elsewhere, before the boundary, or never began is followed by nothing.
+    let aside = rank.timer.begin(other, work(7, 0)).unwrap();
+    let number = aside.number();
+    rank.timer.end(other, aside);
+    let last = rank.timer.begin_after(stream, &Ticket::from_number(number), work(5, 0)).unwrap();
+    let ended = last.number();
+    rank.timer.end(stream, last);
+    rank.boundary();
+    let last = rank.timer.begin_after(stream, &Ticket::from_number(ended), work(5, 0)).unwrap();
+    rank.timer.end(stream, last);
+    let last = rank.timer.begin_after(stream, &Ticket::from_number(1 << 40), work(6, 0)).unwrap();
+    rank.timer.forget(&last);
+    rest(HEAD_START + 30 * MS);
+    rank.settle();
+    let samples = rank.samples();
+    let told = |sample: &Sample| match *sample {
+        Sample::Between { place, instructions, own_ns, .. } => Some((place.step.0, instructions, own_ns)),
+        _ => None,
+    };
+    let told: Vec<(u64, u32, u64)> = samples.iter().filter_map(told).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    for ((step, instructions, own_ns), pause) in told.into_iter().zip([1, 3]) {
+        assert_eq!((step, instructions), (pause / 2, 2));
+        assert!(is_near(Duration::from_nanos(own_ns), 2 * pause as u32 * MS), "{own_ns} of {pause}");
+    }
+    // Every event is free again: as many as there are can be used.
+    let open: Vec<_> = (0..40).map_while(|layer| rank.timer.begin(stream, work(layer, 1))).collect();
+    assert_eq!(open.len(), 32);
+    assert_eq!(device.get("rerecorded"), 0);
+}

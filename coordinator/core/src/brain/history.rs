@@ -126,9 +126,11 @@ impl History {
                 self.switched(device, place.step, place.epoch, from, layers_moved, bytes_received, pause_ns);
                 Vec::new()
             }
-            Sample::Work { .. } | Sample::Transfer { .. } | Sample::LayerMemory { .. } | Sample::Load { .. } => {
-                Vec::new()
-            }
+            Sample::Work { .. }
+            | Sample::Transfer { .. }
+            | Sample::LayerMemory { .. }
+            | Sample::Load { .. }
+            | Sample::Between { .. } => Vec::new(),
         }
     }
 

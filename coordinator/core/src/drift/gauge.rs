@@ -99,7 +99,10 @@ impl Gauge {
                 self.loads.absorb(place, microbatch, Load::new(tokens, squares, busiest));
             }
             Sample::Iteration { place, .. } => return self.end(device, place),
-            Sample::LayerMemory { .. } | Sample::DeviceMemory { .. } | Sample::Switch { .. } => {}
+            Sample::LayerMemory { .. }
+            | Sample::DeviceMemory { .. }
+            | Sample::Switch { .. }
+            | Sample::Between { .. } => {}
         }
         self.overflow()
     }

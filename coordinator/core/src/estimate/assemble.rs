@@ -66,10 +66,13 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     };
     let slowdown = |(row, card): (&Option<usize>, &DeviceCard)| row.map_or(unseen(&card.kind), |row| fit.rows[row]);
     let slowdowns: Vec<(f64, f64)> = evidence.latest.iter().zip(&job.devices).map(slowdown).collect();
+    let (stage_ns, crossing_ns) = estimator.between.costs_ns();
     let problem = Problem {
         optimizer_ns,
         constraints: estimator.constraints.clone(),
         boundary_ns: estimator.iterations.boundary_ns().unwrap_or(0),
+        stage_ns,
+        crossing_ns,
         ..Problem::new(
             job.microbatches.max(1),
             layers(estimator),

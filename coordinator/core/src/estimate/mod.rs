@@ -7,6 +7,7 @@
 //!   Load       -> loads  -> covariates (a work's time over that at the mean load; all of the above is divided by it)
 //!   Transfer   -> link    (latency and bandwidth per directed pair) ----------------------------------+-> assemble
 //!   Iteration  -> iterations (what a plan takes; what is neither work nor optimizer) -----------------+   -> Estimated
+//!   Between    -> between (what an instruction costs beside its layers, and what crosses) ------------+
 //!   LayerMemory, DeviceMemory -> the last ones ------------------------------------------------------+
 //!   DeviceMemory -> peaks (what a plan needed beyond what was estimated of it) ------------------------+
 //!   calibrations of agents -> rates (kinds that ran nothing in common) ------------------------------+
@@ -28,6 +29,7 @@
 //! as one), and recomputation, which is F again.
 
 mod assemble;
+mod between;
 mod covariates;
 pub mod earlier;
 mod figures;
@@ -127,6 +129,7 @@ pub struct Estimator {
     rates: BTreeMap<String, Rates>,
     earlier: Earlier,
     iterations: iterations::Iterations,
+    between: between::Between,
     constraints: Constraints,
     correction: f64,
 }
@@ -153,6 +156,7 @@ impl Estimator {
             rates: BTreeMap::new(),
             earlier: Earlier::default(),
             iterations: iterations::Iterations::new(devices),
+            between: between::Between::new(devices),
             constraints: Constraints::default(),
             correction: 1.0,
         }
@@ -200,6 +204,7 @@ impl Estimator {
         let links = std::mem::take(&mut self.links);
         self.links = links.into_iter().filter_map(|((a, b), link)| Some(((now(a)?, now(b)?), link))).collect();
         self.iterations = iterations::Iterations::new(devices.len());
+        self.between = self.between.placed(&from);
         self.loads.forget_reports();
         self.job.devices = devices;
     }
@@ -243,6 +248,9 @@ impl Estimator {
             }
             Sample::Load { place, microbatch, tokens, squares, busiest } => {
                 self.loads.absorb(place, microbatch, Load::new(tokens, squares, busiest));
+            }
+            Sample::Between { mark, instructions, own_ns, transfers, .. } => {
+                self.between.absorb(device, mark, instructions, own_ns, transfers);
             }
             Sample::Switch { .. } => {}
         }

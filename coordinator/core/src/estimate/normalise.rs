@@ -44,6 +44,7 @@ pub(super) fn at_mean_load(estimator: &Estimator) -> Option<(Estimator, Covariat
         rates: estimator.rates.clone(),
         earlier: estimator.earlier.clone(),
         iterations: estimator.iterations.clone(),
+        between: estimator.between.clone(),
         constraints: estimator.constraints.clone(),
         correction: estimator.correction,
     };

@@ -193,7 +193,8 @@ impl Bench {
             .filter(|(from, to)| from != to)
             .map(|(from, to)| {
                 let (transfer_ns, latency_ns) = costs.transfer(from, to, bytes);
-                transfer_ns.saturating_add(latency_ns) as f64
+                // On the way to the r-th device there are as many sends, and on the way back as many receives.
+                transfer_ns.saturating_add(latency_ns).saturating_add(costs.crossings_ns(true, false)) as f64
             })
             .fold(f64::INFINITY, f64::min)
     }

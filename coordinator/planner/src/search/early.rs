@@ -258,15 +258,18 @@ fn split(costs: &Costs, rules: &Rules, order: &[u32], lead: &Lead) -> Option<Sha
         }
         let slot = Slot { start: begun as u32, end: end as u32, device };
         recompute[slot.range()].fill(short < lead.eased);
-        let cost = costs.stage(device as usize, slot.range(), &recompute);
+        let mut cost = costs.stage(device as usize, slot.range(), &recompute);
+        let mut link_ns = 0.0;
         begins[place].get_or_insert(start_ns);
-        busy_ns[place] += cost.ns[..3].iter().map(|&ns| ns as f64).sum::<f64>() * costs.microbatches as f64;
-        start_ns += cost.ns[0] as f64;
         let next = order[self::place(count, lead.is_wave, short + 1)];
         if next != device && end < layers {
             let (transfer_ns, latency_ns) = costs.transfer(device as usize, next as usize, costs.output_bytes[end - 1]);
-            start_ns += (transfer_ns + latency_ns) as f64;
+            link_ns = (transfer_ns + latency_ns) as f64;
         }
+        let from_before = stages.last().is_some_and(|before| before.device != device);
+        cost.add_crossings(costs.crossings_ns(from_before, next != device && end < layers));
+        busy_ns[place] += cost.ns[..3].iter().map(|&ns| ns as f64).sum::<f64>() * costs.microbatches as f64;
+        start_ns += cost.ns[0] as f64 + link_ns;
         stages.push(slot);
         begun = end;
     }

@@ -128,6 +128,8 @@ pub(crate) struct Sketch {
     cost_before: Vec<StageCost>,
     /// From a stage to the next and back, on an idle link.
     hop_ns: Vec<(f64, f64)>,
+    /// What crosses adds to F, I and B of a stage.
+    crossings_ns: Vec<f64>,
     recompute: Vec<bool>,
     /// Per device.
     load_ns: Vec<f64>,
@@ -184,27 +186,30 @@ impl Sketch {
         self.base_bytes.extend(costs.reserved_bytes.iter().map(|&bytes| bytes as f64));
         self.hop_ns.clear();
         self.hop_ns.extend((0..shape.stages.len()).map(|stage| hop_ns(costs, shape, stage)));
+        self.crossings_ns.clear();
         let mut down = 0.0;
         for (stage, slot) in shape.stages.iter().enumerate() {
             let device = slot.device as usize;
             let cost = &self.cost[stage];
             let [forward, input, weight, backward] = cost.ns.map(|ns| ns as f64);
-            // Fused, the two cost one instruction less, and no split.
-            self.load_ns[device] += forward + backward.min(input + weight);
             self.start_ns[device] = self.start_ns[device].min(down);
             let neighbours = [stage.checked_sub(1), (stage + 1 < shape.stages.len()).then_some(stage + 1)]
                 .map(|other| other.is_some_and(|other| shape.stages[other].device != slot.device));
+            let crossings = costs.crossings_ns(neighbours[0], neighbours[1]) as f64;
+            self.crossings_ns.push(crossings);
+            // Fused, the two cost one instruction less, and no split.
+            self.load_ns[device] += forward + backward.min(input + weight) + 2.0 * crossings;
             let buffers = costs.buffer_bytes(&slot.range(), neighbours[0], neighbours[1]);
             self.base_bytes[device] += cost.state_bytes as f64 + buffers as f64;
             self.rise_bytes[device] = self.rise_bytes[device].max(cost.rise_bytes as f64 + cost.workspace_bytes as f64);
-            down += forward + self.hop_ns[stage].0;
+            down += forward + crossings + self.hop_ns[stage].0;
         }
         // From the start of a stage's F to the end of its I, were nothing ever waiting.
         let mut away = 0.0;
         for (stage, slot) in shape.stages.iter().enumerate().rev() {
             let (onward, back) = self.hop_ns[stage];
             let cost = &self.cost[stage];
-            away += onward + back + cost.ns[0] as f64 + cost.ns[1] as f64;
+            away += onward + back + cost.ns[0] as f64 + cost.ns[1] as f64 + 2.0 * self.crossings_ns[stage];
             self.held_byte_ns[slot.device as usize] += cost.stash_bytes as f64 * away;
         }
         let mut floor = 0.0_f64;
@@ -277,7 +282,7 @@ impl Sketch {
             up += self.hop_ns[stage].1;
             let first = &mut self.backward_ns[slot.device as usize];
             *first = if first.is_nan() { up } else { *first };
-            up += self.cost[stage].ns[1] as f64;
+            up += self.cost[stage].ns[1] as f64 + self.crossings_ns[stage];
         }
         let last = self.backward_ns.iter().copied().fold(0.0, f64::max);
         self.forwards.resize(costs.devices, Vec::new());
@@ -286,7 +291,7 @@ impl Sketch {
             let mut at = 0.0_f64;
             for (stage, slot) in shape.stages.iter().enumerate() {
                 let device = slot.device as usize;
-                let length = self.cost[stage].ns[0] as f64;
+                let length = self.cost[stage].ns[0] as f64 + self.crossings_ns[stage];
                 let stash = self.cost[stage].stash_bytes as f64;
                 let (start, place) = gap(&self.forwards[device], at, length);
                 if start >= last || self.room_bytes[device] < stash {

@@ -102,6 +102,7 @@ fn draw(dice: &mut Dice) -> Problem {
         receive_buffers: if dice.percent(25) { ReceiveBuffers::All } else { ReceiveBuffers::None },
         boundary_ns: if dice.percent(25) { time(dice, times) } else { 0 },
         stage_ns: if dice.percent(25) { dice.between(1, 10_000) } else { 0 },
+        crossing_ns: if dice.percent(25) { dice.between(1, 10_000) } else { 0 },
         ..Problem::new(
             microbatches as u32,
             (0..layers).map(|at| layer(dice, at, states, outputs)).collect(),

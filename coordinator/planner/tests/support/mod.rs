@@ -97,7 +97,13 @@ pub fn any_problem() -> impl Strategy<Value = Problem> {
         let optimizer = proptest::option::of(proptest::collection::vec(0..50_u64, layers));
         let wire = || (prop_oneof![Just(0), 0..20_u64], prop_oneof![Just(1e12), 2e8..5e9_f64]);
         let pairs = proptest::collection::vec((0..devices, 0..devices, wire()), 0..3);
-        let rest = (1..6_u32, any::<bool>(), 0..20_u64, prop_oneof![Just(0), 0..5_u64], wire());
+        let rest = (
+            1..6_u32,
+            any::<bool>(),
+            0..20_u64,
+            (prop_oneof![Just(0), 0..5_u64], prop_oneof![Just(0), 0..5_u64]),
+            wire(),
+        );
         (costs, sizes, cards, optimizer, pairs, rest, any_constraints(layers, devices)).prop_map(assemble)
     })
 }
@@ -112,11 +118,11 @@ fn assemble(
         Vec<(usize, u64, u64, f64)>,
         Option<Vec<u64>>,
         Vec<(usize, usize, Wire)>,
-        (u32, bool, u64, u64, Wire),
+        (u32, bool, u64, (u64, u64), Wire),
         Constraints,
     ),
 ) -> Problem {
-    let (microbatches, buffers, boundary_ns, stage_ns, (latency_ns, bytes_per_second)) = rest;
+    let (microbatches, buffers, boundary_ns, (stage_ns, crossing_ns), (latency_ns, bytes_per_second)) = rest;
     let mut seen = std::collections::BTreeSet::new();
     Problem {
         format: problem::FORMAT.to_owned(),
@@ -155,6 +161,7 @@ fn assemble(
         receive_buffers: if buffers { ReceiveBuffers::All } else { ReceiveBuffers::None },
         boundary_ns,
         stage_ns,
+        crossing_ns,
         constraints,
     }
 }
@@ -180,7 +187,11 @@ fn duration(problem: &Problem, plan: &Plan, instruction: Instruction) -> u64 {
             }
         })
         .sum();
-    rounded(sum as f64 * problem.devices[device].slowdown) + problem.stage_ns
+    let neighbours = [instruction.stage.index().checked_sub(1), Some(instruction.stage.index() + 1)];
+    let elsewhere =
+        neighbours.into_iter().flatten().filter_map(|of| plan.stages.get(of)).filter(|of| of.device != stage.device);
+    let crossings = if instruction.action == Action::WeightGradient { 0 } else { elsewhere.count() as u64 };
+    rounded(sum as f64 * problem.devices[device].slowdown) + problem.stage_ns + crossings * problem.crossing_ns
 }
 
 /// The iteration time by relaxation: every start is pushed back until nothing moves any more.

@@ -69,6 +69,8 @@ class Timer:
         """Names works that share intervals: layer, phase and weight of each. None where there is no room for more."""
     def begin(self, on: int, shares: int, microbatch: int) -> int:
         """Begins to time works in a stream; 0 if they are not timed now."""
+    def begin_after(self, on: int, ended: int, shares: int, microbatch: int) -> int:
+        """The same where nothing was sent or received since works ended, whose number is `ended`."""
     def end(self, on: int, number: int) -> None:
         """Ends them."""
     def pass_on(self, on: int, number: int, shares: int, microbatch: int) -> int:
@@ -132,6 +134,8 @@ class Session:
         """Whether this is the first iteration since the start or the last change."""
     def works(self, works: list[tuple[int, int, int, int, int]]) -> None:
         """Records works of layers: layer, phase, microbatch, start and duration."""
+    def between(self, instructions: int, own_ns: int, transfers: int) -> None:
+        """Records what passed between so many instructions of the iteration that ends, waiting excluded."""
     def probed(self, sender: int, bytes: int, start_ns: int, duration_ns: int) -> None:
         """Records how long bytes took from a device."""
     def layer_memory(self, layer: int, activation_bytes: int, weight_gradient_bytes: int) -> None:

@@ -2,6 +2,9 @@
 
     begin -> span -> end          a work, or several that share an interval by weights
              span -> passed       ends it where the next one begins
+             span -> end -> left -> begin_after    what passes between two works is measured, too
+                            left -> carried        something was sent or received meanwhile
+                            left -> waited         that long is none of it
              span -> interrupted  ends it, and it was none of the time of the one that it interrupted
              span -> dropped      nothing is recorded of it
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from time import perf_counter_ns
-from typing import Any, Mapping, Protocol
+from typing import Any, Callable, Mapping, Protocol
 
 from adaptis import _native, card
 from adaptis.governor import BUDGET
@@ -47,7 +50,17 @@ class Clock(Protocol):
     def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
         """Begins what interrupts another work."""
 
-    def end(self, span: Any) -> None: ...
+    def end(self, span: Any) -> Any:
+        """Ends it. What `begin_after` takes."""
+
+    def carried(self, left: Any, transfers: int) -> Any:
+        """So much was sent or received after works have ended, or got ready for. What `begin_after` takes then."""
+
+    def waited(self, left: Any, wait: Callable[[], object]) -> Any:
+        """Waits for a transfer after works have ended. What `begin_after` takes then."""
+
+    def begin_after(self, left: Any, parts: Parts, microbatch: int) -> Any:
+        """Begins the first works of an instruction that follows another one."""
 
     def passed(self, span: Any, parts: Parts, microbatch: int) -> Any: ...
 
@@ -87,6 +100,8 @@ class HostClock:
 
     def __init__(self) -> None:
         self.works: list[Work] = []
+        # Instructions, what passed before them, and transfers meanwhile: of those without any, and of the others.
+        self._between = [[0, 0, 0], [0, 0, 0]]
         self._places: Mapping[int, int] = {}
         self._microbatches = 0
 
@@ -101,9 +116,33 @@ class HostClock:
     def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
         return [parts, microbatch, perf_counter_ns(), 0]
 
-    def end(self, span: Any) -> None:
+    # What is left is when it ended, put off by what was waited for since; whether it carried something, and how much.
+
+    def end(self, span: Any) -> Any:
+        now = perf_counter_ns()
         if span is not None:
-            self._took(span, perf_counter_ns())
+            self._took(span, now)
+        return [now, False, 0]
+
+    def carried(self, left: Any, transfers: int) -> Any:
+        left[1] = True
+        left[2] += transfers
+        return left
+
+    def waited(self, left: Any, wait: Callable[[], object]) -> Any:
+        begun = perf_counter_ns()
+        wait()
+        left[0] += perf_counter_ns() - begun
+        return left
+
+    def begin_after(self, left: Any, parts: Parts, microbatch: int) -> Any:
+        now = perf_counter_ns()
+        ended, has_carried, transfers = left
+        of = self._between[has_carried]
+        of[0] += 1
+        of[1] += max(0, now - ended)
+        of[2] += transfers
+        return [parts, microbatch, now, 0]
 
     def passed(self, span: Any, parts: Parts, microbatch: int) -> Any:
         now = perf_counter_ns()
@@ -149,6 +188,9 @@ class HostClock:
                 if at in places and microbatch < count
             ]
         )
+        for has_carried, (instructions, took, transfers) in enumerate(self._between):
+            if instructions and (transfers or not has_carried):
+                native.between(instructions, took, transfers)
 
     def iterated(self, native: _native.Session, start_ns: int, duration_ns: int, loss: float = math.nan) -> None:
         native.iteration(start_ns, duration_ns, loss)
@@ -156,10 +198,11 @@ class HostClock:
     def knows(self, step: int, loss: float) -> None: ...
 
     def turn(self) -> None:
-        self.works = []
+        self.rest()
 
     def rest(self) -> None:
         self.works = []
+        self._between = [[0, 0, 0], [0, 0, 0]]
 
     @property
     def counters(self) -> dict[str, int]:
@@ -200,9 +243,26 @@ class EventClock:
             return None
         return self.timer.begin_within(self._stream(), outer, shares, microbatch) or None
 
-    def end(self, span: Any) -> None:
+    # What is left is the number of what ended.
+
+    def end(self, span: Any) -> Any:
         if span is not None and self.timer is not None:
             self.timer.end(self._stream(), span)
+        return span
+
+    def carried(self, left: Any, transfers: int) -> Any:
+        # It is the device that waits, and nobody knows for how long.
+        return None
+
+    def waited(self, left: Any, wait: Callable[[], object]) -> Any:
+        wait()
+        return None
+
+    def begin_after(self, left: Any, parts: Parts, microbatch: int) -> Any:
+        shares = self._shared(parts, microbatch)
+        if shares is None or self.timer is None:
+            return None
+        return self.timer.begin_after(self._stream(), left, shares, microbatch) or None
 
     def passed(self, span: Any, parts: Parts, microbatch: int) -> Any:
         shares = self._shared(parts, microbatch)

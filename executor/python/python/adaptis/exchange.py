@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adaptis.channels import Channels, Tagged
 from adaptis.forms import HEADER, Form, Forms, decoded, encoded, matches, text
+from adaptis.tape import Tape
 from adaptis.worker import Bundle
 
 SENT_MAX = 32
@@ -34,9 +35,10 @@ Place = tuple[bool, int, int]
 class Exchange:
     """Carries what the interpreter sends and takes."""
 
-    def __init__(self, channels: Channels, device: torch.device) -> None:
+    def __init__(self, channels: Channels, device: torch.device, tape: Tape) -> None:
         self.channels = channels
         self.device = device
+        self.tape = tape
         self._over_hosts = Tagged(channels.control)
         # The layer whose output enters each stage, and the one whose output leaves it.
         self.entering: dict[int, int] = {}
@@ -70,6 +72,7 @@ class Exchange:
 
     def post(self, device: int, is_gradient: bool, stage: int, microbatch: int) -> None:
         """A bundle will be taken later."""
+        self.tape.carry(0)
         place = (is_gradient, stage, microbatch)
         forms = self._forms(is_gradient, stage)
         if forms is None:
@@ -80,11 +83,12 @@ class Exchange:
 
     def take(self, device: int, is_gradient: bool, stage: int, microbatch: int) -> Bundle:
         """Waits for a posted bundle."""
+        self.tape.carry(1)
         place = (is_gradient, stage, microbatch)
         forms, receiving = self._posted.pop(place)
         if forms is None:
             ((work, header),) = receiving
-            work.wait()
+            self.tape.wait(work.wait)
             forms = decoded(header.tolist())
             receiving = self._receive_all(self._over_hosts, device, forms, place)
         bundle: list[Any] = []
@@ -94,13 +98,14 @@ class Exchange:
                 bundle.append(None)
                 continue
             work, tensor = next(arriving)
-            work.wait()
+            self.tape.wait(work.wait)
             tensor = tensor.to(self.device)
             bundle.append(tensor if is_gradient else tensor.requires_grad_(form.requires_grad))
         return tuple(bundle)
 
     def send(self, device: int, is_gradient: bool, stage: int, microbatch: int, bundle: Bundle) -> None:
         """Sends a bundle. Does not wait for its arrival."""
+        self.tape.carry(1)
         place = (is_gradient, stage, microbatch)
         known = self._forms(is_gradient, stage)
         if is_gradient:

@@ -86,7 +86,7 @@ class Schedule:
         self._tied = state.tied(self.layers)
         self.replicas = Replicas(self.layers)
         self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed, self.replicas.rank)
-        self._exchange = Exchange(self.channels, self.device)
+        self._exchange = Exchange(self.channels, self.device, self._worker.tape)
         self._mover = state.Mover(self.channels, self.device)
         # What passes between the layers, by kind of iteration.
         self._forms: dict[int, dict[int, Forms]] = {}

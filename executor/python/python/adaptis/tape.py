@@ -28,6 +28,8 @@ class Tape:
         self.activation_bytes: dict[int, int] = {}
         self.weight_gradient_bytes: dict[int, int] = {}
         self._span: Any = None
+        # Where the instruction before ended, if it was timed, and nothing is under way.
+        self._left: Any = None
         # The work under way while another one interrupts it.
         self._outer: Any = None
         # The optimizer's step under way, and what it is of.
@@ -36,18 +38,41 @@ class Tape:
 
     def begin(self, layer: int, phase: int, microbatch: int) -> None:
         """The work of a layer begins, and what was under way ends."""
-        if self.is_running:
-            self._span = self.clock.passed(self._span, ((layer, phase, 1),), microbatch)
+        if not self.is_running:
+            return
+        left, self._left = self._left, None
+        parts = ((layer, phase, 1),)
+        if left is None:
+            self._span = self.clock.passed(self._span, parts, microbatch)
+        else:
+            self._span = self.clock.begin_after(left, parts, microbatch)
 
     def end(self) -> None:
         """The work under way ends, and with it an instruction."""
+        self._left = None
         if self._span is not None:
-            self.clock.end(self._span)
+            self._left = self.clock.end(self._span)
             self._span = None
         if self._parts:
             # What the optimizer's closure computes is the layers' own.
             self.clock.dropped(self._step)
             self._step = self.clock.begin(self._parts, 0)
+
+    def begin_iteration(self) -> None:
+        """What passes before the first instruction is none of it."""
+        self._left = None
+
+    def carry(self, transfers: int) -> None:
+        """So much is sent or received between two instructions, or got ready for."""
+        if self._left is not None:
+            self._left = self.clock.carried(self._left, transfers)
+
+    def wait(self, wait: Callable[[], object]) -> None:
+        """Waits for a transfer between two instructions."""
+        if self._left is None:
+            wait()
+        else:
+            self._left = self.clock.waited(self._left, wait)
 
     def interrupt(self, layer: int, phase: int, microbatch: int) -> None:
         """The work of a layer begins, in the middle of what is under way if something is."""
@@ -78,7 +103,7 @@ class Tape:
         """Nothing is recorded of the iteration under way."""
         for span in (self._span, self._outer, self._step):
             self.clock.dropped(span)
-        self._span = self._outer = self._step = None
+        self._span = self._left = self._outer = self._step = None
         self._parts = ()
         self.clock.rest()
 

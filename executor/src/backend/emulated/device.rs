@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::tape::Tape;
 use crate::transport::Tensor;
 use adaptis_executor_core::{Backend, Ballot};
-use adaptis_plan::{Action, Cost, FormatError, Instruction, Plan, Problem, Stage};
+use adaptis_plan::{Action, Cost, FormatError, Instruction, Plan, Problem, Stage, crossings};
 use adaptis_proto::message::Failure;
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Digest, LayerIndex, Microbatch, StageIndex, Step};
@@ -328,8 +328,13 @@ impl<C: Clock> Device<C> {
             kept.reverse();
             self.live.insert((stage, microbatch), kept);
         }
-        let ready_ns = self.bench.pace.end(self.truth.stage_ns);
+        let ready_ns = self.bench.pace.end(self.crossing_ns(stage));
         Ok((range.start > 0).then_some(Tensor { values: gradient, ready_ns }))
+    }
+
+    /// What an F, I or B takes besides its layers.
+    fn crossing_ns(&self, stage: StageIndex) -> u64 {
+        self.truth.stage_ns + self.truth.crossing_ns * crossings(&self.stages, stage.index())
     }
 
     /// W of one layer.
@@ -367,7 +372,7 @@ impl<C: Clock> Backend for Device<C> {
             }
         }
         self.live.insert((stage, microbatch), held);
-        let ready_ns = self.bench.pace.end(self.truth.stage_ns);
+        let ready_ns = self.bench.pace.end(self.crossing_ns(stage));
         Ok((range.end < self.types.len()).then_some(Tensor { values, ready_ns }))
     }
 

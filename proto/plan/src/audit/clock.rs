@@ -12,7 +12,7 @@
 //! An instruction's other needs come before it in its own program. Times are summed layer by layer.
 
 use crate::instruction::{Action, Instruction};
-use crate::plan::Plan;
+use crate::plan::{Plan, crossings};
 use crate::problem::{Link, Problem};
 use std::collections::BTreeMap;
 
@@ -139,7 +139,11 @@ fn length_ns(problem: &Problem, plan: &Plan, instruction: Instruction) -> u64 {
             own.iter().map(|cost| cost.input_gradient_ns + cost.weight_gradient_ns).sum::<u64>() + again_ns()
         }
     };
-    slowed(sum_ns, problem.devices[device].slowdown) + problem.stage_ns
+    let crossings_ns = match instruction.action {
+        Action::WeightGradient => 0,
+        _ => problem.crossing_ns * crossings(&plan.stages, instruction.stage.index()),
+    };
+    slowed(sum_ns, problem.devices[device].slowdown) + problem.stage_ns + crossings_ns
 }
 
 /// To the nearest nanosecond, half up. A device at its own speed loses no digit to a float.

@@ -59,7 +59,8 @@ impl Problem {
             }
         }
         within("boundary_ns", self.boundary_ns)?;
-        within("stage_ns", self.stage_ns)
+        within("stage_ns", self.stage_ns)?;
+        within("crossing_ns", self.crossing_ns)
     }
 
     fn check_layers(&self) -> Checked {
@@ -237,10 +238,11 @@ impl Problem {
         let output_bytes: f64 = self.layers.iter().map(|layer| layer.output_bytes as f64).sum();
         let transfers_ns =
             2.0 * microbatches * (output_bytes * 1e9 / slowest_link + latency_ns * self.layers.len() as f64);
-        let fixed_ns = instructions * self.stage_ns as f64 + self.boundary_ns as f64 + optimizer_ns;
+        let each_ns = self.stage_ns as f64 + 2.0 * self.crossing_ns as f64;
+        let fixed_ns = instructions * each_ns + self.boundary_ns as f64 + optimizer_ns;
         total("costs", "the work of an iteration", work_ns, "ns")?;
         total("links", "the transfers of an iteration", transfers_ns, "ns")?;
-        total("stage_ns, boundary_ns and optimizer_ns", "the fixed costs of an iteration", fixed_ns, "ns")
+        total("stage_ns, crossing_ns, boundary_ns and optimizer_ns", "the fixed costs of an iteration", fixed_ns, "ns")
     }
 
     fn check_byte_sums(&self) -> Checked {

@@ -147,7 +147,12 @@ fn sums_that_would_overflow() {
             (
                 "/stage_ns",
                 json!(limit / 2),
-                "stage_ns, boundary_ns and optimizer_ns: the fixed costs of an iteration may come to 6.9e18 ns, more than 1152921504606846976",
+                "stage_ns, crossing_ns, boundary_ns and optimizer_ns: the fixed costs of an iteration may come to 6.9e18 ns, more than 1152921504606846976",
+            ),
+            (
+                "/crossing_ns",
+                json!(limit / 4),
+                "stage_ns, crossing_ns, boundary_ns and optimizer_ns: the fixed costs of an iteration may come to 6.9e18 ns, more than 1152921504606846976",
             ),
             (
                 "/costs/h100-80g/0/activation_bytes",
