@@ -109,9 +109,9 @@ fn of_run(dir: &Path, options: &Options) -> Result<Diagnosis, ReplayError> {
     })
     .map_err(failed)?;
     let watched = watch.finish();
-    let boundary_ns = watched.estimated.as_ref().map_or(0, |estimated| estimated.problem.boundary_ns);
+    let fixed = watched.estimated.as_ref().map(|estimated| run::Fixed::of(&estimated.problem)).unwrap_or_default();
     let last = plans.get(&head.epoch).cloned().ok_or_else(|| ReplayError::NotBegun { path: dir.to_owned() })?;
-    let mut works = run::Works::new(plans, &watched.slowdowns, generation.cards.len(), boundary_ns);
+    let mut works = run::Works::new(plans, &watched.slowdowns, generation.cards.len(), fixed);
     each_sample(dir, |device, ring, sample| {
         if let Some(device) = index(device, ring) {
             works.absorb(device, sample);

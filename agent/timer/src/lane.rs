@@ -151,8 +151,10 @@ impl Lane {
         let mut latest = self.pending.iter().rev().take(FOLLOWED_MAX);
         let is_it = |of: &&Pending| of.open.serial == ended;
         let ended = latest.find(is_it).filter(|of| (of.open.boundary, of.open.stream) == (open.boundary, open.stream));
-        if let Some(ended) = ended {
-            self.slots[ended.end as usize].uses += 1;
+        if let Some(ended) = ended
+            && let Some(uses) = self.slots[ended.end as usize].uses.checked_add(1)
+        {
+            self.slots[ended.end as usize].uses = uses;
             open.after = Some(ended.end);
         }
     }

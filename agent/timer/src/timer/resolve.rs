@@ -37,11 +37,12 @@ impl Timer {
             let is_asked = age > 0 && unready_stream != Some(pending.open.stream) && loss.is_some();
             match if is_asked { self.ask(lane, &pending) } else { Err(NOT_READY) } {
                 Ok((length, Some(placed))) => {
-                    tell(&pending, length, &placed, loss.unwrap_or(UNKNOWN_LOSS), &self.book, recorder);
+                    let is_hasty = tell(&pending, length, &placed, loss.unwrap_or(UNKNOWN_LOSS), &self.book, recorder);
                     let most_ns = self.placed_error_ns.unwrap_or(0.0);
                     self.placed_error_ns = Some(most_ns.max(placed.error_ns));
                     self.settle(lane, &pending, false, |counters| &mut counters.recorded);
-                    if let Some(ns) = length.since_ns {
+                    // Where the device waited for the host, it did so before the work as well.
+                    if let (Some(ns), false) = (length.since_ns, is_hasty) {
                         self.add_between(&pending.open, ns, recorder);
                     }
                 }
@@ -150,7 +151,8 @@ impl Timer {
     }
 }
 
-fn tell(pending: &Pending, length: Length, placed: &Placed, loss: f32, book: &Book, recorder: &mut Recorder) {
+/// Records a work. Whether its time is the host's.
+fn tell(pending: &Pending, length: Length, placed: &Placed, loss: f32, book: &Book, recorder: &mut Recorder) -> bool {
     let Pending { open: Open { what, place, mark, .. }, end_call_ns, .. } = *pending;
     let start_ns = placed.host_ns.max(0.0).round() as u64;
     let duration_ns = (length.whole_ns - length.hole_ns).max(0.0).round() as u64;
@@ -174,4 +176,5 @@ fn tell(pending: &Pending, length: Length, placed: &Placed, loss: f32, book: &Bo
             recorder.record(Sample::Iteration { place, start_ns, duration_ns, loss_bits: loss.to_bits() });
         }
     }
+    is_hasty
 }

@@ -51,7 +51,7 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     let fit = fit::fit(names.kinds.len(), names.signatures.len(), &names.signature_of, &evidence.rows, &evidence.seen);
     let costs = Costs { estimator, names: &names, evidence: &evidence, fit: &fit };
     let figures = costs.figures();
-    let (links, link_figures, default_link_ln_sd) = hardware::links(estimator);
+    let (mut links, link_figures, default_link_ln_sd) = hardware::links(estimator);
     let mut kinds = BTreeMap::new();
     let mut optimizer_ns = BTreeMap::new();
     for card in &job.devices {
@@ -67,6 +67,11 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     let slowdown = |(row, card): (&Option<usize>, &DeviceCard)| row.map_or(unseen(&card.kind), |row| fit.rows[row]);
     let slowdowns: Vec<(f64, f64)> = evidence.latest.iter().zip(&job.devices).map(slowdown).collect();
     let (stage_ns, crossing_ns) = estimator.between.costs_ns();
+    // An empty tensor's way has one call to send it and one to receive it, which devices pay for.
+    links.default.latency_ns = links.default.latency_ns.saturating_sub(crossing_ns.saturating_mul(2));
+    for pair in &mut links.pairs {
+        pair.latency_ns = pair.latency_ns.saturating_sub(crossing_ns.saturating_mul(2));
+    }
     let problem = Problem {
         optimizer_ns,
         constraints: estimator.constraints.clone(),

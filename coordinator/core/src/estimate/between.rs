@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 
 /// Iterations of a device that count.
 const KEPT: usize = 16;
+/// Iterations that a change had begun before when it was confirmed, at least.
+const KEPT_AT_CHANGE: usize = 2;
 /// Longest time that is written, as `assemble` has it.
 const LONGEST_NS: f64 = 1e15;
 
@@ -32,6 +34,14 @@ impl Between {
     /// Of another membership, whose devices had these numbers before, if any.
     pub fn placed(&self, from: &[Option<usize>]) -> Self {
         Self(from.iter().map(|from| from.and_then(|from| self.0.get(from).cloned()).unwrap_or_default()).collect())
+    }
+
+    /// A device became another: of what it told, only the newest counts.
+    pub fn change(&mut self, device: DeviceIndex) {
+        if let Some(OnDevice { alone_ns, carrying }) = self.0.get_mut(device.index()) {
+            alone_ns.drain(..alone_ns.len().saturating_sub(KEPT_AT_CHANGE));
+            carrying.drain(..carrying.len().saturating_sub(KEPT_AT_CHANGE));
+        }
     }
 
     /// A device told of an iteration, or of a part of it: times of a GPU come when they are there.
@@ -94,6 +104,19 @@ mod tests {
         }
         between.absorb(DeviceIndex(9), Mark::Warm, 1, 1, 1);
         assert_eq!(between.costs_ns(), (30_000, 150_000));
+    }
+
+    #[test]
+    fn after_a_change_only_the_newest_count() {
+        let mut between = Between::new(1);
+        for ns in [100, 100, 100, 100, 100, 300, 300] {
+            between.absorb(DeviceIndex(0), Mark::Warm, 1, ns, 0);
+            between.absorb(DeviceIndex(0), Mark::Warm, 1, 3 * ns, 2);
+        }
+        assert_eq!(between.costs_ns(), (100, 100));
+        between.change(DeviceIndex(0));
+        between.change(DeviceIndex(7));
+        assert_eq!(between.costs_ns(), (300, 300));
     }
 
     #[test]

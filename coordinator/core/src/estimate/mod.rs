@@ -262,6 +262,7 @@ impl Estimator {
         self.iterations.change(from);
         match who {
             Who::Device(device) => {
+                self.between.change(device);
                 if let Some(history) = self.histories.get_mut(device.index()) {
                     history.change(from);
                 }

@@ -8,7 +8,7 @@
              span -> interrupted  ends it, and it was none of the time of the one that it interrupted
              span -> dropped      nothing is recorded of it
 
-1. A span is None where nothing is timed: every call takes it.
+1. A span is None where nothing is timed: every call takes it. What is left of None is not given back to the clock.
 2. No call waits for a device.
 """
 

@@ -72,7 +72,7 @@ class Exchange:
 
     def post(self, device: int, is_gradient: bool, stage: int, microbatch: int) -> None:
         """A bundle will be taken later."""
-        self.tape.carry(0)
+        self._carry(0)
         place = (is_gradient, stage, microbatch)
         forms = self._forms(is_gradient, stage)
         if forms is None:
@@ -83,7 +83,7 @@ class Exchange:
 
     def take(self, device: int, is_gradient: bool, stage: int, microbatch: int) -> Bundle:
         """Waits for a posted bundle."""
-        self.tape.carry(1)
+        self._carry(1)
         place = (is_gradient, stage, microbatch)
         forms, receiving = self._posted.pop(place)
         if forms is None:
@@ -105,7 +105,7 @@ class Exchange:
 
     def send(self, device: int, is_gradient: bool, stage: int, microbatch: int, bundle: Bundle) -> None:
         """Sends a bundle. Does not wait for its arrival."""
-        self.tape.carry(1)
+        self._carry(1)
         place = (is_gradient, stage, microbatch)
         known = self._forms(is_gradient, stage)
         if is_gradient:
@@ -135,6 +135,13 @@ class Exchange:
             else:
                 self._let_go()
                 self._sent.append((self.channels.send(part, device, _tag(place, 1 + at)), part))
+
+    def _carry(self, transfers: int) -> None:
+        if self.known is None:
+            # What announces its shape takes longer than it will.
+            self.tape.pass_over()
+        else:
+            self.tape.carry(transfers)
 
     def _forms(self, is_gradient: bool, stage: int) -> Forms | None:
         if self.known is None:

@@ -58,8 +58,8 @@ class Tape:
             self.clock.dropped(self._step)
             self._step = self.clock.begin(self._parts, 0)
 
-    def begin_iteration(self) -> None:
-        """What passes before the first instruction is none of it."""
+    def pass_over(self) -> None:
+        """What passes before the next instruction is not measured."""
         self._left = None
 
     def carry(self, transfers: int) -> None:

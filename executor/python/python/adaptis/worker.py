@@ -143,7 +143,7 @@ class Worker:
         self.forms = {}
         self._kept.clear()
         self.ledger.take()
-        self.tape.begin_iteration()
+        self.tape.pass_over()
         self._generator.keep()
 
     def end(self) -> None:

@@ -17,7 +17,7 @@ mod watch;
 mod works;
 
 pub use watch::Watch;
-pub use works::Works;
+pub use works::{Fixed, Works};
 
 use super::findings::median_differences;
 use super::{BetterPlan, Diagnosis, Doubt, FORMAT, Finding, Kind, Options, Phase, Place, Refusal, doubt, interval};

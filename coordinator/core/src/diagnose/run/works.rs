@@ -4,7 +4,7 @@ use super::Slowdown;
 use crate::diagnose::graph::{Draft, Graph};
 use crate::drift::Who;
 use crate::estimate::robust::median;
-use adaptis_plan::{Action, Instruction, Plan};
+use adaptis_plan::{Action, Instruction, Plan, Problem, crossings};
 use adaptis_proto::sample::{Mark, Phase, Sample};
 use adaptis_proto::{DeviceIndex, Epoch, Microbatch, Step};
 use std::collections::BTreeMap;
@@ -17,10 +17,20 @@ const PHASES: usize = 4;
 /// What a node of an iteration's graph stands for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::diagnose) enum Run {
-    /// Work of a device on a stage, and what it would take if all microbatches were alike.
-    Work { device: usize, stage: usize, even_ns: u64 },
+    /// Work of a device on a stage, what it would take if all microbatches were alike, and what it takes besides, whatever the
+    /// device's speed.
+    Work { device: usize, stage: usize, even_ns: u64, fixed_ns: u64 },
     /// A tensor on its way, and what it would take if all were alike.
     Transfer { from: usize, to: usize, even_ns: u64 },
+}
+
+impl Run {
+    fn fixed_ns(self) -> u64 {
+        match self {
+            Run::Work { fixed_ns, .. } => fixed_ns,
+            Run::Transfer { .. } => 0,
+        }
+    }
 }
 
 /// What is known of an iteration so far.
@@ -38,13 +48,39 @@ struct Recorded {
     ended: Vec<DeviceIndex>,
 }
 
+/// What an iteration spends on no layer's work, as a problem has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// Once.
+    pub boundary_ns: u64,
+    /// In each instruction.
+    pub stage_ns: u64,
+    /// In each that sends or receives, for each neighbour on another device.
+    pub crossing_ns: u64,
+}
+
+impl Fixed {
+    /// Of a problem.
+    pub fn of(problem: &Problem) -> Self {
+        Self { boundary_ns: problem.boundary_ns, stage_ns: problem.stage_ns, crossing_ns: problem.crossing_ns }
+    }
+
+    fn of_instruction(self, plan: &Plan, instruction: Instruction) -> u64 {
+        let crossings = match instruction.action {
+            Action::WeightGradient => 0,
+            _ => crossings(&plan.stages, instruction.stage.index()),
+        };
+        self.stage_ns.saturating_add(self.crossing_ns.saturating_mul(crossings))
+    }
+}
+
 /// Takes samples in the order in which they were stored.
 #[derive(Clone, Debug)]
 pub struct Works {
     plans: BTreeMap<Epoch, Plan>,
     slowdowns: Vec<Slowdown>,
     devices: usize,
-    boundary_ns: u64,
+    fixed: Fixed,
     open: BTreeMap<Step, Recorded>,
     done: Option<Step>,
     /// By plan, layer and phase: what works took in the iterations before.
@@ -87,13 +123,13 @@ impl Replayed {
 }
 
 impl Works {
-    /// Replays on these plans. `boundary_ns` is what an iteration spends on neither work nor optimizer.
-    pub fn new(plans: BTreeMap<Epoch, Plan>, slowdowns: &[Slowdown], devices: usize, boundary_ns: u64) -> Self {
+    /// Replays on these plans.
+    pub fn new(plans: BTreeMap<Epoch, Plan>, slowdowns: &[Slowdown], devices: usize, fixed: Fixed) -> Self {
         let each = vec![Vec::new(); slowdowns.len()];
         let replayed = Replayed { without_ns: each.clone(), alone_ns: each, ..Replayed::default() };
         let (slowdowns, open, done) = (slowdowns.to_vec(), BTreeMap::new(), None);
         let (before, optimizer_ns, works, hasty) = (BTreeMap::new(), BTreeMap::new(), 0, 0);
-        Self { plans, slowdowns, devices, boundary_ns, open, done, before, optimizer_ns, works, hasty, replayed }
+        Self { plans, slowdowns, devices, fixed, open, done, before, optimizer_ns, works, hasty, replayed }
     }
 
     /// Takes a sample of a device.
@@ -164,8 +200,8 @@ impl Works {
         }
         stand_in(&mut self.before, &mut recorded);
         let optimizer_ns = recorded.optimizer_ns.iter().copied().max().unwrap_or(0);
-        let Some(graph) = graph(plan, &mut recorded) else { return };
-        let tail_ns = optimizer_ns.saturating_add(self.boundary_ns);
+        let Some(graph) = graph(plan, &mut recorded, self.fixed) else { return };
+        let tail_ns = optimizer_ns.saturating_add(self.fixed.boundary_ns);
         let mut ends = Vec::new();
         let usual = usual(&recorded.works);
         let slower = |slowdown: &Slowdown, node: Run| -> f64 {
@@ -185,14 +221,17 @@ impl Works {
         let replayed = &mut self.replayed;
         replayed.simulated_ns.push(graph.end_ns(&mut ends, |_, ns| ns).saturating_add(tail_ns));
         for (slowdown, without_ns) in self.slowdowns.iter().zip(&mut replayed.without_ns) {
-            let end_ns = graph.end_ns(&mut ends, |node, ns| scaled(ns, slower(slowdown, node)));
+            let own = |node: Run, ns: u64| {
+                scaled(ns.saturating_sub(node.fixed_ns()), slower(slowdown, node)) + node.fixed_ns()
+            };
+            let end_ns = graph.end_ns(&mut ends, own);
             without_ns.push(end_ns.saturating_add(tail_ns));
         }
         let even = |node: Run, but: Option<usize>| {
             let (Run::Work { even_ns, .. } | Run::Transfer { even_ns, .. }) = node;
             let others = self.slowdowns.iter().enumerate().filter(|(at, _)| Some(*at) != but);
             let all: f64 = others.map(|(_, slowdown)| slower(slowdown, node)).product();
-            scaled(even_ns, all)
+            scaled(even_ns, all) + node.fixed_ns()
         };
         replayed.even_ns.push(graph.end_ns(&mut ends, |node, _| even(node, None)).saturating_add(tail_ns));
         for (at, alone_ns) in replayed.alone_ns.iter_mut().enumerate() {
@@ -227,9 +266,9 @@ fn stand_in(before: &mut BTreeMap<(Epoch, usize, usize), u64>, recorded: &mut Re
 }
 
 /// An iteration's works and transfers as the plan orders them; none where F of a layer was never sampled.
-fn graph(plan: &Plan, recorded: &mut Recorded) -> Option<Graph<Run>> {
+fn graph(plan: &Plan, recorded: &mut Recorded, fixed: Fixed) -> Option<Graph<Run>> {
     let mut draft = Draft::default();
-    let placed = Placed::of(plan, recorded, &mut draft)?;
+    let placed = Placed::of(plan, recorded, fixed, &mut draft)?;
     let arrivals = transfers(&placed, recorded, &mut draft);
     for (node, Instruction { stage, action, microbatch }) in &placed.nodes {
         let needed = match action {
@@ -258,14 +297,15 @@ struct Placed {
 }
 
 impl Placed {
-    fn of(plan: &Plan, recorded: &Recorded, draft: &mut Draft<Run>) -> Option<Placed> {
+    fn of(plan: &Plan, recorded: &Recorded, fixed: Fixed, draft: &mut Draft<Run>) -> Option<Placed> {
         let usual = usual(&recorded.works);
         let mut placed = Placed::default();
         for (device, program) in plan.programs.iter().enumerate() {
             let mut before = None;
             for instruction in program {
                 let (ns, even_ns) = instruction_ns(plan, recorded, &usual, *instruction)?;
-                let node = draft.add(Run::Work { device, stage: instruction.stage.index(), even_ns }, ns);
+                let (stage, fixed_ns) = (instruction.stage.index(), fixed.of_instruction(plan, *instruction));
+                let node = draft.add(Run::Work { device, stage, even_ns, fixed_ns }, ns.saturating_add(fixed_ns));
                 if let Some(before) = before.replace(node) {
                     draft.wait(node, before);
                 }
