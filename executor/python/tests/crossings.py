@@ -21,31 +21,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 from torch.nn import functional
 
 import adaptis
 from adaptis import Plan
+from pipelined import WIDTH, Block
 from plans import random_plan
 
-WIDTH = 64
 LAYERS = 12
 MICROBATCHES = 8
 PLANS = 6
 STEPS = 12
 WARM = 3
-
-
-class Block(nn.Module):
-    """Two products and a residual."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(WIDTH, 4 * WIDTH)
-        self.down = nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(functional.gelu(self.up(functional.layer_norm(x, (WIDTH,)))))
 
 
 def plan(number: int, epoch: int, world: int) -> Plan:

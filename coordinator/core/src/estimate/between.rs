@@ -1,6 +1,7 @@
 //! What an instruction costs its device besides the work of its layers: what the interpreter takes, and what sends and
 //! receives take of the device itself. A problem has one number of each for all devices: that of the device in the middle.
 
+use super::assemble::LONGEST_NS;
 use super::robust;
 use adaptis_proto::DeviceIndex;
 use adaptis_proto::sample::Mark;
@@ -10,8 +11,6 @@ use std::collections::VecDeque;
 const KEPT: usize = 16;
 /// Iterations that a change had begun before when it was confirmed, at least.
 const KEPT_AT_CHANGE: usize = 2;
-/// Longest time that is written, as `assemble` has it.
-const LONGEST_NS: f64 = 1e15;
 
 /// What a device told of its last warm iterations.
 #[derive(Clone, Debug, Default)]

@@ -32,6 +32,7 @@ mod assemble;
 mod between;
 mod covariates;
 pub mod earlier;
+mod evidence;
 mod figures;
 mod fit;
 mod hardware;
