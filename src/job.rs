@@ -92,7 +92,11 @@ pub fn problem(asked: &Asked<'_>) -> Result<Basis> {
     let emulated = library::emulated(asked.run);
     let left_out = keep_comparable(&mut collection, emulated.as_deref());
     let clocks = Clocks { is_emulated: emulated.is_some(), left_out };
-    let (profiles, chosen) = evidence(&collection).map_err(|error| store::bad(asked.run, error))?;
+    let (mut profiles, chosen) = evidence(&collection).map_err(|error| store::bad(asked.run, error))?;
+    if emulated.is_some() {
+        // Real processes pay for what emulated ones do not.
+        profiles.overheads.clear();
+    }
     let file = devices(asked.devices)?;
     let mut memory = BTreeMap::new();
     let wanted = wanted(&file, &collection.kinds(), &mut memory)

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails if it can't go on")]
 
+use adaptis_coordinator::next_job::Overhead;
 use adaptis_coordinator::profiles::LibraryError;
 use adaptis_coordinator::profiles::account::{
     Account, Collection, Distribution, KindMemory, Memory, Sizes, Source, TransferKey, WorkKey,
@@ -321,8 +322,11 @@ fn any_account(id: String) -> impl Strategy<Value = Account> {
     let rate = || prop::option::of(1_u64..1 << 60);
     let rates = (rate(), rate()).prop_map(|(operations_per_s, bytes_per_s)| Rates { operations_per_s, bytes_per_s });
     let rates = prop::collection::btree_map("[xy]", rates, 0..3);
-    (works, transfers, memories, sizes, kinds, rates, 0_u64..100).prop_map(
-        move |(works, transfers, memories, sizes, kinds, rates, age)| {
+    let overhead = (0_u64..1 << 30, prop::option::of(0_u64..1 << 30));
+    let overhead = overhead.prop_map(|(instruction_ns, transfer_ns)| Overhead { instruction_ns, transfer_ns });
+    let overheads = prop::collection::btree_map("[xy]", overhead, 0..3);
+    (works, transfers, memories, sizes, kinds, rates, overheads, 0_u64..100).prop_map(
+        move |(works, transfers, memories, sizes, kinds, rates, overheads, age)| {
             let distribution = |times: Vec<u64>| {
                 let mut sketch = Sketch::new();
                 times.iter().for_each(|&ns| sketch.record(ns));
@@ -357,6 +361,7 @@ fn any_account(id: String) -> impl Strategy<Value = Account> {
                     .map(|(kind, (memory_bytes, reserved_bytes))| (kind, KindMemory { memory_bytes, reserved_bytes }))
                     .collect(),
                 rates,
+                overheads,
             }
         },
     )
@@ -393,6 +398,7 @@ proptest! {
         prop_assert_eq!(exchange::write(&read).unwrap(), text);
         prop_assert_eq!(read.works().unwrap(), collection.works().unwrap());
         prop_assert_eq!(read.rates(), collection.rates());
+        prop_assert_eq!(read.overheads(), collection.overheads());
         prop_assert_eq!(read.accounts().map(|of| &of.source).collect::<Vec<_>>(), [&one.source, &two.source]);
 
         let dir = tempfile::tempdir().unwrap();

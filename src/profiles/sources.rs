@@ -33,7 +33,11 @@ pub fn json(account: &Account) -> Value {
 /// All kinds that a source tells of.
 pub fn kinds(account: &Account) -> BTreeSet<&str> {
     let works = account.works.keys().map(|key| key.kind.as_str());
-    works.chain(account.kinds.keys().map(String::as_str)).chain(account.rates.keys().map(String::as_str)).collect()
+    works
+        .chain(account.kinds.keys().map(String::as_str))
+        .chain(account.rates.keys().map(String::as_str))
+        .chain(account.overheads.keys().map(String::as_str))
+        .collect()
 }
 
 fn software(account: &Account) -> BTreeSet<&str> {

@@ -60,6 +60,15 @@ pub struct Transfers {
     pub ln_spread: f64,
 }
 
+/// What an instruction costs a device of a kind besides the work of its layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Overhead {
+    /// Each instruction.
+    pub instruction_ns: u64,
+    /// Each send and each receive, on its own side; none where there were none.
+    pub transfer_ns: Option<u64>,
+}
+
 /// What is known of kinds.
 #[derive(Clone, Debug, Default)]
 pub struct Profiles {
@@ -69,6 +78,8 @@ pub struct Profiles {
     pub memories: BTreeMap<(String, String), LayerMemory>,
     /// By kind of sender and receiver.
     pub transfers: BTreeMap<(String, String), Vec<Transfers>>,
+    /// By kind.
+    pub overheads: BTreeMap<String, Overhead>,
 }
 
 /// A device of the job to come.
@@ -138,6 +149,11 @@ pub enum Remark {
         to: String,
         /// What is taken for it.
         link: Link,
+    },
+    /// Nobody measured what an instruction on a kind costs besides its layers: the other kinds' counts.
+    OverheadOfOtherKind {
+        /// Which kind.
+        kind: String,
     },
     /// Transfers of one size only were measured: the latency is in the bandwidth.
     LinkOfOneSize {
@@ -231,7 +247,9 @@ pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>
     if !assembly.missing.is_empty() {
         return Err(Refused::Missing(assembly.missing.into_iter().collect()));
     }
-    let links = links(request, profiles, &mut assembly.remarks);
+    let overhead = overhead(request, profiles, &mut assembly.remarks);
+    let crossing_ns = overhead.transfer_ns.unwrap_or(0);
+    let links = links(request, profiles, crossing_ns, &mut assembly.remarks);
     let layer = |layer: &JobLayer| Layer {
         name: layer.name.clone(),
         signature: layer.signature.clone(),
@@ -243,7 +261,12 @@ pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>
     };
     let layers = request.layers.iter().map(layer).collect();
     let devices = request.devices.iter().map(|wanted| wanted.device.clone()).collect();
-    let problem = Problem { optimizer_ns, ..Problem::new(request.microbatches, layers, devices, costs, links) };
+    let problem = Problem {
+        optimizer_ns,
+        stage_ns: overhead.instruction_ns,
+        crossing_ns,
+        ..Problem::new(request.microbatches, layers, devices, costs, links)
+    };
     problem.check().map_err(Refused::Implausible)?;
     let used = assembly.used.iter();
     let measured = used.map(|(kind, of)| (kind.clone(), (of.len(), of.values().sum()))).collect();
@@ -363,8 +386,27 @@ fn nanoseconds(seconds: f64) -> u64 {
     (seconds * 1e9).clamp(0.0, TOTAL_MAX as f64).round() as u64
 }
 
-/// Every directed pair of devices with its link: given for its place, else measured between its kinds, else assumed.
-fn links(request: &Request<'_>, profiles: &Profiles, remarks: &mut Vec<Remark>) -> Links {
+/// What an instruction and a transfer cost besides: of the device in the middle. One whose kind nobody measured is taken
+/// to be as the others.
+fn overhead(request: &Request<'_>, profiles: &Profiles, remarks: &mut Vec<Remark>) -> Overhead {
+    let of_device = |wanted: &Wanted| profiles.overheads.get(&wanted.device.kind).copied();
+    let known: Vec<Overhead> = request.devices.iter().filter_map(of_device).collect();
+    let middle = |mut ns: Vec<u64>| {
+        ns.sort_unstable();
+        ns.get(ns.len() / 2).copied()
+    };
+    let Some(instruction_ns) = middle(known.iter().map(|of| of.instruction_ns).collect()) else {
+        return Overhead { instruction_ns: 0, transfer_ns: None };
+    };
+    let unknown = request.devices.iter().map(|wanted| &wanted.device.kind);
+    let unknown: BTreeSet<&String> = unknown.filter(|kind| !profiles.overheads.contains_key(*kind)).collect();
+    remarks.extend(unknown.into_iter().map(|kind| Remark::OverheadOfOtherKind { kind: kind.clone() }));
+    Overhead { instruction_ns, transfer_ns: middle(known.iter().filter_map(|of| of.transfer_ns).collect()) }
+}
+
+/// Every directed pair of devices with its link: given for its place, else measured between its kinds, less what the calls
+/// of both ends take, which devices pay for; else assumed.
+fn links(request: &Request<'_>, profiles: &Profiles, crossing_ns: u64, remarks: &mut Vec<Remark>) -> Links {
     let mut by_kinds: BTreeMap<(String, String), Link> = BTreeMap::new();
     let mut pairs = Vec::new();
     for from in request.devices {
@@ -372,7 +414,14 @@ fn links(request: &Request<'_>, profiles: &Profiles, remarks: &mut Vec<Remark>) 
             let given = if from.node == to.node { request.within_node } else { request.between_nodes };
             let link = given.unwrap_or_else(|| {
                 let kinds = (from.device.kind.clone(), to.device.kind.clone());
-                *by_kinds.entry(kinds).or_insert_with_key(|kinds| of_kinds(request, profiles, kinds, remarks))
+                *by_kinds.entry(kinds).or_insert_with_key(|kinds| {
+                    let Some(link) = of_kinds(profiles, kinds, remarks) else {
+                        let ((from, to), link) = (kinds.clone(), request.unseen_link);
+                        remarks.push(Remark::LinkAssumed { from, to, link });
+                        return link;
+                    };
+                    Link { latency_ns: link.latency_ns.saturating_sub(crossing_ns.saturating_mul(2)), ..link }
+                })
             });
             pairs.push(Pair {
                 from: from.device.name.clone(),
@@ -389,7 +438,7 @@ fn links(request: &Request<'_>, profiles: &Profiles, remarks: &mut Vec<Remark>) 
     Links { default, pairs, note: None }
 }
 
-fn of_kinds(request: &Request<'_>, profiles: &Profiles, kinds: &(String, String), remarks: &mut Vec<Remark>) -> Link {
+fn of_kinds(profiles: &Profiles, kinds: &(String, String), remarks: &mut Vec<Remark>) -> Option<Link> {
     let (from, to) = kinds.clone();
     let measured = |kinds: &(String, String)| profiles.transfers.get(kinds).and_then(|sizes| fit_sizes(sizes));
     let back = (to.clone(), from.clone());
@@ -399,17 +448,13 @@ fn of_kinds(request: &Request<'_>, profiles: &Profiles, kinds: &(String, String)
             remarks.push(Remark::LinkOfOtherDirection { from: from.clone(), to: to.clone() });
             (fit, &profiles.transfers[&back])
         }
-        (None, None) => {
-            let link = request.unseen_link;
-            remarks.push(Remark::LinkAssumed { from, to, link });
-            return link;
-        }
+        (None, None) => return None,
     };
     let largest = sizes.iter().max_by_key(|size| size.count).map_or(0, |size| size.bytes);
     if !fit.1 {
         remarks.push(Remark::LinkOfOneSize { from, to, bytes: largest });
     }
-    fit.0
+    Some(fit.0)
 }
 
 impl fmt::Display for Missing {
@@ -452,6 +497,9 @@ impl fmt::Display for Remark {
                 link.bytes_per_second / 1e9,
                 link.latency_ns as f64 / 1e3
             ),
+            Remark::OverheadOfOtherKind { kind } => {
+                write!(f, "guessed: an instruction on {kind} costs besides its layers what it costs on the other kinds")
+            }
             Remark::LinkOfOneSize { from, to, bytes } => {
                 write!(
                     f,

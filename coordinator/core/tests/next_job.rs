@@ -1,7 +1,8 @@
 //! A job to come, from profiles: what is measured, what is predicted, what is guessed, what is refused.
 
 use adaptis_coordinator_core::next_job::{
-    Known, LayerMemory, Missing, NextJob, NoPrediction, Profiles, Refused, Remark, Request, Transfers, Wanted, next_job,
+    Known, LayerMemory, Missing, NextJob, NoPrediction, Overhead, Profiles, Refused, Remark, Request, Transfers,
+    Wanted, next_job,
 };
 use adaptis_coordinator_core::predict::{CannotPredict, Cell, MeasuredPhase, Prediction, Source};
 use adaptis_plan::{Action, Device, Instruction, Link, Plan, Problem, Stage};
@@ -211,6 +212,35 @@ fn links_are_measured_or_told_to_be_guesses() {
     ] {
         assert_eq!(found.remarks.iter().filter(|told| **told == remark).count(), 1, "{remark:?}");
     }
+}
+
+#[test]
+fn an_instruction_costs_what_it_did_on_these_kinds() {
+    let mut profiles = profiles();
+    let all: Vec<_> = profiles.times.clone().into_iter().collect();
+    for kind in ["right", "far"] {
+        let of_kind = all.iter().map(|((_, signature, phase), time)| ((kind.into(), signature.clone(), *phase), *time));
+        profiles.times.extend(of_kind);
+    }
+    let transfers = |bytes: u64, ns: f64| Transfers { bytes, median_ns: ns, count: 9, ln_spread: 0.01 };
+    let two_sizes = vec![transfers(1_000, 2_000.0), transfers(10_000, 11_000.0)];
+    profiles.transfers.insert(("left".into(), "right".into()), two_sizes);
+    let kinds = ["left", "right", "far"];
+    let costs = |profiles: &Profiles| {
+        let found = asked(profiles, &kinds, &nobody).unwrap();
+        let link: Link = found.problem.link(0, 1);
+        let is_guess = |remark: &&Remark| matches!(remark, Remark::OverheadOfOtherKind { .. });
+        let guesses = found.remarks.iter().filter(is_guess).count();
+        ([found.problem.stage_ns, found.problem.crossing_ns, link.latency_ns], guesses)
+    };
+    assert_eq!(costs(&profiles), ([0, 0, 1_000], 0));
+    let overhead = |instruction_ns, transfer_ns| Overhead { instruction_ns, transfer_ns };
+    profiles.overheads.insert("left".into(), overhead(30, None));
+    assert_eq!(costs(&profiles), ([30, 0, 1_000], 2));
+    // A measured link is without what both of its ends pay for.
+    profiles.overheads.insert("right".into(), overhead(50, Some(200)));
+    profiles.overheads.insert("far".into(), overhead(40, Some(100)));
+    assert_eq!(costs(&profiles), ([40, 200, 600], 0));
 }
 
 #[test]

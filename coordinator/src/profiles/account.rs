@@ -8,6 +8,7 @@
 pub use super::source::Source;
 
 use super::sketch::{Sketch, Unreadable};
+use adaptis_coordinator_core::next_job::Overhead;
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Phase;
 use std::collections::BTreeMap;
@@ -139,16 +140,18 @@ pub struct Account {
     pub kinds: BTreeMap<String, KindMemory>,
     /// What devices did at best in their agents' calibrations, by kind.
     pub rates: BTreeMap<String, Rates>,
+    /// What an instruction costs devices besides its layers, by kind.
+    pub overheads: BTreeMap<String, Overhead>,
 }
 
 impl Account {
     /// Where this account of an origin stands among all there may be of it: the last counts. Of a run's states the one with
     /// more samples, of a file's readings the later one; else whatever tells them apart. When it was merged does not.
     fn rank(&self) -> impl Ord + '_ {
-        let Account { source, works, transfers, memories, sizes, kinds, rates } = self;
+        let Account { source, works, transfers, memories, sizes, kinds, rates, overheads } = self;
         let Source { id, name, how, samples, first_seen, last_seen, merged: _ } = source;
         let rates = rates.iter().map(|(kind, rates)| (kind, rates.operations_per_s, rates.bytes_per_s));
-        let told = (works, transfers, memories, sizes, kinds, rates.collect::<Vec<_>>());
+        let told = (works, transfers, memories, sizes, kinds, rates.collect::<Vec<_>>(), overheads);
         let is_file = source.is_file();
         let age = if is_file { [last_seen, samples] } else { [samples, last_seen] };
         (is_file, age, (id, how, name, first_seen), told)
@@ -161,9 +164,9 @@ impl Account {
 
     /// Whether it tells nothing.
     pub fn is_empty(&self) -> bool {
-        let Account { source: _, works, transfers, memories, sizes, kinds, rates } = self;
+        let Account { source: _, works, transfers, memories, sizes, kinds, rates, overheads } = self;
         let has_none = works.is_empty() && transfers.is_empty() && memories.is_empty();
-        has_none && sizes.is_empty() && kinds.is_empty() && rates.is_empty()
+        has_none && sizes.is_empty() && kinds.is_empty() && rates.is_empty() && overheads.is_empty()
     }
 
     /// Counts the samples of its distributions.
@@ -277,12 +280,27 @@ impl Collection {
         rates
     }
 
+    /// What an instruction costs devices besides its layers, by kind: of several sources the one that was seen last.
+    pub fn overheads(&self) -> BTreeMap<String, Overhead> {
+        let mut overheads = BTreeMap::new();
+        for (kind, of) in self.by_age().flat_map(|account| &account.overheads) {
+            learn(&mut overheads, kind, *of);
+        }
+        overheads
+    }
+
     /// Oldest first.
     fn by_age(&self) -> impl Iterator<Item = &Account> {
         let mut accounts: Vec<&Account> = self.accounts().collect();
         accounts.sort_by_key(|account| account.source.last_seen);
         accounts.into_iter()
     }
+}
+
+/// Takes a later word on a kind's overhead; one that tells of no transfer leaves what was known of these.
+pub(crate) fn learn(overheads: &mut BTreeMap<String, Overhead>, kind: &str, new: Overhead) {
+    let known = overheads.get(kind).and_then(|known| known.transfer_ns);
+    overheads.insert(kind.to_owned(), Overhead { transfer_ns: new.transfer_ns.or(known), ..new });
 }
 
 /// A profile whose sketch can't be read.

@@ -153,6 +153,7 @@ fn remember_sizes(earlier: &mut Earlier, jobs: &Collection, profiles: &Profiles,
     let kinds = jobs.kinds();
     for (kind, of_kind) in &mut earlier.kinds {
         of_kind.reserved_bytes = kinds.get(kind).map(|of| of.reserved_bytes);
+        of_kind.overhead = profiles.overheads.get(kind).copied();
         for signature in &wanted.signatures {
             let own = profiles.memories.get(&(signature.clone(), kind.clone()));
             let any = || profiles.memories.iter().find(|((of, _), _)| of == signature).map(|(_, memory)| memory);

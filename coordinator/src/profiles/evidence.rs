@@ -91,6 +91,7 @@ pub fn evidence(collection: &Collection) -> Result<(Profiles, Vec<Chosen>), BadP
         };
         profiles.transfers.entry((key.sender, key.receiver)).or_default().push(transfers);
     }
+    profiles.overheads = collection.overheads();
     Ok((profiles, chosen))
 }
 

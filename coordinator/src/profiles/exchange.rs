@@ -7,7 +7,8 @@
 //!                   "software": "power limit 400 W", "source": "6f1b...", "first_seen": 1790000000,
 //!                   "last_seen": 1790003600, "sketch": [[1198000, 320], [1204000, 320]] } ],
 //!   "sources": [ { "id": "6f1b...", "name": "run-7", "how": "run", "samples": 640, ... } ],
-//!   "links": [ .. ], "memories": [ .. ], "layers": [ .. ], "kinds": [ .. ], "rates": [ .. ] }
+//!   "links": [ .. ], "memories": [ .. ], "layers": [ .. ], "kinds": [ .. ], "rates": [ .. ],
+//!   "overheads": [ .. ] }
 //! ```
 //!
 //! 1. `seconds` is the median, `low` and `high` are the 5th and 95th percentile; `sketch` lists nanoseconds and how often
@@ -26,11 +27,12 @@ use super::account::{Account, Collection, Distribution, KindMemory, Memory, Size
 use super::measurement::{FORMAT, MeasuredPhase};
 use super::sketch::Sketch;
 use super::source;
+use adaptis_coordinator_core::next_job::Overhead;
 use adaptis_plan::FormatError;
 use adaptis_plan::json;
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Phase;
-use shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, ProfileRow, RateRow, SourceRow};
+use shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, OverheadRow, ProfileRow, RateRow, SourceRow};
 use std::collections::BTreeMap;
 
 /// Longest time that is believed: an hour is a mistake in the unit.
@@ -109,6 +111,7 @@ pub fn read(name: &str, text: &str, split_backward: Option<f64>, now: u64) -> Re
     }
     reading.rest(file.memories, file.layers, file.kinds)?;
     reading.rates(file.rates)?;
+    reading.overheads(file.overheads)?;
     let Reading { accounts, mut own, has_split, .. } = reading;
     let split = split_backward.filter(|_| has_split).map(split_text);
     let how = source::reading("adaptis", [("backward split", split)]);
@@ -242,6 +245,21 @@ impl Reading {
                 }
             }
             self.account(&path, row.source.as_deref())?.rates.insert(row.kind, rates);
+        }
+        Ok(())
+    }
+
+    fn overheads(&mut self, overheads: Vec<OverheadRow>) -> Result<(), ExchangeError> {
+        for (at, row) in overheads.into_iter().enumerate() {
+            let path = format!("overheads[{at}]");
+            let ns = |field: &str, seconds: f64| match (0.0..=SECONDS_MAX).contains(&seconds) {
+                true => Ok(nanoseconds(seconds)),
+                false => Err(value(format!("{path}.{field}"), "a time is not negative and at most an hour")),
+            };
+            let transfer_ns = row.transfer_seconds.map(|seconds| ns("transfer_seconds", seconds)).transpose()?;
+            let overhead =
+                Overhead { instruction_ns: ns("instruction_seconds", row.instruction_seconds)?, transfer_ns };
+            self.account(&path, row.source.as_deref())?.overheads.insert(row.kind, overhead);
         }
         Ok(())
     }

@@ -221,6 +221,7 @@ pub fn of_run(dir: &Path) -> Result<Account, LibraryError> {
     if let Some(emulated) = emulated(dir) {
         // Of the host that emulated them.
         account.rates.clear();
+        account.overheads.clear();
         let works = std::mem::take(&mut account.works);
         for (mut key, distribution) in works {
             key.software.clone_from(&emulated);

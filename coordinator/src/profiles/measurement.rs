@@ -78,6 +78,8 @@ struct File {
     _kinds: IgnoredAny,
     #[serde(default, rename = "rates")]
     _rates: IgnoredAny,
+    #[serde(default, rename = "overheads")]
+    _overheads: IgnoredAny,
 }
 
 #[derive(Deserialize)]

@@ -1,7 +1,8 @@
 //! Accounts as tables: the same ones in a run's own store, which holds one source, and in a store of profiles.
 
-use super::account::{Account, Distribution, KindMemory, Memory, Sizes, Source, TransferKey, WorkKey};
+use super::account::{Account, Distribution, KindMemory, Memory, Sizes, Source, TransferKey, WorkKey, learn};
 use super::sketch::Sketch;
+use adaptis_coordinator_core::next_job::Overhead;
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Phase;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -38,7 +39,14 @@ CREATE TABLE IF NOT EXISTS rates (
 ) WITHOUT ROWID;
 ";
 
-/// All tables with rows of a source, `sources` and `rates` aside.
+/// Likewise, when the first overheads are.
+const OVERHEADS: &str = "
+CREATE TABLE IF NOT EXISTS overheads (
+    source TEXT, kind TEXT, instruction INTEGER, transfer INTEGER, PRIMARY KEY (source, kind)
+) WITHOUT ROWID;
+";
+
+/// All tables with rows of a source, `sources` and those made later aside.
 const OF_SOURCE: [&str; 5] = ["works", "transfers", "memories", "sizes", "kinds"];
 
 /// Why tables can't be read or written.
@@ -151,12 +159,13 @@ pub(crate) fn account(connection: &Connection, source: Source) -> Result<Account
     }
     account.kinds = account_kinds(connection, &id)?;
     account.rates = rates(connection, Some(&id))?;
+    account.overheads = overheads(connection, &id)?;
     Ok(account)
 }
 
 /// By kind: what devices did at best in calibrations, of one source or of all.
 pub(crate) fn rates(connection: &Connection, source: Option<&str>) -> Result<BTreeMap<String, Rates>, TableError> {
-    if !has_rates(connection)? {
+    if !has(connection, "rates")? {
         return Ok(BTreeMap::new());
     }
     let mut statement =
@@ -173,9 +182,9 @@ pub(crate) fn rates(connection: &Connection, source: Option<&str>) -> Result<BTr
     Ok(rates)
 }
 
-fn has_rates(connection: &Connection) -> Result<bool, TableError> {
-    let statement = "SELECT count(*) FROM sqlite_master WHERE name = 'rates'";
-    Ok(connection.query_row(statement, [], |row| row.get::<_, i64>(0))? > 0)
+fn has(connection: &Connection, table: &str) -> Result<bool, TableError> {
+    let statement = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?";
+    Ok(connection.query_row(statement, [table], |row| row.get::<_, i64>(0))? > 0)
 }
 
 /// Writes what devices of a kind did in calibrations, or the better of it and what was known.
@@ -184,6 +193,28 @@ pub(crate) fn put_rates(connection: &Connection, id: &str, kind: &str, new: &Rat
     let best = rates(connection, Some(id))?.remove(kind).unwrap_or_default().best(*new);
     let values = params![id, kind, best.operations_per_s.map(sql), best.bytes_per_s.map(sql)];
     connection.execute("INSERT OR REPLACE INTO rates VALUES (?, ?, ?, ?)", values)?;
+    Ok(())
+}
+
+/// By kind: what an instruction costs devices besides its layers, as a source tells.
+fn overheads(connection: &Connection, id: &str) -> Result<BTreeMap<String, Overhead>, TableError> {
+    if !has(connection, "overheads")? {
+        return Ok(BTreeMap::new());
+    }
+    let mut statement = connection.prepare("SELECT kind, instruction, transfer FROM overheads WHERE source = ?")?;
+    let rows = statement.query_map([id], |row| {
+        Ok((row.get(0)?, Overhead { instruction_ns: number(row, 1)?, transfer_ns: number_or_none(row, 2)? }))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Writes what an instruction costs devices of a kind besides its layers, over what was known of it.
+pub(crate) fn put_overhead(connection: &Connection, id: &str, kind: &str, new: Overhead) -> Result<(), TableError> {
+    connection.execute_batch(OVERHEADS)?;
+    let mut known = overheads(connection, id)?;
+    learn(&mut known, kind, new);
+    let values = params![id, kind, sql(known[kind].instruction_ns), known[kind].transfer_ns.map(sql)];
+    connection.execute("INSERT OR REPLACE INTO overheads VALUES (?, ?, ?, ?)", values)?;
     Ok(())
 }
 
@@ -211,6 +242,7 @@ pub(crate) fn replace_account(connection: &Connection, account: &Account) -> Res
     let id = &account.source.id;
     remove(connection, id)?;
     account.rates.iter().try_for_each(|(kind, rates)| put_rates(connection, id, kind, rates))?;
+    account.overheads.iter().try_for_each(|(kind, overhead)| put_overhead(connection, id, kind, *overhead))?;
     put_source(connection, &account.source)?;
     for (key, distribution) in &account.works {
         put_work(connection, id, key, distribution)?;
@@ -243,8 +275,10 @@ pub(crate) fn remove(connection: &Connection, id: &str) -> Result<(), TableError
     for table in OF_SOURCE {
         connection.prepare_cached(&format!("DELETE FROM {table} WHERE source = ?"))?.execute([id])?;
     }
-    if has_rates(connection)? {
-        connection.execute("DELETE FROM rates WHERE source = ?", [id])?;
+    for table in ["rates", "overheads"] {
+        if has(connection, table)? {
+            connection.execute(&format!("DELETE FROM {table} WHERE source = ?"), [id])?;
+        }
     }
     connection.execute("DELETE FROM sources WHERE id = ?", [id])?;
     Ok(())

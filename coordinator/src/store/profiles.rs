@@ -8,6 +8,7 @@ use super::{Store, StoreError};
 use crate::profiles::account::{Account, Distribution, KindMemory, Memory, Source, TransferKey, WorkKey};
 use crate::profiles::sketch::Sketch;
 use crate::profiles::tables::{self, TableError};
+use adaptis_coordinator_core::estimate::between::Recent;
 use adaptis_coordinator_core::ledger::GenerationRecord;
 use adaptis_proto::message::DeviceCard;
 use adaptis_proto::rates::Rates;
@@ -32,6 +33,8 @@ pub struct Profiles {
     reserved_bytes: BTreeMap<String, u64>,
     /// By kind: the best.
     rates: BTreeMap<String, Rates>,
+    /// By kind: what passed between instructions, lately.
+    between: BTreeMap<String, Recent>,
     /// Samples left out because there were too many classes.
     left_out: u64,
 }
@@ -70,6 +73,13 @@ impl Profiles {
         put(&mut self.rates, kind.to_owned(), rates, |known, now| *known = known.best(now));
     }
 
+    /// Takes what passed between a device's instructions in an iteration.
+    pub fn record_between(&mut self, kind: &str, mark: Mark, instructions: u32, own_ns: u64, transfers: u64) {
+        if self.between.len() < PROFILES_MAX || self.between.contains_key(kind) {
+            self.between.entry(kind.to_owned()).or_default().absorb(mark, instructions, own_ns, transfers);
+        }
+    }
+
     /// Samples left out so far.
     pub fn left_out(&self) -> u64 {
         self.left_out
@@ -91,6 +101,7 @@ impl Profiles {
             memories: self.memories,
             kinds: self.reserved_bytes.into_iter().map(kind).collect(),
             rates: self.rates,
+            overheads: self.between.into_iter().filter_map(|(kind, of)| Some((kind, of.overhead()?))).collect(),
             sizes: BTreeMap::new(),
         };
         account.count_samples();
@@ -154,12 +165,14 @@ pub(crate) fn absorb(
                 }
             }
             Sample::DeviceMemory { reserved_bytes, .. } => profiles.record_reserved(&card.kind, reserved_bytes),
+            Sample::Between { mark, instructions, own_ns, transfers, .. } => {
+                profiles.record_between(&card.kind, mark, instructions, own_ns, transfers);
+            }
             Sample::Work { .. }
             | Sample::Transfer { .. }
             | Sample::Iteration { .. }
             | Sample::Switch { .. }
-            | Sample::Load { .. }
-            | Sample::Between { .. } => {}
+            | Sample::Load { .. } => {}
         }
     }
     for ((layer, phase), durations_ns) in works {
@@ -179,7 +192,7 @@ impl From<TableError> for StoreError {
 }
 
 impl Store {
-    /// Merges profiles into those on disk, and empties them; `seen` is now, in seconds since 1970. All records that are
+    /// Merges profiles into those on disk, and empties them of what adds up; `seen` is now, in seconds since 1970. All records that are
     /// on disk have to be in them, or in those merged before.
     ///
     /// # Errors
@@ -209,6 +222,11 @@ impl Store {
         for (kind, rates) in &profiles.rates {
             tables::put_rates(&transaction, &source.id, kind, rates)?;
         }
+        for (kind, between) in &profiles.between {
+            if let Some(overhead) = between.overhead() {
+                tables::put_overhead(&transaction, &source.id, kind, overhead)?;
+            }
+        }
         let taken = profiles.works.values().chain(profiles.transfers.values()).map(Sketch::count);
         source.samples = taken.fold(source.samples, u64::saturating_add);
         source.first_seen = if source.first_seen == 0 { seen } else { source.first_seen };
@@ -217,7 +235,9 @@ impl Store {
         let statement = "INSERT OR REPLACE INTO counters (name, count) SELECT ?, coalesce(max(id), 0) FROM records";
         transaction.execute(statement, [PROFILED_TO])?;
         transaction.commit()?;
-        *profiles = Profiles { left_out: profiles.left_out, ..Profiles::default() };
+        // The last word on what passes between instructions is that of some iterations, old ones among them.
+        let between = std::mem::take(&mut profiles.between);
+        *profiles = Profiles { left_out: profiles.left_out, between, ..Profiles::default() };
         Ok(())
     }
 

@@ -59,7 +59,9 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     };
     let slowdown = |(row, card): (&Option<usize>, &DeviceCard)| row.map_or(unseen(&card.kind), |row| fit.rows[row]);
     let slowdowns: Vec<(f64, f64)> = evidence.latest.iter().zip(&job.devices).map(slowdown).collect();
-    let (stage_ns, crossing_ns) = estimator.between.costs_ns();
+    let earlier = |card: &DeviceCard| estimator.earlier.kinds.get(&card.kind)?.overhead;
+    let earlier: Vec<_> = job.devices.iter().filter_map(earlier).collect();
+    let [(stage_ns, instruction), (crossing_ns, transfer)] = estimator.between.costs(&earlier);
     // An empty tensor's way has one call to send it and one to receive it, which devices pay for.
     links.default.latency_ns = links.default.latency_ns.saturating_sub(crossing_ns.saturating_mul(2));
     for pair in &mut links.pairs {
@@ -89,8 +91,18 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
     let noise = jitter::noise(estimator);
     let joint = joint(&names, &evidence, fit).map(Arc::new);
     let (links, covariates) = (link_figures, None);
-    let uncertainty =
-        Uncertainty { figures, slowdown_ln_sd, links, default_link_ln_sd, spread, noise, covariates, joint };
+    let uncertainty = Uncertainty {
+        figures,
+        slowdown_ln_sd,
+        links,
+        default_link_ln_sd,
+        instruction,
+        transfer,
+        spread,
+        noise,
+        covariates,
+        joint,
+    };
     Ok(Estimated { problem, uncertainty })
 }
 

@@ -6,7 +6,7 @@
 
 use super::figures::PHASES;
 use super::{link, robust};
-use crate::next_job::{LayerMemory, Transfers};
+use crate::next_job::{LayerMemory, Overhead, Transfers};
 use adaptis_plan::Link;
 use adaptis_proto::sample::Phase;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +46,8 @@ pub struct OfKind {
     pub memories: BTreeMap<String, LayerMemory>,
     /// Memory of a device that is never available to layers.
     pub reserved_bytes: Option<u64>,
+    /// What an instruction costs besides its layers.
+    pub overhead: Option<Overhead>,
 }
 
 /// What is known of links.

@@ -73,6 +73,10 @@ pub struct Uncertainty {
     pub links: Vec<LinkFigure>,
     /// Standard deviation of the logarithm of the default link's transfer times.
     pub default_link_ln_sd: f64,
+    /// What each instruction costs besides its layers.
+    pub instruction: Figure,
+    /// What each transfer costs the devices at its ends.
+    pub transfer: Figure,
     /// Relative standard deviation of a single work around its layer's cost, over all devices.
     pub spread: f64,
     /// How works deviate within an iteration, one independently of another: no uncertainty of a cost, but what lengthens
@@ -155,7 +159,8 @@ impl Estimated {
 
     /// The problem with its numbers drawn from their intervals. The same `seed` and `index` give the same draw, so that
     /// plans are compared on the same ones. Costs and slowdowns vary as the fit knows them together. What it does not
-    /// hold has one deviation per kind, signature and phase, one per layer and phase, one per device; each link has one.
+    /// hold has one deviation per kind, signature and phase, one per layer and phase, one per device; each link has one, and
+    /// so have what an instruction and what a transfer costs besides.
     pub fn draw(&self, seed: u64, index: u64) -> Problem {
         let mut problem = self.problem.clone();
         let mut random = Random::new(seed, index);
@@ -175,6 +180,8 @@ impl Estimated {
             pair.bytes_per_second /= factor;
             pair.latency_ns = (pair.latency_ns as f64 * factor).round() as u64;
         }
+        problem.stage_ns = scale(problem.stage_ns, random.factor(self.uncertainty.instruction.ln_sd));
+        problem.crossing_ns = scale(problem.crossing_ns, random.factor(self.uncertainty.transfer.ln_sd));
         problem
     }
 

@@ -29,7 +29,7 @@
 //! as one), and recomputation, which is F again.
 
 mod assemble;
-mod between;
+pub mod between;
 mod covariates;
 pub mod earlier;
 mod evidence;

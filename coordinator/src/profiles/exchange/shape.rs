@@ -19,6 +19,8 @@ pub(super) struct File {
     pub(super) kinds: Vec<KindRow>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) rates: Vec<RateRow>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) overheads: Vec<OverheadRow>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -126,6 +128,17 @@ pub(super) struct RateRow {
     pub(super) operations_per_second: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bytes_per_second: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OverheadRow {
+    pub(super) kind: String,
+    pub(super) instruction_seconds: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) transfer_seconds: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) source: Option<String>,
 }

@@ -1,6 +1,6 @@
 //! Writing `adaptis.profiles/1`.
 
-use super::shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, ProfileRow, RateRow, SourceRow};
+use super::shape::{File, KindRow, LayerRow, LinkRow, MemoryRow, OverheadRow, ProfileRow, RateRow, SourceRow};
 use crate::profiles::account::{BadProfile, Collection, Source};
 use crate::profiles::measurement::{FORMAT, MeasuredPhase};
 use crate::profiles::sketch::Sketch;
@@ -20,6 +20,7 @@ pub fn write(collection: &Collection) -> Result<String, BadProfile> {
         layers: Vec::new(),
         kinds: Vec::new(),
         rates: Vec::new(),
+        overheads: Vec::new(),
     };
     for account in collection.accounts() {
         let Source { id, name, how, samples, first_seen, last_seen, merged } = account.source.clone();
@@ -83,6 +84,12 @@ pub fn write(collection: &Collection) -> Result<String, BadProfile> {
             kind: kind.clone(),
             operations_per_second: rates.operations_per_s,
             bytes_per_second: rates.bytes_per_s,
+            source: source.clone(),
+        }));
+        file.overheads.extend(account.overheads.iter().map(|(kind, overhead)| OverheadRow {
+            kind: kind.clone(),
+            instruction_seconds: seconds(overhead.instruction_ns),
+            transfer_seconds: overhead.transfer_ns.map(seconds),
             source: source.clone(),
         }));
         file.sources.push(SourceRow { id, name, how, samples, first_seen, last_seen, merged });

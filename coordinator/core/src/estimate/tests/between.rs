@@ -1,6 +1,9 @@
 //! What instructions cost besides their layers, in problems and predictions.
 
 use super::*;
+use crate::estimate::earlier::{Earlier, OfKind};
+use crate::next_job::Overhead;
+use adaptis_plan::Problem;
 
 #[test]
 fn what_passes_between_instructions_is_in_the_problem_and_in_predictions() {
@@ -25,6 +28,15 @@ fn what_passes_between_instructions_is_in_the_problem_and_in_predictions() {
     let longer_ns = of(&after) - of(&before);
     let least_ns = u64::from(MICROBATCHES) * 2 * (30_000 + 400_000);
     assert!((least_ns..4 * least_ns).contains(&longer_ns), "{longer_ns} for at least {least_ns}");
+    let drawn: Vec<Problem> = (0..200).map(|index| after.draw(1, index)).collect();
+    for (of, ns) in [
+        (drawn.iter().map(|of| of.stage_ns).collect::<Vec<_>>(), 30_000.0),
+        (drawn.iter().map(|of| of.crossing_ns).collect(), 400_000.0),
+    ] {
+        let off: Vec<f64> = of.iter().map(|&of| (of as f64 / ns).ln()).collect();
+        let sd = (off.iter().map(|off| off * off).sum::<f64>() / off.len() as f64).sqrt();
+        assert!((0.16..0.25).contains(&sd), "{sd}");
+    }
     // In another membership a device keeps its own; another piece of the kind begins anew.
     let mut devices = estimator.job().devices.clone();
     devices.remove(0);
@@ -32,4 +44,14 @@ fn what_passes_between_instructions_is_in_the_problem_and_in_predictions() {
     assert_eq!(fitted(&estimator).problem.crossing_ns, 400_000);
     estimator.set_devices(devices, &[0, 1, 2].map(DeviceIndex));
     assert_eq!(fitted(&estimator).problem.crossing_ns, 0);
+    // Until it tells, earlier jobs do: the device in the middle counts.
+    let mut earlier = Earlier::default();
+    for (kind, ns) in [("h100", 200_000), ("a100", 300_000)] {
+        let overhead = Some(Overhead { instruction_ns: ns / 10, transfer_ns: Some(ns) });
+        earlier.kinds.insert(kind.to_owned(), OfKind { overhead, ..OfKind::default() });
+    }
+    estimator.set_earlier(earlier);
+    let told = fitted(&estimator);
+    assert_eq!((told.problem.stage_ns, told.problem.crossing_ns), (30_000, 300_000));
+    assert_eq!(told.uncertainty.transfer.source, Source::EarlierJobs);
 }
