@@ -162,7 +162,7 @@ pub(super) fn table(
     (table, steps)
 }
 
-/// Receive buffers count as if both neighbours were on other devices.
+/// Receive buffers, and what crosses, count as if both neighbours were on other devices.
 fn needs(cost: &StageCost, buffer_bytes: u64, in_flight: usize) -> u128 {
     u128::from(cost.state_bytes)
         + u128::from(buffer_bytes)
@@ -216,11 +216,12 @@ fn by_time(
     steps: &mut u64,
 ) -> Option<Run> {
     let buffers = buffer_bytes(costs, &range);
+    let crossings = 2.0 * costs.crossings_ns(range.start > 0, range.end < costs.layers) as f64;
     let room = u128::from(room);
     let fits = |cost: &StageCost| needs(cost, buffers, in_flight) <= room;
     let plain = costs.plain_stage(device, range.clone());
     if fewest == 0 && fits(&plain) {
-        return Some(Run { load: load(&plain), again: 0 });
+        return Some(Run { load: load(&plain) + crossings, again: 0 });
     }
     let mut freed = 0;
     (1..=order.len()).find_map(|count| {
@@ -234,7 +235,7 @@ fn by_time(
         }
         *steps += range.len() as u64;
         let cost = with(mask, &order[..count], |mask| costs.stage(device, range.clone(), mask));
-        fits(&cost).then(|| Run { load: load(&cost), again: count as u32 })
+        fits(&cost).then(|| Run { load: load(&cost) + crossings, again: count as u32 })
     })
 }
 

@@ -291,7 +291,8 @@ fn split(costs: &Costs, rules: &Rules, order: &[u32], lead: &Lead) -> Option<Sha
         for start in (begun..=layers).filter(|&start| before[start].latest.is_finite()) {
             let held = before[start];
             for end in start..=layers.min(start + width) {
-                let end_ns = begin_ns + sums[end] - sums[start];
+                let besides_ns = if start < end { besides_ns(costs, start, end) } else { 0.0 };
+                let end_ns = begin_ns + sums[end] - sums[start] + besides_ns;
                 let cell = Cell {
                     latest: held.latest.max(end_ns),
                     squares: held.squares + end_ns * end_ns,
@@ -319,6 +320,12 @@ fn split(costs: &Costs, rules: &Rules, order: &[u32], lead: &Lead) -> Option<Sha
     shape.recompute = recompute;
     shape.merge();
     Some(shape)
+}
+
+/// What all microbatches together take of a device besides the layers of its stage, if its neighbours are on others.
+fn besides_ns(costs: &Costs, start: usize, end: usize) -> f64 {
+    let each_ns = 3 * u128::from(costs.stage_ns) + 2 * u128::from(costs.crossings_ns(start > 0, end < costs.layers));
+    each_ns as f64 * costs.microbatches as f64
 }
 
 /// Prefix sums over the layers of what all microbatches together take of a device.
@@ -387,6 +394,20 @@ mod tests {
             let count = |device: u32| of.iter().filter(|&&other| other == device).count();
             assert_eq!([0, 1, 2, 3].map(count), [10, 10, 10, 5]);
         }
+    }
+
+    #[test]
+    fn what_crosses_counts_where_layers_are_dealt_out() {
+        let counts = |crossing_ns| {
+            let problem = Problem { crossing_ns, ..problem(4, 31) };
+            let (costs, rules) = (Costs::new(&problem), Rules::new(&problem).expect("no constraints"));
+            let of = split(&costs, &rules, &ORDER, &lead(4)).expect("layers suffice").device_of_layers();
+            [0, 1, 2, 3].map(|device| of.iter().filter(|&&other| other == device).count())
+        };
+        assert_eq!(counts(0), [9, 9, 9, 4]);
+        // Both stages of a device in the middle have eight transfers in all, of the first and the last device six.
+        assert_eq!(counts(150), [10, 9, 8, 4]);
+        assert_eq!(counts(300), [10, 8, 8, 5]);
     }
 
     #[test]
