@@ -72,6 +72,9 @@ fn what_cannot_be_run_is_told() {
     let folder = Folder::new();
     fails(&run(&folder, &["no-such-program"]), 2, &["no-such-program"]);
     fails(&adaptis(&["run"]), 2, &["COMMAND"]);
+    let unknown = ["run", "--out", &folder.text("none"), "--dir", "x", "--", "true"];
+    fails(&adaptis(&unknown), 2, &["--dir: no option of `adaptis run`"]);
+    assert!(!folder.path("none").exists(), "nothing was begun");
     std::fs::create_dir_all(folder.path("full/inside")).expect("a folder");
     fails(&adaptis(&["run", "--out", &folder.text("full"), "--", "true"]), 2, &["not empty"]);
     fails(&adaptis(&["run", "--mode", "fast", "--", "true"]), 2, &["observe, advise, adapt"]);

@@ -94,6 +94,13 @@ const SITE: &str = include_str!("sitecustomize.py");
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub fn run(arguments: Arguments) -> Result<()> {
+    // An option that there is not stands where the command begins.
+    if let Some(word) =
+        arguments.command.first().map(|word| word.to_string_lossy()).filter(|word| word.starts_with('-'))
+    {
+        let why = format!("{word}: no option of `adaptis run`, and no command; `adaptis run --help` lists its options");
+        return Err(failure::usage(why));
+    }
     // Wrong keys are wrong usage: told before anything starts. Whoever starts the coordinator has its keys.
     let security = match arguments.coordinator {
         None => keys::security(arguments.keys.as_deref(), "server")?,

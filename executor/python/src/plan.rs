@@ -9,6 +9,7 @@ use adaptis_proto::{Digest, Epoch, RunId};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::{create_exception, pyfunction};
+use std::path::Path;
 
 create_exception!(adaptis, PlanError, PyValueError, "A plan that can't be read, is not valid, or can't run here.");
 
@@ -38,6 +39,11 @@ impl Plan {
     /// Reads the text of an `adaptis.plan/1`.
     #[staticmethod]
     fn read(text: &str) -> PyResult<Plan> {
+        if Path::new(text).is_file() {
+            return Err(refused(format!(
+                "text: the name of a file; Plan.read takes what stands in it: Path({text:?}).read_text()"
+            )));
+        }
         adaptis_plan::Plan::read(text).map(Plan).map_err(refused)
     }
 

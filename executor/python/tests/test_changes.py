@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +98,14 @@ def test_gradients_that_are_accumulated_move_with_their_layer() -> None:
     for name, value in whole.items():
         if name != "2.mean":
             assert torch.allclose(seen[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def test_what_is_no_text_of_a_plan_is_told_so(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text("{}")
+    told = refusals([lambda: Plan.read(str(file)), lambda: Plan.read("nonsense"), lambda: Plan.read("{}")])
+    assert "name of a file" in told[0] and "read_text()" in told[0], told
+    assert "can't be read as JSON" in told[1] and "format is missing" in told[2], told
 
 
 def _refused(rank: int, world: int) -> list[str]:

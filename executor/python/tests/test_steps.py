@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from test_observe import observed
 from test_session import COMMAND, clean, forked
 from test_streams import trained
@@ -106,6 +108,18 @@ def test_a_device_that_can_t_be_measured_fails_nothing(tmp_path: Path) -> None:
     said = subprocess.run(run, env=clean(), timeout=120, capture_output=True, text=True)
     assert said.returncode == 0 and "this job is not observed: NotADirectoryError" in said.stderr, said.stderr
     assert len(json.loads((tmp_path / "seen").read_text())) == STEPS
+
+
+@pytest.mark.parametrize("line", ["", "import adaptis; adaptis.observe(whole)"])
+def test_of_processes_without_ranks_one_is_measured_and_the_others_are_told_why_not(tmp_path: Path, line: str) -> None:
+    both = "import atexit; child = os.fork(); atexit.register(lambda: child and os.waitpid(child, 0))"
+    script = _script(tmp_path, both)
+    script.write_text(script.read_text().replace("losses = []", f"{line}\nlosses = []"))
+    run = [COMMAND, "run", "--out", str(tmp_path / "run"), "--", sys.executable, str(script), str(tmp_path / "seen")]
+    said = subprocess.run(run, env=clean(), timeout=120, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert said.stderr.count("another process of this command is measured in its place: start processes by torchrun") == 1
+    assert len(json.loads((tmp_path / "run" / "report.json").read_text())["iterations"]) > STEPS - 20
 
 
 def test_steps_on_a_gpu_are_timed_by_events(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from adaptis import _native, card, clock, declare, state
 from adaptis.facts import Fact, form_bytes, told
 from adaptis.governor import Governor
 from adaptis.hooks import Hooks, Seen
-from adaptis.session import FAREWELL_SECONDS, Settings, last_error
+from adaptis.session import FAREWELL_SECONDS, Settings, in_its_place, last_error
 
 logger = logging.getLogger("adaptis")
 
@@ -305,7 +305,7 @@ class Observation:
             )
             self.clock.follow(self.native, self._places, job.microbatches)
         except (OSError, ValueError) as error:
-            self._fail(str(error))
+            self._fail(in_its_place(error) or str(error))
 
     # The end.
 

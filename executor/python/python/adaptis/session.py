@@ -82,6 +82,16 @@ class Settings:
         return str(self.rings / device)
 
 
+def in_its_place(error: Exception) -> str | None:
+    """In words, if another process took this one's place among the ranks."""
+    if "another process writes this ring" not in str(error):
+        return None
+    return (
+        "another process of this command is measured in its place: start processes by torchrun, or give each its "
+        "RANK, LOCAL_RANK and WORLD_SIZE"
+    )
+
+
 def last_error() -> BaseException | None:
     """What an interpreter that ends by an exception leaves behind."""
     return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)

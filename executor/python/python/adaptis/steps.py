@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from adaptis import _native, card, clock, replicas
 from adaptis._native import Plan
 from adaptis.facts import Fact, bytes_here, parameters_of, told
-from adaptis.session import FAREWELL_SECONDS, Settings, last_error
+from adaptis.session import FAREWELL_SECONDS, Settings, in_its_place, last_error
 from adaptis.state import bytes_of
 
 logger = logging.getLogger("adaptis")
@@ -150,7 +150,8 @@ def begin(optimizers: Sequence[Optimizer]) -> Steps | None:
     try:
         return Steps(max(optimizers, key=_count), settings)
     except OSError as error:
-        if "another process writes this ring" not in str(error):
+        why = in_its_place(error)
+        if why is None:
             raise
-        logger.warning("another process of this command trains as well, and is measured; this one is not")
+        logger.warning("this process is not observed: %s", why)
         return None

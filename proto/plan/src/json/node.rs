@@ -2,6 +2,7 @@
 
 use super::FormatError;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -33,9 +34,9 @@ impl Node {
                 (true, Some(_)) => error.path().to_string(),
                 _ => "file".to_owned(),
             };
-            FormatError::Shape { path, problem: error.into_inner().to_string() }
+            FormatError::Shape { path, problem: in_words(&error.into_inner()) }
         })?;
-        deserializer.end().map_err(|error| FormatError::Shape { path: "file".into(), problem: error.to_string() })?;
+        deserializer.end().map_err(|error| FormatError::Shape { path: "file".into(), problem: in_words(&error) })?;
         Ok(node)
     }
 
@@ -49,6 +50,15 @@ impl Node {
             Node::List(_) => "a list",
             Node::Object(_) => "an object",
         }
+    }
+}
+
+/// What is wrong with a text, which may be of another kind altogether or cut short.
+fn in_words(error: &serde_json::Error) -> String {
+    match error.classify() {
+        Category::Data | Category::Io => error.to_string(),
+        Category::Eof => format!("it ends in the middle: {error}"),
+        Category::Syntax => format!("it can't be read as JSON: {error}"),
     }
 }
 

@@ -129,10 +129,12 @@ fn formats_and_versions() {
     assert_eq!(refused(""), "file: it is empty");
     assert_eq!(refused("\u{feff} \n"), "file: it is empty");
     assert!(Plan::read(&format!("\u{feff}{plan}")).is_ok(), "a byte order mark is passed over");
-    assert!(refused("{\"format\": \"adaptis.plan/1\"} x").starts_with("file: trailing characters"));
-    assert!(refused(&"[".repeat(1_000_000)).starts_with("file: recursion limit exceeded"));
+    assert!(refused("{\"format\": \"adaptis.plan/1\"} x").starts_with("file: it can't be read as JSON: trailing"));
+    assert!(refused("nonsense").starts_with("file: it can't be read as JSON: expected"), "{}", refused("nonsense"));
+    assert!(refused("{\"format\": ").starts_with("file: it ends in the middle: EOF"), "{}", refused("{\"format\": "));
+    assert!(refused(&"[".repeat(1_000_000)).starts_with("file: it can't be read as JSON: recursion limit"));
     let deep = format!("{{\"format\": \"adaptis.plan/1\", \"why\": {}{}}}", "[".repeat(500), "]".repeat(500));
-    assert!(refused(&deep).starts_with("file: recursion limit exceeded"));
+    assert!(refused(&deep).starts_with("file: it can't be read as JSON: recursion limit exceeded"));
 }
 
 #[test]
