@@ -125,7 +125,7 @@ fn keep_profiles(dir: &Path, store: &Path) {
 }
 
 /// Where the pages are to be. They tell of the job; without keys they stay on this machine, as links do.
-fn pages(address: &str, has_keys: bool) -> Result<Option<String>> {
+pub fn pages(address: &str, has_keys: bool) -> Result<Option<String>> {
     if address == "none" {
         return Ok(None);
     }

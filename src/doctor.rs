@@ -16,7 +16,7 @@ use adaptis_agent::inventory;
 use adaptis_executor::preset::card::kind_of;
 use anyhow::Result;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Looks whether this machine has what a job needs, and says what to do where it has not.
@@ -35,12 +35,12 @@ pub struct Arguments {
     /// Where a coordinator's pages would be
     #[arg(long, default_value = "127.0.0.1:29610", value_name = "HOST:PORT")]
     http: String,
-    /// Where a coordinator would listen
+    /// Where a coordinator would listen; with ADAPTIS_COORDINATOR set, the one that it names is asked instead
     #[arg(long, default_value = "tcp://127.0.0.1:29611", value_name = "ADDRESS")]
     listen: String,
-    /// Where the rings of this machine's ranks would be
-    #[arg(long, default_value = "/dev/shm", value_name = "DIR")]
-    rings: PathBuf,
+    /// Where the rings of this machine's ranks would be [default: as ADAPTIS_RINGS, which ranks make, else /dev/shm]
+    #[arg(long, value_name = "DIR")]
+    rings: Option<PathBuf>,
     /// The store of profiles [default: ~/.config/adaptis]
     #[arg(long, env = "ADAPTIS_STORE", value_name = "DIR")]
     store: Option<PathBuf>,
@@ -104,10 +104,17 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mut findings = drivers::look(of_drivers, &gpus, environment("CUDA_VISIBLE_DEVICES").as_deref());
     findings.push(ranks::look(&environment));
     let ranks = ranks::here(&environment).max(gpus.len()).max(1);
-    findings.push(memory::look(&arguments.rings, ranks));
+    let rings = arguments.rings.unwrap_or_else(|| match environment("ADAPTIS_RINGS") {
+        Some(folder) if !folder.is_empty() => memory::made_in(Path::new(&folder)),
+        _ => PathBuf::from("/dev/shm"),
+    });
+    findings.push(memory::look(&rings, ranks));
     findings.push(clock::look());
     findings.push(ports::pages(&arguments.http));
-    findings.push(ports::coordinator(&arguments.listen)?);
+    findings.push(match environment("ADAPTIS_COORDINATOR").filter(|address| !address.is_empty()) {
+        Some(address) => ports::reached(&address)?,
+        None => ports::coordinator(&arguments.listen)?,
+    });
     findings.push(store::look(arguments.store.as_deref()));
     findings.push(python::look(arguments.time));
     let fixes = findings.iter().filter(|finding| finding.verdict == Verdict::Fix).count();

@@ -77,7 +77,19 @@ enum Command {
     Doctor(doctor::Arguments),
 }
 
+/// Stand for options where these are not given.
+const VARIABLES: [&str; 4] = ["ADAPTIS_COORDINATOR", "ADAPTIS_KEYS", "ADAPTIS_MODE", "ADAPTIS_STORE"];
+
+/// A variable that is set to nothing is as good as none.
+fn forget_empty() {
+    for name in VARIABLES.iter().filter(|name| std::env::var_os(name).is_some_and(|value| value.is_empty())) {
+        // SAFETY: nothing has started a thread yet.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
 fn main() -> ExitCode {
+    forget_empty();
     let cli = Cli::parse();
     signals::outlive_limits();
     start_log();

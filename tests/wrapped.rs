@@ -79,6 +79,25 @@ fn what_cannot_be_run_is_told() {
     fails(&adaptis(&["run", "--out", &folder.text("full"), "--", "true"]), 2, &["not empty"]);
     fails(&adaptis(&["run", "--mode", "fast", "--", "true"]), 2, &["observe, advise, adapt"]);
     fails(&adaptis(&["run", "--store", "/dev/null/store", "--", "true"]), 2, &["--store /dev/null/store"]);
+    for (option, value, why) in [
+        ("--listen", "nonsense", "--listen"),
+        ("--listen", "tcp://0.0.0.0:45998", "there are no keys"),
+        ("--http", "0.0.0.0:45999", "there are no keys"),
+        ("--http", "nowhere", "--http"),
+        ("--coordinator", "nonsense", "--coordinator (ADAPTIS_COORDINATOR)"),
+        ("--out", "a:b", "a colon in it"),
+    ] {
+        let out = folder.text("none");
+        let given = if option == "--out" { vec!["run"] } else { vec!["run", "--out", &out] };
+        fails(&adaptis(&[given, vec![option, value, "--", "true"]].concat()), 2, &[why]);
+    }
+    let mut unset = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    for name in ["ADAPTIS_COORDINATOR", "ADAPTIS_KEYS", "ADAPTIS_MODE", "ADAPTIS_STORE"] {
+        unset.env(name, "");
+    }
+    let ended = unset.args(["run", "--out", &folder.text("unset"), "--", "true"]).output().expect("the command starts");
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    assert!(!folder.path("none").exists() && !std::path::Path::new("a:b").exists());
 }
 
 #[test]

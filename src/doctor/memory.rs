@@ -3,9 +3,15 @@
 use super::Finding;
 use super::Verdict::{Fine, Fix};
 use crate::launch::rings;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const ABOUT: &str = "rings";
+
+/// The folder, or the one that it would be made in.
+pub(super) fn made_in(folder: &Path) -> PathBuf {
+    let full = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    full.ancestors().find(|folder| folder.exists()).unwrap_or(&full).to_owned()
+}
 
 /// Whether so many rings can lie there.
 pub(super) fn look(place: &Path, devices: usize) -> Finding {

@@ -101,6 +101,28 @@ pub(super) fn coordinator(address: &str) -> Result<Finding> {
     Ok(finding)
 }
 
+/// The coordinator that the job's environment names.
+///
+/// # Errors
+/// No connection of ours can be had at all.
+pub(super) fn reached(address: &str) -> Result<Finding> {
+    let about = "coordinator";
+    if let Err(error) = Client::connect(address, "doctor/check", &Security::Open, Limits::default()) {
+        return Ok(Finding::new(about, Fix, format!("ADAPTIS_COORDINATOR: {error}")));
+    }
+    Ok(match asked(address)? {
+        Some(status) => Finding::new(about, Fine, format!("{address}: run {}, {:?}", status.run, status.state)),
+        None => Finding::new(
+            about,
+            Note,
+            format!(
+                "ADAPTIS_COORDINATOR: {address} does not answer without keys: until a coordinator is there, ranks train \
+                 unmeasured (`adaptis status --keys DIR` asks one that has keys)"
+            ),
+        ),
+    })
+}
+
 /// What a coordinator without keys says of its run.
 fn asked(address: &str) -> Result<Option<Status>> {
     let identity = format!("doctor/{}", std::process::id());

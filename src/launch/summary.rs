@@ -83,7 +83,8 @@ pub fn finish(dir: &Path, json: bool) -> Result<()> {
     let path = dir.join("report.json");
     let report: Report = serde_json::from_str(&files::text(&path)?)
         .map_err(|error| failure::environment(format!("{}: {error}", path.display())))?;
-    draw(dir, &report)?;
+    // The table is worth more than its pictures.
+    let drawn = draw(dir, &report).context("no pictures");
     if json {
         let answer = serde_json::json!({
             "report": path,
@@ -96,7 +97,7 @@ pub fn finish(dir: &Path, json: bool) -> Result<()> {
     } else {
         files::print(&text(dir, &report))?;
     }
-    Ok(())
+    drawn
 }
 
 /// The iterations worth a picture, with what they show.

@@ -68,6 +68,7 @@ struct Own {
     client: Client,
     asked: Instant,
     status: Status,
+    has_answered: bool,
     told: Option<String>,
 }
 
@@ -96,7 +97,8 @@ impl Beside {
         let service = Service::start(&Workshop { program: &program, dir: &dir }, "coordinator", arguments)?;
         let identity = format!("run/{}", std::process::id());
         let client = Client::connect(&address, &identity, &security, Limits::default())?;
-        let own = Own { service, client, asked: Instant::now(), status: Status::default(), told: None };
+        let (asked, status) = (Instant::now(), Status::default());
+        let own = Own { service, client, asked, status, has_answered: false, told: None };
         let page = (http != "none").then(|| format!("http://{http}/"));
         Ok(Beside { dir, program, keys, address, page, own: Some(own), rings, agents: BTreeMap::new() })
     }
@@ -174,6 +176,7 @@ impl Beside {
             notices.extend(self.look());
             std::thread::sleep(LOOK_EVERY);
         }
+        let there: Vec<String> = self.agents.keys().cloned().collect();
         let mut agents: Vec<Process> =
             std::mem::take(&mut self.agents).into_values().map(|agent| agent.process).collect();
         hurried |= is_hurried();
@@ -182,13 +185,7 @@ impl Beside {
         let mut is_reported = false;
         if let Some(mut own) = self.own.take() {
             match own.status.state {
-                State::Waiting => notices.push(
-                    "no rank of the command spoke to the coordinator, so nothing was measured. Ranks do so by \
-                     `adaptis.Schedule` or `adaptis.observe` of the Python package, and, where it is installed, by the \
-                     stages of torch.distributed.pipelining or the steps of an optimizer of torch by themselves; a job of \
-                     a few steps ends too early"
-                        .to_owned(),
-                ),
+                State::Waiting => notices.push(own.why_nothing(&there, &self.dir)),
                 _ if hurried => {}
                 _ => is_reported = own.report(is_hurried),
             }
@@ -206,11 +203,37 @@ impl Beside {
 }
 
 impl Own {
+    /// Why there is no summary of a run that, as far as is known, did not begin.
+    fn why_nothing(&self, there: &[String], dir: &Path) -> String {
+        let log = dir.join("logs").join("coordinator.log");
+        if !self.has_answered {
+            return format!(
+                "the coordinator never answered, so there is no summary; {} tells what it did, and what agents had still to \
+                 send it is kept in {}",
+                log.display(),
+                dir.join("spool").display()
+            );
+        }
+        match there {
+            [] => "no rank of the command spoke to the coordinator, so nothing was measured. Ranks do so by \
+                   `adaptis.Schedule` or `adaptis.observe` of the Python package, and, where it is installed, by the stages \
+                   of torch.distributed.pipelining or the steps of an optimizer of torch by themselves; a job of a few steps \
+                   ends too early"
+                .to_owned(),
+            some => format!(
+                "nothing was measured: {} had introduced itself, and a run begins when all ranks have; they say why one did \
+                 not, and {} who came",
+                some.join(", "),
+                log.display()
+            ),
+        }
+    }
+
     /// Takes its answers and asks again; its last decision, where it is new.
     fn listen(&mut self) -> Option<String> {
         while let Ok(Some(bytes)) = self.client.try_receive() {
             if let Ok(FromCoordinator::Answer(Answer::Status(status))) = wire::decode(&bytes) {
-                self.status = *status;
+                (self.status, self.has_answered) = (*status, true);
             }
         }
         if self.asked.elapsed() >= ASK_EVERY {
@@ -236,7 +259,7 @@ impl Own {
             if let Ok(Some(bytes)) = self.client.receive(LOOK_EVERY)
                 && let Ok(FromCoordinator::Answer(Answer::Status(status))) = wire::decode(&bytes)
             {
-                self.status = *status;
+                (self.status, self.has_answered) = (*status, true);
                 return;
             }
         }

@@ -15,9 +15,10 @@
 mod beside;
 mod command;
 
+use crate::coordinator::pages;
 use crate::launch::summary;
 use crate::{failure, files, keys, values};
-use adaptis_link::Security;
+use adaptis_link::{Client, Error as LinkError, Limits, Security, Server};
 use anyhow::Result;
 use beside::{Beside, Setup};
 use clap::ValueEnum;
@@ -102,19 +103,26 @@ pub fn run(arguments: Arguments) -> Result<()> {
         return Err(failure::usage(why));
     }
     // Wrong keys are wrong usage: told before anything starts. Whoever starts the coordinator has its keys.
-    let security = match arguments.coordinator {
+    let others = arguments.coordinator.clone().filter(|address| !address.is_empty());
+    let security = match others {
         None => keys::security(arguments.keys.as_deref(), "server")?,
         Some(_) => Security::Open,
     };
-    if let (Some(store), None) = (&arguments.store, &arguments.coordinator) {
+    if let (Some(store), None) = (&arguments.store, &others) {
         usable(store)?;
     }
     let dir = files::unused_folder(arguments.out.as_deref(), "run")?;
+    // It will stand in a list of paths that a colon separates.
+    if !arguments.no_python && std::path::absolute(&dir)?.to_string_lossy().contains(':') {
+        let why = "a colon in it, which ends a path of PYTHONPATH: name another folder, or give --no-python";
+        return Err(failure::usage(format!("--out {}: {why}", dir.display())));
+    }
+    check_addresses(&arguments, &security)?;
     let dir = lay_out(&dir)?;
     let run = run_name(&dir);
     let setup = Setup {
         dir: dir.clone(),
-        coordinator: arguments.coordinator.clone(),
+        coordinator: others,
         listen: arguments.listen.clone(),
         http: arguments.http.clone(),
         keys: arguments.keys.clone(),
@@ -149,7 +157,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let (notices, is_reported) = beside.end(command::code(status) != 0, &mut || child.is_hurried());
     notices.iter().for_each(|notice| files::say(&format!("adaptis: {notice}")));
     if is_reported && let Err(error) = summary::finish(&dir, false) {
-        files::say(&format!("adaptis: no summary: {error:#}"));
+        files::say(&format!("adaptis: the summary is not whole: {error:#}"));
     }
     match command::code(status) {
         0 => Ok(()),
@@ -166,6 +174,25 @@ fn python_path(dir: &Path) -> Result<OsString> {
     let before = std::env::var_os("PYTHONPATH").filter(|path| !path.is_empty());
     let paths = std::iter::once(own.clone()).chain(before.iter().flat_map(std::env::split_paths));
     std::env::join_paths(paths).map_err(|error| failure::usage(format!("--out {}: {error}", own.display())))
+}
+
+/// What was given to listen at or to reach is wrong usage if it never can be: a command that runs for days shall not do so
+/// unmeasured. What is only in use may be free in a moment, and fails no command.
+fn check_addresses(arguments: &Arguments, security: &Security) -> Result<()> {
+    let Arguments { listen, http, coordinator, keys, .. } = arguments;
+    if let Some(address) = listen {
+        match Server::bind(address, security, Limits::default()) {
+            Ok(_) | Err(LinkError::AddressInUse { .. }) => {}
+            Err(error) => return Err(failure::usage(format!("--listen {error}"))),
+        }
+    }
+    http.as_deref().map(|http| pages(http, keys.is_some())).transpose()?;
+    if let Some(address) = coordinator.as_deref().filter(|address| !address.is_empty()) {
+        // Only what it is called: it may be up later.
+        Client::connect(address, "run/check", &Security::Open, Limits::default())
+            .map_err(|error| failure::usage(format!("--coordinator (ADAPTIS_COORDINATOR) {error}")))?;
+    }
+    Ok(())
 }
 
 /// What is measured is kept at the run's end: that it can't be is told before.

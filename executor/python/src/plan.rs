@@ -1,9 +1,10 @@
 //! Plans as Python sees them.
 
 use adaptis_executor_core::Migration;
+use adaptis_plan::problem::LAYERS_MAX;
 use adaptis_plan::{Problem, audit, lower};
 use adaptis_planner::schedule::{Name, even, named};
-use adaptis_planner::search::{Control, Options, search};
+use adaptis_planner::search::{Control, Infeasible, Options, search};
 use adaptis_proto::message::{Job, JobLayer};
 use adaptis_proto::{Digest, Epoch, RunId};
 use pyo3::exceptions::PyValueError;
@@ -59,6 +60,9 @@ impl Plan {
         schedule: Option<&str>,
         together: Vec<Vec<u32>>,
     ) -> PyResult<Plan> {
+        if layers > LAYERS_MAX {
+            return Err(refused(format!("layers: {layers} of them; {LAYERS_MAX} is the most")));
+        }
         let problem = structure(layers, &devices, microbatches, together);
         problem.check().map_err(refused)?;
         let name = schedule.map(str::parse::<Name>).transpose().map_err(refused)?;
@@ -70,7 +74,14 @@ impl Plan {
                 search(&problem, None, &options, &mut |_| Control::Go).map(|outcome| outcome.plan)
             }
         });
-        let plan = plan.map_err(refused)?;
+        let plan = plan.map_err(|why| match (&why, problem.constraints.together.as_slice()) {
+            (Infeasible::Schedule { name, because }, [first, ..]) if because.contains("constraints") => refused(format!(
+                "plan: {name} on {} devices puts layers on different ones that share parameters, as layers {first:?} do; \
+                 without a name a plan is searched that keeps them together",
+                devices.len()
+            )),
+            _ => refused(why),
+        })?;
         Ok(Plan(adaptis_plan::Plan { epoch: Epoch(1), predicted: None, why: None, ..plan }))
     }
 

@@ -201,7 +201,7 @@ def _refused(rank: int, world: int, dir: Path) -> list[str]:
     texts = refusals(partial(schedule.restore, state) for state in states)
     assert all(torch.equal(value, before[name]) for name, value in own_state(schedule).items())
     assert not optimizer.state and schedule.steps == 0
-    schedule.attach(SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
     return texts + refusals([schedule.checkpoint])
 
 

@@ -179,6 +179,15 @@ def test_without_a_coordinator_nothing_is_hooked(monkeypatch: pytest.MonkeyPatch
     assert not layer._forward_hooks and not layer._forward_pre_hooks
 
 
+def test_what_is_no_list_of_layers_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    linear = nn.Linear(2, 2)
+    wrong: list[Any] = [nn.ModuleDict({"a": linear}), {"a": linear}, linear, "layers", [linear, None], [print], 3]
+    for layers in wrong:
+        caplog.clear()
+        assert adaptis.observe(layers, coordinator="tcp://127.0.0.1:1") is None
+        assert "nothing is observed: layers is a list of modules" in caplog.text, layers
+
+
 def _seen(layers: list[nn.Module], rings: Path) -> adaptis.Observation:
     os.environ["ADAPTIS_RINGS"] = str(rings)
     observation = adaptis.observe(layers, coordinator=f"tcp://127.0.0.1:{free_port()}")

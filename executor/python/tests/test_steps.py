@@ -122,6 +122,23 @@ def test_of_processes_without_ranks_one_is_measured_and_the_others_are_told_why_
     assert len(json.loads((tmp_path / "run" / "report.json").read_text())["iterations"]) > STEPS - 20
 
 
+def test_a_forked_process_ends_by_itself_and_the_run_goes_on(tmp_path: Path) -> None:
+    script = _script(tmp_path)
+    end = """
+    if step == 30:
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)
+        os.waitpid(child, 0)
+        assert time.monotonic() - began < 3.0
+"""
+    text = script.read_text().replace("losses = []", "import adaptis; adaptis.observe(whole)\nlosses = []")
+    script.write_text(text.replace("if int(os", f"{end.lstrip(chr(10))}if int(os"))
+    report = observed(tmp_path / "run", [sys.executable, str(script), str(tmp_path / "seen")])
+    assert report["iterations"][-1]["index"] >= STEPS - 2 and report["final_state_digest"] is not None
+
+
 def test_steps_on_a_gpu_are_timed_by_events(tmp_path: Path) -> None:
     told, _ = trained(tmp_path / "job", "--steps-alone")
     report = json.loads((tmp_path / "job" / "run" / "report.json").read_text())

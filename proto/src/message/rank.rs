@@ -324,7 +324,9 @@ pub enum Rejection {
     #[error("the start plan is not valid: {}", .0.join("; "))]
     StartPlan(Vec<String>),
     /// The ledger holds the end of this run.
-    #[error("this run is over: {reason}; start the coordinator with a new --dir")]
+    #[error(
+        "this run is over: {reason}; the next training is another run: `adaptis run` once more, or a coordinator with a new --dir"
+    )]
     RunOver {
         /// How it ended.
         reason: String,
@@ -364,7 +366,7 @@ mod tests {
         let invalid = Refusal::Invalid(vec!["one".to_owned(), "two".to_owned()]);
         assert_eq!(invalid.to_string(), "the plan breaks rules: one; two");
         let over = Rejection::RunOver { reason: "all iterations are done".to_owned() };
-        let text = "this run is over: all iterations are done; start the coordinator with a new --dir";
-        assert_eq!(over.to_string(), text);
+        let text = "this run is over: all iterations are done; the next training is another run";
+        assert!(over.to_string().starts_with(text), "{over}");
     }
 }

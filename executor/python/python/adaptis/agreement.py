@@ -47,8 +47,9 @@ def votes(schedule: Schedule, share: Share, error: Exception | None, word: list[
 
 def gathered(schedule: Schedule, own: list[int]) -> Votes:
     """The numbers of each rank of this replica."""
-    mine = torch.tensor(own, dtype=torch.int64)
-    table = torch.empty(schedule.world * len(own), dtype=torch.int64)
+    # What ranks say of themselves stays on hosts, whatever torch's default device is.
+    mine = torch.tensor(own, dtype=torch.int64, device="cpu")
+    table = torch.empty(schedule.world * len(own), dtype=torch.int64, device="cpu")
     dist.all_gather_into_tensor(table, mine, group=schedule.channels.control)
     return table.view(schedule.world, len(own)).tolist()
 
@@ -59,7 +60,7 @@ def of_all(schedule: Schedule, own: Votes) -> list[Votes]:
         return [own]
     # Before the votes of its ranks, each replica's plan, and whether a coordinator plans it.
     head = [schedule._number_of_plan(), int(schedule._seat.native is not None)] + [0] * (len(own[0]) - 2)
-    table = torch.tensor([head, *own], dtype=torch.int64)
+    table = torch.tensor([head, *own], dtype=torch.int64, device="cpu")
     heads = [(replica[0], replica[1:]) for replica in schedule.replicas.gather(table).tolist()]
     (first, is_led, *_), _ = heads[0]
     if is_led and any(head[0] != first for head, _ in heads):

@@ -104,7 +104,7 @@ class Cuda(Host):
         torch.cuda.synchronize(self.index)
 
     def fetch(self, number: Tensor) -> Callable[[], float | None]:
-        copy = torch.empty((), dtype=number.dtype, pin_memory=True)
+        copy = torch.empty((), dtype=number.dtype, device="cpu", pin_memory=True)
         copy.copy_(number.detach(), non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.index))

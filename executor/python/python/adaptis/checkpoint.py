@@ -56,9 +56,14 @@ def whole(schedule: Schedule) -> State | None:
 
 def restore(schedule: Schedule, state: Mapping[str, Any]) -> None:
     """Takes what belongs to this rank's layers."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"restore: a checkpoint, as a dictionary, not a {type(state).__name__}")
     for name in ("model", "optimizers", "steps"):
         if name not in state:
             raise ValueError(f"restore: the checkpoint has no {name!r}, only {sorted(state)}")
+    saved = state["optimizers"]
+    if not isinstance(saved, (list, tuple)) or not all(isinstance(of, Mapping) and "param_groups" in of for of in saved):
+        raise TypeError("restore: optimizers is a list of what Optimizer.state_dict gives, each with its param_groups")
     steps = int(state["steps"])
     if schedule._seat.native is not None and steps != schedule.steps:
         raise RuntimeError("restore: a coordinator counts this run's steps already; restore before the first step")
@@ -119,6 +124,18 @@ def forget_elsewhere(schedule: Schedule, optimizer: Optimizer) -> None:
     for layer in schedule._elsewhere():
         for parameter in layer.parameters():
             optimizer.state.pop(parameter, None)
+
+
+def check_known(schedule: Schedule, optimizer: Optimizer) -> None:
+    """Refuses an optimizer of what is in no layer: it would stay where it is, and be trained on one rank alone."""
+    names = _names(schedule)
+    for at, group in enumerate(optimizer.param_groups):
+        for part in group["params"]:
+            if id(part) not in names:
+                raise ValueError(
+                    f"attach: the optimizer trains a parameter of shape {tuple(part.shape)} (group {at}) that is in none of "
+                    "the schedule's layers: it would not move with them; make it a part of the layer that uses it"
+                )
 
 
 def _group(schedule: Schedule) -> dist.ProcessGroup | None:

@@ -76,7 +76,7 @@ class Exchange:
         place = (is_gradient, stage, microbatch)
         forms = self._forms(is_gradient, stage)
         if forms is None:
-            header = torch.empty(HEADER, dtype=torch.int64)
+            header = torch.empty(HEADER, dtype=torch.int64, device="cpu")
             self._posted[place] = (None, [(self._over_hosts.receive(header, device, _tag(place, 0)), header)])
         else:
             self._posted[place] = (forms, self._receive_all(self.channels, device, forms, place))
@@ -113,7 +113,7 @@ class Exchange:
         else:
             forms = tuple(Form.of(part) for part in bundle)
         if known is None:
-            header = torch.tensor(encoded(forms), dtype=torch.int64)
+            header = torch.tensor(encoded(forms), dtype=torch.int64, device="cpu")
             self._sent.append((self._over_hosts.send(header, device, _tag(place, 0)), header))
         elif not is_gradient and not matches(forms, known):
             layer = self.entering[stage]

@@ -32,7 +32,8 @@ def clip_norm(schedule: Schedule, max_norm: float) -> Tensor:
                 seen.add(id(parameter))
                 gradient = local(parameter.grad)
                 gradients.append(gradient)
-                for part in gradient.detach().reshape(-1).split(PART):
+                dense = gradient.coalesce().values() if gradient.is_sparse else gradient
+                for part in dense.detach().reshape(-1).split(PART):
                     squares[at] += part.abs().double().square().sum()
     dist.all_reduce(squares, group=schedule.group)
     schedule.replicas.reduce(squares)

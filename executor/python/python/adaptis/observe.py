@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import weakref
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Observation:
         # Those that train a layer of ours.
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._has_ended = False
+        self._process = os.getpid()
         self._is_sampling = False
         self._reserved_bytes = 0
         # What this rank told the others.
@@ -303,6 +305,7 @@ class Observation:
                 is_fixed=True,
                 keys=self.settings.keys,
             )
+            self.settings.is_written(job.devices[self.rank])
             self.clock.follow(self.native, self._places, job.microbatches)
         except (OSError, ValueError) as error:
             self._fail(in_its_place(error) or str(error))
@@ -310,7 +313,9 @@ class Observation:
     # The end.
 
     def _end(self) -> None:
-        self._leave(last_error())
+        # A process that was forked from this one has no part in the run.
+        if os.getpid() == self._process:
+            self._leave(last_error())
 
     def close(self) -> None:
         """Ends the measuring, as the end of the process does."""
@@ -352,7 +357,8 @@ def begin(pieces: Sequence[Piece], settings: Settings, rank: int, world: int) ->
         return None
     try:
         _current = Observation(pieces, settings, rank, world)
-    except ValueError as error:
+    except Exception as error:
+        # Whatever a model is: it trains.
         logger.warning("this job is not observed: %s", error)
     return _current
 
@@ -365,8 +371,11 @@ def observe(layers: Iterable[nn.Module], *, coordinator: str | None = None) -> O
     nothing is done. Of several processes that train alike, the first one is measured. None where nothing is.
     """
     settings = Settings.found(coordinator)
-    own = list(layers)
-    if settings is None or not own:
+    if settings is None:
+        return None
+    own = [] if isinstance(layers, (nn.ModuleDict, dict)) or not hasattr(layers, "__iter__") else list(layers)
+    if not own or not all(isinstance(layer, nn.Module) for layer in own):
+        logger.warning("nothing is observed: layers is a list of modules in the order in which they run, as model.layers")
         return None
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return None

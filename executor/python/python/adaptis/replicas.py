@@ -125,7 +125,7 @@ class Replicas:
         """The numbers of all replicas, in order. They are on the host."""
         if self.group is None:
             return numbers.unsqueeze(0)
-        gathered = torch.empty(self.size * numbers.numel(), dtype=numbers.dtype)
+        gathered = torch.empty(self.size * numbers.numel(), dtype=numbers.dtype, device="cpu")
         dist.all_gather_into_tensor(gathered, numbers.flatten(), group=self._control)
         return gathered.view(self.size, *numbers.shape)
 

@@ -67,9 +67,12 @@ class Schedule:
             if group.ndim != 1:
                 raise ValueError(f"group: a mesh of {group.ndim} dimensions; give its pipeline part, as mesh['pp']")
             group = group.get_group()
-        self.layers = list(layers)
-        if not self.layers:
-            raise ValueError("layers: there are none")
+        self.layers = _modules(layers)
+        _check_loss(loss_fn, self.layers)
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise TypeError(f"seed: {seed!r} is not a whole number")
+        if plan is not None and not isinstance(plan, (Plan, str)):
+            raise TypeError(f"plan: a Plan or the name of a schedule, not a {type(plan).__name__}")
         if not isinstance(microbatches, int) or isinstance(microbatches, bool):
             raise TypeError(f"microbatches: {microbatches!r} is not a whole number")
         if not 1 <= microbatches <= MICROBATCHES_MAX:
@@ -92,13 +95,14 @@ class Schedule:
         self._forms: dict[int, dict[int, Forms]] = {}
         self._first_forms: Forms = ()
         self._next: tuple[Plan, _native.Row, int] | None = None
-        for layer in self.layers:
-            defer(layer, self._worker.ledger)
         names = [f"rank{rank}" for rank in range(self.world)]
         if not isinstance(plan, Plan):
             plan = Plan.even(len(self.layers), names, microbatches, plan, self._tied)
         self.plan, self._row, self._plan_number = self._checked(plan)
         self._open(self.plan, [])
+        # From here on nothing is refused: until now the layers are as they were.
+        for layer in self.layers:
+            defer(layer, self._worker.ledger)
         for layer in self._elsewhere():
             state.drop(layer, [], [own for _, own in self._own()])
         self._adopt()
@@ -126,7 +130,10 @@ class Schedule:
                 "attach: LBFGS needs all gradients in one place and runs the loss again by itself; take an optimizer that "
                 "updates each parameter by its own gradient"
             )
+        elif not isinstance(optimizer, Optimizer):
+            raise TypeError(f"attach: an optimizer of torch or a GradScaler, not a {type(optimizer).__name__}")
         elif optimizer not in self.optimizers:
+            checkpoint.check_known(self, optimizer)
             self.optimizers.append(optimizer)
             checkpoint.forget_elsewhere(self, optimizer)
             optimizer.register_load_state_dict_post_hook(partial(checkpoint.forget_elsewhere, self))
@@ -135,6 +142,8 @@ class Schedule:
     def change(self, plan: Plan) -> None:
         """Goes over to another plan at the beginning of the next step. To be called alike on every rank, and not where a
         coordinator plans."""
+        if not isinstance(plan, Plan):
+            raise TypeError(f"change: a Plan, not a {type(plan).__name__}; Plan.even makes one of a schedule's name")
         if self._seat.native is not None:
             raise RuntimeError("a coordinator plans this run; start the schedule with coordinator='' to plan it by hand")
         self._next = self._checked(plan)
@@ -291,6 +300,13 @@ class Schedule:
     def _share(self, x: Any, target: Any) -> tuple[Share, Exception | None]:
         """This rank's data, or why it can't be cut."""
         inputs, targets, error = _in_pieces(x, target, lambda _: self.microbatches)
+        if inputs is not None and any(part.requires_grad for part in inputs[0]):
+            error = ValueError(
+                "x: it wants a gradient, which ends at the schedule: make what it comes from the first layer, or give "
+                "x.detach()"
+            )
+        elif torch.is_inference_mode_enabled():
+            error = RuntimeError("step: it trains, which torch.inference_mode forbids; evaluate gives the loss alone")
         if inputs is not None:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])
         return Share(inputs, targets, self.steps), error
@@ -310,7 +326,7 @@ class Schedule:
 
     def _pieces(self, data: Any) -> int:
         """Of an evaluation's batch."""
-        part = data if isinstance(data, Tensor) else next(iter(data), None)
+        part = next(iter(data), None) if isinstance(data, (tuple, list)) else data
         is_even = isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] % self.microbatches == 0
         return self.microbatches if is_even else 1
 
@@ -370,6 +386,34 @@ def _pairs(plan: Plan) -> list[tuple[int, int]]:
     return [pair for sender, to in zip(of, of[1:]) if sender != to for pair in ((sender, to), (to, sender))]
 
 
+def _modules(layers: Any) -> list[nn.Module]:
+    """A model's layers, if they are such."""
+    if isinstance(layers, (nn.ModuleDict, dict)) or not hasattr(layers, "__iter__"):
+        raise TypeError(f"layers: a list of modules in their order, not a {type(layers).__name__}")
+    modules = list(layers)
+    if not modules:
+        raise ValueError("layers: there are none")
+    for at, layer in enumerate(modules):
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"layers: number {at} is a {type(layer).__name__}, not a module of torch")
+        if any(isinstance(part, nn.parameter.UninitializedTensorMixin) for _, part in state.tensors_of(layer)):
+            raise ValueError(f"layers: number {at} has parameters of no shape yet: run it once on some data before")
+    return modules
+
+
+def _check_loss(loss_fn: Any, layers: Sequence[nn.Module]) -> None:
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: a function of the output and the target, not a {type(loss_fn).__name__}")
+    known = {id(part) for layer in layers for part in layer.parameters()}
+    of_loss = loss_fn.named_parameters() if isinstance(loss_fn, nn.Module) else iter(())
+    for name, part in of_loss:
+        if part.requires_grad or id(part) in known:
+            raise ValueError(
+                f"loss_fn: it has a parameter, {name!r}, which would not move with the last layer; make it a part of that "
+                "layer, which returns what loss_fn then needs"
+            )
+
+
 def _device(layers: Sequence[nn.Module], device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
@@ -394,7 +438,11 @@ def _in_pieces(
 
 
 def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:
+    if not isinstance(data, (Tensor, tuple, list)):
+        raise TypeError(f"{name}: a tensor or a tuple of tensors with a first dimension to cut, not a {type(data).__name__}")
     parts = (data,) if isinstance(data, Tensor) else tuple(data)
+    if not parts:
+        raise ValueError(f"{name}: an empty tuple; a tensor or a tuple of tensors is cut into microbatches")
     for part in parts:
         if not isinstance(part, Tensor) or part.dim() == 0:
             found = "a tensor without one" if isinstance(part, Tensor) else f"a {type(part).__name__}"

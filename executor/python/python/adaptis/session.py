@@ -78,14 +78,32 @@ class Settings:
     def ring(self, device: str) -> str:
         """Where the ring of a device is to be made; what goes wrong from now on can be read."""
         self.rings.mkdir(parents=True, exist_ok=True)
-        _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
+        try:
+            _native.log(os.environ.get("ADAPTIS_LOG") or "warn")
+        except ValueError as error:
+            # What is said is not worth what is measured.
+            logger.warning("%s; what goes wrong is told as at warn", error)
+            _native.log("warn")
         return str(self.rings / device)
+
+    def is_written(self, device: str) -> None:
+        """This process made the ring of a device."""
+        _own_rings.add((os.getpid(), str(self.rings / device)))
+
+
+_own_rings: set[tuple[int, str]] = set()
+"""Rings that this process writes or wrote, with its number: a forked one has them too, and not as its own."""
 
 
 def in_its_place(error: Exception) -> str | None:
-    """In words, if another process took this one's place among the ranks."""
+    """In words, if another took this one's place among the ranks."""
     if "another process writes this ring" not in str(error):
         return None
+    if any(pid == os.getpid() and ring in str(error) for pid, ring in _own_rings):
+        return (
+            "another schedule or observation of this process is measured already, and a run has one: this one trains "
+            "unmeasured"
+        )
     return (
         "another process of this command is measured in its place: start processes by torchrun, or give each its "
         "RANK, LOCAL_RANK and WORLD_SIZE"
@@ -113,6 +131,9 @@ class Seat:
         self._losses: deque[tuple[int, Callable[[], float | None]]] = deque()
         self._timed: set[int] = set()
         self._has_ended = False
+        self._process = os.getpid()
+        # That others have no coordinator.
+        self._has_told = False
 
     # What is told to all others at the beginning of a step.
 
@@ -220,6 +241,12 @@ class Seat:
     def join(self, votes: Sequence[bool], pinned: list[tuple[int, int]]) -> None:
         """Declares the job, if all ranks want to."""
         if not all(votes):
+            if any(votes) and self.settings is not None and not self._has_told:
+                self._has_told = True
+                without = [rank for rank, vote in enumerate(votes) if not vote]
+                logger.warning(
+                    "this job is not measured: ranks %s have no coordinator; ADAPTIS_COORDINATOR is to be set on all", without
+                )
             return
         assert self.settings is not None
         schedule = self.schedule
@@ -255,9 +282,10 @@ class Seat:
             self.tape.clock.follow(native, every, schedule.microbatches)
         except Exception as error:
             self._has_ended = True
-            logger.warning("this rank trains without a coordinator: %s", error)
+            logger.warning("this rank trains without a coordinator: %s", in_its_place(error) or error)
             return
         self.native = native
+        self.settings.is_written(schedule.plan.devices[schedule.rank])
         atexit.register(self._end)
 
     def _fact(self, at: int, layer: nn.Module) -> Fact:
@@ -325,7 +353,7 @@ class Seat:
     def _round_trip(self, asker: int, peer: int, size: int) -> tuple[int, int]:
         schedule = self.schedule
         load = torch.zeros(size, dtype=torch.uint8, device=schedule.device)
-        word = torch.zeros(1, dtype=torch.int64)
+        word = torch.zeros(1, dtype=torch.int64, device="cpu")
         self._card.finish()
         start = perf_counter_ns()
         if schedule.rank == asker:
@@ -340,7 +368,9 @@ class Seat:
     # The end.
 
     def _end(self) -> None:
-        self.leave(last_error())
+        # A process that was forked from this one has no part in the run.
+        if os.getpid() == self._process:
+            self.leave(last_error())
 
     def leave(self, error: BaseException | None) -> None:
         """Training is over: the coordinator is told how it ended, and gets some seconds to record it."""

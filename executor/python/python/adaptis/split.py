@@ -61,6 +61,14 @@ class Ledger:
         """Whether the backward under way is the one that leaves debts."""
         return self._task is not None and self._task == _task()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A model that is stored whole is loaded without us.
+        return dict, ()
+
+    def __deepcopy__(self, _: Any) -> Ledger:
+        # Nobody opens it: a copy's backward is its own.
+        return Ledger()
+
     def take(self) -> list[Debt]:
         """All debts since the last time."""
         debts, self.debts = self.debts, []
@@ -279,6 +287,8 @@ def defer(layer: nn.Module, ledger: Ledger) -> int:
         if forward is None or _is_left_alone(module):
             continue
         module.__dict__[_LEDGER] = ledger
+        # By this name a stored model finds the forward of its class.
+        forward.__name__ = "forward"
         module.forward = MethodType(forward, module)
         count += 1
     return count

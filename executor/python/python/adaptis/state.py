@@ -105,7 +105,10 @@ def _entries(
             continue
         done.add(id(parameter))
         add("parameter", name, "", 0, parameter)
-        if parameter.grad is not None:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            add("gradient", name, "indices", 0, parameter.grad._indices())
+            add("gradient", name, "values", 0, parameter.grad._values())
+        elif parameter.grad is not None:
             add("gradient", name, "", 0, parameter.grad)
         for at, optimizer in enumerate(optimizers):
             for detail, value in optimizer.state.get(parameter, {}).items():
@@ -190,15 +193,15 @@ class Mover:
         packed = _packed(tensors, self.device)
         text = pickle.dumps(_Header(entries, plain, packed.numel(), _digest(packed)))
         header = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        length = torch.tensor([header.numel()], dtype=torch.int64)
+        length = torch.tensor([header.numel()], dtype=torch.int64, device="cpu")
         told = [(dist.isend(part, group=self.channels.control, group_dst=to), part) for part in (length, header)]
         return told + ([(self.channels.send(packed, to, 0), packed)] if packed.numel() else [])
 
     def _receive(self, sender: int, layer: nn.Module, optimizers: Sequence[Optimizer]) -> int:
         """Takes a layer's state in. How many bytes came."""
-        length = torch.empty(1, dtype=torch.int64)
+        length = torch.empty(1, dtype=torch.int64, device="cpu")
         dist.recv(length, group=self.channels.control, group_src=sender)
-        text = torch.empty(int(length.item()), dtype=torch.uint8)
+        text = torch.empty(int(length.item()), dtype=torch.uint8, device="cpu")
         dist.recv(text, group=self.channels.control, group_src=sender)
         header: _Header = pickle.loads(text.numpy().tobytes())
         packed = torch.empty(header.bytes, dtype=torch.uint8, device=self.device)
@@ -214,6 +217,7 @@ class Mover:
         if any(entry.is_sharded and entry.kind == "parameter" for entry in header.entries):
             replicas.take_up(layer, self.device)
         own: dict[str, Tensor] = dict(tensors_of(layer))
+        indices: dict[str, Tensor] = {}
         at = 0
         with torch.no_grad():
             for entry in header.entries:
@@ -230,6 +234,10 @@ class Mover:
                 blank = replicas.like(blank, target) if entry.is_sharded else blank
                 if entry.kind in ("parameter", "buffer"):
                     target.data = blank
+                elif entry.detail == "indices" and entry.kind == "gradient":
+                    indices[entry.name] = blank
+                elif entry.detail == "values" and entry.kind == "gradient":
+                    target.grad = torch.sparse_coo_tensor(indices[entry.name], blank, target.shape)
                 elif entry.kind == "gradient":
                     target.grad = blank
                 else:

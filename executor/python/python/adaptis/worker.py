@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Callable, Sequence
 
@@ -127,6 +127,12 @@ class Worker:
         # Of what each layer here gave in this iteration; behind the last one, of the loss.
         self.forms: dict[int, Forms] = {}
         self._kept: dict[tuple[int, int], Kept] = {}
+        # By layer: the buffers that others of the model use as well.
+        self._shared = _shared_buffers(layers)
+        # Whether what the loss is computed with was looked at, under these stages.
+        self._knows_loss = False
+        # All layers are one stage.
+        self._is_whole = False
         self._generator = chance.Generator(device)
         # Layers whose recomputation is looked at, or was, under these stages.
         self._repeats: set[int] = set()
@@ -135,6 +141,8 @@ class Worker:
         """The stages of this rank from now on."""
         self.stages = stages
         self._repeats.clear()
+        self._knows_loss = False
+        self._is_whole = any(stage.first == 0 and stage.end == len(self.layers) for stage in stages.values())
 
     def begin(self, share: Share) -> None:
         """Before an iteration."""
@@ -186,9 +194,12 @@ class Worker:
 
     def _note(self, layer: int, value: Bundle) -> None:
         """What a layer gives: with a gradient what has one in any microbatch."""
-        noted = self.forms.get(layer)
-        if noted is None or any(part.requires_grad > form.requires_grad for part, form in zip(value, noted)):
-            self.forms[layer] = tuple(Form.of(part) for part in value)
+        noted, own = self.forms.get(layer), tuple(Form.of(part) for part in value)
+        if noted is None:
+            self.forms[layer] = own
+        elif any(form.requires_grad > known.requires_grad for form, known in zip(own, noted)):
+            joined = zip(own, noted)
+            self.forms[layer] = tuple(replace(one, requires_grad=one.requires_grad or known.requires_grad) for one, known in joined)
 
     def _key(self, layer: int, microbatch: int) -> int:
         return chance.key(self.seed, self.share.step, layer, self.replica * self.microbatches + microbatch)
@@ -196,6 +207,9 @@ class Worker:
     def _run(self, layer: int, inputs: Bundle, number: int) -> Bundle:
         self._generator.seed(number)
         versions = [part._version for part in inputs]
+        shared = () if self._is_whole else self._shared.get(layer, ())
+        buffers = [(module, name, module._buffers[name]) for module, name in shared]
+        of_buffers = [None if buffer is None else buffer._version for _, _, buffer in buffers]
         hint = f"layer {layer} changes its input in place; let it work on a copy (inplace=False)"
         # Also where the graph is dropped at once: without gradients some operations take other kernels, and other bits come.
         with torch.enable_grad():
@@ -207,6 +221,12 @@ class Worker:
                 raise
         if versions != [part._version for part in inputs]:
             raise RuntimeError(hint)
+        for (module, name, buffer), version in zip(buffers, of_buffers):
+            if module._buffers[name] is not buffer or (buffer is not None and buffer._version != version):
+                raise RuntimeError(
+                    f"layer {layer} changes the buffer {name!r}, which another layer uses as well: it would see the change "
+                    "on this rank alone, and in the plan's order; give each layer its own, or make them one layer"
+                )
         return outputs
 
     def _loss(self, outputs: Bundle, microbatch: int) -> Tensor:
@@ -217,9 +237,35 @@ class Worker:
             loss = self.loss_fn(output, self.share.targets[microbatch])
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError("loss_fn returns one number, as a tensor")
+        if not self._knows_loss:
+            self._look_at(loss, outputs)
+            self._knows_loss = True
+        if not loss.requires_grad:
+            raise RuntimeError(
+                "the loss has no gradient, so that nothing would be trained: no layer before it has a parameter that "
+                "requires one, or loss_fn detaches what it is given"
+            )
         self.losses[microbatch] = loss.detach().reshape(())
         self.forms[len(self.layers)] = (Form(loss.dtype, (), False),)
-        return loss.reshape(())
+        with torch.enable_grad():
+            return loss.reshape(())
+
+    def _look_at(self, loss: Tensor, outputs: Bundle) -> None:
+        """Refuses a loss with parameters: the rank of the last layer, whichever it is, would train its own ones alone."""
+        known = {id(part) for part in outputs}
+        reached, ahead = set(), [loss.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in reached:
+                continue
+            reached.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in known:
+                raise RuntimeError(
+                    f"loss_fn: the loss depends on a parameter of its own, of shape {tuple(leaf.shape)}, which would not move "
+                    "with the last layer; make it a part of that layer, which returns what loss_fn then needs"
+                )
+            ahead += [following for following, _ in node.next_functions]
 
     def input_gradient(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
         """I."""
@@ -301,7 +347,8 @@ class Worker:
         loss, kept.loss = kept.loss, None
         assert loss is not None, "F comes before I"
         if loss.requires_grad:
-            root = self.scaled(loss / self.microbatches)
+            with torch.enable_grad():
+                root = self.scaled(loss / self.microbatches)
             with self.ledger.opened([root]):
                 root.backward()
         outputs, kept.outputs = kept.outputs, ()
@@ -355,6 +402,23 @@ class Worker:
         if torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
         return contextlib.nullcontext()
+
+
+def _shared_buffers(layers: Sequence[nn.Module]) -> dict[int, list[tuple[nn.Module, str]]]:
+    """By layer: its buffers that another layer has, too, each with its module and name."""
+    users: dict[int, set[int]] = {}
+    found: list[tuple[int, nn.Module, str, int]] = []
+    for at, layer in enumerate(layers):
+        for module in layer.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    users.setdefault(id(buffer), set()).add(at)
+                    found.append((at, module, name, id(buffer)))
+    shared: dict[int, list[tuple[nn.Module, str]]] = {}
+    for at, module, name, buffer in found:
+        if len(users[buffer]) > 1:
+            shared.setdefault(at, []).append((module, name))
+    return shared
 
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:

@@ -1,0 +1,305 @@
+"""What would train otherwise than plain PyTorch, without a word: refused, with what would do; and what is not."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD, SparseAdam
+
+from adaptis import Plan, PlanError, Schedule
+from models import WIDTH
+from plans import scheduled
+from ranks import in_ranks
+from refusing import assert_said, refusals
+
+X = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+Y = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(2))
+
+
+def _linears(count: int = 4) -> list[nn.Module]:
+    torch.manual_seed(3)
+    return [nn.Linear(WIDTH, WIDTH) for _ in range(count)]
+
+
+class Projected(nn.Module):
+    """A loss with parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return functional.mse_loss(self.own(output), target)
+
+
+def _of_losses(rank: int, world: int) -> list[str]:
+    own = Projected()
+    schedule = Schedule(_linears(), 2, functional.mse_loss)
+    hidden = Schedule(_linears(), 2, lambda output, target: own(output, target))
+    tied = _linears()
+    of_layer = Schedule(tied, 2, lambda output, target: functional.mse_loss(output @ tied[0].weight, target))
+    detached = Schedule(_linears(), 2, lambda output, target: functional.mse_loss(output.detach(), target))
+    frozen = _linears()
+    for layer in frozen:
+        layer.requires_grad_(False)
+    return refusals(
+        [
+            lambda: Schedule(_linears(), 2, own),
+            lambda: schedule.attach(SGD([*schedule.parameters(), *own.parameters()], lr=0.1)),
+            lambda: hidden.step(X, target=Y),
+            lambda: of_layer.step(X, target=Y),
+            lambda: detached.step(X, target=Y),
+            lambda: Schedule(frozen, 2, functional.mse_loss).step(X, target=Y),
+        ]
+    )
+
+
+def test_a_loss_that_would_train_otherwise_is_refused() -> None:
+    assert_said(
+        in_ranks(1, _of_losses)[0],
+        [
+            "loss_fn: it has a parameter, 'own.weight'",
+            "none of the schedule's layers: it would not move with them",
+            "a parameter of its own, of shape (8, 8)",
+            "a parameter of its own, of shape (8, 8)",
+            "the loss has no gradient",
+            "the loss has no gradient",
+        ],
+    )
+
+
+def _constant_loss(rank: int, world: int) -> list[float]:
+    """What stays as it is may be of the loss."""
+    own = Projected().requires_grad_(False)
+    own.own.weight.data.copy_(torch.eye(WIDTH))
+    own.own.bias.data.zero_()
+    schedule = Schedule(_linears(), 2, own)
+    plain = Schedule(_linears(), 2, functional.mse_loss)
+    return [each.step(X, target=Y).item() for each in (schedule, plain)]
+
+
+def test_a_loss_may_hold_what_is_not_trained() -> None:
+    (with_it, without) = in_ranks(1, _constant_loss)[0]
+    assert with_it == pytest.approx(without)
+
+
+def _shared_norm(rank: int, world: int, stages: list[tuple[int, int, int]]) -> str:
+    layers = _linears(5)
+    layers[1] = layers[3] = nn.BatchNorm1d(WIDTH, affine=False)
+    plan = scheduled(stages, 5, 1, 2, random.Random(1), 1)
+    schedule = Schedule(layers, 2, functional.mse_loss, plan=plan)
+    told = refusals([lambda: schedule.step(X, target=Y)])
+    return told[0] if told else ""
+
+
+def test_a_buffer_that_one_layer_changes_and_another_uses_is_refused() -> None:
+    (told,) = in_ranks(1, _shared_norm, [(0, 2, 0), (2, 5, 0)])
+    assert "layer 1 changes the buffer" in told and "another layer uses as well" in told, told
+    (told,) = in_ranks(1, _shared_norm, [(0, 5, 0)])
+    assert told == "", "one stage runs them as one process does"
+
+
+class Either(nn.Module):
+    """Of what it gives, one part or the other wants a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x)
+        return (y, y.detach()) if x[0, 0] > 0 else (y.detach(), y)
+
+
+class Both(nn.Module):
+    """Takes both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.linear(x) + 2 * y
+
+
+def _in_turn(rank: int, world: int) -> list[float]:
+    torch.manual_seed(4)
+    layers = [Either(), Both()]
+    optimizer: Any = SGD([part for layer in layers for part in layer.parameters()], lr=0.1)
+    losses = []
+    schedule = None if world == 1 else Schedule(layers, 4, functional.mse_loss)
+    for step in range(6):
+        x = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(step))
+        # Of four microbatches, two take one way and two the other.
+        x[[0, 8], 0], x[[4, 12], 0] = 1.0, -1.0
+        if schedule is None:
+            parts = [functional.mse_loss(layers[1](*layers[0](part)), part.flip(1)) for part in x.chunk(4)]
+            loss = torch.stack(parts).mean()
+            loss.backward()
+        else:
+            loss = schedule.step(x, target=x.flip(1))
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+def test_what_wants_a_gradient_may_change_with_the_microbatch() -> None:
+    (expected,) = in_ranks(1, _in_turn)
+    for losses in in_ranks(2, _in_turn):
+        assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def _sparse(rank: int, world: int, is_sparse: bool) -> list[float]:
+    """Clipped, and moved in the middle of an accumulation."""
+    torch.manual_seed(5)
+    layers: list[nn.Module] = [nn.Embedding(9, WIDTH, sparse=is_sparse), *_linears(3)]
+    schedule = Schedule(layers, 2, functional.mse_loss)
+    optimizer = schedule.attach((SparseAdam if is_sparse else SGD)(layers[0].parameters(), lr=0.1))
+    x = torch.arange(8) % 5
+    found = []
+    for step in range(3):
+        schedule.step(x, target=Y)
+        if step == 1:
+            schedule.change(Plan.even(4, ["rank0", "rank1"], 2, "zb-v"))
+        schedule.step(x, target=Y)
+        found.append(schedule.clip_grad_norm_(0.1).item())
+        if is_sparse:
+            optimizer.step()
+        for parameter in schedule.parameters():
+            parameter.grad = None
+    return found
+
+
+def test_sparse_gradients_are_clipped_and_move() -> None:
+    sparse, dense = (in_ranks(2, _sparse, is_sparse)[0] for is_sparse in (True, False))
+    assert sparse[0] == pytest.approx(dense[0], rel=1e-5)
+    assert all(norm > 0 for norm in sparse)
+
+
+def _stored(rank: int, world: int) -> bytes:
+    layers = _linears(2)
+    Schedule(layers, 2, functional.mse_loss).step(X, target=Y)
+    kept = io.BytesIO()
+    torch.save(nn.Sequential(*layers), kept)
+    return kept.getvalue()
+
+
+def test_a_model_that_was_stored_whole_is_loaded_without_us(tmp_path: Path) -> None:
+    (kept,) = in_ranks(1, _stored)
+    (tmp_path / "model.pt").write_bytes(kept)
+    script = (
+        "import sys, torch; sys.modules['adaptis'] = sys.modules['adaptis.split'] = None; "
+        f"model = torch.load({str(tmp_path / 'model.pt')!r}, weights_only=False); "
+        "x = torch.ones(2, 8, requires_grad=True); model(x).sum().backward(); print(model[0].weight.grad.norm().item())"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0 and float(said.stdout) > 0, said.stderr
+
+
+def _wrong(rank: int, world: int) -> list[str]:
+    schedule = Schedule(_linears(), 2, functional.mse_loss)
+    lazy: list[nn.Module] = [nn.LazyLinear(WIDTH) for _ in range(4)]
+    loose: Any = Schedule
+
+    with torch.no_grad():
+        schedule.step(X, target=Y)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in schedule.parameters())
+
+    def in_inference() -> None:
+        with torch.inference_mode():
+            schedule.step(X, target=Y)
+
+    calls: list[Callable[[], Any]] = [
+        lambda: loose(nn.Linear(2, 2), 2, functional.mse_loss),
+        lambda: loose({"a": nn.Linear(2, 2)}, 2, functional.mse_loss),
+        lambda: loose([nn.Linear(2, 2), 3], 2, functional.mse_loss),
+        lambda: loose(lazy, 2, functional.mse_loss),
+        lambda: loose(_linears(), 2, "mse"),
+        lambda: loose(_linears(), 2, functional.mse_loss, seed=1.5),
+        lambda: loose(_linears(), 2, functional.mse_loss, plan=3),
+        lambda: schedule.attach(None),  # type: ignore[type-var]
+        lambda: schedule.change("zb-v"),  # type: ignore[arg-type]
+        lambda: schedule.step((), target=Y),
+        lambda: schedule.step(X, target=()),
+        lambda: schedule.step(5, target=Y),
+        lambda: schedule.step(X.clone().requires_grad_(), target=Y),
+        in_inference,
+        lambda: schedule.evaluate((), target=()),
+        lambda: schedule.restore({"model": schedule.state_dict(), "optimizers": 3, "steps": 0}),
+        lambda: Plan.even(10**9, ["rank0"], 2),
+    ]
+    told = refusals(calls)
+    # None of these leaves anything behind.
+    schedule.step(X, target=Y)
+    return told
+
+
+def test_wrong_arguments_are_named() -> None:
+    assert_said(
+        in_ranks(1, _wrong)[0],
+        [
+            "layers: a list of modules in their order, not a Linear",
+            "layers: a list of modules in their order, not a dict",
+            "layers: number 1 is a int",
+            "layers: number 0 has parameters of no shape yet",
+            "loss_fn: a function of the output and the target, not a str",
+            "seed: 1.5 is not a whole number",
+            "plan: a Plan or the name of a schedule, not a int",
+            "attach: an optimizer of torch or a GradScaler, not a NoneType",
+            "change: a Plan, not a str",
+            "x: an empty tuple",
+            "target: an empty tuple",
+            "x: a tensor or a tuple of tensors with a first dimension to cut, not a int",
+            "x: it wants a gradient",
+            "torch.inference_mode forbids",
+            "x: an empty tuple",
+            "optimizers",
+            "layers: 1000000000 of them",
+        ],
+    )
+
+
+def _half(rank: int, world: int) -> list[str]:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("adaptis").addHandler(handler)
+    schedule = Schedule(_linears(), 2, functional.mse_loss, coordinator="tcp://127.0.0.1:1" if rank == 1 else "")
+    for _ in range(4):
+        schedule.step(X, target=Y)
+    logging.getLogger("adaptis").removeHandler(handler)
+    return told
+
+
+def test_that_some_ranks_lack_a_coordinator_is_said_once() -> None:
+    assert in_ranks(2, _half) == [
+        [],
+        ["this job is not measured: ranks [0] have no coordinator; ADAPTIS_COORDINATOR is to be set on all"],
+    ]
+
+
+def _tied(rank: int, world: int) -> list[str]:
+    layers = _linears(6)
+    layers[5].weight = layers[0].weight
+    try:
+        Schedule(layers, 4, functional.mse_loss, plan="1f1b")
+    except PlanError as error:
+        return [str(error), str(layers[1].forward.__qualname__)]
+    return []
+
+
+def test_a_named_schedule_that_parts_tied_layers_says_so() -> None:
+    for told in in_ranks(2, _tied):
+        assert "share parameters, as layers [0, 5] do" in told[0], told
+        assert told[1] == "Linear.forward", "the layers are as they were"
