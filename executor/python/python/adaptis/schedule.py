@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from adaptis import _native, agreement, channels, checkpoint, evaluation, gradients, runtime, state
@@ -396,7 +397,7 @@ def _modules(layers: Any) -> list[nn.Module]:
     for at, layer in enumerate(modules):
         if not isinstance(layer, nn.Module):
             raise TypeError(f"layers: number {at} is a {type(layer).__name__}, not a module of torch")
-        if any(isinstance(part, nn.parameter.UninitializedTensorMixin) for _, part in state.tensors_of(layer)):
+        if any(is_lazy(part) for _, part in state.tensors_of(layer)):
             raise ValueError(f"layers: number {at} has parameters of no shape yet: run it once on some data before")
     return modules
 

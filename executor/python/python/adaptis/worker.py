@@ -415,8 +415,8 @@ def _shared_buffers(layers: Sequence[nn.Module]) -> dict[int, list[tuple[nn.Modu
                     users.setdefault(id(buffer), set()).add(at)
                     found.append((at, module, name, id(buffer)))
     shared: dict[int, list[tuple[nn.Module, str]]] = {}
-    for at, module, name, buffer in found:
-        if len(users[buffer]) > 1:
+    for at, module, name, number in found:
+        if len(users[number]) > 1:
             shared.setdefault(at, []).append((module, name))
     return shared
 
