@@ -13,17 +13,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
-from adaptis import _native, agreement, channels, checkpoint, evaluation, gradients, runtime, state
+from adaptis import _native, agreement, arguments, channels, checkpoint, evaluation, gradients, runtime, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import MICROBATCHES_MAX, STAGES_MAX, Exchange
 from adaptis.forms import Form, Forms
 from adaptis.replicas import Replicas, placed
 from adaptis.session import Seat, Settings
 from adaptis.split import defer
-from adaptis.worker import Bundle, Share, Stage, Worker
+from adaptis.worker import Share, Stage, Worker
 
 O = TypeVar("O", bound=Optimizer | GradScaler)
 
@@ -68,8 +67,8 @@ class Schedule:
             if group.ndim != 1:
                 raise ValueError(f"group: a mesh of {group.ndim} dimensions; give its pipeline part, as mesh['pp']")
             group = group.get_group()
-        self.layers = _modules(layers)
-        _check_loss(loss_fn, self.layers)
+        self.layers = arguments.modules(layers)
+        arguments.check_loss(loss_fn, self.layers)
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise TypeError(f"seed: {seed!r} is not a whole number")
         if plan is not None and not isinstance(plan, (Plan, str)):
@@ -82,7 +81,7 @@ class Schedule:
         self.group = group
         self.rank = dist.get_rank(group)
         self.world = dist.get_world_size(group)
-        self.device = _device(self.layers, device)
+        self.device = arguments.device_of(self.layers, device)
         self.channels = channels.of(group, self.device)
         self.optimizers: list[Optimizer] = []
         self._scaler: GradScaler | None = None
@@ -194,7 +193,7 @@ class Schedule:
         """The mean loss of a batch, on every rank: forwards alone, layers in evaluation mode. To be called on every rank,
         between two steps. `x` and `target` as in `step`; a batch that can't be cut into microbatches goes as a whole."""
         self._refuse_broken()
-        return evaluation.evaluate(self, *_in_pieces(x, target, self._pieces))
+        return evaluation.evaluate(self, *arguments.in_pieces(x, target, self._pieces))
 
     def close(self) -> None:
         """Tells the coordinator that training is over, as the end of the process does."""
@@ -300,7 +299,7 @@ class Schedule:
 
     def _share(self, x: Any, target: Any) -> tuple[Share, Exception | None]:
         """This rank's data, or why it can't be cut."""
-        inputs, targets, error = _in_pieces(x, target, lambda _: self.microbatches)
+        inputs, targets, error = arguments.in_pieces(x, target, lambda _: self.microbatches)
         if inputs is not None and any(part.requires_grad for part in inputs[0]):
             error = ValueError(
                 "x: it wants a gradient, which ends at the schedule: make what it comes from the first layer, or give "
@@ -385,72 +384,3 @@ def _pairs(plan: Plan) -> list[tuple[int, int]]:
     """Who sends to whom under a plan."""
     of = [rank for _, _, rank, _ in plan.stages]
     return [pair for sender, to in zip(of, of[1:]) if sender != to for pair in ((sender, to), (to, sender))]
-
-
-def _modules(layers: Any) -> list[nn.Module]:
-    """A model's layers, if they are such."""
-    if isinstance(layers, (nn.ModuleDict, dict)) or not hasattr(layers, "__iter__"):
-        raise TypeError(f"layers: a list of modules in their order, not a {type(layers).__name__}")
-    modules = list(layers)
-    if not modules:
-        raise ValueError("layers: there are none")
-    for at, layer in enumerate(modules):
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"layers: number {at} is a {type(layer).__name__}, not a module of torch")
-        if any(is_lazy(part) for _, part in state.tensors_of(layer)):
-            raise ValueError(f"layers: number {at} has parameters of no shape yet: run it once on some data before")
-    return modules
-
-
-def _check_loss(loss_fn: Any, layers: Sequence[nn.Module]) -> None:
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn: a function of the output and the target, not a {type(loss_fn).__name__}")
-    known = {id(part) for layer in layers for part in layer.parameters()}
-    of_loss = loss_fn.named_parameters() if isinstance(loss_fn, nn.Module) else iter(())
-    for name, part in of_loss:
-        if part.requires_grad or id(part) in known:
-            raise ValueError(
-                f"loss_fn: it has a parameter, {name!r}, which would not move with the last layer; make it a part of that "
-                "layer, which returns what loss_fn then needs"
-            )
-
-
-def _device(layers: Sequence[nn.Module], device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    found = {tensor.device for layer in layers for _, tensor in state.tensors_of(layer)}
-    if len(found) > 1:
-        raise ValueError(f"layers: they are on several devices: {sorted(map(str, found))}")
-    return found.pop() if found else torch.device("cpu")
-
-
-def _in_pieces(
-    x: Any, target: Any, pieces: Callable[[Any], int]
-) -> tuple[list[Bundle] | None, list[Any] | None, Exception | None]:
-    """A batch and its targets in as many pieces as `pieces` says, or why they can't be cut."""
-    try:
-        inputs = None if x is None else _cut(x, pieces(x), "x")
-        targets: Any = None if target is None else _cut(target, pieces(target), "target")
-    except (TypeError, ValueError) as error:
-        return None, None, error
-    if targets is not None and isinstance(target, Tensor):
-        targets = [part[0] for part in targets]
-    return inputs, targets, None
-
-
-def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:
-    if not isinstance(data, (Tensor, tuple, list)):
-        raise TypeError(f"{name}: a tensor or a tuple of tensors with a first dimension to cut, not a {type(data).__name__}")
-    parts = (data,) if isinstance(data, Tensor) else tuple(data)
-    if not parts:
-        raise ValueError(f"{name}: an empty tuple; a tensor or a tuple of tensors is cut into microbatches")
-    for part in parts:
-        if not isinstance(part, Tensor) or part.dim() == 0:
-            found = "a tensor without one" if isinstance(part, Tensor) else f"a {type(part).__name__}"
-            raise TypeError(f"{name}: a tensor or a tuple of tensors with a first dimension to cut, not {found}")
-        if part.shape[0] == 0:
-            raise ValueError(f"{name}: it has no rows")
-        if part.shape[0] % microbatches:
-            raise ValueError(f"{name}: {part.shape[0]} rows can't be cut into {microbatches} equal microbatches")
-    cut = [part.split(part.shape[0] // microbatches) for part in parts]
-    return [tuple(pieces) for pieces in zip(*cut)]

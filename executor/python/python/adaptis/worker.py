@@ -25,8 +25,9 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from adaptis import chance, replicas
+from adaptis import chance, guards, replicas
 from adaptis.forms import Form, Forms
+from adaptis.guards import SharedBuffers
 from adaptis.split import Debt, Ledger, pay
 from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape
 
@@ -127,8 +128,7 @@ class Worker:
         # Of what each layer here gave in this iteration; behind the last one, of the loss.
         self.forms: dict[int, Forms] = {}
         self._kept: dict[tuple[int, int], Kept] = {}
-        # By layer: the buffers that others of the model use as well.
-        self._shared = _shared_buffers(layers)
+        self._shared = SharedBuffers(layers)
         # Whether what the loss is computed with was looked at, under these stages.
         self._knows_loss = False
         # All layers are one stage.
@@ -207,9 +207,8 @@ class Worker:
     def _run(self, layer: int, inputs: Bundle, number: int) -> Bundle:
         self._generator.seed(number)
         versions = [part._version for part in inputs]
-        shared = () if self._is_whole else self._shared.get(layer, ())
-        buffers = [(module, name, module._buffers[name]) for module, name in shared]
-        of_buffers = [None if buffer is None else buffer._version for _, _, buffer in buffers]
+        # In one stage layers run as in one process.
+        shared = [] if self._is_whole else self._shared.before(layer)
         hint = f"layer {layer} changes its input in place; let it work on a copy (inplace=False)"
         # Also where the graph is dropped at once: without gradients some operations take other kernels, and other bits come.
         with torch.enable_grad():
@@ -221,12 +220,7 @@ class Worker:
                 raise
         if versions != [part._version for part in inputs]:
             raise RuntimeError(hint)
-        for (module, name, buffer), version in zip(buffers, of_buffers):
-            if module._buffers[name] is not buffer or (buffer is not None and buffer._version != version):
-                raise RuntimeError(
-                    f"layer {layer} changes the buffer {name!r}, which another layer uses as well: it would see the change "
-                    "on this rank alone, and in the plan's order; give each layer its own, or make them one layer"
-                )
+        self._shared.after(layer, shared)
         return outputs
 
     def _loss(self, outputs: Bundle, microbatch: int) -> Tensor:
@@ -238,7 +232,7 @@ class Worker:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError("loss_fn returns one number, as a tensor")
         if not self._knows_loss:
-            self._look_at(loss, outputs)
+            guards.refuse_parameters(loss, outputs)
             self._knows_loss = True
         if not loss.requires_grad:
             raise RuntimeError(
@@ -249,23 +243,6 @@ class Worker:
         self.forms[len(self.layers)] = (Form(loss.dtype, (), False),)
         with torch.enable_grad():
             return loss.reshape(())
-
-    def _look_at(self, loss: Tensor, outputs: Bundle) -> None:
-        """Refuses a loss with parameters: the rank of the last layer, whichever it is, would train its own ones alone."""
-        known = {id(part) for part in outputs}
-        reached, ahead = set(), [loss.grad_fn]
-        while ahead:
-            node = ahead.pop()
-            if node is None or node in reached:
-                continue
-            reached.add(node)
-            leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) not in known:
-                raise RuntimeError(
-                    f"loss_fn: the loss depends on a parameter of its own, of shape {tuple(leaf.shape)}, which would not move "
-                    "with the last layer; make it a part of that layer, which returns what loss_fn then needs"
-                )
-            ahead += [following for following, _ in node.next_functions]
 
     def input_gradient(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
         """I."""
@@ -402,23 +379,6 @@ class Worker:
         if torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
         return contextlib.nullcontext()
-
-
-def _shared_buffers(layers: Sequence[nn.Module]) -> dict[int, list[tuple[nn.Module, str]]]:
-    """By layer: its buffers that another layer has, too, each with its module and name."""
-    users: dict[int, set[int]] = {}
-    found: list[tuple[int, nn.Module, str, int]] = []
-    for at, layer in enumerate(layers):
-        for module in layer.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    users.setdefault(id(buffer), set()).add(at)
-                    found.append((at, module, name, id(buffer)))
-    shared: dict[int, list[tuple[nn.Module, str]]] = {}
-    for at, module, name, number in found:
-        if len(users[number]) > 1:
-            shared.setdefault(at, []).append((module, name))
-    return shared
 
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:

@@ -1,0 +1,81 @@
+"""What a schedule is given: seen to be what it takes, and named where it is not."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from adaptis import state
+from adaptis.worker import Bundle
+
+
+def modules(layers: Any) -> list[nn.Module]:
+    """A model's layers, if they are such."""
+    if isinstance(layers, (nn.ModuleDict, dict)) or not hasattr(layers, "__iter__"):
+        raise TypeError(f"layers: a list of modules in their order, not a {type(layers).__name__}")
+    modules = list(layers)
+    if not modules:
+        raise ValueError("layers: there are none")
+    for at, layer in enumerate(modules):
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"layers: number {at} is a {type(layer).__name__}, not a module of torch")
+        if any(is_lazy(part) for _, part in state.tensors_of(layer)):
+            raise ValueError(f"layers: number {at} has parameters of no shape yet: run it once on some data before")
+    return modules
+
+
+def check_loss(loss_fn: Any, layers: Sequence[nn.Module]) -> None:
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: a function of the output and the target, not a {type(loss_fn).__name__}")
+    known = {id(part) for layer in layers for part in layer.parameters()}
+    of_loss = loss_fn.named_parameters() if isinstance(loss_fn, nn.Module) else iter(())
+    for name, part in of_loss:
+        if part.requires_grad or id(part) in known:
+            raise ValueError(
+                f"loss_fn: it has a parameter, {name!r}, which would not move with the last layer; make it a part of that "
+                "layer, which returns what loss_fn then needs"
+            )
+
+
+def device_of(layers: Sequence[nn.Module], device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    found = {tensor.device for layer in layers for _, tensor in state.tensors_of(layer)}
+    if len(found) > 1:
+        raise ValueError(f"layers: they are on several devices: {sorted(map(str, found))}")
+    return found.pop() if found else torch.device("cpu")
+
+
+def in_pieces(
+    x: Any, target: Any, pieces: Callable[[Any], int]
+) -> tuple[list[Bundle] | None, list[Any] | None, Exception | None]:
+    """A batch and its targets in as many pieces as `pieces` says, or why they can't be cut."""
+    try:
+        inputs = None if x is None else _cut(x, pieces(x), "x")
+        targets: Any = None if target is None else _cut(target, pieces(target), "target")
+    except (TypeError, ValueError) as error:
+        return None, None, error
+    if targets is not None and isinstance(target, Tensor):
+        targets = [part[0] for part in targets]
+    return inputs, targets, None
+
+
+def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:
+    if not isinstance(data, (Tensor, tuple, list)):
+        raise TypeError(f"{name}: a tensor or a tuple of tensors with a first dimension to cut, not a {type(data).__name__}")
+    parts = (data,) if isinstance(data, Tensor) else tuple(data)
+    if not parts:
+        raise ValueError(f"{name}: an empty tuple; a tensor or a tuple of tensors is cut into microbatches")
+    for part in parts:
+        if not isinstance(part, Tensor) or part.dim() == 0:
+            found = "a tensor without one" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+            raise TypeError(f"{name}: a tensor or a tuple of tensors with a first dimension to cut, not {found}")
+        if part.shape[0] == 0:
+            raise ValueError(f"{name}: it has no rows")
+        if part.shape[0] % microbatches:
+            raise ValueError(f"{name}: {part.shape[0]} rows can't be cut into {microbatches} equal microbatches")
+    cut = [part.split(part.shape[0] // microbatches) for part in parts]
+    return [tuple(pieces) for pieces in zip(*cut)]
