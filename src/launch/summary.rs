@@ -19,6 +19,8 @@ struct Report {
     devices: Vec<Device>,
     iterations: Vec<Iteration>,
     final_state_digest: Option<String>,
+    #[serde(default)]
+    failure: Option<String>,
     faults: Vec<Fault>,
     decisions: Vec<Decision>,
     switches: Vec<Switch>,
@@ -260,9 +262,12 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
     } else {
         let _ = writeln!(out, "\n{} iterations in {}{losses}", report.iterations.len(), milliseconds(total_ns));
     }
-    if let Some(digest) = &report.final_state_digest {
-        let _ = writeln!(out, "final state {digest}");
-    }
+    let end = match (&report.failure, &report.final_state_digest) {
+        (Some(failure), _) => format!("the run failed: {failure}"),
+        (None, Some(digest)) => format!("final state {digest}"),
+        (None, None) => "how it ended was not recorded: a rank was gone without a word, or all were".to_owned(),
+    };
+    let _ = writeln!(out, "{end}");
     let is_emulated = dir.join("truth.json").exists();
     if is_emulated {
         pace(out, report, total_ns);
@@ -334,6 +339,18 @@ mod tests {
             "phases": []
         }))
         .expect("a report")
+    }
+
+    #[test]
+    fn how_a_run_ended_is_told() {
+        let none = serde_json::json!([]);
+        let mut ended = report(3, none.clone(), none, &[]);
+        let told = |report: &Report| text(Path::new("run"), report);
+        assert!(told(&ended).contains("how it ended was not recorded"));
+        ended.final_state_digest = Some("5a7b".to_owned());
+        assert!(told(&ended).contains("final state 5a7b") && !told(&ended).contains("not recorded"));
+        ended.failure = Some("rank1 did not answer within 30.0 s".to_owned());
+        assert!(told(&ended).contains("the run failed: rank1 did not answer") && !told(&ended).contains("5a7b"));
     }
 
     #[test]
