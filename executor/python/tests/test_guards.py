@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import SGD, SparseAdam
+from torch.optim import SGD
 
 from adaptis import Plan, PlanError, Schedule
 from models import WIDTH
@@ -68,29 +68,90 @@ def test_a_loss_that_would_train_otherwise_is_refused() -> None:
     assert_said(
         in_ranks(1, _of_losses)[0],
         [
-            "loss_fn: it has a parameter, 'own.weight'",
+            "loss_fn: it has a parameter of its own, 'own.weight', which requires a gradient",
             "none of the schedule's layers: it would not move with them",
-            "a parameter of its own, of shape (8, 8)",
-            "a parameter of its own, of shape (8, 8)",
+            "a parameter of its own, of shape (8,",
+            "loss_fn: it uses a parameter of layer 0",
             "the loss has no gradient",
             "the loss has no gradient",
         ],
     )
 
 
-def _constant_loss(rank: int, world: int) -> list[float]:
-    """What stays as it is may be of the loss."""
+def _penalized(output: Tensor, target: Tensor) -> Tensor:
+    """With a leaf of its own, and a gradient within it."""
+    noise = torch.zeros_like(output, requires_grad=True)
+    loss = functional.mse_loss(output + noise, target)
+    (gradient,) = torch.autograd.grad(loss, noise, create_graph=True)
+    return loss + 0.0 * gradient.square().sum()
+
+
+def _masked(output: Tensor, target: Tensor) -> Tensor:
+    """Of some microbatch nothing counts."""
+    return functional.mse_loss(output, target) if target.any() else output.new_zeros(())
+
+
+def _harmless(rank: int, world: int) -> list[float]:
     own = Projected().requires_grad_(False)
     own.own.weight.data.copy_(torch.eye(WIDTH))
     own.own.bias.data.zero_()
-    schedule = Schedule(_linears(), 2, own)
-    plain = Schedule(_linears(), 2, functional.mse_loss)
-    return [each.step(X, target=Y).item() for each in (schedule, plain)]
+    losses: list[Callable[..., Tensor]] = [functional.mse_loss, own, _penalized]
+    found = [Schedule(_linears(), 2, loss_fn).step(X, target=Y).item() for loss_fn in losses]
+    half = Y.clone()
+    half[:4] = 0.0
+    masked = Schedule(_linears(), 2, _masked)
+    found.append(masked.step(X, target=half).item())
+    assert all(part.grad is not None and part.grad.any() for part in masked.parameters())
+    # An input that is a leaf may ask for a gradient, as some checkpointing needs it.
+    found.append(Schedule(_linears(), 2, functional.mse_loss).step(X.clone().requires_grad_(), target=Y).item())
+    # What is frozen may be in an optimizer, and be no layer's.
+    schedule = Schedule(_linears(), 2, functional.mse_loss)
+    frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+    optimizer = schedule.attach(SGD([frozen, *schedule.parameters()], lr=0.1, momentum=0.9))
+    found.append(schedule.step(X, target=Y).item())
+    optimizer.step()
+    whole = schedule.whole_checkpoint()
+    assert whole is not None and len(whole["optimizers"][0]["state"]) == 8
+    schedule.restore(whole)
+    return found
 
 
-def test_a_loss_may_hold_what_is_not_trained() -> None:
-    (with_it, without) = in_ranks(1, _constant_loss)[0]
-    assert with_it == pytest.approx(without)
+def test_what_is_not_trained_otherwise_is_let_through() -> None:
+    plain, constant, penalized, masked, of_leaf, frozen = in_ranks(1, _harmless)[0]
+    assert (constant, penalized, of_leaf, frozen) == pytest.approx((plain,) * 4)
+    assert 0 < masked < plain
+
+
+class Centred(nn.Module):
+    """A loss with a mean that follows what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(WIDTH))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.centre.lerp_(output.detach().mean(0), 0.1)
+        return functional.mse_loss(output - self.centre, target)
+
+
+def _told(work: Callable[[], Any]) -> list[str]:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("adaptis").addHandler(handler)
+    work()
+    logging.getLogger("adaptis").removeHandler(handler)
+    return told
+
+
+def _centred(rank: int, world: int) -> list[str]:
+    schedule = Schedule(_linears(), 2, Centred())
+    return _told(lambda: [schedule.step(X, target=Y) for _ in range(3)])
+
+
+def test_a_loss_that_keeps_something_is_told_of() -> None:
+    (told,) = in_ranks(1, _centred)
+    assert len(told) == 1 and "loss_fn changes its buffer 'centre'" in told[0], told
 
 
 def _shared_norm(rank: int, world: int, norm: nn.Module, stages: list[tuple[int, int, int]]) -> str:
@@ -125,9 +186,23 @@ class Tabled(nn.Module):
         return x + self.table[: x.shape[0], None] + self.again
 
 
+class Masked(nn.Module):
+    """Puts something else in the place of a tensor that it was given with others, each time."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mask = self.mask + 1
+        return x * self.mask.sign()
+
+
 def _tables(rank: int, world: int) -> list[float]:
-    layers = _linears(5)
+    layers = _linears(7)
     layers[1] = layers[3] = Tabled()
+    mask = torch.ones(WIDTH)
+    layers[4], layers[6] = Masked(mask), Masked(mask)
     losses = []
     schedule = None if world == 1 else Schedule(layers, 2, functional.mse_loss, plan="1f1b")
     for rows in (4, 8, 8, 12, 12):
@@ -202,27 +277,29 @@ def _sparse(rank: int, world: int, is_sparse: bool) -> list[float]:
     """Clipped, and moved in the middle of an accumulation."""
     torch.manual_seed(5)
     layers: list[nn.Module] = [nn.Embedding(9, WIDTH, sparse=is_sparse), *_linears(3)]
-    schedule = Schedule(layers, 2, functional.mse_loss)
-    optimizer = schedule.attach((SparseAdam if is_sparse else SGD)(layers[0].parameters(), lr=0.1))
+    stages = ([(0, 2, 0), (2, 4, 1)], [(0, 2, 1), (2, 4, 0)])
+    plans = [scheduled(of, 4, 2, 2, random.Random(at), 1 + at) for at, of in enumerate(stages)]
+    schedule = Schedule(layers, 2, functional.mse_loss, plan=plans[0])
+    optimizer = schedule.attach(SGD(schedule.parameters(), lr=0.1))
     x = torch.arange(8) % 5
     found = []
-    for step in range(3):
+    for step in range(4):
         schedule.step(x, target=Y)
         if step == 1:
-            schedule.change(Plan.even(4, ["rank0", "rank1"], 2, "zb-v"))
+            schedule.change(plans[1])
         schedule.step(x, target=Y)
+        if step == 1 and rank == 1:
+            of_words = layers[0].weight.grad
+            assert isinstance(of_words, Tensor) and of_words.is_sparse == is_sparse
         found.append(schedule.clip_grad_norm_(0.1).item())
-        if is_sparse:
-            optimizer.step()
-        for parameter in schedule.parameters():
-            parameter.grad = None
+        optimizer.step()
+        optimizer.zero_grad()
     return found
 
 
 def test_sparse_gradients_are_clipped_and_move() -> None:
     sparse, dense = (in_ranks(2, _sparse, is_sparse)[0] for is_sparse in (True, False))
-    assert sparse[0] == pytest.approx(dense[0], rel=1e-5)
-    assert all(norm > 0 for norm in sparse)
+    assert sparse == pytest.approx(dense, rel=1e-5) and len(set(sparse)) == 4
 
 
 def _stored(rank: int, world: int) -> bytes:
@@ -271,7 +348,8 @@ def _wrong(rank: int, world: int) -> list[str]:
         lambda: schedule.step((), target=Y),
         lambda: schedule.step(X, target=()),
         lambda: schedule.step(5, target=Y),
-        lambda: schedule.step(X.clone().requires_grad_(), target=Y),
+        lambda: schedule.step(X.clone().requires_grad_() * 2, target=Y),
+        lambda: schedule.step(nn.Parameter(X.clone()), target=Y),
         in_inference,
         lambda: schedule.evaluate((), target=()),
         lambda: schedule.restore({"model": schedule.state_dict(), "optimizers": 3, "steps": 0}),
@@ -299,25 +377,19 @@ def test_wrong_arguments_are_named() -> None:
             "x: an empty tuple",
             "target: an empty tuple",
             "x: a tensor or a tuple of tensors with a first dimension to cut, not a int",
-            "x: it wants a gradient",
+            "x: it is what others were made into that are trained",
+            "x: it is what others were made into that are trained",
             "torch.inference_mode forbids",
             "x: an empty tuple",
-            "optimizers",
+            "restore: optimizers is a list of what Optimizer.state_dict gives",
             "layers: 1000000000 of them",
         ],
     )
 
 
 def _half(rank: int, world: int) -> list[str]:
-    told: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("adaptis").addHandler(handler)
     schedule = Schedule(_linears(), 2, functional.mse_loss, coordinator="tcp://127.0.0.1:1" if rank == 1 else "")
-    for _ in range(4):
-        schedule.step(X, target=Y)
-    logging.getLogger("adaptis").removeHandler(handler)
-    return told
+    return _told(lambda: [schedule.step(X, target=Y) for _ in range(4)])
 
 
 def test_that_some_ranks_lack_a_coordinator_is_said_once() -> None:

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from adaptis import state
+from adaptis import guards, state
 from adaptis.worker import Bundle
+
+
+def listed(layers: Any) -> list[Any] | None:
+    """What there is in a list, or in what is like one; None where it has no order."""
+    if isinstance(layers, (nn.ModuleDict, dict, str)):
+        return None
+    try:
+        return list(layers)
+    except TypeError:
+        return None
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number, of whatever type."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {value!r} is not a whole number") from None
 
 
 def modules(layers: Any) -> list[nn.Module]:
     """A model's layers, if they are such."""
-    if isinstance(layers, (nn.ModuleDict, dict)) or not hasattr(layers, "__iter__"):
+    modules = listed(layers)
+    if modules is None:
         raise TypeError(f"layers: a list of modules in their order, not a {type(layers).__name__}")
-    modules = list(layers)
     if not modules:
         raise ValueError("layers: there are none")
     for at, layer in enumerate(modules):
@@ -30,14 +51,9 @@ def modules(layers: Any) -> list[nn.Module]:
 def check_loss(loss_fn: Any, layers: Sequence[nn.Module]) -> None:
     if not callable(loss_fn):
         raise TypeError(f"loss_fn: a function of the output and the target, not a {type(loss_fn).__name__}")
-    known = {id(part) for layer in layers for part in layer.parameters()}
     of_loss = loss_fn.named_parameters() if isinstance(loss_fn, nn.Module) else iter(())
     for name, part in of_loss:
-        if part.requires_grad or id(part) in known:
-            raise ValueError(
-                f"loss_fn: it has a parameter, {name!r}, which would not move with the last layer; make it a part of that "
-                "layer, which returns what loss_fn then needs"
-            )
+        guards.refuse_parameter(part, layers, f"{name!r}, which requires a gradient")
 
 
 def device_of(layers: Sequence[nn.Module], device: torch.device | str | None) -> torch.device:

@@ -29,7 +29,7 @@ State = dict[str, Any]
 
 def part(schedule: Schedule) -> State:
     """What this rank has."""
-    names = _names(schedule)
+    names = names_of(schedule)
     return {
         "model": schedule.state_dict(),
         "optimizers": [_named(optimizer, names) for optimizer in schedule.optimizers],
@@ -71,7 +71,7 @@ def restore(schedule: Schedule, state: Mapping[str, Any]) -> None:
     found = len(state["optimizers"])
     if found != len(schedule.optimizers):
         raise ValueError(f"restore: the checkpoint has {found} optimizers, {len(schedule.optimizers)} are attached")
-    names = _names(schedule)
+    names = names_of(schedule)
     own = set(_own_names(schedule))
     fitting = [
         _fitting(optimizer, saved, names, own) for optimizer, saved in zip(schedule.optimizers, state["optimizers"])
@@ -126,15 +126,14 @@ def forget_elsewhere(schedule: Schedule, optimizer: Optimizer) -> None:
             optimizer.state.pop(parameter, None)
 
 
-def check_known(schedule: Schedule, optimizer: Optimizer) -> None:
-    """Refuses an optimizer of what is in no layer: it would stay where it is, and be trained on one rank alone."""
-    names = _names(schedule)
+def check_known(names: Mapping[int, str], optimizer: Optimizer) -> None:
+    """Refuses an optimizer that trains what is in no layer: it would stay where it is, on one rank alone."""
     for at, group in enumerate(optimizer.param_groups):
         for part in group["params"]:
-            if id(part) not in names:
+            if id(part) not in names and part.requires_grad:
                 raise ValueError(
-                    f"attach: the optimizer trains a parameter of shape {tuple(part.shape)} (group {at}) that is in none of "
-                    "the schedule's layers: it would not move with them; make it a part of the layer that uses it"
+                    f"an attached optimizer trains a parameter of shape {tuple(part.shape)} (group {at}) that is in none of the "
+                    "schedule's layers: it would not move with them; make it a part of the layer that uses it"
                 )
 
 
@@ -143,21 +142,23 @@ def _group(schedule: Schedule) -> dist.ProcessGroup | None:
     return schedule.channels.control if schedule.replicas.group is None else None
 
 
-def _names(schedule: Schedule) -> dict[int, str]:
+def names_of(schedule: Schedule) -> dict[int, str]:
     return {id(parameter): name for name, parameter in schedule.named_parameters()}
 
 
 def _own_names(schedule: Schedule) -> Iterator[str]:
-    names = _names(schedule)
+    names = names_of(schedule)
     return (names[id(parameter)] for _, layer in schedule._own() for parameter in layer.parameters())
 
 
 def _order(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str]]:
     """The names of an optimizer's parameters, group by group."""
-    try:
-        return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-    except KeyError:
-        raise ValueError("an attached optimizer has a parameter that is in none of the schedule's layers") from None
+    # What is frozen and no layer's has no state, and a name by its place.
+    check_known(names, optimizer)
+    return [
+        [names.get(id(parameter), f"frozen.{at}.{place}") for place, parameter in enumerate(group["params"])]
+        for at, group in enumerate(optimizer.param_groups)
+    ]
 
 
 def _named(optimizer: Optimizer, names: Mapping[int, str]) -> State:

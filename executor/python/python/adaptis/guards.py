@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger("adaptis")
 
 LOOKS = 4
 """Runs of a layer after which its shared buffers are compared with what they were, for which a GPU is waited for."""
@@ -33,6 +36,8 @@ class Shared:
     module: nn.Module
     name: str
     watch: Watch
+    # Whether several layers have the module itself, and so see what takes the buffer's place.
+    is_of_several: bool
     buffer: Tensor
     version: int
     # Where it is compared.
@@ -42,38 +47,43 @@ class Shared:
 class SharedBuffers:
     """Refuses a layer that changes what another one uses: that one would see it on this rank alone, and in the plan's order.
 
-    What is worked out once, or is the same each time, as a table by the length of x, is no such change.
+    What is worked out once, or is the same each time, is no such change, and buffers that no checkpoint holds are taken
+    for tables that each rank works out by itself.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         users: dict[int, set[int]] = {}
+        of_module: dict[int, set[int]] = {}
         found: list[tuple[int, nn.Module, str, int]] = []
         for at, layer in enumerate(layers):
             for module in layer.modules():
+                of_module.setdefault(id(module), set()).add(at)
                 for name, buffer in module._buffers.items():
-                    if buffer is not None:
+                    if buffer is not None and name not in module._non_persistent_buffers_set:
                         users.setdefault(id(buffer), set()).add(at)
                         found.append((at, module, name, id(buffer)))
         # By layer: each such buffer with its module and name.
-        self._of: dict[int, list[tuple[nn.Module, str, Watch]]] = {}
+        self._of: dict[int, list[tuple[nn.Module, str, Watch, bool]]] = {}
         for at, module, name, number in found:
             if len(users[number]) > 1:
-                self._of.setdefault(at, []).append((module, name, Watch()))
+                self._of.setdefault(at, []).append((module, name, Watch(), len(of_module[id(module)]) > 1))
 
     def before(self, layer: int) -> list[Shared]:
         """What a layer shares, as it is before it runs."""
         seen = []
-        for module, name, watch in self._of.get(layer, ()):
-            buffer = module._buffers[name]
+        for module, name, watch, is_of_several in self._of.get(layer, ()):
+            buffer = module._buffers.get(name)
             if buffer is not None:
                 value = buffer.clone() if watch.looks > 0 else None
-                seen.append(Shared(module, name, watch, buffer, buffer._version, value))
+                seen.append(Shared(module, name, watch, is_of_several, buffer, buffer._version, value))
         return seen
 
     def after(self, layer: int, seen: Sequence[Shared]) -> None:
         """Looks at it after the run."""
         for was in seen:
-            buffer, watch = was.module._buffers[was.name], was.watch
+            now, watch = was.module._buffers.get(was.name), was.watch
+            # What takes its place in a module that no other layer has is seen by none: the old one counts.
+            buffer = now if was.is_of_several else was.buffer
             if was.value is None:
                 # Norms' kernels change theirs without a new version, but from the first run on.
                 if (buffer is not was.buffer or was.buffer._version != was.version) and watch.doubts < DOUBTS_MAX:
@@ -90,7 +100,50 @@ class SharedBuffers:
                 )
 
 
-def refuse_parameters(loss: Tensor, outputs: Sequence[Any]) -> None:
+class LossBuffers:
+    """Tells of a loss that changes its buffers: those of the last layer's rank alone, which stay there when it moves."""
+
+    def __init__(self, loss_fn: Callable[..., Any]) -> None:
+        self.loss_fn = loss_fn
+        self._looks = LOOKS if isinstance(loss_fn, nn.Module) and any(True for _ in loss_fn.buffers()) else 0
+
+    def watched(self, output: Any, target: Any) -> Any:
+        """The loss."""
+        if self._looks == 0:
+            return self.loss_fn(output, target)
+        self._looks -= 1
+        before = self._versions()
+        loss = self.loss_fn(output, target)
+        changed = [name for name, version in self._versions().items() if before.get(name) != version]
+        if changed:
+            self._looks = 0
+            logger.warning(
+                "loss_fn changes its buffer %r, which stays on the rank of the last layer when a plan moves that: make it a "
+                "part of that layer, or start the schedule on a plan that is kept", changed[0]
+            )
+        return loss
+
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        assert isinstance(self.loss_fn, nn.Module)
+        return {name: (id(buffer), buffer._version) for name, buffer in self.loss_fn.named_buffers()}
+
+
+def refuse_parameter(part: Tensor, layers: Sequence[nn.Module], what: str) -> None:
+    """Refuses a parameter that a loss uses, if it is trained or a layer's."""
+    for at, layer in enumerate(layers):
+        if any(part is own for own in layer.parameters()):
+            raise ValueError(
+                f"loss_fn: it uses a parameter of layer {at}, which is there on that layer's rank alone; let the last layer "
+                "use it, and return what loss_fn then needs"
+            )
+    if part.requires_grad:
+        raise ValueError(
+            f"loss_fn: it has a parameter of its own, {what}, which would not move with the last layer: make it a part of "
+            "that layer, which returns what loss_fn then needs, or call requires_grad_(False) if it is not to be trained"
+        )
+
+
+def refuse_parameters(loss: Tensor, outputs: Sequence[Any], layers: Sequence[nn.Module]) -> None:
     """Refuses a loss with parameters: the rank of the last layer, whichever it is, would train its own ones alone."""
     known = {id(part) for part in outputs}
     reached, ahead = set(), [loss.grad_fn]
@@ -99,10 +152,7 @@ def refuse_parameters(loss: Tensor, outputs: Sequence[Any]) -> None:
         if node is None or node in reached:
             continue
         reached.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            raise RuntimeError(
-                f"loss_fn: the loss depends on a parameter of its own, of shape {tuple(leaf.shape)}, which would not move "
-                "with the last layer; make it a part of that layer, which returns what loss_fn then needs"
-            )
+        leaf = getattr(node, "variable", None) if type(node).__name__ == "AccumulateGrad" else None
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
+            refuse_parameter(leaf, layers, f"of shape {tuple(leaf.shape)}")
         ahead += [following for following, _ in node.next_functions]

@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from adaptis import _native, card, clock, declare, state
+from adaptis.arguments import listed
 from adaptis.facts import Fact, form_bytes, told
 from adaptis.governor import Governor
 from adaptis.hooks import Hooks, Seen
@@ -373,11 +374,11 @@ def observe(layers: Iterable[nn.Module], *, coordinator: str | None = None) -> O
     settings = Settings.found(coordinator)
     if settings is None:
         return None
-    own = [] if isinstance(layers, (nn.ModuleDict, dict)) or not hasattr(layers, "__iter__") else list(layers)
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        return None
+    own = listed(layers)
     if not own or not all(isinstance(layer, nn.Module) for layer in own):
         logger.warning("nothing is observed: layers is a list of modules in the order in which they run, as model.layers")
-        return None
-    if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return None
     return begin([Piece(0, own)], settings, 0, 1)
 

@@ -69,8 +69,7 @@ class Schedule:
             group = group.get_group()
         self.layers = arguments.modules(layers)
         arguments.check_loss(loss_fn, self.layers)
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise TypeError(f"seed: {seed!r} is not a whole number")
+        seed = arguments.whole("seed", seed)
         if plan is not None and not isinstance(plan, (Plan, str)):
             raise TypeError(f"plan: a Plan or the name of a schedule, not a {type(plan).__name__}")
         if not isinstance(microbatches, int) or isinstance(microbatches, bool):
@@ -133,7 +132,7 @@ class Schedule:
         elif not isinstance(optimizer, Optimizer):
             raise TypeError(f"attach: an optimizer of torch or a GradScaler, not a {type(optimizer).__name__}")
         elif optimizer not in self.optimizers:
-            checkpoint.check_known(self, optimizer)
+            checkpoint.check_known(checkpoint.names_of(self), optimizer)
             self.optimizers.append(optimizer)
             checkpoint.forget_elsewhere(self, optimizer)
             optimizer.register_load_state_dict_post_hook(partial(checkpoint.forget_elsewhere, self))
@@ -178,6 +177,7 @@ class Schedule:
             self._exchange.end()
             if known is None:
                 self._learn(kind)
+                self._see_gradient(kind)
             loss = self._loss(evaluation.summed(self._forms[kind][len(self.layers)][0].dtype))
         except BaseException:
             self._exchange.reset()
@@ -300,10 +300,11 @@ class Schedule:
     def _share(self, x: Any, target: Any) -> tuple[Share, Exception | None]:
         """This rank's data, or why it can't be cut."""
         inputs, targets, error = arguments.in_pieces(x, target, lambda _: self.microbatches)
-        if inputs is not None and any(part.requires_grad for part in inputs[0]):
+        parts = (x,) if isinstance(x, Tensor) else x if inputs is not None else ()
+        if inputs is not None and any(part.grad_fn is not None or isinstance(part, nn.Parameter) for part in parts):
             error = ValueError(
-                "x: it wants a gradient, which ends at the schedule: make what it comes from the first layer, or give "
-                "x.detach()"
+                "x: it is what others were made into that are trained, or a parameter, and gets no gradient: make what it "
+                "comes from a part of the first layer, or give x.detach() if that is not to be trained"
             )
         elif torch.is_inference_mode_enabled():
             error = RuntimeError("step: it trains, which torch.inference_mode forbids; evaluate gives the loss alone")
@@ -366,6 +367,16 @@ class Schedule:
         parts = [self._worker.forms for _ in range(self.world)]
         dist.all_gather_object(parts, self._worker.forms, group=self.channels.control)
         self._forms[kind] = {layer: forms for part in parts for layer, forms in part.items()}
+
+    def _see_gradient(self, kind: int) -> None:
+        """Refuses, on all ranks alike, a first step in which no microbatch's loss has a gradient."""
+        if self._forms[kind][len(self.layers)][0].requires_grad:
+            return
+        del self._forms[kind]
+        raise RuntimeError(
+            "the loss has no gradient, so that nothing would be trained: no layer before it has a parameter that requires "
+            "one, or loss_fn detaches what it is given"
+        )
 
     def _loss(self, dtype: torch.dtype) -> Tensor:
         owner = self.plan.device_of_layers()[-1]

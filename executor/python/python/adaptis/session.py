@@ -99,7 +99,7 @@ def in_its_place(error: Exception) -> str | None:
     """In words, if another took this one's place among the ranks."""
     if "another process writes this ring" not in str(error):
         return None
-    if any(pid == os.getpid() and ring in str(error) for pid, ring in _own_rings):
+    if any(pid == os.getpid() and f"{ring}: another" in str(error) for pid, ring in _own_rings):
         return (
             "another schedule or observation of this process is measured already, and a run has one: this one trains "
             "unmeasured"

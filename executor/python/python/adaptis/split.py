@@ -263,6 +263,11 @@ def _forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
     return None
 
 
+# By this name a model that is stored whole finds the forward of its class.
+for _forward in (_linear, _convolution, _embedding):
+    _forward.__name__ = "forward"
+
+
 def _is_left_alone(module: nn.Module) -> bool:
     """Others have a hand in its forward or its parameters."""
     own = module.__dict__.get("_parameters", {})
@@ -287,8 +292,6 @@ def defer(layer: nn.Module, ledger: Ledger) -> int:
         if forward is None or _is_left_alone(module):
             continue
         module.__dict__[_LEDGER] = ledger
-        # By this name a stored model finds the forward of its class.
-        forward.__name__ = "forward"
         module.forward = MethodType(forward, module)
         count += 1
     return count

@@ -107,7 +107,8 @@ def _entries(
         add("parameter", name, "", 0, parameter)
         if parameter.grad is not None and parameter.grad.is_sparse:
             add("gradient", name, "indices", 0, parameter.grad._indices())
-            add("gradient", name, "values", 0, parameter.grad._values())
+            is_coalesced = parameter.grad.is_coalesced()
+            add("gradient", name, "coalesced" if is_coalesced else "values", 0, parameter.grad._values())
         elif parameter.grad is not None:
             add("gradient", name, "", 0, parameter.grad)
         for at, optimizer in enumerate(optimizers):
@@ -236,8 +237,11 @@ class Mover:
                     target.data = blank
                 elif entry.detail == "indices" and entry.kind == "gradient":
                     indices[entry.name] = blank
-                elif entry.detail == "values" and entry.kind == "gradient":
-                    target.grad = torch.sparse_coo_tensor(indices[entry.name], blank, target.shape)
+                elif entry.detail and entry.kind == "gradient":
+                    is_coalesced = entry.detail == "coalesced"
+                    target.grad = torch.sparse_coo_tensor(
+                        indices[entry.name], blank, target.shape, is_coalesced=is_coalesced, check_invariants=False
+                    )
                 elif entry.kind == "gradient":
                     target.grad = blank
                 else:

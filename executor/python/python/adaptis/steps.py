@@ -64,6 +64,7 @@ class Steps:
             is_fixed=True,
             keys=settings.keys,
         )
+        settings.is_written("rank0")
         try:
             self._clock.follow(native, {}, 1)
         except BaseException as error:

@@ -129,6 +129,7 @@ class Worker:
         self.forms: dict[int, Forms] = {}
         self._kept: dict[tuple[int, int], Kept] = {}
         self._shared = SharedBuffers(layers)
+        self._loss_buffers = guards.LossBuffers(loss_fn)
         # Whether what the loss is computed with was looked at, under these stages.
         self._knows_loss = False
         # All layers are one stage.
@@ -228,19 +229,17 @@ class Worker:
         self._generator.seed(self._key(len(self.layers), microbatch))
         with torch.enable_grad():
             output = outputs[0] if len(outputs) == 1 else outputs
-            loss = self.loss_fn(output, self.share.targets[microbatch])
+            loss = self._loss_buffers.watched(output, self.share.targets[microbatch])
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError("loss_fn returns one number, as a tensor")
         if not self._knows_loss:
-            guards.refuse_parameters(loss, outputs)
+            guards.refuse_parameters(loss, outputs, self.layers)
             self._knows_loss = True
-        if not loss.requires_grad:
-            raise RuntimeError(
-                "the loss has no gradient, so that nothing would be trained: no layer before it has a parameter that "
-                "requires one, or loss_fn detaches what it is given"
-            )
         self.losses[microbatch] = loss.detach().reshape(())
-        self.forms[len(self.layers)] = (Form(loss.dtype, (), False),)
+        # Of some microbatch it may have none, as where all is masked.
+        known = self.forms.get(len(self.layers))
+        has_gradient = loss.requires_grad or (known is not None and known[0].requires_grad)
+        self.forms[len(self.layers)] = (Form(loss.dtype, (), has_gradient),)
         with torch.enable_grad():
             return loss.reshape(())
 
