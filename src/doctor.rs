@@ -35,9 +35,13 @@ pub struct Arguments {
     /// Where a coordinator's pages would be
     #[arg(long, default_value = "127.0.0.1:29610", value_name = "HOST:PORT")]
     http: String,
-    /// Where a coordinator would listen; with ADAPTIS_COORDINATOR set, the one that it names is asked instead
-    #[arg(long, default_value = "tcp://127.0.0.1:29611", value_name = "ADDRESS")]
-    listen: String,
+    /// Where a coordinator would listen [default: the one that ADAPTIS_COORDINATOR names is asked, else
+    /// tcp://127.0.0.1:29611]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// The Python that trains
+    #[arg(long, default_value = "python3", value_name = "PROGRAM")]
+    python: PathBuf,
     /// Where the rings of this machine's ranks would be [default: as ADAPTIS_RINGS, which ranks make, else /dev/shm]
     #[arg(long, value_name = "DIR")]
     rings: Option<PathBuf>,
@@ -51,6 +55,8 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
 }
+
+const LISTEN: &str = "tcp://127.0.0.1:29611";
 
 /// Whether a thing is well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -111,12 +117,13 @@ pub fn run(arguments: Arguments) -> Result<()> {
     findings.push(memory::look(&rings, ranks));
     findings.push(clock::look());
     findings.push(ports::pages(&arguments.http));
-    findings.push(match environment("ADAPTIS_COORDINATOR").filter(|address| !address.is_empty()) {
-        Some(address) => ports::reached(&address)?,
-        None => ports::coordinator(&arguments.listen)?,
+    let named = environment("ADAPTIS_COORDINATOR").filter(|address| !address.is_empty());
+    findings.push(match (&arguments.listen, named) {
+        (None, Some(address)) => ports::reached(&address)?,
+        (listen, _) => ports::coordinator(listen.as_deref().unwrap_or(LISTEN))?,
     });
     findings.push(store::look(arguments.store.as_deref()));
-    findings.push(python::look(arguments.time));
+    findings.push(python::look(&arguments.python, arguments.time));
     let fixes = findings.iter().filter(|finding| finding.verdict == Verdict::Fix).count();
     match arguments.json {
         true => files::print(&format!("{:#}\n", serde_json::json!({ "findings": findings, "gpus": gpus })))?,

@@ -27,7 +27,9 @@ mod simulate;
 mod status;
 mod values;
 
-use clap::{Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsStr;
 use std::process::ExitCode;
 use tracing::Level;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
@@ -77,20 +79,19 @@ enum Command {
     Doctor(doctor::Arguments),
 }
 
-/// Stand for options where these are not given.
-const VARIABLES: [&str; 4] = ["ADAPTIS_COORDINATOR", "ADAPTIS_KEYS", "ADAPTIS_MODE", "ADAPTIS_STORE"];
-
-/// A variable that is set to nothing is as good as none.
-fn forget_empty() {
-    for name in VARIABLES.iter().filter(|name| std::env::var_os(name).is_some_and(|value| value.is_empty())) {
-        // SAFETY: nothing has started a thread yet.
-        unsafe { std::env::remove_var(name) };
-    }
+/// Variables stand for options that are not given; one that is set to nothing is as good as none.
+fn without_empty(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let arguments = command.mut_args(|argument| match argument.get_env() {
+        Some(name) if is_empty(name) => argument.env(Resettable::Reset),
+        _ => argument,
+    });
+    arguments.mut_subcommands(without_empty)
 }
 
 fn main() -> ExitCode {
-    forget_empty();
-    let cli = Cli::parse();
+    let matches = without_empty(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     signals::outlive_limits();
     start_log();
     let ended = match cli.command {

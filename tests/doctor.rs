@@ -174,18 +174,15 @@ fn its_help_teaches() {
 fn what_the_environment_of_the_job_names_is_looked_at() {
     let mut machine = Machine::new(WELL);
     let nobody = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("it has one");
-    let venv = machine.folder.path("venv/bin");
-    std::fs::create_dir_all(&venv).expect("a folder");
-    let python = machine.folder.write("venv/bin/python3", "#!/bin/sh\nprintf 'python 3.9.1\\n'\n");
-    std::fs::set_permissions(python, std::fs::Permissions::from_mode(0o755)).expect("a script");
-    machine.variables.extend([
-        ("ADAPTIS_COORDINATOR", format!("tcp://{nobody}")),
-        ("ADAPTIS_RINGS", "/proc/rings".to_owned()),
-        ("VIRTUAL_ENV", machine.folder.text("venv")),
-    ]);
+    let python = machine.folder.write("other", "#!/bin/sh\nprintf 'python 3.9.1\\n'\n");
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).expect("a script");
+    machine
+        .variables
+        .extend([("ADAPTIS_COORDINATOR", format!("tcp://{nobody}")), ("ADAPTIS_RINGS", "/proc/rings".to_owned())]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
     command.env_clear().envs(machine.variables.iter().map(|(name, value)| (name, value)));
-    let output = command.args(["doctor", "--json", "--http", &machine.http]).output().expect("the command starts");
+    let given = ["doctor", "--json", "--http", &machine.http, "--python", &python];
+    let output = command.args(given).output().expect("the command starts");
     let (verdict, text) = about(&output, "coordinator");
     assert!(
         verdict == "note" && text.contains(&format!("ADAPTIS_COORDINATOR: tcp://{nobody} does not answer")),
@@ -194,7 +191,11 @@ fn what_the_environment_of_the_job_names_is_looked_at() {
     let (verdict, text) = about(&output, "rings");
     assert!(verdict == "fix" && text.contains("/proc can't be written"), "{text}");
     assert!(about(&output, "python").1.contains("3.9.1"), "{:?}", about(&output, "python"));
+    // What is given counts before what is set.
+    assert_eq!(about(&machine.doctor(&["--json"]), "coordinator").0, "ok");
     machine.variables[2].1 = "nonsense".to_owned();
-    let wrong = machine.doctor(&["--json"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    command.env_clear().envs(machine.variables.iter().map(|(name, value)| (name, value)));
+    let wrong = command.args(["doctor", "--json", "--http", &machine.http]).output().expect("the command starts");
     assert_eq!(about(&wrong, "coordinator").0, "fix");
 }

@@ -82,6 +82,7 @@ fn what_cannot_be_run_is_told() {
     for (option, value, why) in [
         ("--listen", "nonsense", "--listen"),
         ("--listen", "tcp://0.0.0.0:45998", "there are no keys"),
+        ("--listen", "tcp://127.0.0.1:*", "--listen"),
         ("--http", "0.0.0.0:45999", "there are no keys"),
         ("--http", "nowhere", "--http"),
         ("--coordinator", "nonsense", "--coordinator (ADAPTIS_COORDINATOR)"),

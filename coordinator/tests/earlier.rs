@@ -35,7 +35,7 @@ fn job(id: &str, kind: &str, software: &str, seen: u64, times: &[(&str, u64)]) -
         account.memories.insert((signature.into(), kind.into()), memory);
     }
     account.kinds.insert(kind.into(), KindMemory { memory_bytes: 1 << 30, reserved_bytes: 7 });
-    account.overheads.insert(kind.into(), Overhead { instruction_ns: seen, transfer_ns: None });
+    account.overheads.insert(kind.into(), Overhead { instruction_ns: Some(seen), transfer_ns: None });
     account
 }
 
@@ -81,7 +81,7 @@ fn measured_on_the_kind_else_predicted_from_others() {
         "what a layer holds, of any kind"
     );
     assert_eq!(of.predicted.values().filter(|of| of[3].is_some()).count(), 0, "nobody measured an optimizer");
-    assert_eq!(of.overhead, Some(Overhead { instruction_ns: 5, transfer_ns: None }));
+    assert_eq!(of.overhead, Some(Overhead { instruction_ns: Some(5), transfer_ns: None }));
 }
 
 #[test]

@@ -322,7 +322,7 @@ fn any_account(id: String) -> impl Strategy<Value = Account> {
     let rate = || prop::option::of(1_u64..1 << 60);
     let rates = (rate(), rate()).prop_map(|(operations_per_s, bytes_per_s)| Rates { operations_per_s, bytes_per_s });
     let rates = prop::collection::btree_map("[xy]", rates, 0..3);
-    let overhead = (0_u64..1 << 30, prop::option::of(0_u64..1 << 30));
+    let overhead = (prop::option::of(0_u64..1 << 30), prop::option::of(0_u64..1 << 30));
     let overhead = overhead.prop_map(|(instruction_ns, transfer_ns)| Overhead { instruction_ns, transfer_ns });
     let overheads = prop::collection::btree_map("[xy]", overhead, 0..3);
     (works, transfers, memories, sizes, kinds, rates, overheads, 0_u64..100).prop_map(

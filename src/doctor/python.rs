@@ -3,6 +3,7 @@
 use super::Finding;
 use super::Verdict::{self, Fine, Fix, Note};
 use std::io::{Read, Seek};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,26 +30,21 @@ else:
 ";
 const SAID_BYTES_MAX: u64 = 64 << 10;
 
-pub(super) fn look(patience: Duration) -> Finding {
-    let (verdict, text) = match said(patience) {
+pub(super) fn look(program: &Path, patience: Duration) -> Finding {
+    let name = program.display();
+    let (verdict, text) = match said(program, patience) {
         Ok(Some((said, is_over))) => judged(&said, is_over, patience),
-        Ok(None) => (Fine, format!("no {} on PATH: needed where PyTorch trains only", python().display())),
-        Err(error) => (Note, format!("python3 can't be asked: {error}")),
+        Ok(None) => (Fine, format!("no {name} on PATH: needed where PyTorch trains only; --python names another")),
+        Err(error) => (Note, format!("{name} can't be asked: {error}")),
     };
     Finding::new(ABOUT, verdict, text)
 }
 
-/// The one of the virtual environment in force, as scripts find it, else that of PATH.
-fn python() -> std::path::PathBuf {
-    let of_environment = std::env::var_os("VIRTUAL_ENV").map(|root| std::path::Path::new(&root).join("bin/python3"));
-    of_environment.filter(|python| python.is_file()).unwrap_or_else(|| "python3".into())
-}
-
 /// What the script printed, and whether it ended in time; none where there is no python3.
-fn said(patience: Duration) -> std::io::Result<Option<(String, bool)>> {
+fn said(program: &Path, patience: Duration) -> std::io::Result<Option<(String, bool)>> {
     // A file and not a pipe: whoever it leaves behind could keep that open.
     let mut out = tempfile::tempfile()?;
-    let mut python = Command::new(python());
+    let mut python = Command::new(program);
     python.args(["-c", SCRIPT]).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(Stdio::null());
     let mut child = match python.spawn() {
         Ok(child) => child,

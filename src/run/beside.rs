@@ -208,10 +208,9 @@ impl Own {
         let log = dir.join("logs").join("coordinator.log");
         if !self.has_answered {
             return format!(
-                "the coordinator never answered, so there is no summary; {} tells what it did, and what agents had still to \
-                 send it is kept in {}",
-                log.display(),
-                dir.join("spool").display()
+                "the coordinator never answered, so there is no summary; {} tells what it did, and what agents could not \
+                 send it, if anything, is kept beside it in spool",
+                log.display()
             );
         }
         match there {
@@ -221,8 +220,8 @@ impl Own {
                    ends too early"
                 .to_owned(),
             some => format!(
-                "nothing was measured: {} had introduced itself, and a run begins when all ranks have; they say why one did \
-                 not, and {} who came",
+                "nothing was measured: there were ranks of ours ({}), but the run did not begin. Either not all of them came \
+                 to the coordinator, or the job ended before it was followed, as one of a few steps does; {} tells",
                 some.join(", "),
                 log.display()
             ),

@@ -183,8 +183,14 @@ fn check_addresses(arguments: &Arguments, security: &Security) -> Result<()> {
     if let Some(address) = listen {
         match Server::bind(address, security, Limits::default()) {
             Ok(_) | Err(LinkError::AddressInUse { .. }) => {}
+            Err(error @ LinkError::AddressDenied { .. }) => {
+                return Err(failure::environment(format!("--listen {error}")));
+            }
             Err(error) => return Err(failure::usage(format!("--listen {error}"))),
         }
+        // Ranks are told of it: a server may leave open what a client can't.
+        Client::connect(address, "run/check", security, Limits::default())
+            .map_err(|error| failure::usage(format!("--listen {error}")))?;
     }
     http.as_deref().map(|http| pages(http, keys.is_some())).transpose()?;
     if let Some(address) = coordinator.as_deref().filter(|address| !address.is_empty()) {

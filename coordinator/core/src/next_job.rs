@@ -15,6 +15,7 @@ mod predicted;
 pub use predicted::{Predicted, Reliance};
 
 use crate::estimate::fit_sizes;
+use crate::estimate::robust::median;
 use crate::predict::{CannotPredict, Cell, MeasuredPhase, Prediction, Source};
 use adaptis_plan::problem::TOTAL_MAX;
 use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
@@ -61,12 +62,31 @@ pub struct Transfers {
 }
 
 /// What an instruction costs a device of a kind besides the work of its layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Overhead {
-    /// Each instruction.
-    pub instruction_ns: u64,
+    /// Each instruction; none where none ran without a transfer: then it is in these.
+    pub instruction_ns: Option<u64>,
     /// Each send and each receive, on its own side; none where there were none.
     pub transfer_ns: Option<u64>,
+}
+
+impl Overhead {
+    /// That of the device in the middle; none where nobody told anything.
+    pub fn middle(all: &[Overhead]) -> Option<Overhead> {
+        let of = |part: fn(&Overhead) -> Option<u64>| {
+            let mut told: Vec<f64> = all.iter().filter_map(part).map(|ns| ns as f64).collect();
+            median(&mut told).map(|ns| ns.round() as u64)
+        };
+        let middle = Overhead { instruction_ns: of(|of| of.instruction_ns), transfer_ns: of(|of| of.transfer_ns) };
+        (middle != Overhead::default()).then_some(middle)
+    }
+
+    /// What is known after a later word: both numbers of one source, since one was worked out with the other. A word that
+    /// tells less takes the place of none that tells more.
+    pub fn or_later(self, later: Overhead) -> Overhead {
+        let told = |of: &Overhead| usize::from(of.instruction_ns.is_some()) + usize::from(of.transfer_ns.is_some());
+        if told(&later) >= told(&self) { later } else { self }
+    }
 }
 
 /// What is known of kinds.
@@ -150,7 +170,7 @@ pub enum Remark {
         /// What is taken for it.
         link: Link,
     },
-    /// Nobody measured what an instruction on a kind costs besides its layers: the other kinds' counts.
+    /// Nobody measured what an instruction or a transfer on a kind costs besides its layers: the other kinds' counts.
     OverheadOfOtherKind {
         /// Which kind.
         kind: String,
@@ -263,7 +283,7 @@ pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>
     let devices = request.devices.iter().map(|wanted| wanted.device.clone()).collect();
     let problem = Problem {
         optimizer_ns,
-        stage_ns: overhead.instruction_ns,
+        stage_ns: overhead.instruction_ns.unwrap_or(0),
         crossing_ns,
         ..Problem::new(request.microbatches, layers, devices, costs, links)
     };
@@ -389,19 +409,17 @@ fn nanoseconds(seconds: f64) -> u64 {
 /// What an instruction and a transfer cost besides: of the device in the middle. One whose kind nobody measured is taken
 /// to be as the others.
 fn overhead(request: &Request<'_>, profiles: &Profiles, remarks: &mut Vec<Remark>) -> Overhead {
-    let of_device = |wanted: &Wanted| profiles.overheads.get(&wanted.device.kind).copied();
-    let known: Vec<Overhead> = request.devices.iter().filter_map(of_device).collect();
-    let middle = |mut ns: Vec<u64>| {
-        ns.sort_unstable();
-        ns.get(ns.len() / 2).copied()
+    let of_kind = |kind: &String| profiles.overheads.get(kind).copied().unwrap_or_default();
+    let kinds = || request.devices.iter().map(|wanted| &wanted.device.kind);
+    let middle = Overhead::middle(&kinds().map(of_kind).collect::<Vec<_>>()).unwrap_or_default();
+    let lacks = |kind: &&String| {
+        let own = of_kind(kind);
+        own.instruction_ns.is_none() && middle.instruction_ns.is_some()
+            || own.transfer_ns.is_none() && middle.transfer_ns.is_some()
     };
-    let Some(instruction_ns) = middle(known.iter().map(|of| of.instruction_ns).collect()) else {
-        return Overhead { instruction_ns: 0, transfer_ns: None };
-    };
-    let unknown = request.devices.iter().map(|wanted| &wanted.device.kind);
-    let unknown: BTreeSet<&String> = unknown.filter(|kind| !profiles.overheads.contains_key(*kind)).collect();
-    remarks.extend(unknown.into_iter().map(|kind| Remark::OverheadOfOtherKind { kind: kind.clone() }));
-    Overhead { instruction_ns, transfer_ns: middle(known.iter().filter_map(|of| of.transfer_ns).collect()) }
+    let guessed: BTreeSet<&String> = kinds().filter(lacks).collect();
+    remarks.extend(guessed.into_iter().map(|kind| Remark::OverheadOfOtherKind { kind: kind.clone() }));
+    middle
 }
 
 /// Every directed pair of devices with its link: given for its place, else measured between its kinds, less what the calls
@@ -498,7 +516,7 @@ impl fmt::Display for Remark {
                 link.latency_ns as f64 / 1e3
             ),
             Remark::OverheadOfOtherKind { kind } => {
-                write!(f, "guessed: an instruction on {kind} costs besides its layers what it costs on the other kinds")
+                write!(f, "guessed: instructions and transfers on {kind} cost what they cost on the other kinds")
             }
             Remark::LinkOfOneSize { from, to, bytes } => {
                 write!(

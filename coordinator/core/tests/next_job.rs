@@ -234,13 +234,29 @@ fn an_instruction_costs_what_it_did_on_these_kinds() {
         ([found.problem.stage_ns, found.problem.crossing_ns, link.latency_ns], guesses)
     };
     assert_eq!(costs(&profiles), ([0, 0, 1_000], 0));
-    let overhead = |instruction_ns, transfer_ns| Overhead { instruction_ns, transfer_ns };
+    let overhead = |ns, transfer_ns| Overhead { instruction_ns: Some(ns), transfer_ns };
     profiles.overheads.insert("left".into(), overhead(30, None));
     assert_eq!(costs(&profiles), ([30, 0, 1_000], 2));
     // A measured link is without what both of its ends pay for.
     profiles.overheads.insert("right".into(), overhead(50, Some(200)));
     profiles.overheads.insert("far".into(), overhead(40, Some(100)));
+    // Of two numbers the mean; that transfers on the left cost as much is a guess.
+    assert_eq!(costs(&profiles), ([40, 150, 700], 1));
+    profiles.overheads.insert("left".into(), overhead(30, Some(300)));
     assert_eq!(costs(&profiles), ([40, 200, 600], 0));
+}
+
+#[test]
+fn of_two_words_on_an_overhead_the_later_counts_unless_it_tells_less() {
+    let of = |instruction_ns, transfer_ns| Overhead { instruction_ns, transfer_ns };
+    let (both, alone, carried) = (of(Some(40), Some(300)), of(Some(50), None), of(None, Some(340)));
+    assert_eq!(both.or_later(alone), both);
+    assert_eq!(both.or_later(carried), both);
+    assert_eq!(alone.or_later(both), both);
+    assert_eq!(carried.or_later(alone), alone);
+    assert_eq!(both.or_later(of(Some(1), Some(2))), of(Some(1), Some(2)));
+    assert_eq!(Overhead::middle(&[Overhead::default()]), None);
+    assert_eq!(Overhead::middle(&[both, alone, carried]), Some(of(Some(45), Some(320))));
 }
 
 #[test]

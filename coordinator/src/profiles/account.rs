@@ -297,10 +297,10 @@ impl Collection {
     }
 }
 
-/// Takes a later word on a kind's overhead; one that tells of no transfer leaves what was known of these.
+/// Takes a later word on a kind's overhead.
 pub(crate) fn learn(overheads: &mut BTreeMap<String, Overhead>, kind: &str, new: Overhead) {
-    let known = overheads.get(kind).and_then(|known| known.transfer_ns);
-    overheads.insert(kind.to_owned(), Overhead { transfer_ns: new.transfer_ns.or(known), ..new });
+    let known = overheads.entry(kind.to_owned()).or_default();
+    *known = known.or_later(new);
 }
 
 /// A profile whose sketch can't be read.

@@ -53,7 +53,9 @@ pub fn earlier(collection: &Collection, wanted: &Wanted) -> Result<Earlier, BadP
     }
     predict(&mut earlier, &jobs, &profiles, wanted);
     remember_sizes(&mut earlier, &jobs, &profiles, wanted);
-    earlier.kinds.retain(|_, of| !(of.measured.is_empty() && of.predicted.is_empty() && of.memories.is_empty()));
+    earlier.kinds.retain(|_, of| {
+        !(of.measured.is_empty() && of.predicted.is_empty() && of.memories.is_empty() && of.overhead.is_none())
+    });
     Ok(earlier)
 }
 

@@ -256,9 +256,11 @@ impl Reading {
                 true => Ok(nanoseconds(seconds)),
                 false => Err(value(format!("{path}.{field}"), "a time is not negative and at most an hour")),
             };
-            let transfer_ns = row.transfer_seconds.map(|seconds| ns("transfer_seconds", seconds)).transpose()?;
-            let overhead =
-                Overhead { instruction_ns: ns("instruction_seconds", row.instruction_seconds)?, transfer_ns };
+            let part = |field: &str, seconds: Option<f64>| seconds.map(|seconds| ns(field, seconds)).transpose();
+            let overhead = Overhead {
+                instruction_ns: part("instruction_seconds", row.instruction_seconds)?,
+                transfer_ns: part("transfer_seconds", row.transfer_seconds)?,
+            };
             self.account(&path, row.source.as_deref())?.overheads.insert(row.kind, overhead);
         }
         Ok(())

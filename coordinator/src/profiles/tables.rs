@@ -203,7 +203,7 @@ fn overheads(connection: &Connection, id: &str) -> Result<BTreeMap<String, Overh
     }
     let mut statement = connection.prepare("SELECT kind, instruction, transfer FROM overheads WHERE source = ?")?;
     let rows = statement.query_map([id], |row| {
-        Ok((row.get(0)?, Overhead { instruction_ns: number(row, 1)?, transfer_ns: number_or_none(row, 2)? }))
+        Ok((row.get(0)?, Overhead { instruction_ns: number_or_none(row, 1)?, transfer_ns: number_or_none(row, 2)? }))
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
@@ -213,7 +213,7 @@ pub(crate) fn put_overhead(connection: &Connection, id: &str, kind: &str, new: O
     connection.execute_batch(OVERHEADS)?;
     let mut known = overheads(connection, id)?;
     learn(&mut known, kind, new);
-    let values = params![id, kind, sql(known[kind].instruction_ns), known[kind].transfer_ns.map(sql)];
+    let values = params![id, kind, known[kind].instruction_ns.map(sql), known[kind].transfer_ns.map(sql)];
     connection.execute("INSERT OR REPLACE INTO overheads VALUES (?, ?, ?, ?)", values)?;
     Ok(())
 }

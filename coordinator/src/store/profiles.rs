@@ -10,6 +10,7 @@ use crate::profiles::sketch::Sketch;
 use crate::profiles::tables::{self, TableError};
 use adaptis_coordinator_core::estimate::between::Recent;
 use adaptis_coordinator_core::ledger::GenerationRecord;
+use adaptis_coordinator_core::next_job::Overhead;
 use adaptis_proto::message::DeviceCard;
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::{Mark, Phase, Place, Record, Sample};
@@ -33,8 +34,8 @@ pub struct Profiles {
     reserved_bytes: BTreeMap<String, u64>,
     /// By kind: the best.
     rates: BTreeMap<String, Rates>,
-    /// By kind: what passed between instructions, lately.
-    between: BTreeMap<String, Recent>,
+    /// By kind and device: what passed between instructions, lately.
+    between: BTreeMap<String, BTreeMap<String, Recent>>,
     /// Samples left out because there were too many classes.
     left_out: u64,
 }
@@ -74,9 +75,12 @@ impl Profiles {
     }
 
     /// Takes what passed between a device's instructions in an iteration.
-    pub fn record_between(&mut self, kind: &str, mark: Mark, instructions: u32, own_ns: u64, transfers: u64) {
-        if self.between.len() < PROFILES_MAX || self.between.contains_key(kind) {
-            self.between.entry(kind.to_owned()).or_default().absorb(mark, instructions, own_ns, transfers);
+    pub fn record_between(&mut self, card: &DeviceCard, mark: Mark, instructions: u32, own_ns: u64, transfers: u64) {
+        let devices: usize = self.between.values().map(BTreeMap::len).sum();
+        let known = self.between.get(&card.kind).is_some_and(|of_kind| of_kind.contains_key(&card.name));
+        if known || devices < PROFILES_MAX {
+            let of_kind = self.between.entry(card.kind.clone()).or_default();
+            of_kind.entry(card.name.clone()).or_default().absorb(mark, instructions, own_ns, transfers);
         }
     }
 
@@ -101,7 +105,7 @@ impl Profiles {
             memories: self.memories,
             kinds: self.reserved_bytes.into_iter().map(kind).collect(),
             rates: self.rates,
-            overheads: self.between.into_iter().filter_map(|(kind, of)| Some((kind, of.overhead()?))).collect(),
+            overheads: self.between.iter().filter_map(|(kind, of)| Some((kind.clone(), of_devices(of)?))).collect(),
             sizes: BTreeMap::new(),
         };
         account.count_samples();
@@ -112,6 +116,11 @@ impl Profiles {
     pub(super) fn add(&mut self, key: WorkKey, sketch: &Sketch) {
         self.works.entry(key).or_default().add(sketch);
     }
+}
+
+/// What an instruction costs devices of a kind: that of the one in the middle.
+fn of_devices(of_kind: &BTreeMap<String, Recent>) -> Option<Overhead> {
+    Overhead::middle(&of_kind.values().map(Recent::overhead).collect::<Vec<_>>())
 }
 
 /// Gives how many there was no room for.
@@ -166,7 +175,7 @@ pub(crate) fn absorb(
             }
             Sample::DeviceMemory { reserved_bytes, .. } => profiles.record_reserved(&card.kind, reserved_bytes),
             Sample::Between { mark, instructions, own_ns, transfers, .. } => {
-                profiles.record_between(&card.kind, mark, instructions, own_ns, transfers);
+                profiles.record_between(card, mark, instructions, own_ns, transfers);
             }
             Sample::Work { .. }
             | Sample::Transfer { .. }
@@ -192,8 +201,8 @@ impl From<TableError> for StoreError {
 }
 
 impl Store {
-    /// Merges profiles into those on disk, and empties them of what adds up; `seen` is now, in seconds since 1970. All records that are
-    /// on disk have to be in them, or in those merged before.
+    /// Merges profiles into those on disk, and empties them of what adds up; `seen` is now, in seconds since 1970. All
+    /// records that are on disk have to be in them, or in those merged before.
     ///
     /// # Errors
     /// The file fails, or holds bytes that are no histogram; the profiles are kept then.
@@ -223,7 +232,7 @@ impl Store {
             tables::put_rates(&transaction, &source.id, kind, rates)?;
         }
         for (kind, between) in &profiles.between {
-            if let Some(overhead) = between.overhead() {
+            if let Some(overhead) = of_devices(between) {
                 tables::put_overhead(&transaction, &source.id, kind, overhead)?;
             }
         }

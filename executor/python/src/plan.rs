@@ -3,7 +3,7 @@
 use adaptis_executor_core::Migration;
 use adaptis_plan::problem::LAYERS_MAX;
 use adaptis_plan::{Problem, audit, lower};
-use adaptis_planner::schedule::{Name, even, named};
+use adaptis_planner::schedule::{Name, UNFIT, even, named};
 use adaptis_planner::search::{Control, Infeasible, Options, search};
 use adaptis_proto::message::{Job, JobLayer};
 use adaptis_proto::{Digest, Epoch, RunId};
@@ -75,8 +75,8 @@ impl Plan {
             }
         });
         let plan = plan.map_err(|why| match (&why, problem.constraints.together.as_slice()) {
-            (Infeasible::Schedule { name, because }, [first, ..]) if because.contains("constraints") => refused(format!(
-                "plan: {name} on {} devices puts layers on different ones that share parameters, as layers {first:?} do; \
+            (Infeasible::Schedule { name, because }, groups @ [_, ..]) if *because == UNFIT => refused(format!(
+                "plan: {name} on {} devices puts layers on different ones that share parameters, as of {groups:?} some do; \
                  without a name a plan is searched that keeps them together",
                 devices.len()
             )),

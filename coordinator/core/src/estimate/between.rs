@@ -21,7 +21,7 @@ const OWN_SD: f64 = 0.2;
 /// What another job's may differ by besides: another interpreter, another host. It was chosen, too.
 const EARLIER_SD: f64 = 0.3;
 
-/// What a device, or several of one kind, told of the last warm iterations.
+/// What a device told of its last warm iterations.
 #[derive(Clone, Debug, Default)]
 pub struct Recent {
     /// Of an instruction before which nothing was sent or received.
@@ -43,14 +43,11 @@ impl Recent {
         }
     }
 
-    /// What it comes to; none where nothing was told.
-    pub fn overhead(&self) -> Option<Overhead> {
+    /// What it comes to.
+    pub fn overhead(&self) -> Overhead {
         let instruction_ns = self.alone();
         let transfer_ns = self.transfer(instruction_ns.unwrap_or(0.0)).map(written);
-        match (instruction_ns, transfer_ns) {
-            (None, None) => None,
-            _ => Some(Overhead { instruction_ns: written(instruction_ns.unwrap_or(0.0)), transfer_ns }),
-        }
+        Overhead { instruction_ns: instruction_ns.map(written), transfer_ns }
     }
 
     fn alone(&self) -> Option<f64> {
@@ -99,7 +96,7 @@ impl Between {
     /// earlier jobs tell of each device's kind. 0 where nobody has told.
     pub fn costs(&self, earlier: &[Overhead]) -> [(u64, Figure); 2] {
         let alone: Vec<f64> = self.0.iter().filter_map(Recent::alone).collect();
-        let instructions = earlier.iter().map(|of| of.instruction_ns as f64).collect();
+        let instructions = earlier.iter().filter_map(|of| of.instruction_ns).map(|ns| ns as f64).collect();
         // Where nothing runs without a transfer and no earlier job knows, all of it is the transfers'.
         let (instruction_ns, instruction) = middle(alone, instructions);
         let transfer = |on: &Recent| on.transfer(on.alone().unwrap_or(instruction_ns));
@@ -189,7 +186,7 @@ mod tests {
     #[test]
     fn earlier_jobs_count_until_a_device_has_told() {
         let mut between = Between::new(2);
-        let earlier = |instruction_ns, transfer_ns| Overhead { instruction_ns, transfer_ns };
+        let earlier = |ns, transfer_ns| Overhead { instruction_ns: Some(ns), transfer_ns };
         let known = [earlier(40, None), earlier(20, Some(300)), earlier(90, Some(500))];
         assert_eq!(between.costs(&[]).map(|(ns, figure)| (ns, figure.source)), [(0, Source::None); 2]);
         let [(instruction_ns, instruction), (transfer_ns, transfer)] = between.costs(&known);
@@ -211,10 +208,11 @@ mod tests {
     #[test]
     fn what_is_kept_of_a_device_is_what_it_told() {
         let mut recent = Recent::default();
-        assert_eq!(recent.overhead(), None);
+        let told = |recent: &Recent| (recent.overhead().instruction_ns, recent.overhead().transfer_ns);
+        assert_eq!(told(&recent), (None, None));
+        recent.absorb(Mark::Warm, 2, 100 + 3 * 8, 4);
+        assert_eq!(told(&recent), (None, Some(31)));
         recent.absorb(Mark::Warm, 4, 200, 0);
-        assert_eq!(recent.overhead(), Some(Overhead { instruction_ns: 50, transfer_ns: None }));
-        recent.absorb(Mark::Warm, 2, 100 + 3 * 8, 3);
-        assert_eq!(recent.overhead(), Some(Overhead { instruction_ns: 50, transfer_ns: Some(8) }));
+        assert_eq!(told(&recent), (Some(50), Some(6)));
     }
 }

@@ -162,7 +162,7 @@ pub(super) fn table(
     (table, steps)
 }
 
-/// Receive buffers, and what crosses, count as if both neighbours were on other devices.
+/// Receive buffers count as if both neighbours were on other devices.
 fn needs(cost: &StageCost, buffer_bytes: u64, in_flight: usize) -> u128 {
     u128::from(cost.state_bytes)
         + u128::from(buffer_bytes)
@@ -216,6 +216,7 @@ fn by_time(
     steps: &mut u64,
 ) -> Option<Run> {
     let buffers = buffer_bytes(costs, &range);
+    // As if both neighbours were on other devices.
     let crossings = 2.0 * costs.crossings_ns(range.start > 0, range.end < costs.layers) as f64;
     let room = u128::from(room);
     let fits = |cost: &StageCost| needs(cost, buffers, in_flight) <= room;

@@ -18,6 +18,9 @@ use adaptis_proto::Epoch;
 use std::fmt;
 use std::str::FromStr;
 
+/// Why a named schedule has no partition although layers suffice: see [`Infeasible::Schedule`].
+pub const UNFIT: &str = "fits in memory and keeps the constraints";
+
 /// Device orders that a named schedule tries.
 const ORDERS_MAX: usize = 24;
 /// Instructions after which no more of them are: a few hundred tries with 64 devices x 256 microbatches.
@@ -274,7 +277,7 @@ pub fn named_while(problem: &Problem, name: Name, goes_on: &mut dyn FnMut() -> b
             let least = name.patterns(&rules.usable, costs.layers).iter().map(Vec::len).min().unwrap_or(0);
             let because = match least > costs.layers {
                 true => "has as few stages as there are layers",
-                false => "fits in memory and keeps the constraints",
+                false => UNFIT,
             };
             Err(Infeasible::Schedule { name: name.text(), because })
         }

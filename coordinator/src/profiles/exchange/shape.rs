@@ -136,7 +136,8 @@ pub(super) struct RateRow {
 #[serde(deny_unknown_fields)]
 pub(super) struct OverheadRow {
     pub(super) kind: String,
-    pub(super) instruction_seconds: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) instruction_seconds: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) transfer_seconds: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -88,7 +88,7 @@ pub fn write(collection: &Collection) -> Result<String, BadProfile> {
         }));
         file.overheads.extend(account.overheads.iter().map(|(kind, overhead)| OverheadRow {
             kind: kind.clone(),
-            instruction_seconds: seconds(overhead.instruction_ns),
+            instruction_seconds: overhead.instruction_ns.map(seconds),
             transfer_seconds: overhead.transfer_ns.map(seconds),
             source: source.clone(),
         }));

@@ -47,7 +47,7 @@ fn what_passes_between_instructions_is_in_the_problem_and_in_predictions() {
     // Until it tells, earlier jobs do: the device in the middle counts.
     let mut earlier = Earlier::default();
     for (kind, ns) in [("h100", 200_000), ("a100", 300_000)] {
-        let overhead = Some(Overhead { instruction_ns: ns / 10, transfer_ns: Some(ns) });
+        let overhead = Some(Overhead { instruction_ns: Some(ns / 10), transfer_ns: Some(ns) });
         earlier.kinds.insert(kind.to_owned(), OfKind { overhead, ..OfKind::default() });
     }
     estimator.set_earlier(earlier);
