@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(begun: tuple[Path, lis
         "groups of [10, 13] parameters, this one of [23]",
         "the checkpoint has 0 optimizers, 1 are attached",
         "groups its parameters otherwise: ['0.weight', '9.weight']",
-        "a parameter that is in none of the schedule's layers",
+        "that is in none of the schedule's layers",
     ]
     for texts in in_ranks(2, _refused, begun[0]):
         assert_said(texts, expected)
