@@ -10,19 +10,20 @@
 //! Left out on purpose: differences between two devices of a kind, jitter, and what a boundary takes: they are known when
 //! the job runs.
 
+mod between;
 mod predicted;
+mod told;
 
+pub use between::Overhead;
 pub use predicted::{Predicted, Reliance};
+pub use told::{Missing, NoPrediction, Remark};
 
-use crate::estimate::fit_sizes;
-use crate::estimate::robust::median;
 use crate::predict::{CannotPredict, Cell, MeasuredPhase, Prediction, Source};
 use adaptis_plan::problem::TOTAL_MAX;
-use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Links, Pair, Problem};
+use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Problem};
 use adaptis_proto::message::JobLayer;
 use adaptis_proto::sample::Phase;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 /// A time and how sure it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,34 +60,6 @@ pub struct Transfers {
     pub count: u64,
     /// Standard deviation of the logarithm of one.
     pub ln_spread: f64,
-}
-
-/// What an instruction costs a device of a kind besides the work of its layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Overhead {
-    /// Each instruction; none where none ran without a transfer: then it is in these.
-    pub instruction_ns: Option<u64>,
-    /// Each send and each receive, on its own side; none where there were none.
-    pub transfer_ns: Option<u64>,
-}
-
-impl Overhead {
-    /// That of the device in the middle; none where nobody told anything.
-    pub fn middle(all: &[Overhead]) -> Option<Overhead> {
-        let of = |part: fn(&Overhead) -> Option<u64>| {
-            let mut told: Vec<f64> = all.iter().filter_map(part).map(|ns| ns as f64).collect();
-            median(&mut told).map(|ns| ns.round() as u64)
-        };
-        let middle = Overhead { instruction_ns: of(|of| of.instruction_ns), transfer_ns: of(|of| of.transfer_ns) };
-        (middle != Overhead::default()).then_some(middle)
-    }
-
-    /// What is known after a later word: both numbers of one source, since one was worked out with the other. A word that
-    /// tells less takes the place of none that tells more.
-    pub fn or_later(self, later: Overhead) -> Overhead {
-        let told = |of: &Overhead| usize::from(of.instruction_ns.is_some()) + usize::from(of.transfer_ns.is_some());
-        if told(&later) >= told(&self) { later } else { self }
-    }
 }
 
 /// What is known of kinds.
@@ -129,92 +102,6 @@ pub struct Request<'a> {
 
 /// Who answers where nothing was measured.
 pub type Predict<'a> = &'a dyn Fn(&Cell) -> Result<Prediction, CannotPredict>;
-
-/// Something that was guessed.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Remark {
-    /// No optimizer step of a layer was measured or could be predicted: it counts as 0.
-    NoOptimizer {
-        /// On which kind.
-        kind: String,
-        /// Of how many signatures.
-        signatures: usize,
-    },
-    /// What a layer holds was measured on another kind.
-    MemoryOfOtherKind {
-        /// Of which layers.
-        signature: String,
-        /// On which kind it was asked for.
-        kind: String,
-        /// On which it was measured.
-        measured: String,
-    },
-    /// Nobody measured what is held until W: all of the activations are taken for it.
-    HeldUntilW {
-        /// Of which layers.
-        signature: String,
-    },
-    /// No transfer from one kind to another was measured: those of the other direction count.
-    LinkOfOtherDirection {
-        /// Sender.
-        from: String,
-        /// Receiver.
-        to: String,
-    },
-    /// No transfer between two kinds was measured in either direction.
-    LinkAssumed {
-        /// Sender.
-        from: String,
-        /// Receiver.
-        to: String,
-        /// What is taken for it.
-        link: Link,
-    },
-    /// Nobody measured what an instruction or a transfer on a kind costs besides its layers: the other kinds' counts.
-    OverheadOfOtherKind {
-        /// Which kind.
-        kind: String,
-    },
-    /// Transfers of one size only were measured: the latency is in the bandwidth.
-    LinkOfOneSize {
-        /// Sender.
-        from: String,
-        /// Receiver.
-        to: String,
-        /// The size.
-        bytes: u64,
-    },
-}
-
-/// Something without which there is no problem.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Missing {
-    /// A time.
-    Time {
-        /// On which kind.
-        kind: String,
-        /// Of which layers.
-        signature: String,
-        /// What was done.
-        phase: Phase,
-        /// Why there is no prediction.
-        why: NoPrediction,
-    },
-    /// What a layer holds, on any kind.
-    Memory {
-        /// Of which layers.
-        signature: String,
-    },
-}
-
-/// Why a time that was not measured is not predicted either.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum NoPrediction {
-    /// Nothing was measured on the kind: a prediction would be the mean of all other kinds.
-    UnknownKind,
-    /// Nothing like it was measured.
-    Nothing(CannotPredict),
-}
 
 /// Why there is no problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -267,9 +154,9 @@ pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>
     if !assembly.missing.is_empty() {
         return Err(Refused::Missing(assembly.missing.into_iter().collect()));
     }
-    let overhead = overhead(request, profiles, &mut assembly.remarks);
+    let overhead = between::overhead(request, profiles, &mut assembly.remarks);
     let crossing_ns = overhead.transfer_ns.unwrap_or(0);
-    let links = links(request, profiles, crossing_ns, &mut assembly.remarks);
+    let links = between::links(request, profiles, crossing_ns, &mut assembly.remarks);
     let layer = |layer: &JobLayer| Layer {
         name: layer.name.clone(),
         signature: layer.signature.clone(),
@@ -404,126 +291,4 @@ impl Assembly<'_> {
 
 fn nanoseconds(seconds: f64) -> u64 {
     (seconds * 1e9).clamp(0.0, TOTAL_MAX as f64).round() as u64
-}
-
-/// What an instruction and a transfer cost besides: of the device in the middle. One whose kind nobody measured is taken
-/// to be as the others.
-fn overhead(request: &Request<'_>, profiles: &Profiles, remarks: &mut Vec<Remark>) -> Overhead {
-    let of_kind = |kind: &String| profiles.overheads.get(kind).copied().unwrap_or_default();
-    let kinds = || request.devices.iter().map(|wanted| &wanted.device.kind);
-    let middle = Overhead::middle(&kinds().map(of_kind).collect::<Vec<_>>()).unwrap_or_default();
-    let lacks = |kind: &&String| {
-        let own = of_kind(kind);
-        own.instruction_ns.is_none() && middle.instruction_ns.is_some()
-            || own.transfer_ns.is_none() && middle.transfer_ns.is_some()
-    };
-    let guessed: BTreeSet<&String> = kinds().filter(lacks).collect();
-    remarks.extend(guessed.into_iter().map(|kind| Remark::OverheadOfOtherKind { kind: kind.clone() }));
-    middle
-}
-
-/// Every directed pair of devices with its link: given for its place, else measured between its kinds, less what the calls
-/// of both ends take, which devices pay for; else assumed.
-fn links(request: &Request<'_>, profiles: &Profiles, crossing_ns: u64, remarks: &mut Vec<Remark>) -> Links {
-    let mut by_kinds: BTreeMap<(String, String), Link> = BTreeMap::new();
-    let mut pairs = Vec::new();
-    for from in request.devices {
-        for to in request.devices.iter().filter(|to| to.device.name != from.device.name) {
-            let given = if from.node == to.node { request.within_node } else { request.between_nodes };
-            let link = given.unwrap_or_else(|| {
-                let kinds = (from.device.kind.clone(), to.device.kind.clone());
-                *by_kinds.entry(kinds).or_insert_with_key(|kinds| {
-                    let Some(link) = of_kinds(profiles, kinds, remarks) else {
-                        let ((from, to), link) = (kinds.clone(), request.unseen_link);
-                        remarks.push(Remark::LinkAssumed { from, to, link });
-                        return link;
-                    };
-                    Link { latency_ns: link.latency_ns.saturating_sub(crossing_ns.saturating_mul(2)), ..link }
-                })
-            });
-            pairs.push(Pair {
-                from: from.device.name.clone(),
-                to: to.device.name.clone(),
-                latency_ns: link.latency_ns,
-                bytes_per_second: link.bytes_per_second,
-                note: None,
-            });
-        }
-    }
-    // What most pairs have need not be listed.
-    let default = pairs.first().map_or(request.unseen_link, Pair::link);
-    pairs.retain(|pair| pair.link() != default);
-    Links { default, pairs, note: None }
-}
-
-fn of_kinds(profiles: &Profiles, kinds: &(String, String), remarks: &mut Vec<Remark>) -> Option<Link> {
-    let (from, to) = kinds.clone();
-    let measured = |kinds: &(String, String)| profiles.transfers.get(kinds).and_then(|sizes| fit_sizes(sizes));
-    let back = (to.clone(), from.clone());
-    let (fit, sizes) = match (measured(kinds), measured(&back)) {
-        (Some(fit), _) => (fit, &profiles.transfers[kinds]),
-        (None, Some(fit)) => {
-            remarks.push(Remark::LinkOfOtherDirection { from: from.clone(), to: to.clone() });
-            (fit, &profiles.transfers[&back])
-        }
-        (None, None) => return None,
-    };
-    let largest = sizes.iter().max_by_key(|size| size.count).map_or(0, |size| size.bytes);
-    if !fit.1 {
-        remarks.push(Remark::LinkOfOneSize { from, to, bytes: largest });
-    }
-    Some(fit.0)
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Missing::Time { kind, signature, phase, why } => {
-                let phase = MeasuredPhase::from(*phase);
-                match why {
-                    NoPrediction::UnknownKind => write!(f, "{phase} of {signature} on {kind}"),
-                    NoPrediction::Nothing(why) => write!(f, "{phase} of {signature} on {kind}: {why}"),
-                }
-            }
-            Missing::Memory { signature } => write!(f, "what {signature} holds in memory, on any kind"),
-        }
-    }
-}
-
-impl fmt::Display for Remark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Remark::NoOptimizer { kind, signatures } => {
-                write!(
-                    f,
-                    "guessed: the optimizer step on {kind} takes no time ({signatures} signatures without a profile)"
-                )
-            }
-            Remark::MemoryOfOtherKind { signature, kind, measured } => {
-                write!(f, "guessed: {signature} holds on {kind} what it holds on {measured}")
-            }
-            Remark::HeldUntilW { signature } => {
-                write!(f, "guessed: all that {signature} holds is held until its weight gradient")
-            }
-            Remark::LinkOfOtherDirection { from, to } => {
-                write!(f, "guessed: the link from {from} to {to} is as the one back")
-            }
-            Remark::LinkAssumed { from, to, link } => write!(
-                f,
-                "guessed: the link from {from} to {to} carries {} GB/s after {} us; no profile knows it \
-                 ([links] of a --devices file does)",
-                link.bytes_per_second / 1e9,
-                link.latency_ns as f64 / 1e3
-            ),
-            Remark::OverheadOfOtherKind { kind } => {
-                write!(f, "guessed: instructions and transfers on {kind} cost what they cost on the other kinds")
-            }
-            Remark::LinkOfOneSize { from, to, bytes } => {
-                write!(
-                    f,
-                    "guessed: the link from {from} to {to} has no latency apart: only transfers of {bytes} bytes are known"
-                )
-            }
-        }
-    }
 }
