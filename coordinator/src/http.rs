@@ -195,9 +195,11 @@ impl Metrics {
         let Snapshot { status, health, .. } = &*self.0;
         type Reading = fn(&adaptis_proto::message::DeviceStatus) -> Option<f64>;
         let readings: [(&str, &str, Reading); 3] = [
-            ("device_bubble", "Share of the last iteration without work", |device| device.bubble),
+            ("device_bubble", "Share of the last iteration measured in which it did not work", |device| device.bubble),
             ("device_slowdown", "Estimated, 1 = as its kind", |device| device.slowdown),
-            ("device_peak_bytes", "Peak memory of the last iteration", |device| device.peak_bytes.map(|of| of as f64)),
+            ("device_peak_bytes", "Peak memory of the last iteration measured", |device| {
+                device.peak_bytes.map(|of| of as f64)
+            }),
         ];
         for (name, help, reading) in readings {
             let values: Vec<_> = status

@@ -3,7 +3,7 @@
 use adaptis_plan::{Action, Plan};
 use adaptis_planner::export::{Bar, Kind, Lane, Panel, layers_text, milliseconds};
 use adaptis_proto::sample::{Mark, Phase, Sample};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// Gaps up to this long inside one instruction are the clock's, not idle time.
 const JOIN_NS: u64 = 1_000_000;
@@ -16,6 +16,23 @@ pub struct Wanted<'a> {
     pub title: &'a str,
     /// The plan it ran on.
     pub plan: &'a Plan,
+}
+
+/// The last iteration up to this one in which every device that has stages had its layers measured.
+pub fn measured(plan: &Plan, samples: &[(String, Sample)], last: u64) -> Option<u64> {
+    let with_stages: HashSet<&str> =
+        plan.stages.iter().map(|stage| plan.devices[stage.device as usize].as_str()).collect();
+    let mut devices_of: BTreeMap<u64, HashSet<&str>> = BTreeMap::new();
+    for (device, sample) in samples {
+        if let Sample::Work { place, mark, .. } = *sample
+            && mark != Mark::Calibration
+            && place.step.0 <= last
+            && place.epoch == plan.epoch
+        {
+            devices_of.entry(place.step.0).or_default().insert(device);
+        }
+    }
+    devices_of.into_iter().rev().find(|(_, devices)| with_stages.is_subset(devices)).map(|(step, _)| step)
 }
 
 /// A panel of a measured iteration; none if its samples are not there.
@@ -43,14 +60,13 @@ pub fn panel(wanted: &Wanted<'_>, kinds: &[String], samples: &[(String, Sample)]
         .collect();
     let busy_ns: u64 = lanes.iter().map(Lane::busy_ns).sum();
     let idle = 1.0 - busy_ns as f64 / (duration_ns.max(1) * lanes.len().max(1) as u64) as f64;
+    let idle = match busy_ns {
+        0 => "layers not measured".to_owned(),
+        _ => format!("devices idle {:.0}% of it", idle.max(0.0) * 100.0),
+    };
     Some(Panel {
         title: format!("iteration {}: {}", wanted.step, wanted.title),
-        caption: format!(
-            "{}, plan {}, devices idle {:.0}% of it",
-            milliseconds(duration_ns),
-            wanted.plan.epoch,
-            idle.max(0.0) * 100.0
-        ),
+        caption: format!("{}, plan {}, {idle}", milliseconds(duration_ns), wanted.plan.epoch),
         duration_ns,
         lanes,
     })
@@ -128,6 +144,36 @@ mod tests {
     use super::*;
     use adaptis_proto::sample::Place;
     use adaptis_proto::{Epoch, Generation, LayerIndex, Microbatch, Step};
+
+    #[test]
+    fn an_iteration_is_measured_when_all_devices_with_stages_were() {
+        let plan = r#"{
+            "format": "adaptis.plan/1", "epoch": 1, "parent": 0, "layers": 2, "devices": ["gpu0", "gpu1", "gpu2"],
+            "stages": [
+                { "layers": [0, 1], "device": 0, "recompute": [] },
+                { "layers": [1, 2], "device": 1, "recompute": [] }
+            ],
+            "programs": [["0F0", "0B0"], ["1F0", "1B0"], []]
+        }"#;
+        let plan = Plan::read(plan).expect("a plan");
+        let work = |device: &str, step: u64, epoch: u64| {
+            let place = Place { step: Step(step), epoch: Epoch(epoch), generation: Generation(1) };
+            let (layer, microbatch, phase) = (LayerIndex(0), Microbatch(0), Phase::Forward);
+            let mark = Mark::Warm;
+            (device.to_owned(), Sample::Work { place, layer, microbatch, phase, mark, start_ns: 1, duration_ns: 1 })
+        };
+        let samples = [
+            work("gpu0", 4, 2),
+            work("gpu1", 4, 2),
+            work("gpu0", 5, 1),
+            work("gpu1", 5, 1),
+            work("gpu0", 8, 1),
+            work("gpu0", 9, 1),
+            work("gpu1", 9, 1),
+        ];
+        let found: Vec<_> = [4, 5, 8, 9].map(|last| measured(&plan, &samples, last)).into();
+        assert_eq!(found, [None, Some(5), Some(5), Some(9)]);
+    }
 
     #[test]
     fn calibration_is_no_part_of_the_first_iteration() {

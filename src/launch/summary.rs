@@ -102,31 +102,43 @@ pub fn finish(dir: &Path, json: bool) -> Result<()> {
     drawn
 }
 
+/// So many iterations before one that is worth a picture may stand for it: some have their layers measured, not all.
+const STANDS_FOR: u64 = 256;
+
+/// An iteration worth a picture.
+struct Shown {
+    step: u64,
+    /// The first one that shows the same, on the same plan.
+    since: u64,
+    title: String,
+}
+
 /// The iterations worth a picture, with what they show.
-fn worth_showing(report: &Report) -> Vec<(u64, String)> {
+fn worth_showing(report: &Report) -> Vec<Shown> {
     let last = report.iterations.last().map_or(0, |row| row.index);
     let happened = || report.faults.iter().filter(|fault| fault.iteration <= last && fault.iteration > 0);
     let fault = happened().find(|fault| fault.is_slow()).or_else(|| happened().next());
     let mut shown = Vec::new();
+    let mut show = |step, since, title: &str| shown.push(Shown { step, since, title: title.to_owned() });
     match fault {
         Some(fault) => {
             let switch = report.switches.iter().find(|switch| switch.iteration > fault.iteration);
-            shown.push((fault.iteration - 1, "before".to_owned()));
+            show(fault.iteration - 1, 0, "before");
             // The last one under the fault on the old plan.
             let under = switch.map_or(last, |switch| switch.iteration - 1);
-            shown.push((under, format!("under the fault ({}), on the old plan", fault.text)));
+            show(under, fault.iteration, &format!("under the fault ({}), on the old plan", fault.text));
             if let Some(switch) = switch {
                 let next = report.switches.iter().find(|next| next.iteration > switch.iteration);
                 let settled = next.map_or(last, |next| next.iteration - 1);
                 let after = settled.min(switch.iteration + 3);
-                shown.push((after, "under the fault, on the new plan".to_owned()));
+                show(after, switch.iteration, "under the fault, on the new plan");
             }
         }
         None => {
             if let Some(switch) = report.switches.first() {
-                shown.push((switch.iteration.saturating_sub(1), "on the start plan".to_owned()));
+                show(switch.iteration.saturating_sub(1), 0, "on the start plan");
             }
-            shown.push((last, "at the end".to_owned()));
+            show(last, 0, "at the end");
         }
     }
     shown
@@ -135,12 +147,22 @@ fn worth_showing(report: &Report) -> Vec<(u64, String)> {
 fn draw(dir: &Path, report: &Report) -> Result<()> {
     let kinds: Vec<String> = report.devices.iter().map(|device| device.kind.clone()).collect();
     let mut panels: Vec<Panel> = Vec::new();
-    for (step, title) in worth_showing(report) {
+    for Shown { step, since, title } in worth_showing(report) {
         let Some(row) = report.iterations.iter().rev().find(|row| row.index == step) else { continue };
         let path = dir.join("plans").join(format!("epoch-{}.json", row.epoch));
         let plan = Plan::read(&files::text(&path)?).with_context(|| path.display().to_string())?;
-        let samples = adaptis_coordinator::work_of(dir, step..=step).map_err(failure::environment)?;
-        panels.extend(pictures::panel(&Wanted { step, title: &title, plan: &plan }, &kinds, &samples));
+        let alike = report.iterations.iter().filter(|other| other.epoch == row.epoch).map(|other| other.index);
+        let first = alike.filter(|&index| index >= since.max(step.saturating_sub(STANDS_FOR))).min().unwrap_or(step);
+        let samples = |steps| adaptis_coordinator::work_of(dir, steps).map_err(failure::environment);
+        let mut found = samples(step..=step)?;
+        let step = match pictures::measured(&plan, &found, step) {
+            Some(step) => step,
+            None => {
+                found = samples(first..=step)?;
+                pictures::measured(&plan, &found, step).unwrap_or(step)
+            }
+        };
+        panels.extend(pictures::panel(&Wanted { step, title: &title, plan: &plan }, &kinds, &found));
     }
     files::write(&dir.join("timeline.svg"), svg::draw("Measured iterations", &panels).as_bytes())?;
     files::write(&dir.join("trace.json"), perfetto::write(&panels).as_bytes())
@@ -360,8 +382,9 @@ mod tests {
             { "iteration": 24, "text": "throttle:gpu1:1.8" }
         ]);
         let shown = worth_showing(&report(45, faults, serde_json::json!([]), &[8, 28]));
-        assert_eq!(shown.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [23, 27, 31]);
-        assert!(shown[1].1.contains("throttle:gpu1:1.8"), "{}", shown[1].1);
+        let spans: Vec<(u64, u64)> = shown.iter().map(|shown| (shown.since, shown.step)).collect();
+        assert_eq!(spans, [(0, 23), (24, 27), (28, 31)]);
+        assert!(shown[1].title.contains("throttle:gpu1:1.8"), "{}", shown[1].title);
     }
 
     #[test]

@@ -1,9 +1,10 @@
-"""What observing costs: a script's steps with and without it, in random order in one run.
+"""What observing costs: a script's steps with and without it, in pairs, each in random order.
 
-    adaptis run -- python overhead.py [STEPS]
+    adaptis run -- python overhead.py [PAIRS]
 
-Prints the difference of the mean logarithms of step times as a percentage, with its 95% interval. Layers take a millisecond
-or more. Steps that took over twice the median, in which something else had the processor, are left out on both sides.
+Prints the mean of the logarithms of the ratios within pairs as a percentage, with its 95% interval: what changes slowly on
+the machine is alike for both. Layers take a millisecond or more. Pairs of which a step took over twice the median, in which
+something else had the processor, are left out.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Block(nn.Module):
 
 
 def main() -> None:
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     torch.set_num_threads(1)
     model = nn.Sequential(*(Block() for _ in range(LAYERS)))
     observation = adaptis.observe(model)
@@ -46,31 +47,39 @@ def main() -> None:
         sys.exit("start it with: adaptis run -- python overhead.py")
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     x = torch.randn(ROWS, WIDTH)
-    chance = random.Random(7)
-    taken: dict[bool, list[float]] = {True: [], False: []}
-    for step in range(WARM + steps):
-        if step == WARM // 2:
-            # Until the coordinator follows.
-            time.sleep(2.0)
-        is_on = chance.random() < 0.5 or step < WARM
+
+    def step(is_on: bool) -> float:
         observation.resume() if is_on else observation.pause()
         began = time.perf_counter()
         (model(x) ** 2).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step >= WARM:
-            taken[is_on].append(time.perf_counter() - began)
+        return time.perf_counter() - began
+
+    for warm in range(WARM):
+        if warm == WARM // 2:
+            # Until the coordinator follows.
+            time.sleep(2.0)
+        step(True)
+    chance = random.Random(7)
+    taken: list[tuple[float, float]] = []
+    for _ in range(pairs):
+        if chance.random() < 0.5:
+            with_it = step(True)
+            taken.append((with_it, step(False)))
+        else:
+            without_it = step(False)
+            taken.append((step(True), without_it))
     if not observation.follows:
         sys.exit("the coordinator does not follow: nothing was measured")
-    longest = 2 * statistics.median(taken[True] + taken[False])
-    logs = {is_on: [math.log(took) for took in of if took < longest] for is_on, of in taken.items()}
-    difference = statistics.mean(logs[True]) - statistics.mean(logs[False])
-    error = math.sqrt(sum(statistics.variance(of) / len(of) for of in logs.values()))
-    low, high = difference - 1.96 * error, difference + 1.96 * error
-    median = statistics.median(taken[False]) * 1e3
+    median = statistics.median(without_it for _, without_it in taken)
+    longest = 2 * statistics.median(took for pair in taken for took in pair)
+    logs = [math.log(with_it / without_it) for with_it, without_it in taken if max(with_it, without_it) < longest]
+    mean = statistics.mean(logs)
+    error = 1.96 * statistics.stdev(logs) / math.sqrt(len(logs))
     print(
-        f"observing costs {difference:+.2%} of a step ({low:+.2%} to {high:+.2%} at 95%), over {len(logs[True])} steps with "
-        f"and {len(logs[False])} without it; a step of {LAYERS} layers takes {median:.1f} ms"
+        f"observing costs {mean:+.2%} of a step ({mean - error:+.2%} to {mean + error:+.2%} at 95%), over {len(logs)} pairs "
+        f"of steps with and without it; a step of {LAYERS} layers takes {median * 1e3:.1f} ms"
     )
 
 

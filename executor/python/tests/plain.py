@@ -11,19 +11,24 @@ import torch
 from torch import nn
 
 import adaptis
+from adaptis import governor
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--losses", type=Path, required=True)
 parser.add_argument("--unseen", action="store_true")
+parser.add_argument("--steps", type=int, default=40)
+parser.add_argument("--dear", action="store_true", help="as if hooks took more than they may")
 options = parser.parse_args()
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256 * times), nn.GELU(), nn.Linear(256 * times, 256)) for times in (1, 8, 2)))
+if options.dear:
+    governor.BUDGET = 0.0
 if not options.unseen:
     adaptis.observe(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 losses = []
-for step in range(40):
+for step in range(options.steps):
     torch.manual_seed(step)
     x = torch.randn(192, 256)
     for part in x.chunk(3):

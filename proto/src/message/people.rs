@@ -94,11 +94,11 @@ pub struct DeviceStatus {
     pub kind: String,
     /// Layer ranges of its stages, half-open.
     pub stages: Vec<(u32, u32)>,
-    /// Measured share of the last iteration that it did not work.
+    /// Share of the last iteration measured in which it did not work.
     pub bubble: Option<f64>,
     /// Estimated own slowdown, 1.0 = as its kind.
     pub slowdown: Option<f64>,
-    /// Peak memory of the last iteration.
+    /// Peak memory of the last iteration measured.
     pub peak_bytes: Option<u64>,
     /// Its memory.
     pub memory_bytes: u64,

@@ -67,6 +67,14 @@ impl History {
         self.iterations.range(..self.next_complete).next_back().map(|(_, iteration)| iteration)
     }
 
+    /// The newest complete iteration of the plan in force for which `told` has something. Works, and memories with them, may
+    /// be measured in some iterations only.
+    pub fn last_of<T>(&self, told: impl Fn(&Iteration) -> Option<T>) -> Option<T> {
+        let epoch = self.last()?.record.epoch;
+        let complete = self.iterations.range(..self.next_complete).rev().map(|(_, iteration)| iteration);
+        complete.take_while(|iteration| iteration.record.epoch == epoch).find_map(told)
+    }
+
     /// The first iteration that is kept here of the plan that the newest complete one ran under.
     pub fn first_on_last_plan(&self) -> Option<(Step, Epoch)> {
         let epoch = self.last()?.record.epoch;
@@ -271,6 +279,28 @@ mod tests {
         assert_eq!(history.absorb(DeviceIndex(0), &end(0, 10)), [], "a doubled report is no second voice");
         assert_eq!(history.absorb(DeviceIndex(1), &end(0, 12)), steps(&[0]));
         assert_eq!(history.last().expect("one is complete").record.duration_ns, 12);
+    }
+
+    #[test]
+    fn what_is_not_measured_in_every_iteration_is_that_of_the_last_one_that_was() {
+        let mut history = History::new(1, &[], &[]);
+        let memory = |step: u64, epoch: u64, peak_bytes: u64| {
+            let place = Place { step: Step(step), epoch: Epoch(epoch), generation: Generation(1) };
+            Sample::DeviceMemory { place, peak_bytes, reserved_bytes: 0, late_ns: 0 }
+        };
+        let peak = |history: &History| history.last_of(|iteration| iteration.peak_bytes[0]);
+        for step in 0..9 {
+            if step % 4 == 0 {
+                history.absorb(DeviceIndex(0), &memory(step, 1, 100 + step));
+            }
+            history.absorb(DeviceIndex(0), &end(step, 10));
+        }
+        history.absorb(DeviceIndex(0), &memory(9, 1, 109));
+        assert_eq!(peak(&history), Some(108), "the ninth is under way");
+        let place = Place { step: Step(10), epoch: Epoch(2), generation: Generation(1) };
+        history.absorb(DeviceIndex(0), &end(9, 10));
+        history.absorb(DeviceIndex(0), &Sample::Iteration { place, start_ns: 0, duration_ns: 10, loss_bits: 7 });
+        assert_eq!(peak(&history), None, "that was another plan's");
     }
 
     #[test]

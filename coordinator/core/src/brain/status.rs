@@ -1,5 +1,6 @@
 //! What a display shows of the brain. The counters of links and queues are the shell's to add.
 
+use super::history::Iteration;
 use super::{Brain, History, Stage};
 use crate::ledger::Finished;
 use adaptis_proto::RunId;
@@ -25,7 +26,8 @@ impl Brain {
             term: self.head.term,
             place,
             iterations: job.map_or(0, |job| job.iterations),
-            loss: last.map(|iteration| f32::from_bits(iteration.record.loss_bits)),
+            // A job that is only observed does not tell its loss.
+            loss: last.map(|iteration| f32::from_bits(iteration.record.loss_bits)).filter(|loss| !loss.is_nan()),
             duration_ns: last.map(|iteration| iteration.record.duration_ns),
             predicted_ns: self.predicted_ns(),
             lower_bound_ns: self.adapt.as_ref().and_then(|adapt| adapt.fit.as_ref()).map(|fit| fit.lower_bound_ns),
@@ -65,7 +67,6 @@ impl Brain {
     }
 
     fn devices(&self) -> Vec<DeviceStatus> {
-        let last = self.history.last();
         let stages_of = |device: usize| {
             let stages = self.running.iter().flat_map(|plan| &plan.stages);
             let own = stages.filter(|stage| stage.device as usize == device);
@@ -73,17 +74,18 @@ impl Brain {
         };
         let status = |(index, rank): (adaptis_proto::DeviceIndex, &crate::membership::Rank)| {
             let device = index.index();
-            let bubble = last.and_then(|iteration| {
+            let stages: Vec<(u32, u32)> = stages_of(device);
+            let bubble = |iteration: &Iteration| {
                 let (busy_ns, duration_ns) = (*iteration.busy_ns.get(device)?, iteration.record.duration_ns);
                 (busy_ns > 0 && duration_ns > 0).then(|| (1.0 - busy_ns as f64 / duration_ns as f64).max(0.0))
-            });
+            };
             DeviceStatus {
                 name: rank.card.name.clone(),
                 kind: rank.card.kind.clone(),
-                stages: stages_of(device),
-                bubble,
+                bubble: if stages.is_empty() { None } else { self.history.last_of(bubble) },
+                stages,
                 slowdown: self.slowdown(device),
-                peak_bytes: last.and_then(|iteration| *iteration.peak_bytes.get(device)?),
+                peak_bytes: self.history.last_of(|iteration| *iteration.peak_bytes.get(device)?),
                 memory_bytes: rank.card.memory_bytes,
             }
         };

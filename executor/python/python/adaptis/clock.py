@@ -20,7 +20,6 @@ from time import perf_counter_ns
 from typing import Any, Callable, Mapping, Protocol
 
 from adaptis import _native, card
-from adaptis.governor import BUDGET
 
 logger = logging.getLogger("adaptis")
 
@@ -34,6 +33,8 @@ EVENTS_MIN = 2048
 """Events of a device, at least."""
 EVENTS_MAX = 1 << 15
 """At most; where there are too few, works go untimed and are counted."""
+EVENTS_SHARE = 0.003
+"""Of an iteration, as far as the host's clock tells: what recording them may take."""
 EVENTS_EACH = 12
 """For each layer and microbatch: F, a whole backward and a recomputation have two ends, in the iteration under way and in
 the one before, which is asked of at its end."""
@@ -41,6 +42,9 @@ the one before, which is asked of at its end."""
 
 class Clock(Protocol):
     """Times works."""
+
+    may_be_told_later: bool
+    """Of an iteration in which nothing was measured it can be told after later ones have begun."""
 
     def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
         """A coordinator will follow: the model's number of each layer here, and the microbatches of an iteration."""
@@ -97,6 +101,8 @@ class Clock(Protocol):
 
 class HostClock:
     """The host's."""
+
+    may_be_told_later = True
 
     def __init__(self) -> None:
         self.works: list[Work] = []
@@ -214,6 +220,9 @@ class HostClock:
 class EventClock:
     """Events in the stream that works are put into, kept by the session, which asks for them an iteration later."""
 
+    # Its boundaries are events in the stream.
+    may_be_told_later = False
+
     def __init__(self, of: card.Host) -> None:
         self.timer: _native.Timer | None = None
         self._stream = of.stream
@@ -226,7 +235,7 @@ class EventClock:
     def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
         events = min(max(EVENTS_MIN, EVENTS_EACH * len(places) * microbatches), EVENTS_MAX)
         with self._card.entered():
-            self.timer = native.time(events, BUDGET)
+            self.timer = native.time(events, EVENTS_SHARE)
         self._places, self._microbatches = places, microbatches
 
     def begin(self, parts: Parts, microbatch: int) -> Any:

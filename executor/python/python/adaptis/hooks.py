@@ -252,9 +252,10 @@ class Hooks:
         """An iteration ends, and another one begins."""
         self.order = []
         self.has_run = False
-        self._first = None
-        for seen in self.seen:
-            seen.forwards = 0
+        if self._first is not None:
+            self._first = None
+            for seen in self.seen:
+                seen.forwards = 0
 
 
 def _forms(value: Any) -> Forms:

@@ -8,8 +8,8 @@
 2. Which part of a whole backward was I and which W can't be told from outside: each is taken for half of it.
 3. No collective operation is added: ranks of a pipeline tell one another of their layers by the store of
    torch.distributed, and none waits for another.
-4. Where its hooks take more than 0.3% of an iteration, layers are measured in some of them (`governor`); of the others the
-   length alone is told. Before a coordinator follows, they are measured in the first ones only.
+4. Where its hooks take more than 0.15% of an iteration, layers are measured in some of them (`governor`); of the others the
+   length alone is told, of several at once. Before a coordinator follows, they are measured in the first ones only.
 5. On a GPU nothing waits for the device: what an event tells is asked an iteration later. What a CUDA graph captures is
    left alone.
 6. What a hook meets with never fails the job: at the first error the measuring ends.
@@ -45,6 +45,13 @@ logger = logging.getLogger("adaptis")
 
 LEARNED_FROM = 3
 """Iterations whose layers are measured before a coordinator follows: what the job is made of is learned from them."""
+KEPT_NS = 250_000_000
+"""The lengths of iterations are kept about so long before the session is told: what it takes to tell is in no cache by
+then, and costs several of them as much as one."""
+KEPT_MAX = 64
+"""Iterations that are told at once, at most."""
+NEVER = sys.maxsize
+"""No iteration."""
 NOTES_MAX = 1 << 20
 """Works and instructions of an iteration; more come of a job that no step of an optimizer ends."""
 
@@ -74,8 +81,8 @@ class Observation:
         self.clock = clock.of(self.card)
         self._hooks = Hooks(self._placed, self.clock, self._guarded)
         self._began_ns = perf_counter_ns()
-        # Those that train a layer of ours.
-        self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        # Those that train a layer of ours, by their identities.
+        self._optimizers: dict[int, weakref.ref[Optimizer]] = {}
         self._has_ended = False
         self._process = os.getpid()
         self._is_sampling = False
@@ -89,6 +96,14 @@ class Observation:
         # What the hooks of this iteration took.
         self._spent_ns = 0
         self._governor = Governor()
+        # As of the last time that the session was told.
+        self._is_followed = False
+        # The next iteration whose layers are measured.
+        self._due = 0
+        # Iterations that the session was not told of yet: when they began, and how long they took.
+        self._ended: list[tuple[int, int]] = []
+        # So many are told at once: a power of two, so that all ranks of a pipeline tell at the same ones.
+        self._at_once = 1
         self._fault: str | None = None
         self.resume()
         atexit.register(self._end)
@@ -108,17 +123,14 @@ class Observation:
         """Measures, from the beginning of an iteration on."""
         if self._ends or self._has_ended:
             return
-        self._hook_if_due(self.steps)
+        self._hook(self.steps == self._due)
         self._hooks.scales.hook()
         self._ends.append(register_optimizer_step_pre_hook(self._guarded(self._before_optimizer)))
         self._ends.append(register_optimizer_step_post_hook(self._guarded(self._after_optimizer)))
         self._began_ns = perf_counter_ns()
 
-    def _hook_if_due(self, step: int) -> None:
+    def _hook(self, is_due: bool) -> None:
         """Has the layers of an iteration measured, or noted only that they run."""
-        if self._has_ended:
-            return
-        is_due = self._governor.is_due(step) if self.follows else step < LEARNED_FROM
         if self._hooks.are_on and is_due == self._is_sampling:
             return
         self._hooks.take_off()
@@ -193,58 +205,85 @@ class Observation:
     def _after_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
         # The second one of several that train one model ends no other iteration.
         is_end = self._is_ours(optimizer) and self._hooks.has_run
-        self._hooks.step_ends(is_end and self._is_sampling)
+        if self._is_sampling:
+            self._hooks.step_ends(is_end)
         if not is_end:
             return
         now = perf_counter_ns()
         is_sampled = self._is_sampling
-        self._boundary(now, is_sampled)
-        ended = perf_counter_ns()
-        if is_sampled and self.follows:
-            spent = self._spent_ns + ended - now
-            self._governor.spent(spent / max(1, ended - self._began_ns))
+        self._ended.append((self._began_ns, now - self._began_ns))
+        coming = self.steps + 1
+        if is_sampled or coming == self._due or coming % self._at_once == 0 or now - self._ended[0][0] > 2 * KEPT_NS:
+            self._boundary(coming, is_sampled)
+        if is_sampled and self._is_followed:
+            ended = perf_counter_ns()
+            self._governor.spent((self._spent_ns + ended - now) / max(1, ended - self._began_ns))
+        if self._due < coming:
+            self._due = self._due_from(coming)
+        self.steps = coming
         # What this hook has taken is counted; its guard adds it to the next iteration.
-        self._spent_ns = now - ended
-        self._hook_if_due(self.steps + 1)
+        self._spent_ns = now - perf_counter_ns()
+        if not self._has_ended:
+            self._hook(self.steps == self._due)
         self._hooks.turn()
-        self.steps += 1
         self._began_ns = perf_counter_ns()
 
     def _is_ours(self, optimizer: Optimizer) -> bool:
-        if optimizer in self._optimizers:
+        known = self._optimizers.get(id(optimizer))
+        if known is not None and known() is optimizer:
             return True
         own = {id(part) for layer in self.layers for part in layer.parameters()}
         is_ours = any(id(part) in own for group in optimizer.param_groups for part in group["params"])
         if is_ours:
-            self._optimizers.add(optimizer)
+            self._optimizers[id(optimizer)] = weakref.ref(optimizer)
         return is_ours
 
-    def _boundary(self, now: int, is_sampled: bool) -> None:
+    def _due_from(self, step: int) -> int:
+        """The first iteration from this one on whose layers are measured."""
+        if self._is_followed:
+            return self._governor.due_from(step)
+        return step if step < LEARNED_FROM else NEVER
+
+    def _boundary(self, coming: int, is_sampled: bool) -> None:
+        """Tells the session of the iterations that ended before the coming one; the last of them may have been measured."""
+        ended, self._ended = self._ended, []
         # The first iteration makes what later ones find, the optimizer's state too.
-        if self.native is None and self.steps >= 1:
+        if self.native is None and coming >= 2:
             self._tell()
             self._join()
         native = self.native
         if native is None:
             self.clock.turn()
             return
-        if native.epoch is not None:
-            if is_sampled:
-                self.clock.record(native)
-            if native.is_first:
-                for at, place in self._places.items():
-                    # What is held from I to W is not seen from here: the gradient of the output, and the input.
-                    passed = _forms_bytes(self._hooks.seen[at])
-                    size = self._hooks.scales.bytes.get(at, passed)
-                    native.layer_memory(place, size, min(size, passed))
-            if is_sampled:
-                native.device_memory(self.card.peak_bytes(), self._reserved_bytes)
-            self.clock.iterated(native, self._began_ns, now - self._began_ns)
-        # Nobody votes in a job that is only observed: each rank goes by its own word.
-        _, _, reason = native.hear([native.word()] * self.world, self.steps + 1)
+        for step, (began_ns, took_ns) in enumerate(ended, start=coming - len(ended)):
+            if self._is_followed:
+                if is_sampled and step == coming - 1:
+                    self.clock.record(native)
+                    native.device_memory(self.card.peak_bytes(), self._reserved_bytes)
+                self.clock.iterated(native, began_ns, took_ns)
+            # Nobody votes in a job that is only observed: each rank goes by its own word.
+            what, _, reason = native.hear([native.word()] * self.world, step + 1)
+            if what != "nothing":
+                self._is_followed = native.epoch is not None
+                self._due = self._due_from(coming)
+            if what == "begin":
+                self._tell_memories(native)
+            if reason is not None:
+                logger.warning("the coordinator does not follow this rank: %s", reason)
         self.clock.turn()
-        if reason is not None:
-            logger.warning("the coordinator does not follow this rank: %s", reason)
+        if self._is_followed and self.clock.may_be_told_later and ended:
+            usual_ns = sum(took_ns for _, took_ns in ended) // len(ended)
+            wanted = min(max(1, KEPT_NS // max(1, usual_ns)), KEPT_MAX)
+            self._at_once = 1 << wanted.bit_length() - 1
+        else:
+            self._at_once = 1
+
+    def _tell_memories(self, native: _native.Session) -> None:
+        for at, place in self._places.items():
+            # What is held from I to W is not seen from here: the gradient of the output, and the input.
+            passed = _forms_bytes(self._hooks.seen[at])
+            size = self._hooks.scales.bytes.get(at, passed)
+            native.layer_memory(place, size, min(size, passed))
 
     # Declaring the job.
 
@@ -262,12 +301,13 @@ class Observation:
         self._settle()
         self._hooks.scales.end()
         stages: dict[int, list[Fact]] = {}
+        optimizers = [one for one in (known() for known in self._optimizers.values()) if one is not None]
         for at, (index, layer) in enumerate(self._placed):
             of_stage = stages.setdefault(index, [])
             seen = self._hooks.seen[at]
             # What only holds something, or stands by for later, is no layer.
             if seen.outputs:
-                of_stage.append(Fact.of(at, layer, list(self._optimizers), seen.inputs, seen.outputs))
+                of_stage.append(Fact.of(at, layer, optimizers, seen.inputs, seen.outputs))
         self._reserved_bytes = self.card.reserved_bytes(sum(fact.state_bytes for of in stages.values() for fact in of))
         run = self.settings.name()
         self._word = declare.word(run, stages, self._hooks.order)
@@ -324,6 +364,8 @@ class Observation:
 
     def _leave(self, error: BaseException | None) -> None:
         global _current
+        if self.native is not None and not self._has_ended:
+            self._guarded(self._boundary)(self.steps, False)
         native, self.native = self.native, None
         self._has_ended = True
         self.pause()
