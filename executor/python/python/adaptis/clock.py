@@ -33,7 +33,7 @@ EVENTS_MIN = 2048
 """Events of a device, at least."""
 EVENTS_MAX = 1 << 15
 """At most; where there are too few, works go untimed and are counted."""
-EVENTS_SHARE = 0.003
+BUDGET = 0.003
 """Of an iteration, as far as the host's clock tells: what recording them may take."""
 EVENTS_EACH = 12
 """For each layer and microbatch: F, a whole backward and a recomputation have two ends, in the iteration under way and in
@@ -235,7 +235,7 @@ class EventClock:
     def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
         events = min(max(EVENTS_MIN, EVENTS_EACH * len(places) * microbatches), EVENTS_MAX)
         with self._card.entered():
-            self.timer = native.time(events, EVENTS_SHARE)
+            self.timer = native.time(events, BUDGET)
         self._places, self._microbatches = places, microbatches
 
     def begin(self, parts: Parts, microbatch: int) -> Any:

@@ -364,7 +364,7 @@ class Observation:
 
     def _leave(self, error: BaseException | None) -> None:
         global _current
-        if self.native is not None and not self._has_ended:
+        if self._ended and self.native is not None and not self._has_ended:
             self._guarded(self._boundary)(self.steps, False)
         native, self.native = self.native, None
         self._has_ended = True
