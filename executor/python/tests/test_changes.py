@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from adaptis import Plan, PlanError, Schedule
-from models import batch, loss_fn, model, through
-from plans import random_plan
+from models import WIDTH, batch, loss_fn, model, through
+from plans import random_plan, scheduled
 from ranks import in_ranks
 from refusing import assert_said, refusals
 from test_conformance import own_state
@@ -145,3 +148,79 @@ def test_what_can_not_run_is_refused_before_it_runs() -> None:
             "1f2b",
         ]
         assert_said(texts, expected)
+
+
+class Remembering(nn.Module):
+    """What it keeps between runs in all the ways there are besides parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.register_buffer("shift", None)
+        self.is_ready = False
+        self.usual = 0.0
+        self._factors = [1.0]
+
+    def get_extra_state(self) -> Any:
+        return {"factors": self._factors}
+
+    def set_extra_state(self, state: Any) -> None:
+        self._factors = state["factors"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_ready:
+            self.is_ready = True
+            self.scale.data /= x.detach().std(0) + 1
+            self.shift = x.detach().mean(0)
+        self.usual = 0.9 * self.usual + 0.1 * float(x.detach().abs().mean())
+        self._factors = [self._factors[0] * 0.99]
+        assert self.shift is not None
+        return (x - self.shift) * self.scale * self._factors[0] / (1 + self.usual)
+
+
+def _remembering() -> list[nn.Module]:
+    torch.manual_seed(4)
+    convolution = nn.Conv2d(2, 4, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return [
+        nn.Linear(WIDTH, WIDTH),
+        Remembering(),
+        nn.Sequential(nn.Unflatten(1, (2, 2, WIDTH // 4)), convolution, nn.Flatten()),
+        nn.Linear(2 * WIDTH, WIDTH),
+    ]
+
+
+def _remembered(rank: int, world: int) -> tuple[list[float], list[bool]]:
+    """Losses with all layers on the other rank after each step, and how the convolution's weights lie then."""
+    schedule = Schedule(_remembering(), 2, functional.mse_loss, plan=_turned(0, world))
+    optimizer = schedule.attach(SGD(schedule.parameters(), lr=0.05, momentum=0.9))
+    losses, lies = [], []
+    for step in range(6):
+        if step:
+            schedule.change(_turned(step, world))
+        torch.manual_seed(step)
+        x, y = torch.randn(8, WIDTH), torch.randn(8, WIDTH)
+        losses.append(schedule.step(x, target=y).item())
+        schedule.clip_grad_norm_(1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if 2 in dict(schedule._own()):
+            convolution = schedule.layers[2].get_submodule("1")
+            assert isinstance(convolution, nn.Conv2d)
+            weight = convolution.weight
+            lies.append(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous())
+    return losses, lies
+
+
+def _turned(step: int, world: int) -> Plan:
+    stages = [(0, 2, step % world), (2, 4, (step + 1) % world)]
+    plan = json.loads(scheduled(stages, 4, world, 2, random.Random(1), 1 + step).write())
+    for stage in plan["stages"]:
+        stage["recompute"] = []
+    return Plan.read(json.dumps(plan))
+
+
+def test_what_a_layer_keeps_besides_its_tensors_moves_with_it() -> None:
+    ((still, _),) = in_ranks(1, _remembered)
+    found = in_ranks(2, _remembered)
+    assert all(losses == still for losses, _ in found), (found, still)
+    assert all(lies and all(lies) for _, lies in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import random
 import subprocess
@@ -76,6 +77,98 @@ def test_a_loss_that_would_train_otherwise_is_refused() -> None:
             "the loss has no gradient",
         ],
     )
+
+
+def _of_what_is_trained_elsewhere(rank: int, world: int) -> list[str]:
+    warmth = torch.ones((), requires_grad=True)
+    tied = _linears()
+    tied[3].weight.data = tied[0].weight.data
+    schedule = Schedule(_linears(), 2, lambda output, target: functional.mse_loss(output * warmth, target))
+    plain = Schedule(_linears(), 2, functional.mse_loss)
+    return refusals(
+        [
+            lambda: schedule.step(X, target=Y),
+            lambda: Schedule(tied, 2, functional.mse_loss),
+            lambda: plain.step((X, X[:4]), target=Y),
+            lambda: plain.step(X, target=Y[:4]),
+            lambda: plain.step(X, target=torch.cat([Y, Y[:4]])),
+        ]
+    )
+
+
+def test_what_would_part_or_be_cut_otherwise_is_refused() -> None:
+    assert_said(
+        in_ranks(1, _of_what_is_trained_elsewhere)[0],
+        [
+            "a tensor of shape () that requires a gradient",
+            "'weight' of layer 3 lies in the memory of 'weight' of layer 0",
+            "x: tensors of 8 and of 4 rows",
+            "target: 4 rows for 8 of x",
+            "target: 12 rows for 8 of x",
+        ],
+    )
+
+
+class Moody(nn.Module):
+    """Another result in every fifth run, of which it takes some to come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return self.linear(x) * (2 if self.runs % 5 == 0 else 1)
+
+
+def _moody(rank: int, world: int) -> tuple[int, list[str]]:
+    layers = [*_linears(1), Moody()]
+    plan = json.loads(Plan.even(2, ["rank0"], 2).write())
+    plan["stages"][0]["recompute"] = [1]
+    schedule = Schedule(layers, 2, functional.mse_loss, plan=Plan.read(json.dumps(plan)))
+    return schedule.steps, refusals([lambda: [schedule.step(X, target=Y) for _ in range(20)]])
+
+
+def test_a_layer_that_is_recomputed_otherwise_later_on_is_refused() -> None:
+    ((_, told),) = in_ranks(1, _moody)
+    assert len(told) == 1 and "layer 1 gives another result when it runs again" in told[0], told
+
+
+def _unattached(rank: int, world: int) -> list[str]:
+    schedule = Schedule(_linears(), 2, functional.mse_loss)
+    first, second = (list(layer.parameters()) for layer in (schedule.layers[0], schedule.layers[3]))
+    optimizers = [schedule.attach(SGD(first, lr=0.1, momentum=0.9)), SGD(second, lr=0.1, momentum=0.9)]
+
+    def train() -> None:
+        for _ in range(3):
+            schedule.step(X, target=Y)
+            for optimizer in optimizers:
+                optimizer.step()
+
+    return _told(train)
+
+
+def test_an_optimizer_that_is_not_attached_is_told_of_once() -> None:
+    of_first, of_last = in_ranks(2, _unattached)
+    assert of_first == [], "it keeps nothing there"
+    assert len(of_last) == 1 and "an optimizer (SGD) that the schedule does not know of" in of_last[0], of_last
+
+
+def _infinite(rank: int, world: int) -> tuple[bool, list[str]]:
+    schedule = Schedule(_linears(), 2, functional.mse_loss)
+    schedule.step(X, target=Y)
+    if rank == 0:
+        next(iter(schedule._own()))[1].weight.grad[0, 0] = float("nan")  # type: ignore[union-attr,index]
+    told = refusals([lambda: schedule.clip_grad_norm_(1.0, error_if_nonfinite=True)])
+    schedule.clip_grad_norm_(1.0)
+    return all(bool(part.grad.isnan().all()) for part in schedule.parameters() if part.grad is not None), told
+
+
+def test_gradients_without_a_norm_become_what_torch_makes_of_them() -> None:
+    for are_all_nan, told in in_ranks(2, _infinite):
+        assert are_all_nan
+        assert len(told) == 1 and "the norm of all gradients is nan" in told[0], told
 
 
 def _penalized(output: Tensor, target: Tensor) -> Tensor:

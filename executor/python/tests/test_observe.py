@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import os
 import re
@@ -225,6 +227,77 @@ def test_a_process_is_observed_once_and_others_optimizers_end_no_iteration(tmp_p
     assert observation.steps == 6
     observation.close()
     assert _hooks(first) == 0
+
+
+def test_an_observed_model_is_stored_and_copied_as_any_other(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()))
+    observation = _seen(list(model), tmp_path)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.ones(2, WIDTH)
+    for step in range(6):
+        stored = io.BytesIO()
+        torch.save(model, stored)
+        assert b"adaptis" not in stored.getvalue(), "it is loaded without us"
+        stored.seek(0)
+        for other in (torch.load(stored, weights_only=False), copy.deepcopy(model)):
+            assert torch.equal(other(x), model(x))
+            observation._hooks.has_run = False
+            other(x).sum().backward()
+            assert not observation._hooks.has_run, "a copy is another model"
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert observation.steps == 6
+    observation.close()
+
+
+def test_what_is_compiled_is_as_it_was_and_layers_of_their_own_are_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.ones(2, WIDTH)
+    for way in ("whole", "in its place", "layer by layer"):
+        caplog.clear()
+        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+        if way == "in its place":
+            for layer in model:
+                layer.compile(backend="eager", fullgraph=True)
+        before = [layer._compiled_call_impl for layer in model]
+        if way == "layer by layer":
+            model = nn.Sequential(*(torch.compile(layer, backend="eager", fullgraph=True) for layer in model))
+        observation = _seen(list(model), tmp_path)
+        run = torch.compile(model, backend="eager", fullgraph=True) if way == "whole" else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(6):
+            assert torch.equal(run(x), model(x))
+            optimizer.zero_grad()
+            # What is observed is not run but by this.
+            observation._hooks.has_run = False
+            run(x).sum().backward()
+            optimizer.step()
+        assert observation.steps == (0 if way == "whole" else 6)
+        assert ("no layer was seen to run in 3 steps" in caplog.text) == (way == "whole")
+        observation.close()
+        assert [layer._compiled_call_impl for layer in model] == before or way == "layer by layer"
+
+
+def test_a_process_that_was_forked_writes_nothing_of_its_own(tmp_path: Path) -> None:
+    layer = nn.Linear(WIDTH, WIDTH)
+    observation = _seen([layer], tmp_path)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+
+    def train() -> None:
+        layer(torch.ones(2, WIDTH)).sum().backward()
+        optimizer.step()
+
+    train()
+    child = os.fork()
+    if child == 0:
+        train()
+        os._exit(observation.steps)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    train()
+    assert observation.steps == 2
+    observation.close()
 
 
 def test_hooks_do_not_grow_and_a_job_that_nobody_follows_keeps_one(tmp_path: Path) -> None:

@@ -53,6 +53,20 @@ class Spectrum(nn.Module):
         return torch.fft.fft(self.linear(x))
 
 
+class Rotation(nn.Module):
+    """Complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH, dtype=torch.complex64)
+        self.convolution = nn.Conv1d(2, 2, 3, padding=1, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = self.linear(torch.complex(x, x.flip(1)))
+        turned = turned + self.convolution(turned.unflatten(1, (2, -1))).flatten(1)
+        return turned.abs()
+
+
 class Magnitude(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
@@ -78,6 +92,7 @@ def _makes() -> dict[str, Any]:
         "wide": lambda: [nn.Linear(WIDTH, WIDTH), Wide(), nn.Linear(WIDTH, WIDTH)],
         "norm": lambda: [nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), Rotated()],
         "complex": lambda: [nn.Linear(WIDTH, WIDTH), Spectrum(), Magnitude()],
+        "complex weights": lambda: [nn.Linear(WIDTH, WIDTH), Rotation()],
         "force": lambda: [nn.Linear(WIDTH, WIDTH), Force(), nn.Linear(WIDTH, WIDTH)],
         "images": lambda: [nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(12, WIDTH)],
     }
@@ -92,7 +107,7 @@ def _twisted(rank: int, world: int) -> list[str]:
             plain = make()
             torch.manual_seed(6)
             x, y = torch.randn(4, WIDTH), torch.randn(4, WIDTH)
-            if name == "complex" and autocast:
+            if name.startswith("complex") and autocast:
                 continue
             expected = plain_gradients(plain, x, y, functional.mse_loss, autocast)
             buffers = dict(nn.ModuleList(plain).named_buffers())

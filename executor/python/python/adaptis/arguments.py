@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from adaptis import guards, state
+from adaptis import guards, replicas, state
 from adaptis.worker import Bundle
 
 
@@ -48,6 +48,21 @@ def modules(layers: Any) -> list[nn.Module]:
     return modules
 
 
+def check_memory(layers: Sequence[nn.Module]) -> None:
+    """Refuses parameters that share memory and are not one: they would part when their layers move."""
+    owners: dict[tuple[int, torch.Size], tuple[int, str, nn.Parameter]] = {}
+    for at, layer in enumerate(layers):
+        for name, part in layer.named_parameters():
+            if replicas.is_sharded(part) or part.numel() == 0 or part.device.type == "meta":
+                continue
+            other_at, other, owner = owners.setdefault((part.data_ptr(), part.shape), (at, name, part))
+            if owner is not part:
+                raise ValueError(
+                    f"layers: {name!r} of layer {at} lies in the memory of {other!r} of layer {other_at} and is another "
+                    "parameter; tie them by the parameter itself, as head.weight = embedding.weight"
+                )
+
+
 def check_loss(loss_fn: Any, layers: Sequence[nn.Module]) -> None:
     if not callable(loss_fn):
         raise TypeError(f"loss_fn: a function of the output and the target, not a {type(loss_fn).__name__}")
@@ -72,6 +87,11 @@ def in_pieces(
     try:
         inputs = None if x is None else _cut(x, pieces(x), "x")
         targets: Any = None if target is None else _cut(target, pieces(target), "target")
+        if inputs and targets:
+            # What is flattened has several rows for one.
+            of_x, of_target = (pieces[0][0].shape[0] * len(pieces) for pieces in (inputs, targets))
+            if of_target % of_x:
+                raise ValueError(f"target: {of_target} rows for {of_x} of x; one for each of them, or as many for each")
     except (TypeError, ValueError) as error:
         return None, None, error
     if targets is not None and isinstance(target, Tensor):
@@ -89,6 +109,11 @@ def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:
         if not isinstance(part, Tensor) or part.dim() == 0:
             found = "a tensor without one" if isinstance(part, Tensor) else f"a {type(part).__name__}"
             raise TypeError(f"{name}: a tensor or a tuple of tensors with a first dimension to cut, not {found}")
+        if part.shape[0] != parts[0].shape[0]:
+            raise ValueError(
+                f"{name}: tensors of {parts[0].shape[0]} and of {part.shape[0]} rows; each is cut along its first dimension, "
+                "so give them one row for each of the batch (a mask for all of it belongs in a buffer of the layer)"
+            )
         if part.shape[0] == 0:
             raise ValueError(f"{name}: it has no rows")
         if part.shape[0] % microbatches:

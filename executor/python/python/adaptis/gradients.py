@@ -21,7 +21,7 @@ PART = 1 << 24
 """Elements that are looked at together: in double precision they take memory."""
 
 
-def clip_norm(schedule: Schedule, max_norm: float) -> Tensor:
+def clip_norm(schedule: Schedule, max_norm: float, error_if_nonfinite: bool) -> Tensor:
     """Scales gradients down to a global norm; the norm before. Squares are added in the order of the layers."""
     squares = torch.zeros(len(schedule.layers), dtype=torch.float64, device=schedule.device)
     gradients = []
@@ -41,10 +41,12 @@ def clip_norm(schedule: Schedule, max_norm: float) -> Tensor:
     for square in squares:
         total += square
     norm = total.sqrt()
+    if error_if_nonfinite and not norm.isfinite():
+        raise RuntimeError(f"clip_grad_norm_: the norm of all gradients is {norm.item()}, and they can't be scaled by it")
     # As torch.nn.utils.clip_grad_norm_ has it.
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     # To look whether it is 1 would be to wait for a GPU; to scale by 1 changes no bit.
-    if schedule.device.type != "cpu" or factor < 1.0:
+    if schedule.device.type != "cpu" or not factor >= 1.0:
         for gradient in gradients:
             gradient.mul_(factor.to(gradient.device))
     return norm.float()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+if TYPE_CHECKING:
+    from adaptis.schedule import Schedule
 
 logger = logging.getLogger("adaptis")
 
@@ -128,6 +134,33 @@ class LossBuffers:
         return {name: (id(buffer), buffer._version) for name, buffer in self.loss_fn.named_buffers()}
 
 
+def tell_unattached(schedule: Schedule) -> None:
+    """Has it said, once for each, that an optimizer trains layers of a schedule which does not know of it."""
+    of, own, looked_at = weakref.ref(schedule), {id(part) for part in schedule.parameters()}, set()
+
+    def stepped(optimizer: Optimizer, *_: Any) -> None:
+        # What is compiled would be traced through here.
+        if torch.compiler.is_compiling() or id(optimizer) in looked_at:
+            return
+        schedule = of()
+        if schedule is None or not optimizer.state:
+            return
+        looked_at.add(id(optimizer))
+        # An attached one may work by others, on its own parameters.
+        known = {id(part) for attached in schedule.optimizers for part in _trained(attached)}
+        if any(id(part) in own and id(part) not in known for part in _trained(optimizer)):
+            logger.warning(
+                "an optimizer (%s) that the schedule does not know of trains its layers: what it keeps for a layer is lost "
+                "when a plan moves that; optimizer = schedule.attach(optimizer)", type(optimizer).__name__
+            )
+
+    weakref.finalize(schedule, register_optimizer_step_post_hook(stepped).remove)
+
+
+def _trained(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (part for group in optimizer.param_groups for part in group["params"])
+
+
 def refuse_parameter(part: Tensor, layers: Sequence[nn.Module], what: str) -> None:
     """Refuses a parameter that a loss uses, if it is trained or a layer's."""
     for at, layer in enumerate(layers):
@@ -143,9 +176,13 @@ def refuse_parameter(part: Tensor, layers: Sequence[nn.Module], what: str) -> No
         )
 
 
-def refuse_parameters(loss: Tensor, outputs: Sequence[Any], layers: Sequence[nn.Module]) -> None:
-    """Refuses a loss with parameters: the rank of the last layer, whichever it is, would train its own ones alone."""
+def refuse_parameters(
+    loss: Tensor, outputs: Sequence[Any], layers: Sequence[nn.Module], before: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """Refuses a loss with parameters: the rank of the last layer, whichever it is, would train its own ones alone. Other
+    leaves are made for the loss, as for a penalty, unless they were `before` in that of another microbatch; which ones."""
     known = {id(part) for part in outputs}
+    others: list[Tensor] = []
     reached, ahead = set(), [loss.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -155,4 +192,9 @@ def refuse_parameters(loss: Tensor, outputs: Sequence[Any], layers: Sequence[nn.
         leaf = getattr(node, "variable", None) if type(node).__name__ == "AccumulateGrad" else None
         if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
             refuse_parameter(leaf, layers, f"of shape {tuple(leaf.shape)}")
+        elif leaf is not None and id(leaf) not in known:
+            if any(leaf is other for other in before or ()):
+                refuse_parameter(leaf, layers, f"a tensor of shape {tuple(leaf.shape)} that requires a gradient")
+            others.append(leaf)
         ahead += [following for following, _ in node.next_functions]
+    return others

@@ -109,12 +109,20 @@ class Hooks:
             self.clock.end(span)
             self._ran(at, module, inputs, outputs)
 
-        self._handles.append(layer.register_forward_pre_hook(self._guard(before)))
-        self._handles.append(layer.register_forward_hook(self._guard(after)))
+        self._around(layer, before, after)
 
     def put_on_lightly(self, at: int) -> None:
         """Has noted only that a layer runs."""
-        self._handles.append(self.layers[at].register_forward_hook(self._guard(self._note_run)))
+        self._around(self.layers[at], None, self._note_run)
+
+    def _around(self, layer: nn.Module, before: Callable[..., None] | None, after: Callable[..., None]) -> None:
+        if layer._compiled_call_impl is not None:
+            # Compiled in its place, with whatever is hooked.
+            self._handles.append(_Compiled(layer, None if before is None else self._guard(before), self._guard(after)))
+            return
+        if before is not None:
+            self._handles.append(layer.register_forward_pre_hook(self._guard(before)))
+        self._handles.append(layer.register_forward_hook(self._guard(after)))
 
     def take_off(self) -> None:
         """Hooks nothing."""
@@ -256,6 +264,29 @@ class Hooks:
             self._first = None
             for seen in self.seen:
                 seen.forwards = 0
+
+
+class _Compiled:
+    """Hooks around a layer that `layer.compile()` has compiled."""
+
+    def __init__(self, layer: nn.Module, before: Callable[..., None] | None, after: Callable[..., None]) -> None:
+        self._layer = layer
+        self._compiled: Any = layer._compiled_call_impl
+        self._before = before
+        self._after = after
+        layer._compiled_call_impl = self._run
+
+    def _run(self, *arguments: Any, **named: Any) -> Any:
+        if self._before is not None:
+            self._before(self._layer, arguments)
+        outputs = self._compiled(*arguments, **named)
+        self._after(self._layer, arguments, outputs)
+        return outputs
+
+    def remove(self) -> None:
+        # Unless it was compiled anew.
+        if self._layer._compiled_call_impl == self._run:
+            self._layer._compiled_call_impl = self._compiled
 
 
 def _forms(value: Any) -> Forms:

@@ -13,17 +13,21 @@
 5. On a GPU nothing waits for the device: what an event tells is asked an iteration later. What a CUDA graph captures is
    left alone.
 6. What a hook meets with never fails the job: at the first error the measuring ends.
-7. Of replicas that train alike, the first one is measured.
+7. Of replicas that train alike, the first one is measured. A process that was forked is none of the job's.
+8. A hook is no part of a model that is copied or stored, and none of what is compiled: layers that are compiled one by one
+   are measured; of those that disappear in a larger graph the steps alone.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, Callable, Iterable, Sequence
 
@@ -33,7 +37,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from adaptis import _native, card, clock, declare, state
+from adaptis import _native, card, clock, declare, state, steps
 from adaptis.arguments import listed
 from adaptis.facts import Fact, form_bytes, told
 from adaptis.governor import Governor
@@ -54,6 +58,28 @@ NEVER = sys.maxsize
 """No iteration."""
 NOTES_MAX = 1 << 20
 """Works and instructions of an iteration; more come of a job that no step of an optimizer ends."""
+
+
+WITHOUT_RUN = 3
+"""Steps in which no layer was seen to run, after which this is said."""
+
+
+class Guarded:
+    """A hook that never fails the job: at the first error nothing is measured any more."""
+
+    def __init__(self, hook: Callable[..., None], of: Observation) -> None:
+        self._hook = hook
+        self._of = of
+
+    def __call__(self, *arguments: Any, **named: Any) -> None:
+        # What is compiled would be traced through here.
+        if torch.compiler.is_compiling() or self._of._has_ended:
+            return
+        self._of._guard(self._hook, arguments, named)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A model that is stored whole is loaded without us: this takes what a hook is given, and does nothing.
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 @dataclass
@@ -85,6 +111,10 @@ class Observation:
         self._optimizers: dict[int, weakref.ref[Optimizer]] = {}
         self._has_ended = False
         self._process = os.getpid()
+        os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
+        # Steps of an optimizer of ours before any layer ran.
+        self._without_run = 0
+        self._alone: steps.Steps | None = None
         self._is_sampling = False
         self._reserved_bytes = 0
         # What this rank told the others.
@@ -152,20 +182,16 @@ class Observation:
         self._ends.clear()
         self.clock.rest()
 
-    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """A hook that never fails the job: at the first error nothing is measured any more."""
+    def _guarded(self, hook: Callable[..., None]) -> Guarded:
+        return Guarded(hook, self)
 
-        def guarded(*arguments: Any, **named: Any) -> None:
-            if self._has_ended:
-                return
-            began = perf_counter_ns()
-            try:
-                hook(*arguments, **named)
-            except Exception as error:
-                self._fail(f"{type(error).__name__}: {error}")
-            self._spent_ns += perf_counter_ns() - began
-
-        return guarded
+    def _guard(self, hook: Callable[..., None], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        began = perf_counter_ns()
+        try:
+            hook(*arguments, **named)
+        except Exception as error:
+            self._fail(f"{type(error).__name__}: {error}")
+        self._spent_ns += perf_counter_ns() - began
 
     def _fail(self, reason: str) -> None:
         """Measures nothing any more. Called from hooks, so those of the optimizer's step stay where they are, and do nothing:
@@ -203,11 +229,16 @@ class Observation:
             self._hooks.backward_failed()
 
     def _after_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._alone is not None:
+            self._alone.ended(optimizer)
+            return
         # The second one of several that train one model ends no other iteration.
         is_end = self._is_ours(optimizer) and self._hooks.has_run
         if self._is_sampling:
             self._hooks.step_ends(is_end)
         if not is_end:
+            if self.steps == 0 and not self._hooks.has_run:
+                self._measure_steps_alone(optimizer)
             return
         now = perf_counter_ns()
         is_sampled = self._is_sampling
@@ -227,6 +258,17 @@ class Observation:
             self._hook(self.steps == self._due)
         self._hooks.turn()
         self._began_ns = perf_counter_ns()
+
+    def _measure_steps_alone(self, optimizer: Optimizer) -> None:
+        """Where layers are trained and none of them was seen to run."""
+        self._without_run += self._is_ours(optimizer)
+        if self._without_run == WITHOUT_RUN:
+            logger.warning(
+                "no layer was seen to run in %s steps of the optimizer that trains them, so steps are measured alone: in a "
+                "model that is compiled as a whole layers can't be told apart; compile them one by one, as layer = "
+                "torch.compile(layer), and observe these", WITHOUT_RUN
+            )
+            self._alone = steps.begin([optimizer])
 
     def _is_ours(self, optimizer: Optimizer) -> bool:
         known = self._optimizers.get(id(optimizer))
@@ -368,6 +410,8 @@ class Observation:
             self._guarded(self._boundary)(self.steps, False)
         native, self.native = self.native, None
         self._has_ended = True
+        if self._alone is not None:
+            self._alone.close()
         self.pause()
         atexit.unregister(self._end)
         if _current is self:
@@ -386,6 +430,13 @@ class Observation:
             self.clock.tell()
         except Exception as trouble:
             logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
+
+
+def _forget(of: weakref.ref[Observation]) -> None:
+    """In a process that was forked, whose parent has the ring."""
+    observation = of()
+    if observation is not None:
+        observation._has_ended = True
 
 
 _current: Observation | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import LBFGS, Optimizer
 
-from adaptis import _native, agreement, arguments, channels, checkpoint, evaluation, gradients, runtime, state
+from adaptis import _native, agreement, arguments, channels, checkpoint, evaluation, gradients, guards, runtime, state
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import MICROBATCHES_MAX, STAGES_MAX, Exchange
 from adaptis.forms import Form, Forms
@@ -23,6 +24,8 @@ from adaptis.replicas import Replicas, placed
 from adaptis.session import Seat, Settings
 from adaptis.split import defer
 from adaptis.worker import Share, Stage, Worker
+
+logger = logging.getLogger("adaptis")
 
 O = TypeVar("O", bound=Optimizer | GradScaler)
 
@@ -68,6 +71,7 @@ class Schedule:
                 raise ValueError(f"group: a mesh of {group.ndim} dimensions; give its pipeline part, as mesh['pp']")
             group = group.get_group()
         self.layers = arguments.modules(layers)
+        arguments.check_memory(self.layers)
         arguments.check_loss(loss_fn, self.layers)
         seed = arguments.whole("seed", seed)
         if plan is not None and not isinstance(plan, (Plan, str)):
@@ -89,11 +93,12 @@ class Schedule:
         self.replicas = Replicas(self.layers)
         self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed, self.replicas.rank)
         self._exchange = Exchange(self.channels, self.device, self._worker.tape)
-        self._mover = state.Mover(self.channels, self.device)
+        self._mover = state.Mover(self.channels, self.device, self.layers)
         # What passes between the layers, by kind of iteration.
         self._forms: dict[int, dict[int, Forms]] = {}
         self._first_forms: Forms = ()
         self._next: tuple[Plan, _native.Row, int] | None = None
+        self._has_told_of_x = False
         names = [f"rank{rank}" for rank in range(self.world)]
         if not isinstance(plan, Plan):
             plan = Plan.even(len(self.layers), names, microbatches, plan, self._tied)
@@ -105,6 +110,8 @@ class Schedule:
         for layer in self._elsewhere():
             state.drop(layer, [], [own for _, own in self._own()])
         self._adopt()
+        if self.world > 1:
+            guards.tell_unattached(self)
         self._seat = Seat(self, Settings.found(coordinator if self.replicas.rank == 0 else ""))
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -199,10 +206,10 @@ class Schedule:
         """Tells the coordinator that training is over, as the end of the process does."""
         self._seat.leave(sys.exc_info()[1])
 
-    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+    def clip_grad_norm_(self, max_norm: float, *, error_if_nonfinite: bool = False) -> Tensor:
         """Scales all gradients down to this global norm if theirs is larger; the norm before. The squares are added in the
         order of the layers, so that no bit of it depends on the plan. To be called on every rank."""
-        return gradients.clip_norm(self, max_norm)
+        return gradients.clip_norm(self, max_norm, error_if_nonfinite)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers of the layers of this rank, by names that do not depend on the plan."""
@@ -288,7 +295,7 @@ class Schedule:
         start_ns = perf_counter_ns()
         moves = self.plan.moves(plan)
         self._open(plan, moves)
-        received = self._mover.move(self.rank, moves, self.layers, self.optimizers)
+        received = self._mover.move(self.rank, moves, self.optimizers)
         self.plan, self._row, self._plan_number = plan, row, number
         held = [own for _, own in self._own()]
         for layer, source, _ in moves:
@@ -306,7 +313,10 @@ class Schedule:
                 "x: it is what others were made into that are trained, or a parameter, and gets no gradient: make what it "
                 "comes from a part of the first layer, or give x.detach() if that is not to be trained"
             )
-        elif torch.is_inference_mode_enabled():
+        elif not self._has_told_of_x and any(part.requires_grad for part in parts):
+            self._has_told_of_x = True
+            logger.warning("x requires a gradient, which it does not get from a step: x.grad stays as it is")
+        if torch.is_inference_mode_enabled():
             error = RuntimeError("step: it trains, which torch.inference_mode forbids; evaluate gives the loss alone")
         if inputs is not None:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])

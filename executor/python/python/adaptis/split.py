@@ -7,8 +7,8 @@ a parameter that is used besides by what leaves no debts: its sum follows the pl
 
 1. Debts are left only by the backward that an I or a B runs. Any other, as of a layer run by itself, or one within it, as of
    a gradient that a hook or an autograd function of the layer works out, gives gradients as ever.
-2. What is not one of these modules, or is one with a twist (parametrized, sharded, padded in another way, with hooks on its
-   parameters, called with other tensors in their place, in a compiled layer or in DistributedDataParallel), keeps its own
+2. What is not one of these modules, or is one with a twist (parametrized, sharded, complex, padded in another way, with
+   hooks on its parameters, called with other tensors in their place, in a compiled layer or in DistributedDataParallel), keeps its own
    backward: its weight gradients belong to I, and W has so much less to do.
 3. A debt holds the layer's input and the gradient of its output, which is what W costs in memory.
 """
@@ -152,7 +152,8 @@ def _leaves_debts(module: nn.Module) -> bool:
     has_hooks = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
     # torch.func puts other tensors in their place: results, whose gradients go on, or such as hide what they are.
     are_leaves = all(parameter.is_leaf for parameter in parameters)
-    is_plain = not has_hooks and are_leaves and not torch._C._are_functorch_transforms_active()
+    are_real = not any(parameter.is_complex() for parameter in parameters)
+    is_plain = not has_hooks and are_leaves and are_real and not torch._C._are_functorch_transforms_active()
     return is_plain and any(parameter.requires_grad for parameter in parameters)
 
 

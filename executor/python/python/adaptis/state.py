@@ -1,4 +1,5 @@
-"""The state of a layer: parameters, buffers, gradients, and what optimizers keep for it. It moves as a whole.
+"""The state of a layer: parameters, buffers, gradients, what optimizers keep for it, its modules' own extra state
+(`get_extra_state`), and plain attributes of modules, as flags and counters, that have changed. It moves as a whole.
 
 1. A parameter is one object on every rank for the whole run. Where its layer is not, it holds nothing: one NaN, seen in
    its full shape. So optimizers and schedulers keep what they hold; what has no gradient they leave alone.
@@ -75,6 +76,8 @@ class _Entry:
     # Of what of it is here.
     shape: tuple[int, ...]
     is_sharded: bool
+    # How it lies in memory, if not as ever.
+    format: torch.memory_format | None
 
 
 @dataclass
@@ -83,6 +86,9 @@ class _Header:
 
     entries: list[_Entry]
     plain: list[tuple[int, str, str, Any]]
+    # By module: what it gives as its extra state, and attributes.
+    extra: dict[str, Any]
+    attributes: dict[str, dict[str, Any]]
     bytes: int
     digest: str
 
@@ -97,7 +103,7 @@ def _entries(
     def add(kind: str, name: str, detail: str, optimizer: int, tensor: Tensor) -> None:
         here = replicas.local(tensor).detach()
         is_sharded = replicas.is_sharded(tensor)
-        entries.append(_Entry(kind, name, detail, optimizer, tensor.dtype, tuple(here.shape), is_sharded))
+        entries.append(_Entry(kind, name, detail, optimizer, tensor.dtype, tuple(here.shape), is_sharded, _format(here)))
         tensors.append(here)
 
     for name, parameter in layer.named_parameters():
@@ -120,6 +126,46 @@ def _entries(
     for name, buffer in layer.named_buffers():
         add("buffer", name, "", 0, buffer)
     return entries, tensors, plain
+
+
+def _format(tensor: Tensor) -> torch.memory_format | None:
+    if tensor.layout != torch.strided or tensor.is_contiguous():
+        return None
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    found = formats.get(tensor.dim())
+    return found if found is not None and tensor.is_contiguous(memory_format=found) else None
+
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+"""Types of attributes that move."""
+
+
+def _attributes(layer: nn.Module) -> dict[str, dict[str, Any]]:
+    """Plain attributes of a layer's modules. Which of them train is said by the script, on all ranks."""
+    return {
+        path: {name: value for name, value in vars(module).items() if isinstance(value, PLAIN) and name != "training"}
+        for path, module in layer.named_modules()
+    }
+
+
+def _changed(layer: nn.Module, before: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those that are not what they were; NaN is what it was."""
+
+    def is_other(path: str, name: str, value: Any) -> bool:
+        was = before.get(path, {}).get(name, is_other)
+        return was is not value and repr(was) != repr(value)
+
+    found = {
+        path: {name: value for name, value in now.items() if is_other(path, name, value)}
+        for path, now in _attributes(layer).items()
+    }
+    return {path: changed for path, changed in found.items() if changed}
+
+
+def _extra(layer: nn.Module) -> dict[str, Any]:
+    """What modules keep besides tensors, by torch's own way."""
+    has = nn.Module.get_extra_state
+    return {path: part.get_extra_state() for path, part in layer.named_modules() if type(part).get_extra_state is not has}
 
 
 def bytes_of(tensor: Tensor) -> Tensor:
@@ -160,17 +206,14 @@ def rounds(moves: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, i
 class Mover:
     """Sends and receives the state of layers between two iterations."""
 
-    def __init__(self, channels: Channels, device: torch.device) -> None:
+    def __init__(self, channels: Channels, device: torch.device, layers: Sequence[nn.Module]) -> None:
         self.channels = channels
         self.device = device
+        self.layers = layers
+        # As they were built, alike on every rank.
+        self._built = [_attributes(layer) for layer in layers]
 
-    def move(
-        self,
-        rank: int,
-        moves: Sequence[tuple[int, int, int]],
-        layers: Sequence[nn.Module],
-        optimizers: Sequence[Optimizer],
-    ) -> int:
+    def move(self, rank: int, moves: Sequence[tuple[int, int, int]], optimizers: Sequence[Optimizer]) -> int:
         """This rank's part of all moves `(layer, source, destination)`. How many bytes came."""
         received = 0
         done: set[int] = set()
@@ -178,21 +221,23 @@ class Mover:
             sent: list[tuple[Any, Tensor]] = []
             for layer, source, to in among:
                 if source == rank:
-                    sent = self._send(to, layers[layer], optimizers, done)
+                    sent = self._send(to, layer, optimizers, done)
             for layer, source, to in among:
                 if to == rank:
-                    received += self._receive(source, layers[layer], optimizers)
+                    received += self._receive(source, self.layers[layer], optimizers)
             for work, _ in sent:
                 work.wait()
         return received
 
     def _send(
-        self, to: int, layer: nn.Module, optimizers: Sequence[Optimizer], done: set[int]
+        self, to: int, at: int, optimizers: Sequence[Optimizer], done: set[int]
     ) -> list[tuple[Any, Tensor]]:
         """Sends a layer's state without what is `done`, and adds to it; the result is to be waited for."""
+        layer = self.layers[at]
         entries, tensors, plain = _entries(layer, optimizers, done)
         packed = _packed(tensors, self.device)
-        text = pickle.dumps(_Header(entries, plain, packed.numel(), _digest(packed)))
+        extra, attributes = _extra(layer), _changed(layer, self._built[at])
+        text = pickle.dumps(_Header(entries, plain, extra, attributes, packed.numel(), _digest(packed)))
         header = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         length = torch.tensor([header.numel()], dtype=torch.int64, device="cpu")
         told = [(dist.isend(part, group=self.channels.control, group_dst=to), part) for part in (length, header)]
@@ -228,6 +273,12 @@ class Mover:
                 if size:
                     blank.view(-1).view(torch.uint8).copy_(packed[at : at + size])
                 at += size
+                if entry.format is not None:
+                    blank = blank.contiguous(memory_format=entry.format)
+                if entry.kind == "buffer" and entry.name not in own:
+                    # A buffer that is there since the layer has run.
+                    own[entry.name] = blank
+                    self._put(layer, entry.name, blank)
                 target = own[entry.name]
                 if entry.is_sharded and entry.kind == "parameter":
                     replicas.local(target).copy_(blank)
@@ -248,3 +299,17 @@ class Mover:
                     optimizers[entry.optimizer].state[target][entry.detail] = blank
             for optimizer, name, detail, value in header.plain:
                 optimizers[optimizer].state[own[name]][detail] = value
+        came = {entry.name for entry in header.entries if entry.kind == "buffer"}
+        for name, _ in list(layer.named_buffers()):
+            if name not in came:
+                self._put(layer, name, None)
+        modules = dict(layer.named_modules())
+        for path, extra in header.extra.items():
+            modules[path].set_extra_state(extra)
+        for path, attributes in header.attributes.items():
+            for name, value in attributes.items():
+                setattr(modules[path], name, value)
+
+    def _put(self, layer: nn.Module, name: str, buffer: Tensor | None) -> None:
+        path, _, own = name.rpartition(".")
+        layer.get_submodule(path)._buffers[own] = buffer

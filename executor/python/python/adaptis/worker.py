@@ -40,6 +40,8 @@ Buffers = Sequence[tuple[nn.Module, str, Tensor]]
 AGAIN = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 AGAIN_ELSE = 1e-4
 """Shares of the largest value that a recomputation may be off by, for kernels that add up in any order."""
+LOOK_EVERY = 64
+"""Steps of which one has a recomputation looked at on a GPU, which has to be waited for; elsewhere every step has."""
 
 
 @dataclass
@@ -132,6 +134,8 @@ class Worker:
         self._loss_buffers = guards.LossBuffers(loss_fn)
         # Whether what the loss is computed with was looked at, under these stages.
         self._knows_loss = False
+        # Leaves that the loss before this one had of its own.
+        self._of_loss: list[Tensor] | None = None
         # All layers are one stage.
         self._is_whole = False
         self._generator = chance.Generator(device)
@@ -142,7 +146,7 @@ class Worker:
         """The stages of this rank from now on."""
         self.stages = stages
         self._repeats.clear()
-        self._knows_loss = False
+        self._knows_loss, self._of_loss = False, None
         self._is_whole = any(stage.first == 0 and stage.end == len(self.layers) for stage in stages.values())
 
     def begin(self, share: Share) -> None:
@@ -180,7 +184,7 @@ class Worker:
                 outputs = self._run(layer, inputs, number)
             value = tuple(_leaf(part.contiguous(), part.requires_grad) for part in outputs)
             piece = Piece(inputs, None if is_recomputed else outputs, number, before)
-            if is_recomputed and layer not in self._repeats:
+            if is_recomputed and (layer not in self._repeats or self._is_its_turn(layer, microbatch)):
                 self._repeats.add(layer)
                 piece.gave = value
             kept.pieces.append(piece)
@@ -192,6 +196,11 @@ class Worker:
             kept.loss = self._loss(value, microbatch)
         self.tape.end()
         return value if kept.loss is None else None
+
+    def _is_its_turn(self, layer: int, microbatch: int) -> bool:
+        """Whether the recomputation of a layer is looked at once more: one at a time, one after the other."""
+        turn, is_between = divmod(self.share.step, 1 if self.device.type == "cpu" else LOOK_EVERY)
+        return not is_between and turn % (len(self.layers) * self.microbatches) == microbatch * len(self.layers) + layer
 
     def _note(self, layer: int, value: Bundle) -> None:
         """What a layer gives: with a gradient what has one in any microbatch."""
@@ -233,8 +242,10 @@ class Worker:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError("loss_fn returns one number, as a tensor")
         if not self._knows_loss:
-            guards.refuse_parameters(loss, outputs, self.layers)
-            self._knows_loss = True
+            of_loss = guards.refuse_parameters(loss, outputs, self.layers, self._of_loss)
+            # Once more where it has leaves of its own: whether they are the same again.
+            self._knows_loss = self._of_loss is not None or not of_loss
+            self._of_loss = of_loss
         self.losses[microbatch] = loss.detach().reshape(())
         # Of some microbatch it may have none, as where all is masked.
         known = self.forms.get(len(self.layers))
@@ -386,7 +397,7 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
 
 def _is_again(gave: Tensor, again: Tensor) -> bool:
     """Whether a recomputation gave what the F did, but for the order in which kernels add up. Waits for a GPU: it is looked
-    at once for each layer and plan."""
+    at once for each layer and plan, and then of all layers and microbatches one at a time."""
     if not (gave.is_floating_point() or gave.is_complex()):
         return torch.equal(gave, again)
     with torch.no_grad():
