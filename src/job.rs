@@ -168,8 +168,12 @@ fn devices(text: &str) -> Result<File> {
             }
             _ => (1, part),
         };
-        if kind.is_empty() || count == 0 || count.saturating_add(device.len()) > DEVICES_MAX {
+        if kind.is_empty() {
             return Err(wrong(part));
+        }
+        if count == 0 || count.saturating_add(device.len()) > DEVICES_MAX {
+            let why = format!("--devices {text}: `{part}`: a job has from 1 to {DEVICES_MAX} devices");
+            return Err(failure::usage(why));
         }
         let of = || FileDevice { name: None, kind: kind.to_owned(), node: None, slowdown: None };
         device.extend(std::iter::repeat_with(of).take(count));

@@ -42,7 +42,12 @@ fn torchrun(variable: Variable<'_>, set: &[&str], is_set: impl Fn(&str) -> bool)
         return (Note, format!("{} is set, and no RANK: left over, or meant for later?", set.join(", ")));
     }
     if !missing.is_empty() {
-        let text = format!("{} is set and {} is not", set.join(", "), missing.join(", "));
+        // Numbers that can't be are worse.
+        if let wrong @ (Fix, _) = numbers(variable, ["RANK", "WORLD_SIZE", "LOCAL_RANK"]) {
+            return wrong;
+        }
+        let is = |names: &[&str]| if names.len() == 1 { "is" } else { "are" };
+        let text = format!("{} {} set and {} {} not", set.join(", "), is(set), missing.join(", "), is(&missing));
         return (Fix, format!("{text}: start by torchrun, which sets all of them, or unset them"));
     }
     numbers(variable, ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
@@ -86,8 +91,9 @@ mod tests {
             (vec!["RANK=3", "WORLD_SIZE=8", address, port, "SLURM_PROCID=1"], Fine, "before Slurm's"),
             (vec!["SLURM_PROCID=1", "SLURM_NTASKS=2", "SLURM_LOCALID=0"], Fine, "SLURM_PROCID=1 of SLURM_NTASKS=2"),
             (vec!["MASTER_PORT=1"], Note, "MASTER_PORT is set"),
-            (vec!["RANK=0"], Fix, "WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not"),
-            (vec!["LOCAL_RANK=0", "WORLD_SIZE=2"], Fix, "RANK, MASTER_ADDR, MASTER_PORT is not"),
+            (vec!["RANK=0"], Fix, "WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not"),
+            (vec!["RANK=x"], Fix, "RANK=x is not a number"),
+            (vec!["LOCAL_RANK=0", "WORLD_SIZE=2"], Fix, "LOCAL_RANK, WORLD_SIZE are set and RANK"),
             (vec!["RANK=8", "WORLD_SIZE=8", address, port], Fix, "not below"),
             (vec!["RANK=one", "WORLD_SIZE=8", address, port], Fix, "RANK=one"),
             (vec!["RANK=-1", "WORLD_SIZE=8", address, port], Fix, "RANK=-1"),

@@ -94,6 +94,11 @@ impl Service {
         self.started
     }
 
+    /// How often it ended early, one time after the other.
+    pub(crate) fn early_ends(&self) -> u32 {
+        self.record.early_ends
+    }
+
     /// Ends it on purpose.
     pub(crate) fn kill(&mut self) {
         self.killed = true;

@@ -21,6 +21,8 @@ const GRACE_HURRIED: Duration = Duration::from_secs(2);
 const RECORDING: Duration = Duration::from_secs(10);
 /// The same where the command failed: what its ranks could say of that they have said.
 const RECORDING_FAILED: Duration = Duration::from_secs(2);
+/// So often may the coordinator end after the command's end before it is no longer waited for.
+const ENDS_AFTER_MAX: u32 = 2;
 /// What it gets to write the report.
 const REPORTING: Duration = Duration::from_secs(10);
 /// What it gets to say where things stand.
@@ -171,7 +173,12 @@ impl Beside {
         let begun = Instant::now();
         let recording = if has_failed { RECORDING_FAILED } else { RECORDING };
         let mut hurried = false;
-        while self.own.as_ref().is_some_and(Own::is_recording) && begun.elapsed() < recording && !hurried {
+        let ends_before = self.own.as_ref().map_or(0, |own| own.service.early_ends());
+        let does_not_stay_up = |own: &Own| own.service.early_ends() >= ends_before.saturating_add(ENDS_AFTER_MAX);
+        while self.own.as_ref().is_some_and(|own| own.is_recording() && !does_not_stay_up(own))
+            && begun.elapsed() < recording
+            && !hurried
+        {
             hurried = is_hurried();
             notices.extend(self.look());
             std::thread::sleep(LOOK_EVERY);
@@ -180,6 +187,13 @@ impl Beside {
         let mut agents: Vec<Process> =
             std::mem::take(&mut self.agents).into_values().map(|agent| agent.process).collect();
         hurried |= is_hurried();
+        if !hurried && let Some(own) = self.own.as_ref().filter(|own| does_not_stay_up(own)) {
+            hurried = true;
+            let name = own.service.process.name.replace(' ', "-");
+            let log = self.dir.join("logs").join(format!("{name}.log"));
+            notices
+                .push(format!("the coordinator does not stay up, and is not waited for: {} tells why", log.display()));
+        }
         let grace = if hurried { GRACE_HURRIED } else { GRACE };
         end_all(&mut agents, grace);
         let mut is_reported = false;

@@ -161,7 +161,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
     match command::code(status) {
         0 => Ok(()),
-        code => Err(failure::Failure::Wrapped(code).into()),
+        code => {
+            files::say(&format!("adaptis: the command ended with exit code {code}"));
+            Err(failure::Failure::Wrapped(code).into())
+        }
     }
 }
 

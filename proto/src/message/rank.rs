@@ -253,8 +253,8 @@ pub enum Failure {
         /// Which one.
         peer: DeviceIndex,
     },
-    /// The machine beneath failed (socket, file).
-    #[error("the machine beneath failed: {0}")]
+    /// What is beneath training failed (socket, file), or the script that trains.
+    #[error("{0}")]
     Environment(String),
 }
 

@@ -220,7 +220,8 @@ impl Estimator {
                 if layer.index() >= self.job.layers.len() {
                     return;
                 }
-                self.iterations.work(device, place, phase, mark, start_ns, duration_ns);
+                let work = iterations::Work { layer, microbatch, phase, mark, start_ns, duration_ns };
+                self.iterations.work(device, place, work);
                 if let Some(phase) = phase_index(phase) {
                     let when = (place.step, place.epoch, place.generation);
                     let key = (layer.index(), phase);
