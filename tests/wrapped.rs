@@ -15,6 +15,8 @@ fn the_exit_code_of_a_command_is_ours() {
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143)] {
         let output = run(&Folder::new(), &["sh", "-c", script]);
         assert_eq!(output.status.code(), Some(code), "{script}: {}", text(&output.stderr));
+        let is_told = text(&output.stderr).contains(&format!("the command ended with exit code {code}"));
+        assert_eq!(is_told, code != 0, "{script}: {}", text(&output.stderr));
     }
 }
 
