@@ -90,7 +90,7 @@ fn what_is_wrong_is_named_with_what_to_do() {
     let output = machine.doctor(&["--json"]);
     fails(&output, 1, &["5 things are to be fixed"]);
     for (name, verdict, word) in [
-        ("rank", "fix", "RANK is set and WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not"),
+        ("rank", "fix", "RANK is set and WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not"),
         ("rings", "fix", "is not there"),
         ("pages", "fix", "another program's"),
         ("coordinator", "note", "no coordinator answers"),

@@ -183,7 +183,7 @@ fn a_plan_without_profiles_says_what_is_missing() {
         &["forward of attention/2048h16", "on l4-24g", "none of l4-24g: a few layers", "profiles merge"],
     );
     fails(&plan("2xh100-80g,2xgiant"), 2, &["giant", "memory_gib"]);
-    fails(&plan("twoxh100-80g,0xa100-40g"), 2, &["COUNTxKIND"]);
+    fails(&plan("twoxh100-80g,0xa100-40g"), 2, &["`0xa100-40g`: a job has from 1 to"]);
     let fits = plan("2xh100-80g,2xa100-40g");
     assert!(fits.status.success(), "{}", text(&fits.stderr));
     for told in

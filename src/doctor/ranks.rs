@@ -93,7 +93,7 @@ mod tests {
             (vec!["MASTER_PORT=1"], Note, "MASTER_PORT is set"),
             (vec!["RANK=0"], Fix, "WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not"),
             (vec!["RANK=x"], Fix, "RANK=x is not a number"),
-            (vec!["LOCAL_RANK=0", "WORLD_SIZE=2"], Fix, "LOCAL_RANK, WORLD_SIZE are set and RANK"),
+            (vec!["LOCAL_RANK=0", "WORLD_SIZE=2"], Fix, "WORLD_SIZE, LOCAL_RANK are set and RANK"),
             (vec!["RANK=8", "WORLD_SIZE=8", address, port], Fix, "not below"),
             (vec!["RANK=one", "WORLD_SIZE=8", address, port], Fix, "RANK=one"),
             (vec!["RANK=-1", "WORLD_SIZE=8", address, port], Fix, "RANK=-1"),
