@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+import adaptis.schedule
 from adaptis import Plan, PlanError, Schedule
 from models import WIDTH, batch, loss_fn, model, through
 from plans import random_plan, scheduled
@@ -209,6 +210,31 @@ def _remembered(rank: int, world: int) -> tuple[list[float], list[bool]]:
             weight = convolution.weight
             lies.append(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous())
     return losses, lies
+
+
+def _of_many_kinds(rank: int, world: int) -> list[float]:
+    """Steps on batches of one length after another, of which two are remembered at a time."""
+    schedule = Schedule([nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH)], 2, functional.mse_loss)
+    if rank == world - 1 > 0:
+        number = dict(schedule.layers[0].named_parameters())["weight"]
+        assert number.isnan().all()
+    norm = schedule.layers[1]
+    assert isinstance(norm, nn.BatchNorm1d) and norm.num_batches_tracked is not None
+    is_here = 1 in dict(schedule._own())
+    assert norm.num_batches_tracked.item() == (0 if is_here else torch.iinfo(torch.int64).max)
+    losses = []
+    kept, adaptis.schedule.KINDS_MAX = adaptis.schedule.KINDS_MAX, 2
+    for rows in (4, 8, 12, 4, 8, 12, 4):
+        x = torch.linspace(0, 1, rows * WIDTH).reshape(rows, WIDTH)
+        losses.append(schedule.step(x, target=x).item())
+        assert len(schedule._forms) <= 2
+    adaptis.schedule.KINDS_MAX = kept
+    return losses
+
+
+def test_kinds_of_iterations_that_are_forgotten_are_learned_again() -> None:
+    first, second = in_ranks(2, _of_many_kinds)
+    assert first == second and len(first) == 7
 
 
 def _turned(step: int, world: int) -> Plan:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.abc
+import importlib.machinery
 import json
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from adaptis import auto
 from test_observe import observed
 from test_session import COMMAND, clean, forked
 from test_streams import trained
@@ -146,3 +150,22 @@ def test_steps_on_a_gpu_are_timed_by_events(tmp_path: Path) -> None:
     counters = told["counters"]
     assert counters["recorded"] >= len(report["iterations"]) and counters["pending"] <= 1, "the last one has no end"
     assert told["waits"] == 0
+
+
+class _Others(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds modules where no path leads to, as those of an editable installation."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name == "found_by_others" else None
+
+    def exec_module(self, module: Any) -> None:
+        module.is_executed = True
+
+
+def test_a_module_that_others_find_is_found_and_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[Any] = []
+    monkeypatch.setattr(sys, "meta_path", [auto._Finder("found_by_others", prepared.append), *sys.meta_path, _Others()])
+    module = importlib.import_module("found_by_others")
+    assert module.is_executed and prepared == [module]
+    assert not any(isinstance(finder, auto._Finder) for finder in sys.meta_path)
+    sys.modules.pop("found_by_others")

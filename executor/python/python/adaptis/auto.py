@@ -37,9 +37,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         if name != self.name:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        found = (other.find_spec(name, path, target) for other in list(sys.meta_path) if hasattr(other, "find_spec"))
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is None or spec.loader is None:
-            return None
+            return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:

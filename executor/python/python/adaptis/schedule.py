@@ -27,6 +27,9 @@ from adaptis.worker import Share, Stage, Worker
 
 logger = logging.getLogger("adaptis")
 
+KINDS_MAX = 4096
+"""Kinds of iteration, as by the shape of x, whose forms are kept at a time."""
+
 O = TypeVar("O", bound=Optimizer | GradScaler)
 
 
@@ -376,6 +379,9 @@ class Schedule:
         """Shares what passes between the layers, and what the loss is."""
         parts = [self._worker.forms for _ in range(self.world)]
         dist.all_gather_object(parts, self._worker.forms, group=self.channels.control)
+        if len(self._forms) >= KINDS_MAX:
+            # On all ranks at once; those that come again are learned again.
+            self._forms.clear()
         self._forms[kind] = {layer: forms for part in parts for layer, forms in part.items()}
 
     def _see_gradient(self, kind: int) -> None:

@@ -1,8 +1,8 @@
 """The state of a layer: parameters, buffers, gradients, what optimizers keep for it, its modules' own extra state
 (`get_extra_state`), and plain attributes of modules, as flags and counters, that have changed. It moves as a whole.
 
-1. A parameter is one object on every rank for the whole run. Where its layer is not, it holds nothing: one NaN, seen in
-   its full shape. So optimizers and schedulers keep what they hold; what has no gradient they leave alone.
+1. A parameter is one object on every rank for the whole run. Where its layer is not, it holds nothing: one NaN (of whole
+   numbers the largest one), seen in its full shape. So optimizers and schedulers keep what they hold; what has no gradient they leave alone.
 2. A move changes no bit: the digest of what was sent is compared with that of what came.
 3. A tensor that several layers share moves with them, once; a plan that parts them is refused (`tied`).
 """
@@ -30,7 +30,12 @@ def tensors_of(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _blank(tensor: Tensor) -> Tensor:
-    filler = float("nan") if tensor.is_floating_point() or tensor.is_complex() else 0
+    # Whoever reads it all the same is to notice.
+    filler = float("nan")
+    if tensor.dtype == torch.bool:
+        filler = 0
+    elif not tensor.is_floating_point() and not tensor.is_complex():
+        filler = min(torch.iinfo(tensor.dtype).max, torch.iinfo(torch.int64).max)
     return torch.full((), filler, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
