@@ -136,15 +136,26 @@ class LossBuffers:
 
 def tell_unattached(schedule: Schedule) -> None:
     """Has it said, once for each, that an optimizer trains layers of a schedule which does not know of it."""
-    of, own, looked_at = weakref.ref(schedule), {id(part) for part in schedule.parameters()}, set()
+    if not _hooked:
+        # It stays: torch goes through such hooks one by one.
+        _hooked.append(register_optimizer_step_post_hook(_stepped))
+    _schedules[:] = [entry for entry in _schedules if entry[0]() is not None]
+    _schedules.append((weakref.ref(schedule), {id(part) for part in schedule.parameters()}, set()))
 
-    def stepped(optimizer: Optimizer, *_: Any) -> None:
-        # What is compiled would be traced through here.
-        if torch.compiler.is_compiling() or id(optimizer) in looked_at:
-            return
+
+_hooked: list[Any] = []
+_schedules: list[tuple[weakref.ref[Schedule], set[int], set[int]]] = []
+"""All of this process, with their parameters and the optimizers that were looked at."""
+
+
+def _stepped(optimizer: Optimizer, *_: Any) -> None:
+    # What is compiled would be traced through here.
+    if torch.compiler.is_compiling():
+        return
+    for of, own, looked_at in _schedules:
         schedule = of()
-        if schedule is None or not optimizer.state:
-            return
+        if schedule is None or id(optimizer) in looked_at or not optimizer.state:
+            continue
         looked_at.add(id(optimizer))
         # An attached one may work by others, on its own parameters.
         known = {id(part) for attached in schedule.optimizers for part in _trained(attached)}
@@ -153,8 +164,6 @@ def tell_unattached(schedule: Schedule) -> None:
                 "an optimizer (%s) that the schedule does not know of trains its layers: what it keeps for a layer is lost "
                 "when a plan moves that; optimizer = schedule.attach(optimizer)", type(optimizer).__name__
             )
-
-    weakref.finalize(schedule, register_optimizer_step_post_hook(stepped).remove)
 
 
 def _trained(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -93,6 +93,8 @@ class _Header:
     plain: list[tuple[int, str, str, Any]]
     # By module: what it gives as its extra state, and attributes.
     extra: dict[str, Any]
+    # Buffers that are None.
+    absent: list[str]
     attributes: dict[str, dict[str, Any]]
     bytes: int
     digest: str
@@ -165,6 +167,15 @@ def _changed(layer: nn.Module, before: dict[str, dict[str, Any]]) -> dict[str, d
         for path, now in _attributes(layer).items()
     }
     return {path: changed for path, changed in found.items() if changed}
+
+
+def _absent(layer: nn.Module) -> list[str]:
+    return [
+        f"{path}.{name}".removeprefix(".")
+        for path, module in layer.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is None
+    ]
 
 
 def _extra(layer: nn.Module) -> dict[str, Any]:
@@ -242,7 +253,7 @@ class Mover:
         entries, tensors, plain = _entries(layer, optimizers, done)
         packed = _packed(tensors, self.device)
         extra, attributes = _extra(layer), _changed(layer, self._built[at])
-        text = pickle.dumps(_Header(entries, plain, extra, attributes, packed.numel(), _digest(packed)))
+        text = pickle.dumps(_Header(entries, plain, extra, _absent(layer), attributes, packed.numel(), _digest(packed)))
         header = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         length = torch.tensor([header.numel()], dtype=torch.int64, device="cpu")
         told = [(dist.isend(part, group=self.channels.control, group_dst=to), part) for part in (length, header)]
@@ -304,10 +315,8 @@ class Mover:
                     optimizers[entry.optimizer].state[target][entry.detail] = blank
             for optimizer, name, detail, value in header.plain:
                 optimizers[optimizer].state[own[name]][detail] = value
-        came = {entry.name for entry in header.entries if entry.kind == "buffer"}
-        for name, _ in list(layer.named_buffers()):
-            if name not in came:
-                self._put(layer, name, None)
+        for name in header.absent:
+            self._put(layer, name, None)
         modules = dict(layer.named_modules())
         for path, extra in header.extra.items():
             modules[path].set_extra_state(extra)
