@@ -158,8 +158,14 @@ class Remembering(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(WIDTH))
         self.register_buffer("shift", None)
+        self.register_buffer("now", torch.zeros(WIDTH))
+        self.register_buffer("before", torch.zeros(WIDTH))
+        self.register_buffer("same", torch.zeros(WIDTH))
+        self.calls_left = 0
         self.is_ready = False
         self.usual = 0.0
+        # It comes and goes.
+        self.is_odd = False
         self._factors = [1.0]
 
     def get_extra_state(self) -> Any:
@@ -169,13 +175,20 @@ class Remembering(nn.Module):
         self._factors = state["factors"]
 
     def forward(self, x: Tensor) -> Tensor:
+        self.is_odd = not self.is_odd if self.calls_left == 0 else self.is_odd
+        self.calls_left = 2 if self.calls_left == 0 else self.calls_left - 1
         if not self.is_ready:
             self.is_ready = True
+            self.made_later = nn.Dropout(0.0)
+            self.register_buffer("table", torch.ones(1), persistent=False)
             self.scale.data /= x.detach().std(0) + 1
             self.shift = x.detach().mean(0)
         self.usual = 0.9 * self.usual + 0.1 * float(x.detach().abs().mean())
         self._factors = [self._factors[0] * 0.99]
         assert self.shift is not None
+        self.before, self.now = self.now, x.detach().mean(0)
+        x = x * self.table + 0.01 * (self.before + self.same) * (2 if self.is_odd else 1)
+        self.same = self.now
         return (x - self.shift) * self.scale * self._factors[0] / (1 + self.usual)
 
 
@@ -212,8 +225,9 @@ def _remembered(rank: int, world: int) -> tuple[list[float], list[bool]]:
     return losses, lies
 
 
-def _of_many_kinds(rank: int, world: int) -> list[float]:
-    """Steps on batches of one length after another, of which two are remembered at a time."""
+def _of_many_kinds(rank: int, world: int, most: int) -> list[float]:
+    """Steps on batches of one length after another, of which so many are remembered at a time."""
+    torch.manual_seed(1)
     schedule = Schedule([nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH)], 2, functional.mse_loss)
     if rank == world - 1 > 0:
         number = dict(schedule.layers[0].named_parameters())["weight"]
@@ -223,18 +237,18 @@ def _of_many_kinds(rank: int, world: int) -> list[float]:
     is_here = 1 in dict(schedule._own())
     assert norm.num_batches_tracked.item() == (0 if is_here else torch.iinfo(torch.int64).max)
     losses = []
-    kept, adaptis.schedule.KINDS_MAX = adaptis.schedule.KINDS_MAX, 2
+    kept, adaptis.schedule.KINDS_MAX = adaptis.schedule.KINDS_MAX, most
     for rows in (4, 8, 12, 4, 8, 12, 4):
         x = torch.linspace(0, 1, rows * WIDTH).reshape(rows, WIDTH)
         losses.append(schedule.step(x, target=x).item())
-        assert len(schedule._forms) <= 2
+        assert len(schedule._forms) <= most
     adaptis.schedule.KINDS_MAX = kept
     return losses
 
 
 def test_kinds_of_iterations_that_are_forgotten_are_learned_again() -> None:
-    first, second = in_ranks(2, _of_many_kinds)
-    assert first == second and len(first) == 7
+    forgetful, other = in_ranks(2, _of_many_kinds, 2), in_ranks(2, _of_many_kinds, 100)
+    assert forgetful == other and len(forgetful[0]) == 7
 
 
 def _turned(step: int, world: int) -> Plan:

@@ -80,17 +80,21 @@ def test_a_loss_that_would_train_otherwise_is_refused() -> None:
 
 
 def _of_what_is_trained_elsewhere(rank: int, world: int) -> list[str]:
-    warmth = torch.ones((), requires_grad=True)
-    tied = _linears()
+    tied, of_one = _linears(), _linears()
     tied[3].weight.data = tied[0].weight.data
-    schedule = Schedule(_linears(), 2, lambda output, target: functional.mse_loss(output * warmth, target))
-    plain = Schedule(_linears(), 2, functional.mse_loss)
+    whole = nn.Parameter(torch.randn(2 * WIDTH, WIDTH))
+    for at in (0, 3):
+        of_one[at].weight = nn.Parameter(whole.data[at : at + WIDTH])
+    frozen = _linears()
+    frozen[3].weight.data = frozen[0].weight.data
+    for at in (0, 3):
+        frozen[at].requires_grad_(False)
+    plain = Schedule(frozen, 2, functional.mse_loss)
     return refusals(
         [
-            lambda: schedule.step(X, target=Y),
             lambda: Schedule(tied, 2, functional.mse_loss),
+            lambda: Schedule(of_one, 2, functional.mse_loss),
             lambda: plain.step((X, X[:4]), target=Y),
-            lambda: plain.step(X, target=Y[:4]),
             lambda: plain.step(X, target=torch.cat([Y, Y[:4]])),
         ]
     )
@@ -98,41 +102,45 @@ def _of_what_is_trained_elsewhere(rank: int, world: int) -> list[str]:
 
 def test_what_would_part_or_be_cut_otherwise_is_refused() -> None:
     assert_said(
-        in_ranks(1, _of_what_is_trained_elsewhere)[0],
+        in_ranks(2, _of_what_is_trained_elsewhere)[0],
         [
-            "a tensor of shape () that requires a gradient",
+            "'weight' of layer 3 lies in the memory of 'weight' of layer 0",
             "'weight' of layer 3 lies in the memory of 'weight' of layer 0",
             "x: tensors of 8 and of 4 rows",
-            "target: 4 rows for 8 of x",
             "target: 12 rows for 8 of x",
         ],
     )
 
 
 class Moody(nn.Module):
-    """Another result in every fifth run, of which it takes some to come."""
+    """Another result in some runs, of which it takes a while to come."""
 
-    def __init__(self) -> None:
+    def __init__(self, moods: set[int], length: int) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
-        self.runs = 0
+        self.moods, self.length, self.runs = moods, length, 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.runs += 1
-        return self.linear(x) * (2 if self.runs % 5 == 0 else 1)
+        return self.linear(x) * (2 if self.runs % self.length in self.moods else 1)
 
 
-def _moody(rank: int, world: int) -> tuple[int, list[str]]:
-    layers = [*_linears(1), Moody()]
+def _moody(rank: int, world: int, layer: nn.Module) -> tuple[int, list[str]]:
+    layers = [*_linears(1), layer]
     plan = json.loads(Plan.even(2, ["rank0"], 2).write())
     plan["stages"][0]["recompute"] = [1]
     schedule = Schedule(layers, 2, functional.mse_loss, plan=Plan.read(json.dumps(plan)))
-    return schedule.steps, refusals([lambda: [schedule.step(X, target=Y) for _ in range(20)]])
+    told = refusals([lambda: [schedule.step(X, target=Y) for _ in range(60)]])
+    return schedule.steps, told
 
 
 def test_a_layer_that_is_recomputed_otherwise_later_on_is_refused() -> None:
-    ((_, told),) = in_ranks(1, _moody)
+    ((steps, told),) = in_ranks(1, _moody, Moody({0}, 5))
     assert len(told) == 1 and "layer 1 gives another result when it runs again" in told[0], told
+    assert steps > 0, "the first look saw nothing"
+    # Each step runs it four times, in two of them it is looked at.
+    ((steps, told),) = in_ranks(1, _moody, Moody({6}, 1000))
+    assert told == [] and steps == 60, "once is no habit"
 
 
 def _unattached(rank: int, world: int) -> list[str]:
@@ -153,6 +161,28 @@ def test_an_optimizer_that_is_not_attached_is_told_of_once() -> None:
     of_first, of_last = in_ranks(2, _unattached)
     assert of_first == [], "it keeps nothing there"
     assert len(of_last) == 1 and "an optimizer (SGD) that the schedule does not know of" in of_last[0], of_last
+
+
+def _warmed(rank: int, world: int) -> list[str]:
+    warmth, constant = torch.ones((), requires_grad=True), torch.ones((), requires_grad=True)
+    schedule = Schedule(_linears(), 2, lambda output, target: functional.mse_loss(output * warmth * constant, target))
+    optimizer, stranger = schedule.attach(SGD(schedule.parameters(), lr=0.1)), SGD([warmth], lr=0.1)
+
+    def train() -> None:
+        # What is given may be the same as what is asked for.
+        x = X.clone().requires_grad_()
+        for _ in range(3):
+            schedule.step(x, target=x)
+            optimizer.step()
+            stranger.step()
+
+    return [text for text in _told(train) if "x.grad" not in text]
+
+
+def test_a_trained_tensor_of_a_loss_is_told_of_once() -> None:
+    of_first, of_last = in_ranks(2, _warmed)
+    assert of_first == [], "the loss is not there"
+    assert len(of_last) == 1 and "trains a tensor that loss_fn uses and no layer has" in of_last[0], of_last
 
 
 def _infinite(rank: int, world: int) -> tuple[bool, list[str]]:

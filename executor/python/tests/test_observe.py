@@ -264,6 +264,7 @@ def test_what_is_compiled_is_as_it_was_and_layers_of_their_own_are_measured(
         before = [layer._compiled_call_impl for layer in model]
         if way == "layer by layer":
             model = nn.Sequential(*(torch.compile(layer, backend="eager", fullgraph=True) for layer in model))
+        # Whatever the environment says, it is the coordinator that was named.
         observation = _seen(list(model), tmp_path)
         run = torch.compile(model, backend="eager", fullgraph=True) if way == "whole" else model
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -276,6 +277,9 @@ def test_what_is_compiled_is_as_it_was_and_layers_of_their_own_are_measured(
             optimizer.step()
         assert observation.steps == (0 if way == "whole" else 6)
         assert ("no layer was seen to run in 3 steps" in caplog.text) == (way == "whole")
+        assert (observation._alone is not None) == (way == "whole")
+        if way == "whole":
+            assert _hooks(list(model)) == 0, "nothing grows that nobody looks at"
         observation.close()
         assert [layer._compiled_call_impl for layer in model] == before or way == "layer by layer"
 

@@ -67,6 +67,11 @@ impl History {
         self.iterations.range(..self.next_complete).next_back().map(|(_, iteration)| iteration)
     }
 
+    /// A loss of those that are kept here is a number.
+    pub fn tells_losses(&self) -> bool {
+        self.iterations.values().any(|iteration| !f32::from_bits(iteration.record.loss_bits).is_nan())
+    }
+
     /// The newest complete iteration of the plan in force for which `told` has something. Works, and memories with them, may
     /// be measured in some iterations only.
     pub fn last_of<T>(&self, told: impl Fn(&Iteration) -> Option<T>) -> Option<T> {

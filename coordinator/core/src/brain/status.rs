@@ -26,8 +26,10 @@ impl Brain {
             term: self.head.term,
             place,
             iterations: job.map_or(0, |job| job.iterations),
-            // A job that is only observed does not tell its loss.
-            loss: last.map(|iteration| f32::from_bits(iteration.record.loss_bits)).filter(|loss| !loss.is_nan()),
+            // A job that is only observed never tells its loss; one that has come to no number has had one.
+            loss: last
+                .filter(|_| self.history.tells_losses())
+                .map(|iteration| f32::from_bits(iteration.record.loss_bits)),
             duration_ns: last.map(|iteration| iteration.record.duration_ns),
             predicted_ns: self.predicted_ns(),
             lower_bound_ns: self.adapt.as_ref().and_then(|adapt| adapt.fit.as_ref()).map(|fit| fit.lower_bound_ns),

@@ -49,14 +49,18 @@ def modules(layers: Any) -> list[nn.Module]:
 
 
 def check_memory(layers: Sequence[nn.Module]) -> None:
-    """Refuses parameters that share memory and are not one: they would part when their layers move."""
-    owners: dict[tuple[int, torch.Size], tuple[int, str, nn.Parameter]] = {}
+    """Refuses parameters that share memory and are not one, of which some are trained: they would part when their layers
+    move. Frozen ones stay alike, and what has no memory of its own, as a wrapper, is not looked into."""
+    by_storage: dict[int, list[tuple[int, int, int, str, nn.Parameter]]] = {}
     for at, layer in enumerate(layers):
         for name, part in layer.named_parameters():
-            if replicas.is_sharded(part) or part.numel() == 0 or part.device.type == "meta":
-                continue
-            other_at, other, owner = owners.setdefault((part.data_ptr(), part.shape), (at, name, part))
-            if owner is not part:
+            if not replicas.is_sharded(part) and part.is_contiguous() and part.numel() > 0 and part.data_ptr() != 0:
+                begin, size = part.data_ptr(), part.numel() * part.element_size()
+                by_storage.setdefault(part.untyped_storage().data_ptr(), []).append((begin, begin + size, at, name, part))
+    for among in by_storage.values():
+        among.sort(key=lambda found: found[:3])
+        for (_, end, other_at, other, owner), (begin, _, at, name, part) in zip(among, among[1:]):
+            if begin < end and part is not owner and (part.requires_grad or owner.requires_grad):
                 raise ValueError(
                     f"layers: {name!r} of layer {at} lies in the memory of {other!r} of layer {other_at} and is another "
                     "parameter; tie them by the parameter itself, as head.weight = embedding.weight"
@@ -88,10 +92,10 @@ def in_pieces(
         inputs = None if x is None else _cut(x, pieces(x), "x")
         targets: Any = None if target is None else _cut(target, pieces(target), "target")
         if inputs and targets:
-            # What is flattened has several rows for one.
+            # What is flattened has several rows for one, what is merged one for several.
             of_x, of_target = (pieces[0][0].shape[0] * len(pieces) for pieces in (inputs, targets))
-            if of_target % of_x:
-                raise ValueError(f"target: {of_target} rows for {of_x} of x; one for each of them, or as many for each")
+            if of_target % of_x and of_x % of_target:
+                raise ValueError(f"target: {of_target} rows for {of_x} of x, of which neither is a multiple of the other")
     except (TypeError, ValueError) as error:
         return None, None, error
     if targets is not None and isinstance(target, Tensor):
@@ -109,7 +113,8 @@ def _cut(data: Any, microbatches: int, name: str) -> list[Bundle]:
         if not isinstance(part, Tensor) or part.dim() == 0:
             found = "a tensor without one" if isinstance(part, Tensor) else f"a {type(part).__name__}"
             raise TypeError(f"{name}: a tensor or a tuple of tensors with a first dimension to cut, not {found}")
-        if part.shape[0] != parts[0].shape[0]:
+        # A mask for the whole batch would be cut as if it had a row for each.
+        if name == "x" and microbatches > 1 and part.shape[0] != parts[0].shape[0]:
             raise ValueError(
                 f"{name}: tensors of {parts[0].shape[0]} and of {part.shape[0]} rows; each is cut along its first dimension, "
                 "so give them one row for each of the batch (a mask for all of it belongs in a buffer of the layer)"

@@ -39,18 +39,21 @@ class _Finder(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         found = (other.find_spec(name, path, target) for other in list(sys.meta_path) if hasattr(other, "find_spec"))
         spec = next((spec for spec in found if spec is not None), None)
-        if spec is None or spec.loader is None:
+        loader = None if spec is None else spec.loader
+        if loader is None or not hasattr(loader, "exec_module"):
             return spec
-        execute = spec.loader.exec_module
+        execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
+            # It may load other modules, too.
+            vars(loader).pop("exec_module", None)
             execute(module)
             try:
                 self.prepare(module)
             except Exception as error:  # noqa: BLE001 - the job's import is not to fail for our sake
                 _tell(error)
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 

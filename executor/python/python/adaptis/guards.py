@@ -134,17 +134,18 @@ class LossBuffers:
         return {name: (id(buffer), buffer._version) for name, buffer in self.loss_fn.named_buffers()}
 
 
-def tell_unattached(schedule: Schedule) -> None:
-    """Has it said, once for each, that an optimizer trains layers of a schedule which does not know of it."""
+def tell_strangers(schedule: Schedule) -> None:
+    """Has it said, once for each, that an optimizer trains layers of a schedule which does not know of it, or what only its
+    loss uses."""
     if not _hooked:
         # It stays: torch goes through such hooks one by one.
         _hooked.append(register_optimizer_step_post_hook(_stepped))
     _schedules[:] = [entry for entry in _schedules if entry[0]() is not None]
-    _schedules.append((weakref.ref(schedule), {id(part) for part in schedule.parameters()}, set()))
+    _schedules.append((weakref.ref(schedule), {id(part) for part in schedule.parameters()}, {}))
 
 
 _hooked: list[Any] = []
-_schedules: list[tuple[weakref.ref[Schedule], set[int], set[int]]] = []
+_schedules: list[tuple[weakref.ref[Schedule], set[int], dict[int, weakref.ref[Optimizer]]]] = []
 """All of this process, with their parameters and the optimizers that were looked at."""
 
 
@@ -153,10 +154,18 @@ def _stepped(optimizer: Optimizer, *_: Any) -> None:
     if torch.compiler.is_compiling():
         return
     for of, own, looked_at in _schedules:
-        schedule = of()
-        if schedule is None or id(optimizer) in looked_at or not optimizer.state:
+        schedule, known_as = of(), looked_at.get(id(optimizer))
+        if schedule is None or schedule.steps == 0 or (known_as is not None and known_as() is optimizer):
             continue
-        looked_at.add(id(optimizer))
+        looked_at[id(optimizer)] = weakref.ref(optimizer)
+        of_loss = [leaf() for leaf in schedule._worker.of_loss]
+        if any(part is leaf for part in _trained(optimizer) for leaf in of_loss):
+            logger.warning(
+                "an optimizer (%s) trains a tensor that loss_fn uses and no layer has: it is another one on each rank, and the "
+                "rank of the last layer trains its own alone; make it a parameter of that layer", type(optimizer).__name__
+            )
+        if not optimizer.state:
+            continue
         # An attached one may work by others, on its own parameters.
         known = {id(part) for attached in schedule.optimizers for part in _trained(attached)}
         if any(id(part) in own and id(part) not in known for part in _trained(optimizer)):
@@ -186,12 +195,12 @@ def refuse_parameter(part: Tensor, layers: Sequence[nn.Module], what: str) -> No
 
 
 def refuse_parameters(
-    loss: Tensor, outputs: Sequence[Any], layers: Sequence[nn.Module], before: Sequence[Tensor] | None
-) -> list[Tensor]:
-    """Refuses a loss with parameters: the rank of the last layer, whichever it is, would train its own ones alone. Other
-    leaves are made for the loss, as for a penalty, unless they were `before` in that of another microbatch; which ones."""
+    loss: Tensor, outputs: Sequence[Any], layers: Sequence[nn.Module]
+) -> list[weakref.ref[Tensor]]:
+    """Refuses a loss with parameters: the rank of the last layer, whichever it is, would train its own ones alone. Its other
+    leaves may be made for it, as for a penalty, or trained: which ones there are."""
     known = {id(part) for part in outputs}
-    others: list[Tensor] = []
+    others: list[weakref.ref[Tensor]] = []
     reached, ahead = set(), [loss.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -202,8 +211,6 @@ def refuse_parameters(
         if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
             refuse_parameter(leaf, layers, f"of shape {tuple(leaf.shape)}")
         elif leaf is not None and id(leaf) not in known:
-            if any(leaf is other for other in before or ()):
-                refuse_parameter(leaf, layers, f"a tensor of shape {tuple(leaf.shape)} that requires a gradient")
-            others.append(leaf)
+            others.append(weakref.ref(leaf))
         ahead += [following for following, _ in node.next_functions]
     return others

@@ -9,7 +9,7 @@
 3. No collective operation is added: ranks of a pipeline tell one another of their layers by the store of
    torch.distributed, and none waits for another.
 4. Where its hooks take more than 0.15% of an iteration, layers are measured in some of them (`governor`); of the others the
-   length alone is told, of several at once. Before a coordinator follows, they are measured in the first ones only.
+   length alone is told, of several at once where there is one rank. Before a coordinator follows, they are measured in the first ones only.
 5. On a GPU nothing waits for the device: what an event tells is asked an iteration later. What a CUDA graph captures is
    left alone.
 6. What a hook meets with never fails the job: at the first error the measuring ends.
@@ -50,8 +50,8 @@ logger = logging.getLogger("adaptis")
 LEARNED_FROM = 3
 """Iterations whose layers are measured before a coordinator follows: what the job is made of is learned from them."""
 KEPT_NS = 250_000_000
-"""The lengths of iterations are kept about so long before the session is told: what it takes to tell is in no cache by
-then, and costs several of them as much as one."""
+"""The lengths of iterations are kept about so long before the session is told, and those since then are lost with a process
+that is killed: what it takes to tell is in no cache by then, and costs several of them as much as one."""
 KEPT_MAX = 64
 """Iterations that are told at once, at most."""
 NEVER = sys.maxsize
@@ -112,8 +112,9 @@ class Observation:
         self._has_ended = False
         self._process = os.getpid()
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
-        # Steps of an optimizer of ours before any layer ran.
-        self._without_run = 0
+        # Steps of each optimizer of ours before any layer ran.
+        self._without_run: dict[int, int] = {}
+        self._is_alone = False
         self._alone: steps.Steps | None = None
         self._is_sampling = False
         self._reserved_bytes = 0
@@ -132,7 +133,7 @@ class Observation:
         self._due = 0
         # Iterations that the session was not told of yet: when they began, and how long they took.
         self._ended: list[tuple[int, int]] = []
-        # So many are told at once: a power of two, so that all ranks of a pipeline tell at the same ones.
+        # So many are told at once.
         self._at_once = 1
         self._fault: str | None = None
         self.resume()
@@ -153,8 +154,9 @@ class Observation:
         """Measures, from the beginning of an iteration on."""
         if self._ends or self._has_ended:
             return
-        self._hook(self.steps == self._due)
-        self._hooks.scales.hook()
+        if not self._is_alone:
+            self._hook(self.steps == self._due)
+            self._hooks.scales.hook()
         self._ends.append(register_optimizer_step_pre_hook(self._guarded(self._before_optimizer)))
         self._ends.append(register_optimizer_step_post_hook(self._guarded(self._after_optimizer)))
         self._began_ns = perf_counter_ns()
@@ -229,8 +231,9 @@ class Observation:
             self._hooks.backward_failed()
 
     def _after_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._alone is not None:
-            self._alone.ended(optimizer)
+        if self._is_alone:
+            if self._alone is not None:
+                self._alone.ended(optimizer)
             return
         # The second one of several that train one model ends no other iteration.
         is_end = self._is_ours(optimizer) and self._hooks.has_run
@@ -244,7 +247,8 @@ class Observation:
         is_sampled = self._is_sampling
         self._ended.append((self._began_ns, now - self._began_ns))
         coming = self.steps + 1
-        if is_sampled or coming == self._due or coming % self._at_once == 0 or now - self._ended[0][0] > 2 * KEPT_NS:
+        is_long = len(self._ended) >= self._at_once or now - self._ended[0][0] > KEPT_NS
+        if is_sampled or coming == self._due or is_long:
             self._boundary(coming, is_sampled)
         if is_sampled and self._is_followed:
             ended = perf_counter_ns()
@@ -261,14 +265,19 @@ class Observation:
 
     def _measure_steps_alone(self, optimizer: Optimizer) -> None:
         """Where layers are trained and none of them was seen to run."""
-        self._without_run += self._is_ours(optimizer)
-        if self._without_run == WITHOUT_RUN:
+        if not self._is_ours(optimizer) or torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return
+        count = self._without_run[id(optimizer)] = self._without_run.get(id(optimizer), 0) + 1
+        if count == WITHOUT_RUN:
             logger.warning(
                 "no layer was seen to run in %s steps of the optimizer that trains them, so steps are measured alone: in a "
                 "model that is compiled as a whole layers can't be told apart; compile them one by one, as layer = "
                 "torch.compile(layer), and observe these", WITHOUT_RUN
             )
-            self._alone = steps.begin([optimizer])
+            self._hooks.scales.end()
+            self._hooks.take_off()
+            self._alone = steps.begin([optimizer], self.settings)
+            self._is_alone = True
 
     def _is_ours(self, optimizer: Optimizer) -> bool:
         known = self._optimizers.get(id(optimizer))
@@ -313,12 +322,11 @@ class Observation:
             if reason is not None:
                 logger.warning("the coordinator does not follow this rank: %s", reason)
         self.clock.turn()
-        if self._is_followed and self.clock.may_be_told_later and ended:
+        self._at_once = 1
+        # Of several ranks, one that tells later than the others would be taken for one that is gone.
+        if self.world == 1 and self._is_followed and self.clock.may_be_told_later and ended:
             usual_ns = sum(took_ns for _, took_ns in ended) // len(ended)
-            wanted = min(max(1, KEPT_NS // max(1, usual_ns)), KEPT_MAX)
-            self._at_once = 1 << wanted.bit_length() - 1
-        else:
-            self._at_once = 1
+            self._at_once = min(max(1, KEPT_NS // max(1, usual_ns)), KEPT_MAX)
 
     def _tell_memories(self, native: _native.Session) -> None:
         for at, place in self._places.items():

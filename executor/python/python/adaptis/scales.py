@@ -61,7 +61,9 @@ class Scales:
         if self._at == at:
             own = {part.untyped_storage().data_ptr() for part in module.parameters()}
             held = self._held | {storage_of(part) for part in tensors(inputs)}
-            self.bytes[at] = sum(size for place, size in held if place not in own)
+            # Parts that are compiled tell nothing.
+            if self._held or not any(True for _ in module.children()):
+                self.bytes[at] = sum(size for place, size in held if place not in own)
         self._at = None
 
     def _passed(self, module: nn.Module, inputs: Any, outputs: Any) -> None:

@@ -74,7 +74,6 @@ class Schedule:
                 raise ValueError(f"group: a mesh of {group.ndim} dimensions; give its pipeline part, as mesh['pp']")
             group = group.get_group()
         self.layers = arguments.modules(layers)
-        arguments.check_memory(self.layers)
         arguments.check_loss(loss_fn, self.layers)
         seed = arguments.whole("seed", seed)
         if plan is not None and not isinstance(plan, (Plan, str)):
@@ -88,6 +87,8 @@ class Schedule:
         self.rank = dist.get_rank(group)
         self.world = dist.get_world_size(group)
         self.device = arguments.device_of(self.layers, device)
+        if self.world > 1:
+            arguments.check_memory(self.layers)
         self.channels = channels.of(group, self.device)
         self.optimizers: list[Optimizer] = []
         self._scaler: GradScaler | None = None
@@ -114,7 +115,7 @@ class Schedule:
             state.drop(layer, [], [own for _, own in self._own()])
         self._adopt()
         if self.world > 1:
-            guards.tell_unattached(self)
+            guards.tell_strangers(self)
         self._seat = Seat(self, Settings.found(coordinator if self.replicas.rank == 0 else ""))
 
     def parameters(self) -> Iterator[nn.Parameter]:

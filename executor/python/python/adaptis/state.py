@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from dataclasses import dataclass
 from typing import Any, Iterator, Sequence
@@ -17,10 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from adaptis import replicas
 from adaptis._native import digest
 from adaptis.channels import Channels
+
+
+logger = logging.getLogger("adaptis")
 
 
 def tensors_of(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -130,8 +135,11 @@ def _entries(
                     add("optimizer", name, detail, at, value)
                 else:
                     plain.append((at, name, detail, value))
-    for name, buffer in layer.named_buffers():
-        add("buffer", name, "", 0, buffer)
+    # By every name: elsewhere they may be two.
+    for name, buffer in layer.named_buffers(remove_duplicate=False):
+        path, _, own = name.rpartition(".")
+        is_passing = own in layer.get_submodule(path)._non_persistent_buffers_set
+        add("buffer", name, "passing" if is_passing else "", 0, buffer)
     return entries, tensors, plain
 
 
@@ -150,23 +158,31 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 def _attributes(layer: nn.Module) -> dict[str, dict[str, Any]]:
     """Plain attributes of a layer's modules. Which of them train is said by the script, on all ranks."""
     return {
-        path: {name: value for name, value in vars(module).items() if isinstance(value, PLAIN) and name != "training"}
+        path: {name: value for name, value in vars(module).items() if type(value) in PLAIN and name != "training"}
         for path, module in layer.named_modules()
     }
 
 
 def _changed(layer: nn.Module, before: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Those that are not what they were; NaN is what it was."""
+    """Those that are not what they were, of modules that were there; NaN is what it was."""
 
     def is_other(path: str, name: str, value: Any) -> bool:
-        was = before.get(path, {}).get(name, is_other)
+        was = before[path].get(name, is_other)
         return was is not value and repr(was) != repr(value)
 
     found = {
         path: {name: value for name, value in now.items() if is_other(path, name, value)}
         for path, now in _attributes(layer).items()
+        if path in before
     }
     return {path: changed for path, changed in found.items() if changed}
+
+
+@dataclass
+class _OnDevice:
+    """A tensor of the device, in the memory of a host."""
+
+    tensor: Tensor
 
 
 def _absent(layer: nn.Module) -> list[str]:
@@ -179,9 +195,24 @@ def _absent(layer: nn.Module) -> list[str]:
 
 
 def _extra(layer: nn.Module) -> dict[str, Any]:
-    """What modules keep besides tensors, by torch's own way."""
-    has = nn.Module.get_extra_state
-    return {path: part.get_extra_state() for path, part in layer.named_modules() if type(part).get_extra_state is not has}
+    """What modules keep besides tensors, by torch's own way, as far as it can be sent and taken."""
+    found: dict[str, Any] = {}
+    for path, module in layer.named_modules():
+        of, base = type(module), nn.Module
+        if of.get_extra_state is base.get_extra_state or of.set_extra_state is base.set_extra_state:
+            continue
+        extra = tree_map_only(Tensor, _on_host, module.get_extra_state())
+        try:
+            pickle.dumps(extra)
+        except Exception as error:
+            logger.warning("the extra state of a %s stays behind when its layer moves: %s", of.__name__, error)
+        else:
+            found[path] = extra
+    return found
+
+
+def _on_host(tensor: Tensor) -> Tensor | _OnDevice:
+    return tensor if tensor.device.type == "cpu" else _OnDevice(tensor.detach().cpu())
 
 
 def bytes_of(tensor: Tensor) -> Tensor:
@@ -240,7 +271,7 @@ class Mover:
                     sent = self._send(to, layer, optimizers, done)
             for layer, source, to in among:
                 if to == rank:
-                    received += self._receive(source, self.layers[layer], optimizers)
+                    received += self._receive(source, layer, optimizers)
             for work, _ in sent:
                 work.wait()
         return received
@@ -259,7 +290,7 @@ class Mover:
         told = [(dist.isend(part, group=self.channels.control, group_dst=to), part) for part in (length, header)]
         return told + ([(self.channels.send(packed, to, 0), packed)] if packed.numel() else [])
 
-    def _receive(self, sender: int, layer: nn.Module, optimizers: Sequence[Optimizer]) -> int:
+    def _receive(self, sender: int, at: int, optimizers: Sequence[Optimizer]) -> int:
         """Takes a layer's state in. How many bytes came."""
         length = torch.empty(1, dtype=torch.int64, device="cpu")
         dist.recv(length, group=self.channels.control, group_src=sender)
@@ -272,13 +303,14 @@ class Mover:
         found = _digest(packed)
         if found != header.digest:
             raise RuntimeError(f"a layer's state changed on its way: {header.digest} was sent, {found} came")
-        self._unpack(header, packed, layer, optimizers)
+        self._unpack(header, packed, self.layers[at], optimizers)
+        self._adopt(header, at)
         return header.bytes
 
     def _unpack(self, header: _Header, packed: Tensor, layer: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         if any(entry.is_sharded and entry.kind == "parameter" for entry in header.entries):
             replicas.take_up(layer, self.device)
-        own: dict[str, Tensor] = dict(tensors_of(layer))
+        own: dict[str, Tensor] = {**dict(layer.named_buffers(remove_duplicate=False)), **dict(layer.named_parameters())}
         indices: dict[str, Tensor] = {}
         at = 0
         with torch.no_grad():
@@ -294,7 +326,7 @@ class Mover:
                 if entry.kind == "buffer" and entry.name not in own:
                     # A buffer that is there since the layer has run.
                     own[entry.name] = blank
-                    self._put(layer, entry.name, blank)
+                    _put(layer, entry.name, blank, entry.detail != "passing")
                 target = own[entry.name]
                 if entry.is_sharded and entry.kind == "parameter":
                     replicas.local(target).copy_(blank)
@@ -316,14 +348,30 @@ class Mover:
             for optimizer, name, detail, value in header.plain:
                 optimizers[optimizer].state[own[name]][detail] = value
         for name in header.absent:
-            self._put(layer, name, None)
+            _put(layer, name, None, True)
+
+    def _adopt(self, header: _Header, at: int) -> None:
+        """What comes besides tensors. Modules that only the sender has made since are made here in their turn."""
+        layer, built = self.layers[at], self._built[at]
         modules = dict(layer.named_modules())
-        for path, extra in header.extra.items():
-            modules[path].set_extra_state(extra)
+        # What was held here before may have changed, and changed back since.
+        for path, attributes in _changed(layer, built).items():
+            for name in attributes.keys() & built[path].keys():
+                setattr(modules[path], name, built[path][name])
         for path, attributes in header.attributes.items():
             for name, value in attributes.items():
                 setattr(modules[path], name, value)
+        for path, extra in header.extra.items():
+            if path in modules:
+                modules[path].set_extra_state(tree_map_only(_OnDevice, lambda of: of.tensor.to(self.device), extra))
 
-    def _put(self, layer: nn.Module, name: str, buffer: Tensor | None) -> None:
-        path, _, own = name.rpartition(".")
-        layer.get_submodule(path)._buffers[own] = buffer
+
+def _put(layer: nn.Module, name: str, buffer: Tensor | None, is_persistent: bool) -> None:
+    """Puts a buffer into its module, if that is here."""
+    path, _, own = name.rpartition(".")
+    module = dict(layer.named_modules()).get(path)
+    if module is None:
+        return
+    module._buffers[own] = buffer
+    if not is_persistent:
+        module._non_persistent_buffers_set.add(own)

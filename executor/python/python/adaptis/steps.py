@@ -142,9 +142,9 @@ def _digest(optimizer: Optimizer) -> str:
     return _native.digest("".join(_native.digest(part.numpy().tobytes()) for part in parts).encode())
 
 
-def begin(optimizers: Sequence[Optimizer]) -> Steps | None:
+def begin(optimizers: Sequence[Optimizer], settings: Settings | None = None) -> Steps | None:
     """Measures the steps of a job, if that is wanted, from the next one on; None where nothing is."""
-    settings = Settings.found(None)
+    settings = settings or Settings.found(None)
     is_first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
     if settings is None or not is_first or not optimizers:
         return None
