@@ -99,6 +99,11 @@ impl Service {
         self.record.early_ends
     }
 
+    /// What is to be started again after a pause is so at once.
+    pub(crate) fn hasten(&mut self) {
+        self.again = self.again.map(|_| Instant::now());
+    }
+
     /// Ends it on purpose.
     pub(crate) fn kill(&mut self) {
         self.killed = true;

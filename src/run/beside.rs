@@ -180,6 +180,9 @@ impl Beside {
             && !hurried
         {
             hurried = is_hurried();
+            if let Some(own) = &mut self.own {
+                own.service.hasten();
+            }
             notices.extend(self.look());
             std::thread::sleep(LOOK_EVERY);
         }

@@ -107,8 +107,8 @@ class Observation:
         self.clock = clock.of(self.card)
         self._hooks = Hooks(self._placed, self.clock, self._guarded)
         self._began_ns = perf_counter_ns()
-        # Those that train a layer of ours, by their identities.
-        self._optimizers: dict[int, weakref.ref[Optimizer]] = {}
+        # By its identity: an optimizer, its groups, and whether it trains a layer of ours.
+        self._optimizers: dict[int, tuple[weakref.ref[Optimizer], int, bool]] = {}
         self._has_ended = False
         self._process = os.getpid()
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
@@ -281,12 +281,11 @@ class Observation:
 
     def _is_ours(self, optimizer: Optimizer) -> bool:
         known = self._optimizers.get(id(optimizer))
-        if known is not None and known() is optimizer:
-            return True
+        if known is not None and known[0]() is optimizer and known[1] == len(optimizer.param_groups):
+            return known[2]
         own = {id(part) for layer in self.layers for part in layer.parameters()}
         is_ours = any(id(part) in own for group in optimizer.param_groups for part in group["params"])
-        if is_ours:
-            self._optimizers[id(optimizer)] = weakref.ref(optimizer)
+        self._optimizers[id(optimizer)] = weakref.ref(optimizer), len(optimizer.param_groups), is_ours
         return is_ours
 
     def _due_from(self, step: int) -> int:
@@ -351,7 +350,8 @@ class Observation:
         self._settle()
         self._hooks.scales.end()
         stages: dict[int, list[Fact]] = {}
-        optimizers = [one for one in (known() for known in self._optimizers.values()) if one is not None]
+        known = [of() for of, _, is_ours in self._optimizers.values() if is_ours]
+        optimizers = [optimizer for optimizer in known if optimizer is not None]
         for at, (index, layer) in enumerate(self._placed):
             of_stage = stages.setdefault(index, [])
             seen = self._hooks.seen[at]
