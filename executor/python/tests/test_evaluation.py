@@ -99,4 +99,4 @@ def _lacking(rank: int, world: int) -> list[str]:
 def test_what_an_evaluation_lacks_is_said_on_every_rank() -> None:
     for rank, texts in enumerate(in_ranks(2, _lacking)):
         last = "a first dimension to cut" if rank else "can't begin"
-        assert_said(texts, ["need x", "need target", "differ in their first dimension", last])
+        assert_said(texts, ["need x", "need target", "target: 5 rows for 8 of x", last])
