@@ -114,3 +114,13 @@ def reference(steps: int, microbatches: int, make: Any = model) -> tuple[list[fl
         optimizer.step()
         optimizer.zero_grad()
     return losses, layers
+
+
+X = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+Y = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(2))
+
+
+def linears(count: int = 4) -> list[nn.Module]:
+    """Layers of nothing but products, with what they may be trained on."""
+    torch.manual_seed(3)
+    return [nn.Linear(WIDTH, WIDTH) for _ in range(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Callable, Iterable, Sequence
 
 
@@ -21,3 +22,14 @@ def assert_said(texts: Sequence[str], expected: Sequence[str]) -> None:
     assert len(texts) == len(expected), texts
     for text, words in zip(texts, expected):
         assert any(word in text for word in words.split("|")), text
+
+
+def said(work: Callable[[], Any]) -> list[str]:
+    """What the package says while something is done."""
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("adaptis").addHandler(handler)
+    work()
+    logging.getLogger("adaptis").removeHandler(handler)
+    return told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import random
 import subprocess
 import sys
@@ -18,74 +17,19 @@ from torch.nn import functional
 from torch.optim import SGD
 
 from adaptis import Plan, PlanError, Schedule
-from models import WIDTH
+from models import WIDTH, X, Y, linears
 from plans import scheduled
 from ranks import in_ranks
-from refusing import assert_said, refusals
-
-X = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
-Y = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(2))
-
-
-def _linears(count: int = 4) -> list[nn.Module]:
-    torch.manual_seed(3)
-    return [nn.Linear(WIDTH, WIDTH) for _ in range(count)]
-
-
-class Projected(nn.Module):
-    """A loss with parameters of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.own = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return functional.mse_loss(self.own(output), target)
-
-
-def _of_losses(rank: int, world: int) -> list[str]:
-    own = Projected()
-    schedule = Schedule(_linears(), 2, functional.mse_loss)
-    hidden = Schedule(_linears(), 2, lambda output, target: own(output, target))
-    tied = _linears()
-    of_layer = Schedule(tied, 2, lambda output, target: functional.mse_loss(output @ tied[0].weight, target))
-    detached = Schedule(_linears(), 2, lambda output, target: functional.mse_loss(output.detach(), target))
-    frozen = _linears()
-    for layer in frozen:
-        layer.requires_grad_(False)
-    return refusals(
-        [
-            lambda: Schedule(_linears(), 2, own),
-            lambda: schedule.attach(SGD([*schedule.parameters(), *own.parameters()], lr=0.1)),
-            lambda: hidden.step(X, target=Y),
-            lambda: of_layer.step(X, target=Y),
-            lambda: detached.step(X, target=Y),
-            lambda: Schedule(frozen, 2, functional.mse_loss).step(X, target=Y),
-        ]
-    )
-
-
-def test_a_loss_that_would_train_otherwise_is_refused() -> None:
-    assert_said(
-        in_ranks(1, _of_losses)[0],
-        [
-            "loss_fn: it has a parameter of its own, 'own.weight', which requires a gradient",
-            "none of the schedule's layers: it would not move with them",
-            "a parameter of its own, of shape (8,",
-            "loss_fn: it uses a parameter of layer 0",
-            "the loss has no gradient",
-            "the loss has no gradient",
-        ],
-    )
+from refusing import assert_said, refusals, said
 
 
 def _of_what_is_trained_elsewhere(rank: int, world: int) -> list[str]:
-    tied, of_one = _linears(), _linears()
+    tied, of_one = linears(), linears()
     tied[3].weight.data = tied[0].weight.data
     whole = nn.Parameter(torch.randn(2 * WIDTH, WIDTH))
     for at in (0, 3):
         of_one[at].weight = nn.Parameter(whole.data[at : at + WIDTH])
-    frozen = _linears()
+    frozen = linears()
     frozen[3].weight.data = frozen[0].weight.data
     for at in (0, 3):
         frozen[at].requires_grad_(False)
@@ -126,7 +70,7 @@ class Moody(nn.Module):
 
 
 def _moody(rank: int, world: int, layer: nn.Module) -> tuple[int, list[str]]:
-    layers = [*_linears(1), layer]
+    layers = [*linears(1), layer]
     plan = json.loads(Plan.even(2, ["rank0"], 2).write())
     plan["stages"][0]["recompute"] = [1]
     schedule = Schedule(layers, 2, functional.mse_loss, plan=Plan.read(json.dumps(plan)))
@@ -143,50 +87,8 @@ def test_a_layer_that_is_recomputed_otherwise_later_on_is_refused() -> None:
     assert told == [] and steps == 60, "once is no habit"
 
 
-def _unattached(rank: int, world: int) -> list[str]:
-    schedule = Schedule(_linears(), 2, functional.mse_loss)
-    first, second = (list(layer.parameters()) for layer in (schedule.layers[0], schedule.layers[3]))
-    optimizers = [schedule.attach(SGD(first, lr=0.1, momentum=0.9)), SGD(second, lr=0.1, momentum=0.9)]
-
-    def train() -> None:
-        for _ in range(3):
-            schedule.step(X, target=Y)
-            for optimizer in optimizers:
-                optimizer.step()
-
-    return _told(train)
-
-
-def test_an_optimizer_that_is_not_attached_is_told_of_once() -> None:
-    of_first, of_last = in_ranks(2, _unattached)
-    assert of_first == [], "it keeps nothing there"
-    assert len(of_last) == 1 and "an optimizer (SGD) that the schedule does not know of" in of_last[0], of_last
-
-
-def _warmed(rank: int, world: int) -> list[str]:
-    warmth, constant = torch.ones((), requires_grad=True), torch.ones((), requires_grad=True)
-    schedule = Schedule(_linears(), 2, lambda output, target: functional.mse_loss(output * warmth * constant, target))
-    optimizer, stranger = schedule.attach(SGD(schedule.parameters(), lr=0.1)), SGD([warmth], lr=0.1)
-
-    def train() -> None:
-        # What is given may be the same as what is asked for.
-        x = X.clone().requires_grad_()
-        for _ in range(3):
-            schedule.step(x, target=x)
-            optimizer.step()
-            stranger.step()
-
-    return [text for text in _told(train) if "x.grad" not in text]
-
-
-def test_a_trained_tensor_of_a_loss_is_told_of_once() -> None:
-    of_first, of_last = in_ranks(2, _warmed)
-    assert of_first == [], "the loss is not there"
-    assert len(of_last) == 1 and "trains a tensor that loss_fn uses and no layer has" in of_last[0], of_last
-
-
 def _infinite(rank: int, world: int) -> tuple[bool, list[str]]:
-    schedule = Schedule(_linears(), 2, functional.mse_loss)
+    schedule = Schedule(linears(), 2, functional.mse_loss)
     schedule.step(X, target=Y)
     if rank == 0:
         next(iter(schedule._own()))[1].weight.grad[0, 0] = float("nan")  # type: ignore[union-attr,index]
@@ -201,84 +103,8 @@ def test_gradients_without_a_norm_become_what_torch_makes_of_them() -> None:
         assert len(told) == 1 and "the norm of all gradients is nan" in told[0], told
 
 
-def _penalized(output: Tensor, target: Tensor) -> Tensor:
-    """With a leaf of its own, and a gradient within it."""
-    noise = torch.zeros_like(output, requires_grad=True)
-    loss = functional.mse_loss(output + noise, target)
-    (gradient,) = torch.autograd.grad(loss, noise, create_graph=True)
-    return loss + 0.0 * gradient.square().sum()
-
-
-def _masked(output: Tensor, target: Tensor) -> Tensor:
-    """Of some microbatch nothing counts."""
-    return functional.mse_loss(output, target) if target.any() else output.new_zeros(())
-
-
-def _harmless(rank: int, world: int) -> list[float]:
-    own = Projected().requires_grad_(False)
-    own.own.weight.data.copy_(torch.eye(WIDTH))
-    own.own.bias.data.zero_()
-    losses: list[Callable[..., Tensor]] = [functional.mse_loss, own, _penalized]
-    found = [Schedule(_linears(), 2, loss_fn).step(X, target=Y).item() for loss_fn in losses]
-    half = Y.clone()
-    half[:4] = 0.0
-    masked = Schedule(_linears(), 2, _masked)
-    found.append(masked.step(X, target=half).item())
-    assert all(part.grad is not None and part.grad.any() for part in masked.parameters())
-    # An input that is a leaf may ask for a gradient, as some checkpointing needs it.
-    found.append(Schedule(_linears(), 2, functional.mse_loss).step(X.clone().requires_grad_(), target=Y).item())
-    # What is frozen may be in an optimizer, and be no layer's.
-    schedule = Schedule(_linears(), 2, functional.mse_loss)
-    frozen = nn.Parameter(torch.ones(3), requires_grad=False)
-    optimizer = schedule.attach(SGD([frozen, *schedule.parameters()], lr=0.1, momentum=0.9))
-    found.append(schedule.step(X, target=Y).item())
-    optimizer.step()
-    whole = schedule.whole_checkpoint()
-    assert whole is not None and len(whole["optimizers"][0]["state"]) == 8
-    schedule.restore(whole)
-    return found
-
-
-def test_what_is_not_trained_otherwise_is_let_through() -> None:
-    plain, constant, penalized, masked, of_leaf, frozen = in_ranks(1, _harmless)[0]
-    assert (constant, penalized, of_leaf, frozen) == pytest.approx((plain,) * 4)
-    assert 0 < masked < plain
-
-
-class Centred(nn.Module):
-    """A loss with a mean that follows what it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("centre", torch.zeros(WIDTH))
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        self.centre.lerp_(output.detach().mean(0), 0.1)
-        return functional.mse_loss(output - self.centre, target)
-
-
-def _told(work: Callable[[], Any]) -> list[str]:
-    told: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("adaptis").addHandler(handler)
-    work()
-    logging.getLogger("adaptis").removeHandler(handler)
-    return told
-
-
-def _centred(rank: int, world: int) -> list[str]:
-    schedule = Schedule(_linears(), 2, Centred())
-    return _told(lambda: [schedule.step(X, target=Y) for _ in range(3)])
-
-
-def test_a_loss_that_keeps_something_is_told_of() -> None:
-    (told,) = in_ranks(1, _centred)
-    assert len(told) == 1 and "loss_fn changes its buffer 'centre'" in told[0], told
-
-
 def _shared_norm(rank: int, world: int, norm: nn.Module, stages: list[tuple[int, int, int]]) -> str:
-    layers = _linears(5)
+    layers = linears(5)
     layers[1] = layers[3] = norm
     plan = scheduled(stages, 5, 1, 2, random.Random(1), 1)
     schedule = Schedule(layers, 2, functional.mse_loss, plan=plan)
@@ -322,7 +148,7 @@ class Masked(nn.Module):
 
 
 def _tables(rank: int, world: int) -> list[float]:
-    layers = _linears(7)
+    layers = linears(7)
     layers[1] = layers[3] = Tabled()
     mask = torch.ones(WIDTH)
     layers[4], layers[6] = Masked(mask), Masked(mask)
@@ -399,7 +225,7 @@ def test_what_wants_a_gradient_may_change_with_the_microbatch() -> None:
 def _sparse(rank: int, world: int, is_sparse: bool) -> list[float]:
     """Clipped, and moved in the middle of an accumulation."""
     torch.manual_seed(5)
-    layers: list[nn.Module] = [nn.Embedding(9, WIDTH, sparse=is_sparse), *_linears(3)]
+    layers: list[nn.Module] = [nn.Embedding(9, WIDTH, sparse=is_sparse), *linears(3)]
     stages = ([(0, 2, 0), (2, 4, 1)], [(0, 2, 1), (2, 4, 0)])
     plans = [scheduled(of, 4, 2, 2, random.Random(at), 1 + at) for at, of in enumerate(stages)]
     schedule = Schedule(layers, 2, functional.mse_loss, plan=plans[0])
@@ -426,7 +252,7 @@ def test_sparse_gradients_are_clipped_and_move() -> None:
 
 
 def _stored(rank: int, world: int) -> bytes:
-    layers = _linears(2)
+    layers = linears(2)
     Schedule(layers, 2, functional.mse_loss).step(X, target=Y)
     kept = io.BytesIO()
     torch.save(nn.Sequential(*layers), kept)
@@ -446,7 +272,7 @@ def test_a_model_that_was_stored_whole_is_loaded_without_us(tmp_path: Path) -> N
 
 
 def _wrong(rank: int, world: int) -> list[str]:
-    schedule = Schedule(_linears(), 2, functional.mse_loss)
+    schedule = Schedule(linears(), 2, functional.mse_loss)
     lazy: list[nn.Module] = [nn.LazyLinear(WIDTH) for _ in range(4)]
     loose: Any = Schedule
 
@@ -463,9 +289,9 @@ def _wrong(rank: int, world: int) -> list[str]:
         lambda: loose({"a": nn.Linear(2, 2)}, 2, functional.mse_loss),
         lambda: loose([nn.Linear(2, 2), 3], 2, functional.mse_loss),
         lambda: loose(lazy, 2, functional.mse_loss),
-        lambda: loose(_linears(), 2, "mse"),
-        lambda: loose(_linears(), 2, functional.mse_loss, seed=1.5),
-        lambda: loose(_linears(), 2, functional.mse_loss, plan=3),
+        lambda: loose(linears(), 2, "mse"),
+        lambda: loose(linears(), 2, functional.mse_loss, seed=1.5),
+        lambda: loose(linears(), 2, functional.mse_loss, plan=3),
         lambda: schedule.attach(None),  # type: ignore[type-var]
         lambda: schedule.change("zb-v"),  # type: ignore[arg-type]
         lambda: schedule.step((), target=Y),
@@ -511,8 +337,8 @@ def test_wrong_arguments_are_named() -> None:
 
 
 def _half(rank: int, world: int) -> list[str]:
-    schedule = Schedule(_linears(), 2, functional.mse_loss, coordinator="tcp://127.0.0.1:1" if rank == 1 else "")
-    return _told(lambda: [schedule.step(X, target=Y) for _ in range(4)])
+    schedule = Schedule(linears(), 2, functional.mse_loss, coordinator="tcp://127.0.0.1:1" if rank == 1 else "")
+    return said(lambda: [schedule.step(X, target=Y) for _ in range(4)])
 
 
 def test_that_some_ranks_lack_a_coordinator_is_said_once() -> None:
@@ -523,7 +349,7 @@ def test_that_some_ranks_lack_a_coordinator_is_said_once() -> None:
 
 
 def _tied(rank: int, world: int) -> list[str]:
-    layers = _linears(6)
+    layers = linears(6)
     layers[5].weight = layers[0].weight
     try:
         Schedule(layers, 4, functional.mse_loss, plan="1f1b")
