@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from adaptis.facts import parameters_of
 
 if TYPE_CHECKING:
     from adaptis.schedule import Schedule
@@ -159,7 +161,7 @@ def _stepped(optimizer: Optimizer, *_: Any) -> None:
             continue
         looked_at[id(optimizer)] = weakref.ref(optimizer)
         of_loss = [leaf() for leaf in schedule._worker.of_loss]
-        if any(part is leaf for part in _trained(optimizer) for leaf in of_loss):
+        if any(part is leaf for part in parameters_of(optimizer) for leaf in of_loss):
             logger.warning(
                 "an optimizer (%s) trains a tensor that loss_fn uses and no layer has: it is another one on each rank, and the "
                 "rank of the last layer trains its own alone; make it a parameter of that layer", type(optimizer).__name__
@@ -167,16 +169,12 @@ def _stepped(optimizer: Optimizer, *_: Any) -> None:
         if not optimizer.state:
             continue
         # An attached one may work by others, on its own parameters.
-        known = {id(part) for attached in schedule.optimizers for part in _trained(attached)}
-        if any(id(part) in own and id(part) not in known for part in _trained(optimizer)):
+        known = {id(part) for attached in schedule.optimizers for part in parameters_of(attached)}
+        if any(id(part) in own and id(part) not in known for part in parameters_of(optimizer)):
             logger.warning(
                 "an optimizer (%s) that the schedule does not know of trains its layers: what it keeps for a layer is lost "
                 "when a plan moves that; optimizer = schedule.attach(optimizer)", type(optimizer).__name__
             )
-
-
-def _trained(optimizer: Optimizer) -> Iterator[Tensor]:
-    return (part for group in optimizer.param_groups for part in group["params"])
 
 
 def refuse_parameter(part: Tensor, layers: Sequence[nn.Module], what: str) -> None:

@@ -9,7 +9,8 @@
 3. No collective operation is added: ranks of a pipeline tell one another of their layers by the store of
    torch.distributed, and none waits for another.
 4. Where its hooks take more than 0.15% of an iteration, layers are measured in some of them (`governor`); of the others the
-   length alone is told, of several at once where there is one rank. Before a coordinator follows, they are measured in the first ones only.
+   length alone is told, of several at once where there is one rank. Before a coordinator follows, layers are measured in the
+   first iterations only.
 5. On a GPU nothing waits for the device: what an event tells is asked an iteration later. What a CUDA graph captures is
    left alone.
 6. What a hook meets with never fails the job: at the first error the measuring ends.
@@ -21,7 +22,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import sys
@@ -39,8 +39,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from adaptis import _native, card, clock, declare, state, steps
 from adaptis.arguments import listed
-from adaptis.facts import Fact, form_bytes, told
+from adaptis.facts import Fact, form_bytes, parameters_of, told
 from adaptis.governor import Governor
+from adaptis.guarded import Guarded
 from adaptis.hooks import Hooks, Seen
 from adaptis.session import FAREWELL_SECONDS, Settings, in_its_place, last_error
 
@@ -58,28 +59,8 @@ NEVER = sys.maxsize
 """No iteration."""
 NOTES_MAX = 1 << 20
 """Works and instructions of an iteration; more come of a job that no step of an optimizer ends."""
-
-
 WITHOUT_RUN = 3
 """Steps in which no layer was seen to run, after which this is said."""
-
-
-class Guarded:
-    """A hook that never fails the job: at the first error nothing is measured any more."""
-
-    def __init__(self, hook: Callable[..., None], of: Observation) -> None:
-        self._hook = hook
-        self._of = of
-
-    def __call__(self, *arguments: Any, **named: Any) -> None:
-        # What is compiled would be traced through here.
-        if torch.compiler.is_compiling() or self._of._has_ended:
-            return
-        self._of._guard(self._hook, arguments, named)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A model that is stored whole is loaded without us: this takes what a hook is given, and does nothing.
-        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 @dataclass
@@ -109,7 +90,8 @@ class Observation:
         self._began_ns = perf_counter_ns()
         # By its identity: an optimizer, its groups, and whether it trains a layer of ours.
         self._optimizers: dict[int, tuple[weakref.ref[Optimizer], int, bool]] = {}
-        self._has_ended = False
+        # Nothing is measured any more.
+        self.has_ended = False
         self._process = os.getpid()
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         # Steps of each optimizer of ours before any layer ran.
@@ -152,7 +134,7 @@ class Observation:
 
     def resume(self) -> None:
         """Measures, from the beginning of an iteration on."""
-        if self._ends or self._has_ended:
+        if self._ends or self.has_ended:
             return
         if not self._is_alone:
             self._hook(self.steps == self._due)
@@ -187,7 +169,8 @@ class Observation:
     def _guarded(self, hook: Callable[..., None]) -> Guarded:
         return Guarded(hook, self)
 
-    def _guard(self, hook: Callable[..., None], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def run_guarded(self, hook: Callable[..., None], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Runs a hook that never fails the job: at the first error nothing is measured any more."""
         began = perf_counter_ns()
         try:
             hook(*arguments, **named)
@@ -200,7 +183,7 @@ class Observation:
         torch goes through them one by one."""
         logger.warning("this rank is not observed any longer: %s", reason)
         self._fault = reason
-        self._has_ended = True
+        self.has_ended = True
         self._hooks.scales.unhook()
         self._hooks.take_off()
 
@@ -208,7 +191,7 @@ class Observation:
 
     def within(self, stage: int, action: str, chunk: int, run: Callable[[], Any]) -> Any:
         """Runs an F, I or B of a stage, whose layers' works are of this microbatch."""
-        if self._has_ended or not self._ends:
+        if self.has_ended or not self._ends:
             return run()
         try:
             return self._hooks.within(stage, action, chunk, run)
@@ -218,7 +201,7 @@ class Observation:
 
     def weights(self, stage: int, chunk: int, run: Callable[[], Any]) -> Any:
         """Runs a W of a stage, whose time its layers share by their parameters."""
-        if self._has_ended or not self._ends:
+        if self.has_ended or not self._ends:
             return run()
         return self._hooks.weights(stage, chunk, run)
 
@@ -258,7 +241,7 @@ class Observation:
         self.steps = coming
         # What this hook has taken is counted; its guard adds it to the next iteration.
         self._spent_ns = now - perf_counter_ns()
-        if not self._has_ended:
+        if not self.has_ended:
             self._hook(self.steps == self._due)
         self._hooks.turn()
         self._began_ns = perf_counter_ns()
@@ -284,7 +267,7 @@ class Observation:
         if known is not None and known[0]() is optimizer and known[1] == len(optimizer.param_groups):
             return known[2]
         own = {id(part) for layer in self.layers for part in layer.parameters()}
-        is_ours = any(id(part) in own for group in optimizer.param_groups for part in group["params"])
+        is_ours = any(id(part) in own for part in parameters_of(optimizer))
         self._optimizers[id(optimizer)] = weakref.ref(optimizer), len(optimizer.param_groups), is_ours
         return is_ours
 
@@ -414,10 +397,10 @@ class Observation:
 
     def _leave(self, error: BaseException | None) -> None:
         global _current
-        if self._ended and self.native is not None and not self._has_ended:
+        if self._ended and self.native is not None and not self.has_ended:
             self._guarded(self._boundary)(self.steps, False)
         native, self.native = self.native, None
-        self._has_ended = True
+        self.has_ended = True
         if self._alone is not None:
             self._alone.close()
         self.pause()
@@ -444,7 +427,7 @@ def _forget(of: weakref.ref[Observation]) -> None:
     """In a process that was forked, whose parent has the ring."""
     observation = of()
     if observation is not None:
-        observation._has_ended = True
+        observation.has_ended = True
 
 
 _current: Observation | None = None

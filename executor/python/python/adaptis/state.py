@@ -167,8 +167,7 @@ def _changed(layer: nn.Module, before: dict[str, dict[str, Any]]) -> dict[str, d
     """Those that are not what they were, of modules that were there; NaN is what it was."""
 
     def is_other(path: str, name: str, value: Any) -> bool:
-        was = before[path].get(name, is_other)
-        return was is not value and repr(was) != repr(value)
+        return name not in before[path] or repr(before[path][name]) != repr(value)
 
     found = {
         path: {name: value for name, value in now.items() if is_other(path, name, value)}
