@@ -209,6 +209,10 @@ fn what_a_tool_does_not_recompute_must_fit() {
     let words = ["problem.devices", "gpu0 needs 14 bytes and has 12", "take 2 off"];
     refuses(torchtitan::write(&problem, &plan, "a", "b"), &words);
     refuses(megatron::write(&problem, &plan, "a"), &words);
+    // Nearly all of it: no plan that leaves as much free is near this one.
+    problem.devices[0].memory_bytes = 8;
+    let words = ["problem.devices", "gpu0 needs 14 bytes and has 8", "plan with --schedule 1f1b"];
+    refuses(torchtitan::write(&problem, &plan, "a", "b"), &words);
 }
 
 #[test]

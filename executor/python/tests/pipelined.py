@@ -1,4 +1,4 @@
-"""A script of torch.distributed.pipelining that knows nothing of Adaptis."""
+"""A script of torch.distributed.pipelining that knows nothing of Adaptis, or no more than a line."""
 
 from __future__ import annotations
 
@@ -44,12 +44,17 @@ class Part(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--losses", type=Path, required=True)
+    parser.add_argument("--line", action="store_true", help="with the line that observes a plain script")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(rank)
     part = Part(3 if rank == 0 else 2)
+    if options.line:
+        import adaptis
+
+        adaptis.observe(part.layers)
     stage = PipelineStage(part, rank, world, torch.device("cpu"))
     schedule = Schedule1F1B(stage, 4, loss_fn=nn.functional.mse_loss)
     optimizer = torch.optim.AdamW(part.layers.parameters(), lr=1e-3)

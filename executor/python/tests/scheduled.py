@@ -96,8 +96,8 @@ def _work_for_weights(device: Device) -> None:
     """A debt takes a device time as well."""
     pay = adaptis.worker.pay
 
-    def paid(debts: list[Any]) -> None:
-        pay(debts)
+    def paid(debts: list[Any], layer: int) -> None:
+        pay(debts, layer)
         device.work(WEIGHTS_MS * MS)
 
     setattr(adaptis.worker, "pay", paid)

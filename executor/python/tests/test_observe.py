@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import adaptis
 from adaptis.governor import Governor
+from adaptis.observe import STRANGE_STEPS
 from ranks import free_port, script_in_ranks
 from test_session import COMMAND, HERE, clean, forked
 
@@ -60,6 +61,14 @@ def test_where_measuring_is_dear_every_iteration_is_told_all_the_same(tmp_path: 
     timeline = (tmp_path / "run" / "timeline.svg").read_text()
     (idle,) = re.findall(r"devices idle (\d+)% of it", timeline)
     assert int(idle) < 50
+
+
+def test_a_pipeline_that_has_the_line_is_measured_by_its_stages(tmp_path: Path) -> None:
+    job = forked(2, [str(HERE / "pipelined.py"), "--losses", str(tmp_path / "losses"), "--line"])
+    report = observed(tmp_path / "run", job)
+    assert len(report["configuration"]["layers"]) == 5
+    assert len(report["devices"]) == 2
+    assert len(report["iterations"]) >= 20
 
 
 def test_a_pipeline_that_knows_nothing_of_us_is_measured_and_planned_for_other_devices(tmp_path: Path) -> None:
@@ -227,6 +236,47 @@ def test_a_process_is_observed_once_and_others_optimizers_end_no_iteration(tmp_p
     assert observation.steps == 6
     observation.close()
     assert _hooks(first) == 0
+
+
+def test_an_optimizer_of_copies_ends_iterations(tmp_path: Path) -> None:
+    layers: list[nn.Module] = [nn.Linear(WIDTH, WIDTH).bfloat16() for _ in range(2)]
+    observation = _seen(layers, tmp_path)
+    own = [part for layer in layers for part in layer.parameters()]
+    masters = [part.detach().float().requires_grad_() for part in own]
+    optimizer = torch.optim.SGD(masters, lr=0.1)
+    for _ in range(STRANGE_STEPS + 6):
+        layers[1](layers[0](torch.ones(2, WIDTH, dtype=torch.bfloat16))).sum().backward()
+        for master, part in zip(masters, own):
+            assert part.grad is not None
+            master.grad, part.grad = part.grad.float(), None
+        optimizer.step()
+        with torch.no_grad():
+            for master, part in zip(masters, own):
+                part.copy_(master)
+    assert observation.steps == 6
+    assert [len(seen.outputs) for seen in observation._hooks.seen] == [1, 1]
+    assert observation.clock.count == 0 and _hooks(layers) == 1, "nobody follows"
+    observation.close()
+
+
+def test_what_no_optimizer_ends_is_not_noted_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptis.hooks.NOTES_MAX", 100)
+    layers: list[nn.Module] = [nn.Linear(WIDTH, WIDTH) for _ in range(2)]
+    observation = _seen(layers, tmp_path)
+    for _ in range(60):
+        layers[1](layers[0](torch.ones(2, WIDTH))).sum().backward()
+    assert observation.has_ended and _hooks(layers) == 0
+    assert observation.clock.count == 0
+    observation.close()
+
+
+def test_of_several_processes_the_first_is_measured_before_they_are_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert adaptis.observe([nn.Linear(2, 2)], coordinator="tcp://127.0.0.1:1") is None
+    monkeypatch.setenv("RANK", "0")
+    _seen([nn.Linear(2, 2)], tmp_path).close()
 
 
 def test_an_observed_model_is_stored_and_copied_as_any_other(tmp_path: Path) -> None:

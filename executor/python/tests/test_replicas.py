@@ -155,7 +155,6 @@ def test_a_change_of_plan_moves_shards_and_changes_no_bit() -> None:
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-
 class _Job:
     """Two linear layers and a norm, sharded or not, alike wherever they are."""
 
@@ -214,6 +213,70 @@ def test_a_checkpoint_does_not_depend_on_the_shards(tmp_path: Path) -> None:
                 if is_sharded:
                     assert found == losses
                 assert found == pytest.approx(losses, rel=1e-5)
+
+
+def _evaluated(rank: int, world: int, evaluates: bool, dir: Path) -> list[float]:
+    """Losses of steps with a checkpoint and a change of plan after an evaluation, which gathers the shards."""
+    job = _Job(_mesh())
+    assert job.replica is not None
+    losses = [job.step()]
+    x, y = batch(100 + job.replica)
+    for is_uneven in (False, True) if evaluates else ():
+        # Of one replica's it is odd how many rows there are, so that it can't be cut as the other's is.
+        rows = 5 if is_uneven and job.replica == 1 else 6
+        told = job.schedule.evaluate(x[:rows], target=y[:rows])
+        told_again = job.schedule.evaluate(x[:rows], target=y[:rows])
+        assert told == told_again
+    job.schedule.save(dir / "after")
+    losses.append(job.step())
+    if evaluates:
+        assert job.schedule.evaluate(x, target=y) > 0
+    job.schedule.change(random_plan(4, 2, 2, 5))
+    return losses + [job.step(), job.step()]
+
+
+def test_an_evaluation_leaves_shards_as_they_were(tmp_path: Path) -> None:
+    assert in_ranks(4, _evaluated, True, tmp_path / "a") == in_ranks(4, _evaluated, False, tmp_path / "b")
+
+
+def _mean_of_both(rank: int, world: int) -> tuple[float, list[str]]:
+    """The loss of batches that replicas cut into unequal numbers of pieces; then what is refused of one of them."""
+    job = _Job(_mesh())
+    job.step()
+    is_second = job.replica == 1
+    x, y = batch(100)
+    rows = 5 if is_second else 6
+    told = job.schedule.evaluate(x[:rows], target=y[:rows]).item()
+    return told, refusals(
+        [
+            lambda: job.schedule.evaluate(x[:0] if is_second else x, target=y),
+            lambda: job.schedule.evaluate(x, target=None if is_second else y),
+        ]
+    )
+
+
+def test_replicas_evaluate_together_or_not_at_all() -> None:
+    (told, _), *others = found = in_ranks(4, _mean_of_both)
+    layers = _trained_alone()
+    x, y = batch(100)
+    with torch.no_grad():
+        of = [loss_fn(through(layers, x[:rows]), y[:rows]).item() for rows in (6, 5)]
+    assert told == pytest.approx(sum(of) / 2, rel=1e-4)
+    assert all(other == told for other, _ in others)
+    for _, texts in found:
+        assert_said(texts, ["x: it has no rows|of replica 1] can't begin", "1 of replica 1] hold the last layer"])
+
+
+def _trained_alone() -> list[nn.Module]:
+    """The job's layers after its first step, in one process."""
+    torch.manual_seed(3)
+    layers: list[nn.Module] = [nn.Embedding(WORDS, WIDTH), Block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WORDS)]
+    optimizer = AdamW(nn.ModuleList(layers).parameters(), lr=0.01)
+    for replica in (0, 1):
+        x, y = batch(replica)
+        (loss_fn(through(layers, x), y) / 2).backward()
+    optimizer.step()
+    return layers
 
 
 def _scaled(rank: int, world: int) -> tuple[list[float], list[float]]:

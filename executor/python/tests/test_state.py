@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.nn import functional
+from torch.optim import SGD, AdamW
 
 from adaptis import Plan, Schedule
-from models import batch, loss_fn, model
+from adaptis.state import Mover
+from models import WIDTH, X, Y, batch, linears, loss_fn, model
 from plans import random_plan
 from ranks import in_ranks
 
@@ -57,6 +60,83 @@ def test_a_rank_holds_its_own_layers_alone() -> None:
         assert sum(found[step][0] for found in ranks) == whole
         for own, held, kept in (found[step] for found in ranks):
             assert own == held == kept
+
+
+class _Listing(SGD):
+    """Keeps a list of tensors for each parameter, as optimizers with factors do."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for part in group["params"]:
+                if part.grad is not None:
+                    kept = self.state[part].setdefault("factors", [torch.zeros(1), {"most": torch.zeros(1)}])
+                    kept[0] += part.grad.abs().sum()
+                    kept[1]["most"] = torch.maximum(kept[1]["most"], part.grad.abs().max())
+
+
+def _swapped(rank: int, world: int, changes: bool) -> tuple[list[int], dict[str, list[float]]]:
+    """Two ranks that change places: how many layers each holds when one comes, and what its optimizer keeps in the end."""
+    torch.manual_seed(3)
+    layers: list[nn.Module] = [nn.Linear(WIDTH, WIDTH) for _ in range(8)]
+    names = ["rank0", "rank1"]
+    schedule = Schedule(layers, 2, functional.mse_loss, plan=Plan.even(8, names, 2))
+    optimizer = schedule.attach(_Listing(schedule.parameters(), lr=0.01))
+    held: list[int] = []
+    receive = Mover._receive
+
+    def counted(self: Mover, *arguments: Any) -> int:
+        held.append(sum(not is_blank(layer.weight) for layer in layers))
+        return receive(self, *arguments)
+
+    Mover._receive = counted  # type: ignore[method-assign]
+    for step in range(3):
+        if step == 1 and changes:
+            plan = json.loads(schedule.plan.write())
+            plan["epoch"] = 2
+            for stage in plan["stages"]:
+                stage["device"] = 1 - stage["device"]
+            plan["programs"].reverse()
+            schedule.change(Plan.read(json.dumps(plan)))
+        schedule.step(X, target=Y)
+        optimizer.step()
+        optimizer.zero_grad()
+    Mover._receive = receive  # type: ignore[method-assign]
+    kept = {
+        name: [state["factors"][0].item(), state["factors"][1]["most"].item()]
+        for name, part in schedule.named_parameters()
+        if (state := optimizer.state.get(part))
+    }
+    return held, kept
+
+
+def test_a_layer_is_given_up_before_the_next_one_comes() -> None:
+    still, changed = in_ranks(2, _swapped, False), in_ranks(2, _swapped, True)
+    assert [held for held, _ in changed] == [[3, 3, 3, 3]] * 2
+    assert [kept for _, kept in changed] == [kept for _, kept in reversed(still)]
+
+
+def _unanswered(rank: int, world: int) -> list[int]:
+    """Of each step, the most bundles that were sent and not let go of."""
+    schedule = Schedule(linears(), 8, functional.mse_loss, plan="1f1b")
+    exchange, most = schedule._exchange, []
+    send = exchange.send
+
+    def counted(*arguments: Any) -> None:
+        send(*arguments)
+        most[-1] = max(most[-1], sum(map(bool, exchange._unanswered.values())))
+
+    exchange.send = counted  # type: ignore[method-assign]
+    for _ in range(3):
+        most.append(0)
+        schedule.step(X, target=Y)
+        assert not exchange._unanswered
+    return most
+
+
+def test_what_was_sent_is_let_go_of_when_its_gradient_comes() -> None:
+    first, _ = in_ranks(2, _unanswered)
+    assert max(first) <= 2, "as many as are in flight under 1F1B, of 8 microbatches"
 
 
 def _reordered(rank: int, world: int) -> list[float]:

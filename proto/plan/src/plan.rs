@@ -139,8 +139,8 @@ impl Plan {
     /// Reads a plan. Its rules are checked by [`crate::audit()`], against a problem.
     ///
     /// # Errors
-    /// Names the path of the first field that is missing, unknown or of a wrong type, a model beyond [`LAYERS_MAX`], and
-    /// an epoch that no other one could follow.
+    /// Names the path of the first field that is missing, unknown or of a wrong type, a model beyond [`LAYERS_MAX`], an
+    /// epoch that no other one could follow, and a parent that comes after it.
     pub fn read(text: &str) -> Result<Plan, FormatError> {
         let plan: Plan = json::read(text, FORMAT)?;
         if plan.layers as usize > LAYERS_MAX {
@@ -152,6 +152,11 @@ impl Plan {
                 "epoch",
                 format!("{} is the last number there is: take a smaller one", plan.epoch),
             ));
+        }
+        if plan.parent > plan.epoch {
+            let problem =
+                format!("{} is later than the plan's own epoch {}: a plan follows its parent", plan.parent, plan.epoch);
+            return Err(FormatError::value("parent", problem));
         }
         Ok(plan)
     }

@@ -64,6 +64,13 @@ fn measured(ns: f64, iterations: usize) -> Option<Measured> {
 }
 
 #[test]
+fn a_promise_under_which_nothing_was_gained_does_not_read_as_a_gain() {
+    let judged = |gain_ns| Judgement::Kept { ratio: 1.05, gain_ns }.to_string();
+    assert_eq!(judged(2_000_000), "kept: 2.00 ms gained an iteration, +5.0% off the prediction");
+    assert_eq!(judged(-20_000), "not broken, but nothing gained: 0.02 ms lost, +5.0% off the prediction");
+}
+
+#[test]
 fn a_clear_gain_is_taken() {
     let (estimated, running) = (estimated(1.8, 0.05), two_stages(8));
     let candidates = [candidate(10, 20_000_000)];

@@ -213,6 +213,10 @@ impl fmt::Display for Judgement {
             Judgement::Waiting { iterations } => write!(f, "{iterations} warm iterations so far"),
             Judgement::Kept { ratio, gain_ns } => {
                 let percent = 100.0 * (ratio - 1.0);
+                if gain_ns <= 0 {
+                    let lost = Millis(-gain_ns as f64);
+                    return write!(f, "not broken, but nothing gained: {lost} lost, {percent:+.1}% off the prediction");
+                }
                 write!(f, "kept: {} gained an iteration, {percent:+.1}% off the prediction", Millis(gain_ns as f64))
             }
             Judgement::Broken { ratio, loss_ns } => {

@@ -158,8 +158,8 @@ pub enum Refusal {
     },
     /// As the target would run it, the memory does not suffice.
     #[error(
-        "problem.devices: {target} runs {order} and recomputes transformer layers alone, and so {device} needs {needed_bytes} bytes and has {available_bytes}; take {} off its memory_bytes and plan again",
-        needed_bytes.saturating_sub(*available_bytes)
+        "problem.devices: {target} runs {order} and recomputes transformer layers alone, and so {device} needs {needed_bytes} bytes and has {available_bytes}; {}",
+        advice(needed_bytes.saturating_sub(*available_bytes), *available_bytes)
     )]
     Memory {
         /// Who runs it so.
@@ -173,6 +173,18 @@ pub enum Refusal {
         /// Its memory.
         available_bytes: u64,
     },
+}
+
+/// What to do about memory that does not suffice. A plan of the same kind that leaves a large part of a device empty is
+/// hardly to be had.
+fn advice(short_bytes: u64, available_bytes: u64) -> String {
+    match short_bytes > available_bytes / 2 {
+        true => {
+            "plan with --schedule 1f1b, which has fewest microbatches in flight, with smaller ones, or on more devices"
+                .to_owned()
+        }
+        false => format!("take {short_bytes} off its memory_bytes and plan again"),
+    }
 }
 
 /// Why no recompute flag of Megatron-LM fits.

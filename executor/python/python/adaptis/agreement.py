@@ -54,6 +54,14 @@ def gathered(schedule: Schedule, own: list[int]) -> Votes:
     return table.view(schedule.world, len(own)).tolist()
 
 
+def of_replicas(schedule: Schedule, own: Votes) -> list[Votes]:
+    """The numbers of all replicas."""
+    if schedule.replicas.size == 1:
+        return [own]
+    every: list[Votes] = schedule.replicas.gather(torch.tensor(own, dtype=torch.int64, device="cpu")).tolist()
+    return every
+
+
 def of_all(schedule: Schedule, own: Votes) -> list[Votes]:
     """The votes of all replicas, which take the plan that the first one has."""
     if schedule.replicas.size == 1:
@@ -72,26 +80,26 @@ def kind(schedule: Schedule, every: list[Votes], error: Exception | None) -> int
     """Sees that all are about to do the same. The kind of iteration that it is."""
     if error is not None:
         raise error
-    failed = [name for name, vote in _called(every) if not vote[FITS]]
+    failed = [name for name, vote in called(every) if not vote[FITS]]
     if failed:
         raise RuntimeError(f"step: ranks [{', '.join(failed)}] can't begin; they say why")
     what = "number of steps, training mode, autocast, GradScaler's scale or requires_grad"
     fix = ": plan, microbatches and the number of layers are to be alike on all, and change is to be called on all"
     for at, differing, hint in ((PLAN, "the plan", fix), (MANNER, what, "")):
         told: dict[int, list[str]] = {}
-        for name, vote in _called(every):
+        for name, vote in called(every):
             told.setdefault(vote[at], []).append(name)
         if len(told) > 1:
             apart = " and ".join(f"[{', '.join(ranks)}]" for ranks in told.values())
             raise RuntimeError(f"step: {differing} differs from rank to rank, between {apart}{hint}")
     of = schedule._coming_plan().device_of_layers()
-    for name, vote in _called(every, of[0]):
+    for name, vote in called(every, of[0]):
         if not vote[INPUTS]:
             raise ValueError(f"step() needs x on rank {name}, which holds the first layer")
-    for name, vote in _called(every, of[-1]):
+    for name, vote in called(every, of[-1]):
         if not vote[HAS_TARGETS]:
             raise ValueError(f"step() needs target on rank {name}, which holds the last layer")
-    sizes = {vote[INPUTS] for _, vote in _called(every)} - {0}
+    sizes = {vote[INPUTS] for _, vote in called(every)} - {0}
     if len(sizes) > 1:
         raise ValueError("x: its shape or type differs from rank to rank")
     return number((sizes.pop(), _manner(schedule)))
@@ -101,10 +109,10 @@ def pinned(schedule: Schedule, every: list[Votes]) -> list[tuple[int, int]]:
     """The first and the last layer with their ranks, where not all have what these layers need."""
     of = schedule.plan.device_of_layers()
     ends = ((0, of[0], INPUTS), (len(of) - 1, of[-1], HAS_TARGETS))
-    return [(layer, rank) for layer, rank, at in ends if not all(vote[at] for _, vote in _called(every))]
+    return [(layer, rank) for layer, rank, at in ends if not all(vote[at] for _, vote in called(every))]
 
 
-def _called(every: list[Votes], only: int | None = None) -> Iterator[tuple[str, list[int]]]:
+def called(every: list[Votes], only: int | None = None) -> Iterator[tuple[str, list[int]]]:
     """All votes, or those of one place in the pipeline, by what their ranks are called."""
     for replica, own in enumerate(every):
         for rank, vote in enumerate(own):

@@ -88,7 +88,7 @@ def _count_steps(module: ModuleType) -> None:
         # The hook stays where it is: torch goes through them one by one.
         followed.append(None)
         # Whoever imports the package says by himself what is measured; stages have it imported.
-        if "adaptis" not in sys.modules and _is_first():
+        if "adaptis" not in sys.modules and is_first():
             followed[0] = _begin_steps(list(counts))
         counts.clear()
 
@@ -97,7 +97,7 @@ def _count_steps(module: ModuleType) -> None:
         module.register_optimizer_step_post_hook(stepped)
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Of processes that train alike; where they can't be told apart, each is."""
     ranks = [os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID")]
     return next((int(rank) == 0 for rank in ranks if rank.isdigit()), True)

@@ -112,7 +112,8 @@ def load(schedule: Schedule, directory: str | Path) -> None:
         kept = metadata.state_dict_metadata[key]
         blank = None
         if isinstance(kept, TensorStorageMetadata):
-            blank = torch.empty(kept.size, dtype=kept.properties.dtype, device=schedule.device)
+            # An optimizer takes what it wants on its device there by itself; Adam leaves its count of steps on the host.
+            blank = torch.empty(kept.size, dtype=kept.properties.dtype, device="cpu")
             blank = replicas.placed(blank, parameters.get(path[3])) if len(path) > 3 else blank
         _put(wanted, path, blank)
     state_dict_loader.load(wanted, storage_reader=reader, process_group=_group(schedule))

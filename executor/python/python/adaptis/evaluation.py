@@ -7,7 +7,7 @@ never waited for by one that it waits for.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 def evaluate(
     schedule: Schedule, inputs: list[Bundle] | None, targets: list[Any] | None, error: Exception | None
 ) -> Tensor:
-    """The mean loss, on every rank, of a batch in pieces."""
-    pieces = _agree(schedule, inputs, targets, error)
+    """The mean loss, on every rank, of a batch in pieces; it is that of all replicas."""
+    counts = _agree(schedule, inputs, targets, error)
+    pieces = counts[schedule.replicas.rank]
+    if len(set(counts)) > 1:
+        # Shards are gathered together, so all go through equally many pieces.
+        pieces, inputs, targets = 1, inputs and [_joined(inputs)], targets and [_joined(targets)]
     stages = schedule.plan.stages
     owner = stages[-1][2]
     loss = torch.zeros((), device=schedule.device)
@@ -37,6 +41,7 @@ def evaluate(
                 of_piece = schedule._worker.loss_fn(whole, targets[piece]).reshape(())
                 loss = loss.to(summed(of_piece.dtype)) + of_piece
         schedule._exchange.end()
+        schedule._worker.reshard()
     if schedule.rank == owner:
         loss /= pieces * schedule.replicas.size
         schedule.replicas.reduce(loss)
@@ -51,8 +56,15 @@ def summed(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _agree(schedule: Schedule, inputs: Any, targets: Any, error: Exception | None) -> int:
-    """Sees that all ranks have what they need, or refuses on all of them. Of how many pieces the batch is."""
+def _joined(pieces: Sequence[Any]) -> Any:
+    """Tensors, or tuples of them, as they were before they were cut."""
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(list(pieces))
+    return tuple(torch.cat(parts) for parts in zip(*pieces))
+
+
+def _agree(schedule: Schedule, inputs: Any, targets: Any, error: Exception | None) -> list[int]:
+    """Sees that all ranks have what they need, or refuses on all of them. Of how many pieces each replica's batch is."""
     stages = schedule.plan.stages
     is_first, is_last = stages[0][2] == schedule.rank, stages[-1][2] == schedule.rank
     counts = [len(data) for data in (inputs, targets) if data is not None]
@@ -63,18 +75,18 @@ def _agree(schedule: Schedule, inputs: Any, targets: Any, error: Exception | Non
         min(counts, default=0),
         max(counts, default=0),
     ]
-    votes = agreement.gathered(schedule, own)
+    every = agreement.of_replicas(schedule, agreement.gathered(schedule, own))
     if error is not None:
         raise error
     reasons = ("can't begin; they say why", "hold the first layer and need x", "hold the last layer and need target")
     for at, why in enumerate(reasons):
-        ranks = [rank for rank, vote in enumerate(votes) if vote[at]]
+        ranks = [name for name, vote in agreement.called(every) if vote[at]]
         if ranks:
-            raise ValueError(f"evaluate: ranks {ranks} {why}")
-    counts_of_all = {count for vote in votes for count in vote[3:] if count}
-    if len(counts_of_all) > 1:
+            raise ValueError(f"evaluate: ranks [{', '.join(ranks)}] {why}")
+    counts_of_each = [{count for vote in votes for count in vote[3:] if count} for votes in every]
+    if any(len(of) > 1 for of in counts_of_each):
         raise ValueError("evaluate: x and target differ in their first dimension, or from rank to rank")
-    return counts_of_all.pop()
+    return [of.pop() for of in counts_of_each]
 
 
 def _through(schedule: Schedule, piece: int, inputs: list[Bundle] | None) -> Bundle | None:

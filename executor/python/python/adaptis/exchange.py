@@ -47,6 +47,8 @@ class Exchange:
         self.known: dict[int, Forms] | None = None
         self._posted: dict[Place, Any] = {}
         self._sent: list[tuple[Any, Tensor]] = []
+        # What hosts carry, by bundle: that it has arrived is seen by its gradient's coming alone.
+        self._unanswered: dict[Place, list[tuple[Any, Tensor]]] = {}
         # An iteration failed on its way: of its tensors, some may still come.
         self.is_broken = False
 
@@ -61,9 +63,10 @@ class Exchange:
 
     def end(self) -> None:
         """All that was sent arrives."""
-        for work, _ in self._sent:
+        for work, _ in [*self._sent, *(sent for of in self._unanswered.values() for sent in of)]:
             work.wait()
         self._sent.clear()
+        self._unanswered.clear()
 
     def reset(self) -> None:
         """After an iteration that failed on its way. What is still sent or received stays as it is: others wait for it."""
@@ -101,6 +104,10 @@ class Exchange:
             self.tape.wait(work.wait)
             tensor = tensor.to(self.device)
             bundle.append(tensor if is_gradient else tensor.requires_grad_(form.requires_grad))
+        if is_gradient:
+            # What it is the gradient of has arrived.
+            for work, _ in self._unanswered.pop((False, stage + 1, microbatch), ()):
+                work.wait()
         return tuple(bundle)
 
     def send(self, device: int, is_gradient: bool, stage: int, microbatch: int, bundle: Bundle) -> None:
@@ -108,13 +115,14 @@ class Exchange:
         self._carry(1)
         place = (is_gradient, stage, microbatch)
         known = self._forms(is_gradient, stage)
+        answered = self._unanswered.setdefault(place, [])
         if is_gradient:
             forms = tuple(Form(torch.bool, (), False) if part is None else _gradient_form(part) for part in bundle)
         else:
             forms = tuple(Form.of(part) for part in bundle)
         if known is None:
             header = torch.tensor(encoded(forms), dtype=torch.int64, device="cpu")
-            self._sent.append((self._over_hosts.send(header, device, _tag(place, 0)), header))
+            answered.append((self._over_hosts.send(header, device, _tag(place, 0)), header))
         elif not is_gradient and not matches(forms, known):
             layer = self.entering[stage]
             raise ValueError(
@@ -131,10 +139,12 @@ class Exchange:
         for at, part in enumerate(parts):
             if known is None:
                 part = part.cpu()
-                self._sent.append((self._over_hosts.send(part, device, _tag(place, 1 + at)), part))
-            else:
+                answered.append((self._over_hosts.send(part, device, _tag(place, 1 + at)), part))
+                continue
+            if self.channels.wait_is_the_devices:
                 self._let_go()
-                self._sent.append((self.channels.send(part, device, _tag(place, 1 + at)), part))
+            held = self._sent if self.channels.wait_is_the_devices else answered
+            held.append((self.channels.send(part, device, _tag(place, 1 + at)), part))
 
     def _carry(self, transfers: int) -> None:
         if self.known is None:
@@ -160,7 +170,7 @@ class Exchange:
         if len(self._sent) < SENT_MAX:
             return
         self._sent = [(work, sent) for work, sent in self._sent if not work.is_completed()]
-        if len(self._sent) >= SENT_MAX and self.channels.wait_is_the_devices:
+        if len(self._sent) >= SENT_MAX:
             self._sent.pop(0)[0].wait()
 
 

@@ -19,6 +19,9 @@ from adaptis.forms import Form, Forms
 from adaptis.scales import Scales, tensors
 from adaptis.tape import FORWARD, INPUT_GRADIENT, OPTIMIZER, RECOMPUTE, WEIGHT_GRADIENT
 
+NOTES_MAX = 1 << 18
+"""Works and instructions of an iteration; more come of a job that no step of an optimizer ends."""
+
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -65,6 +68,8 @@ class Hooks:
         # The step of an optimizer under way, and whether there is one.
         self._step: Any = None
         self._is_stepping = False
+        # Where the layers gave their results, which those do not tell whose parameters are fetched for each run.
+        self.device: torch.device | None = None
 
     @property
     def are_on(self) -> bool:
@@ -130,6 +135,14 @@ class Hooks:
             handle.remove()
         self._handles.clear()
 
+    def check_notes(self) -> None:
+        """Sees that what is noted ends some time.
+
+        Raises RuntimeError where it does not.
+        """
+        if len(self.order) + self.clock.count > NOTES_MAX:
+            raise RuntimeError("no step of an optimizer that trains its layers ends an iteration")
+
     def _note_run(self, *_: Any) -> None:
         self.has_run = self.has_run or torch.is_grad_enabled()
 
@@ -142,9 +155,11 @@ class Hooks:
         seen.forwards += 1
         if not seen.outputs:
             seen.inputs, seen.outputs = _forms(inputs), _forms(outputs)
+            self.device = next((part.device for part in tensors(outputs)), self.device)
         self.scales.take_off(at, module, inputs)
         if self._microbatch is None and at == self._first:
             self.order.append(f"0F{microbatch}")
+            self.check_notes()
         # Nearly all layers return one tensor of their own.
         if isinstance(outputs, Tensor):
             self._follow(outputs, inputs, at, microbatch)

@@ -37,7 +37,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from adaptis import _native, card, clock, declare, state, steps
+from adaptis import _native, auto, card, clock, declare, state, steps
 from adaptis.arguments import listed
 from adaptis.facts import Fact, form_bytes, parameters_of, told
 from adaptis.governor import Governor
@@ -57,10 +57,11 @@ KEPT_MAX = 64
 """Iterations that are told at once, at most."""
 NEVER = sys.maxsize
 """No iteration."""
-NOTES_MAX = 1 << 20
-"""Works and instructions of an iteration; more come of a job that no step of an optimizer ends."""
 WITHOUT_RUN = 3
 """Steps in which no layer was seen to run, after which this is said."""
+STRANGE_STEPS = 16
+"""Steps of an optimizer with none of the layers' parameters, and none of one that has some, after which its steps end
+iterations: it trains copies of them, as in another precision."""
 
 
 @dataclass
@@ -96,6 +97,8 @@ class Observation:
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         # Steps of each optimizer of ours before any layer ran.
         self._without_run: dict[int, int] = {}
+        # And of each other one before any of ours.
+        self._strange: dict[int, int] = {}
         self._is_alone = False
         self._alone: steps.Steps | None = None
         self._is_sampling = False
@@ -186,6 +189,8 @@ class Observation:
         self.has_ended = True
         self._hooks.scales.unhook()
         self._hooks.take_off()
+        self._hooks.turn()
+        self.clock.rest()
 
     # Stages of torch.distributed.pipelining.
 
@@ -196,8 +201,7 @@ class Observation:
         try:
             return self._hooks.within(stage, action, chunk, run)
         finally:
-            if len(self._hooks.order) + self.clock.count > NOTES_MAX:
-                self._fail("no step of an optimizer that trains its layers ends an iteration")
+            self._guarded(self._hooks.check_notes)()
 
     def weights(self, stage: int, chunk: int, run: Callable[[], Any]) -> Any:
         """Runs a W of a stage, whose time its layers share by their parameters."""
@@ -225,6 +229,8 @@ class Observation:
         if not is_end:
             if self.steps == 0 and not self._hooks.has_run:
                 self._measure_steps_alone(optimizer)
+            elif self.steps == 0:
+                self._take_for_ours(optimizer)
             return
         now = perf_counter_ns()
         is_sampled = self._is_sampling
@@ -261,6 +267,21 @@ class Observation:
             self._hooks.take_off()
             self._alone = steps.begin([optimizer], self.settings)
             self._is_alone = True
+
+    def _take_for_ours(self, optimizer: Optimizer) -> None:
+        """Of one that trains none of the layers' parameters, where none has that does: it trains copies of them."""
+        count = self._strange[id(optimizer)] = self._strange.get(id(optimizer), 0) + 1
+        if count < STRANGE_STEPS:
+            return
+        logger.warning(
+            "no optimizer trains the layers' own parameters, so steps of another one (%s) are taken to end iterations, as of one "
+            "that trains copies in another precision; what it keeps is not counted as the layers'", type(optimizer).__name__
+        )
+        self._optimizers[id(optimizer)] = weakref.ref(optimizer), len(optimizer.param_groups), True
+        # What was noted until now is of several iterations.
+        self._hooks.turn()
+        self.clock.rest()
+        self._began_ns = perf_counter_ns()
 
     def _is_ours(self, optimizer: Optimizer) -> bool:
         known = self._optimizers.get(id(optimizer))
@@ -322,6 +343,10 @@ class Observation:
     def _settle(self) -> None:
         """A model may have been moved since it began to be observed, before which nothing was recorded."""
         device = device_of(self.layers)
+        ran_on = self._hooks.device
+        if ran_on is not None and ran_on.type != device.type:
+            # Parameters are fetched from where they lie for each run.
+            device = ran_on
         if device != self.card.device:
             self.card = card.of(device)
             self.clock = self._hooks.clock = clock.of(self.card)
@@ -434,9 +459,14 @@ _current: Observation | None = None
 """The one that this process has."""
 
 
-def begin(pieces: Sequence[Piece], settings: Settings, rank: int, world: int) -> Observation | None:
-    """Begins to observe, unless something is observed already: a process is one rank of one job."""
+def begin(
+    pieces: Sequence[Piece], settings: Settings, rank: int, world: int, *, is_of_all: bool = False
+) -> Observation | None:
+    """Begins to observe, unless something is observed already: a process is one rank of one job. What `is_of_all` its ranks
+    takes the place of what a script has said of one, before that has begun to be told."""
     global _current
+    if _current is not None and is_of_all and _current.native is None and _current.world == 1:
+        _current.close()
     if _current is not None:
         logger.warning("this process is observed already: of several models the first one is measured")
         return None
@@ -458,7 +488,9 @@ def observe(layers: Iterable[nn.Module], *, coordinator: str | None = None) -> O
     settings = Settings.found(coordinator)
     if settings is None:
         return None
-    if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+    # Before there is a group, torchrun and Slurm tell.
+    has_group = dist.is_available() and dist.is_initialized()
+    if not (dist.get_rank() == 0 if has_group else auto.is_first()):
         return None
     own = listed(layers)
     if not own or not all(isinstance(layer, nn.Module) for layer in own):

@@ -72,6 +72,12 @@ def sync(modules: Sequence[Any], is_last: bool) -> None:
         module.set_is_last_backward(is_last)
 
 
+def gather_no_more(modules: Sequence[Any]) -> None:
+    """After the last work of an iteration or evaluation: what a backward has not sharded again is, too."""
+    for module in modules:
+        module.reshard()
+
+
 def put_down(layer: nn.Module) -> None:
     """Frees the shards of a layer."""
     _convert(layer, torch.device("meta"))

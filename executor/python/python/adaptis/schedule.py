@@ -186,6 +186,7 @@ class Schedule:
         try:
             _native.run(self._row, self._worker, self._exchange)
             self._exchange.end()
+            self._worker.reshard()
             if known is None:
                 self._learn(kind)
                 self._see_gradient(kind)
@@ -299,12 +300,8 @@ class Schedule:
         start_ns = perf_counter_ns()
         moves = self.plan.moves(plan)
         self._open(plan, moves)
-        received = self._mover.move(self.rank, moves, self.optimizers)
+        received = self._mover.move(self.rank, {at for at, _ in self._own()}, moves, self.optimizers)
         self.plan, self._row, self._plan_number = plan, row, number
-        held = [own for _, own in self._own()]
-        for layer, source, _ in moves:
-            if source == self.rank:
-                state.drop(self.layers[layer], self.optimizers, held)
         self._adopt()
         self._seat.settled(start_ns, len(moves), received)
 

@@ -85,11 +85,46 @@ def _ledger(module: nn.Module) -> Ledger:
     return ledger
 
 
-def pay(debts: list[Debt]) -> None:
+def pay(debts: list[Debt], layer: int) -> None:
     """Works out the weight gradients that were left."""
-    with torch.no_grad():
-        for debt in debts:
-            debt()
+    try:
+        with torch.no_grad():
+            for debt in debts:
+                debt()
+    except _Changed as changed:
+        raise RuntimeError(
+            f"layer {layer} changes in place what {changed} was given, after its input gradient and before its weight gradient "
+            "were worked out: let the layer work on a copy, as of a buffer that each microbatch fills anew"
+        ) from None
+
+
+class _Changed(Exception):
+    """What a debt is to be worked out of is not what it was."""
+
+
+class _AsItWas:
+    """A tensor that must not change until a debt is paid."""
+
+    def __init__(self, tensor: Tensor, of: nn.Module) -> None:
+        self.tensor = tensor.detach()
+        self._version = tensor._version
+        self._kind = type(of).__name__
+
+    def get(self) -> Tensor:
+        """It, if it has not changed."""
+        if self.tensor._version != self._version:
+            raise _Changed(f"its {self._kind}")
+        return self.tensor
+
+
+def tensors_of_debt(debt: Any) -> Iterator[Tensor]:
+    """What is held until it is paid."""
+    for cell in debt.__closure__ or ():
+        held = cell.cell_contents
+        if isinstance(held, _AsItWas):
+            yield held.tensor
+        elif isinstance(held, Tensor):
+            yield held
 
 
 def _add(parameter: Tensor, gradient: Tensor) -> None:
@@ -117,8 +152,8 @@ class _Linear(torch.autograd.Function):
         ledger, own = _ledger(ctx.module), ctx.own
         before = gradient.matmul(weight if ctx.cast is None else weight.to(ctx.cast)) if of_x else None
         if ledger.is_open:
-            x, gradient = x.detach(), gradient.detach()
-            ledger.debts.append(lambda: _linear_debt(own, x, gradient))
+            left, of_output = _AsItWas(x, ctx.module), gradient.detach()
+            ledger.debts.append(lambda: _linear_debt(own, left.get(), of_output))
             return before, None, None, None, None
         flat = gradient.reshape(-1, gradient.shape[-1])
         of_own = (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if of_weight else None
@@ -150,10 +185,13 @@ def _leaves_debts(module: nn.Module) -> bool:
     """Whether any of its parameters wants a gradient, and nobody else has a hand in it."""
     parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
     has_hooks = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+    # What was reparametrized since, as by pruning, is worked out of others, which get the gradients.
+    own = module._parameters
+    are_own = own.get("weight") is module.weight and own.get("bias") is getattr(module, "bias", None)
     # torch.func puts other tensors in their place: results, whose gradients go on, or such as hide what they are.
     are_leaves = all(parameter.is_leaf for parameter in parameters)
     are_real = not any(parameter.is_complex() for parameter in parameters)
-    is_plain = not has_hooks and are_leaves and are_real and not torch._C._are_functorch_transforms_active()
+    is_plain = not has_hooks and are_own and are_leaves and are_real and not torch._C._are_functorch_transforms_active()
     return is_plain and any(parameter.requires_grad for parameter in parameters)
 
 
@@ -182,8 +220,8 @@ class _Convolution(torch.autograd.Function):
         ledger, module, cast, own = _ledger(ctx.module), ctx.module, ctx.cast, ctx.own
         if ledger.is_open:
             if of_weight or of_bias:
-                left, of_output = x.detach(), gradient.detach()
-                ledger.debts.append(lambda: _convolution_debt(module, own, left, of_output, cast))
+                left, of_output = _AsItWas(x, module), gradient.detach()
+                ledger.debts.append(lambda: _convolution_debt(module, own, left.get(), of_output, cast))
             of_weight = of_bias = False
         sizes = None if own[1] is None else list(own[1].shape)
         operand = weight if cast is None else weight.to(cast)
@@ -225,16 +263,18 @@ def _convolution(self: Any, input: Tensor) -> Tensor:
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, indices: Tensor, weight: Tensor, module: nn.Embedding) -> Tensor:
-        ctx.indices, ctx.module, ctx.weight = indices, module, weight
+        ctx.save_for_backward(indices)
+        ctx.module, ctx.weight = module, weight
         return functional.embedding(indices, weight, module.padding_idx)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
-        ledger, module, indices, weight = _ledger(ctx.module), ctx.module, ctx.indices, ctx.weight
+        (indices,) = ctx.saved_tensors
+        ledger, module, weight = _ledger(ctx.module), ctx.module, ctx.weight
         if ledger.is_open:
-            of_output = gradient.detach()
-            ledger.debts.append(lambda: _add(weight, _of_rows(module, indices, of_output)))
+            left, of_output = _AsItWas(indices, module), gradient.detach()
+            ledger.debts.append(lambda: _add(weight, _of_rows(module, left.get(), of_output)))
             return None, None, None
         return None, _of_rows(module, indices, gradient), None
 

@@ -31,7 +31,7 @@ def observe_stages(stages: Sequence[Any]) -> Observation | None:
         return None
     stages = sorted(stages, key=lambda stage: stage.stage_index)
     pieces = [Piece(stage.stage_index, parts_of(stage.submod)) for stage in stages]
-    observation = begin(pieces, settings, stages[0].group_rank, stages[0].group_size)
+    observation = begin(pieces, settings, stages[0].group_rank, stages[0].group_size, is_of_all=True)
     if observation is not None:
         for stage in stages:
             _watch(observation, stage)

@@ -134,7 +134,7 @@ def _entries(
                 if isinstance(value, Tensor) and value.device == parameter.device:
                     add("optimizer", name, detail, at, value)
                 else:
-                    plain.append((at, name, detail, value))
+                    plain.append((at, name, detail, tree_map_only(Tensor, _on_host, value)))
     # By every name: elsewhere they may be two.
     for name, buffer in layer.named_buffers(remove_duplicate=False):
         path, _, own = name.rpartition(".")
@@ -237,7 +237,7 @@ def digest_of(layer: nn.Module, optimizers: Sequence[Optimizer], device: torch.d
 
 def rounds(moves: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
     """Moves `(layer, source, destination)` such that in each round a rank sends at most one and receives at most one: then
-    no rank holds more than two layers twice, and none waits in a circle."""
+    a rank has one layer packed to go and one to come at a time, and none waits in a circle."""
     ordered: list[list[tuple[int, int, int]]] = []
     sends: dict[int, int] = {}
     receives: dict[int, int] = {}
@@ -259,8 +259,11 @@ class Mover:
         # As they were built, alike on every rank.
         self._built = [_attributes(layer) for layer in layers]
 
-    def move(self, rank: int, moves: Sequence[tuple[int, int, int]], optimizers: Sequence[Optimizer]) -> int:
-        """This rank's part of all moves `(layer, source, destination)`. How many bytes came."""
+    def move(
+        self, rank: int, held: set[int], moves: Sequence[tuple[int, int, int]], optimizers: Sequence[Optimizer]
+    ) -> int:
+        """This rank's part of all moves `(layer, source, destination)`, and what it holds from then on in `held`. A layer that
+        was sent is given up before the next one comes. How many bytes came."""
         received = 0
         done: set[int] = set()
         for among in rounds(moves):
@@ -268,9 +271,12 @@ class Mover:
             for layer, source, to in among:
                 if source == rank:
                     sent = self._send(to, layer, optimizers, done)
+                    held.remove(layer)
+                    drop(self.layers[layer], optimizers, [self.layers[at] for at in held])
             for layer, source, to in among:
                 if to == rank:
                     received += self._receive(source, layer, optimizers)
+                    held.add(layer)
             for work, _ in sent:
                 work.wait()
         return received
@@ -345,7 +351,7 @@ class Mover:
                 else:
                     optimizers[entry.optimizer].state[target][entry.detail] = blank
             for optimizer, name, detail, value in header.plain:
-                optimizers[optimizer].state[own[name]][detail] = value
+                optimizers[optimizer].state[own[name]][detail] = self._here(value)
         for name in header.absent:
             _put(layer, name, None, True)
 
@@ -362,7 +368,11 @@ class Mover:
                 setattr(modules[path], name, value)
         for path, extra in header.extra.items():
             if path in modules:
-                modules[path].set_extra_state(tree_map_only(_OnDevice, lambda of: of.tensor.to(self.device), extra))
+                modules[path].set_extra_state(self._here(extra))
+
+    def _here(self, value: Any) -> Any:
+        """What came in the memory of a host, with tensors of the device there again."""
+        return tree_map_only(_OnDevice, lambda of: of.tensor.to(self.device), value)
 
 
 def _put(layer: nn.Module, name: str, buffer: Tensor | None, is_persistent: bool) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaptis.clock import Clock, HostClock, Parts
 from adaptis.replicas import local
-from adaptis.split import Debt
+from adaptis.split import Debt, tensors_of_debt
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, RECOMPUTE, OPTIMIZER = range(5)
 
@@ -113,6 +113,7 @@ class Tape:
 
     def weigh(self, layer: int, module: nn.Module, inputs: Iterable[Tensor], run: Callable[[], T]) -> T:
         """Runs a layer's forward and weighs what it leaves behind."""
+        buffers = [(of, name, buffer, buffer.clone()) for of, name, buffer in buffers_of(module)]
         given = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in inputs}
         held = dict(given)
 
@@ -129,6 +130,9 @@ class Tape:
             if "saved tensor hooks" not in str(error):
                 raise
             held = given
+            with torch.no_grad():
+                for of, name, buffer, before in buffers:
+                    of._buffers[name] = buffer.copy_(before)
             result = run()
         own = storages_of(module)
         # Parameters that were gathered for this forward alone are empty by now.
@@ -140,8 +144,16 @@ class Tape:
         if not self.is_weighing or microbatch != 0 or layer in self.weight_gradient_bytes:
             return
         own = storages_of(module)
-        held = {storage_of(part) for debt in debts for part in _captured(debt)}
+        held = {storage_of(part) for debt in debts for part in tensors_of_debt(debt)}
         self.weight_gradient_bytes[layer] = sum(size for at, size in held if at not in own)
+
+
+def buffers_of(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Its buffers, by every name, each with its own module."""
+    for of in module.modules():
+        for name, buffer in of._buffers.items():
+            if buffer is not None:
+                yield of, name, buffer
 
 
 def storages_of(module: nn.Module) -> set[int]:
@@ -154,8 +166,3 @@ def storage_of(part: Tensor) -> tuple[int, int]:
     storage = part.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
 
-
-def _captured(debt: Any) -> Iterator[Tensor]:
-    for cell in debt.__closure__ or ():
-        if isinstance(cell.cell_contents, Tensor):
-            yield cell.cell_contents

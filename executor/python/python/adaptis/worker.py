@@ -25,18 +25,23 @@ from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from adaptis import chance, guards, replicas
 from adaptis.forms import Form, Forms
 from adaptis.guards import SharedBuffers
 from adaptis.split import Debt, Ledger, pay
-from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape
+from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape, buffers_of
 
 Bundle = tuple[Any, ...]
 """What passes from layer to layer: tensors, one or several."""
 
 Buffers = Sequence[tuple[nn.Module, str, Tensor]]
 """A layer's buffers, each with its module and name."""
+Left = tuple[nn.Module, str, Tensor, int]
+"""A buffer that was not copied: its module, its name, itself and its version."""
+COPIED_BYTES = 1 << 16
+"""Buffers up to which a copy costs nothing worth saving: larger ones are mostly tables, which nobody changes."""
 
 AGAIN = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 AGAIN_ELSE = 1e-4
@@ -55,8 +60,9 @@ class Piece:
     # None while a recomputation is due.
     outputs: Bundle | None
     key: int
-    # Where a recomputation is due: the layer's buffers before the run, and at times what it gave.
+    # Where a recomputation is due: the layer's buffers before the run, those that were not copied, and at times what it gave.
     before: Buffers = ()
+    left: Sequence[Left] = ()
     gave: Bundle | None = None
 
 
@@ -142,6 +148,7 @@ class Worker:
         # All layers are one stage.
         self._is_whole = False
         self._generator = chance.Generator(device)
+        self._tables = Tables(layers)
         # Layers whose recomputation is looked at, or was, under these stages.
         self._repeats: set[int] = set()
         # By layer: how often it was looked at, and how often it gave something else.
@@ -165,6 +172,12 @@ class Worker:
         self.tape.pass_over()
         self._generator.keep()
 
+    def reshard(self) -> None:
+        """After an iteration or evaluation that went well."""
+        for stage in self.stages.values():
+            for layer in range(stage.first, stage.end):
+                replicas.gather_no_more(self.sharded[layer])
+
     def end(self) -> None:
         """After an iteration, also one that failed."""
         self._kept.clear()
@@ -183,13 +196,16 @@ class Worker:
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = self._key(layer, microbatch)
             is_recomputed = layer in here.recomputed
-            before = self._before(layer) if is_recomputed else ()
+            before, left = self._tables.before(layer) if is_recomputed else ((), ())
             if self.tape.is_due(layer, microbatch):
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
             else:
                 outputs = self._run(layer, inputs, number)
             value = tuple(_leaf(part.contiguous(), part.requires_grad) for part in outputs)
-            piece = Piece(inputs, None if is_recomputed else outputs, number, before)
+            if is_recomputed and not self._tables.are_as_before(layer, left):
+                # It changes what was not copied: this once, its graph is kept.
+                is_recomputed, before = False, ()
+            piece = Piece(inputs, None if is_recomputed else outputs, number, before, left)
             if is_recomputed and (layer not in self._repeats or self._is_its_turn(layer, microbatch)):
                 self._repeats.add(layer)
                 piece.gave = value
@@ -274,7 +290,7 @@ class Worker:
             while kept.debts:
                 layer, debts = kept.debts.pop(0)
                 self.tape.begin(layer, WEIGHT_GRADIENT, microbatch)
-                pay(debts)
+                pay(debts, layer)
         self.tape.end()
 
     def backward(self, stage: int, microbatch: int, gradient: Bundle | None) -> Bundle | None:
@@ -282,7 +298,7 @@ class Worker:
 
         def settle(layer: int, debts: list[Debt]) -> None:
             self.tape.begin(layer, WEIGHT_GRADIENT, microbatch)
-            pay(debts)
+            pay(debts, layer)
 
         return self._backwards(stage, microbatch, self._kept.pop((stage, microbatch)), gradient, settle)
 
@@ -358,21 +374,13 @@ class Worker:
             for part in inputs
         )
 
-    def _before(self, layer: int) -> Buffers:
-        """Copies of a layer's buffers as they are now; one that stands twice is copied once."""
-        copies: dict[int, Tensor] = {}
-        held = []
-        for module in self.layers[layer].modules():
-            for name, buffer in module._buffers.items():
-                if buffer is None:
-                    continue
-                if id(buffer) not in copies:
-                    copies[id(buffer)] = buffer.clone()
-                held.append((module, name, copies[id(buffer)]))
-        return held
-
     def _again(self, layer: int, piece: Piece) -> Bundle:
         """Runs a layer once more, on its buffers as they were."""
+        if not self._tables.are_as_before(layer, piece.left):
+            raise RuntimeError(
+                f"layer {layer} changed a large buffer for a later microbatch and none for an earlier one, which is recomputed "
+                "now and would see the change: let it change it for the first microbatch of a step, too"
+            )
         kept = [(module, name, module._buffers[name]) for module, name, _ in piece.before]
         for module, name, buffer in piece.before:
             module._buffers[name] = buffer
@@ -402,6 +410,41 @@ class Worker:
         if torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
         return contextlib.nullcontext()
+
+
+class Tables:
+    """Copies of the buffers of layers that are recomputed, but for large ones that they do not change."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = layers
+        # By layer: large buffers, by module and name, that it changes.
+        self._changing: dict[int, set[tuple[int, str]]] = {}
+
+    def before(self, layer: int) -> tuple[Buffers, Sequence[Left]]:
+        """Copies of a layer's buffers as they are now, and those that were not copied; one that stands twice is copied once."""
+        copies: dict[int, Tensor] = {}
+        held, left = [], []
+        changing = self._changing.setdefault(layer, set())
+        for module, name, buffer in buffers_of(self.layers[layer]):
+            # Norms' kernels change theirs without a new version.
+            is_seen = buffer.nbytes > COPIED_BYTES and not isinstance(module, _NormBase)
+            if is_seen and (id(module), name) not in changing:
+                left.append((module, name, buffer, buffer._version))
+                continue
+            if id(buffer) not in copies:
+                copies[id(buffer)] = buffer.clone()
+            held.append((module, name, copies[id(buffer)]))
+        return held, left
+
+    def are_as_before(self, layer: int, left: Sequence[Left]) -> bool:
+        """Whether what was not copied is what it was. What is not will be copied from now on."""
+        changed = {
+            (id(module), name)
+            for module, name, buffer, version in left
+            if module._buffers.get(name) is not buffer or buffer._version != version
+        }
+        self._changing.setdefault(layer, set()).update(changed)
+        return not changed
 
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:

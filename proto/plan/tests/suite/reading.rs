@@ -188,6 +188,12 @@ fn unknown_keys_name_the_nearest_known_one() {
 }
 
 #[test]
+fn a_plan_follows_its_parent() {
+    let later = "parent: 8 is later than the plan's own epoch 7: a plan follows its parent";
+    check(&plan_json(), &[("/parent", json!(8), later)]);
+}
+
+#[test]
 fn a_key_twice_is_refused_wherever_it_stands() {
     for (text, expected) in [
         (r#"{"format": "adaptis.plan/1", "format": "adaptis.plan/1"}"#, "file: key `format` stands twice"),
