@@ -331,7 +331,8 @@ impl Control {
         let health = self.ingest.health().cloned().collect();
         let (status, memory) = (self.status(), self.brain.peaks());
         let figures = self.figures();
-        self.board.publish(Snapshot { status, figures, memory, health, taken: self.published });
+        let iterations = self.brain.history().complete().copied().collect();
+        self.board.publish(Snapshot { status, figures, memory, health, iterations, taken: self.published });
     }
 
     /// How many costs come from where: they move from one source to another, and so are no counters.

@@ -5,6 +5,7 @@
 //! `adaptis_proto::message::Status` as JSON, `memory`, a `PeakMemory` for each plan and device, and `figures`, how many costs come
 //! from where. `/metrics`: Prometheus text.
 
+mod course;
 mod door;
 mod page;
 
@@ -110,10 +111,7 @@ async fn ready(State(board): State<Board>) -> Response {
 async fn page(State(board): State<Board>) -> Response {
     let snapshot = board.read();
     let is_stale = snapshot.taken.elapsed() > STALE;
-    (
-        [(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")],
-        Html(page::write(&snapshot.status, &snapshot.memory, is_stale)),
-    )
+    ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Html(page::write(&snapshot, is_stale)))
         .into_response()
 }
 

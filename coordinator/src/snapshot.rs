@@ -1,5 +1,6 @@
 //! A copy of where things stand, for those who look.
 
+use adaptis_coordinator_core::ledger::IterationRecord;
 use adaptis_proto::message::{Health, PeakMemory, Status};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -12,6 +13,8 @@ pub(crate) struct Snapshot {
     pub(crate) figures: Vec<(String, u64)>,
     pub(crate) memory: Vec<PeakMemory>,
     pub(crate) health: Vec<Health>,
+    /// The newest iterations, oldest first.
+    pub(crate) iterations: Vec<IterationRecord>,
     pub(crate) taken: Instant,
 }
 
@@ -22,7 +25,14 @@ pub(crate) struct Board(Arc<Mutex<Arc<Snapshot>>>);
 impl Board {
     pub(crate) fn new() -> Self {
         let (status, taken) = (Status::default(), Instant::now());
-        let snapshot = Snapshot { status, figures: Vec::new(), memory: Vec::new(), health: Vec::new(), taken };
+        let snapshot = Snapshot {
+            status,
+            figures: Vec::new(),
+            memory: Vec::new(),
+            health: Vec::new(),
+            iterations: Vec::new(),
+            taken,
+        };
         Self(Arc::new(Mutex::new(Arc::new(snapshot))))
     }
 

@@ -1,5 +1,7 @@
 //! Where a run stands, as a page for people. It loads nothing, runs no script, and asks for itself again.
 
+use super::course;
+use crate::snapshot::Snapshot;
 use adaptis_planner::export::{milliseconds, ranges_text};
 use adaptis_proto::message::{PeakMemory, State, Status};
 use std::fmt::Write;
@@ -18,10 +20,15 @@ progress{width:100%;height:.5rem;margin-bottom:1rem;accent-color:var(--bar)}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
 th,td{text-align:left;padding:.35rem .8rem .35rem 0;border-bottom:1px solid var(--line);white-space:nowrap}\
 th{color:var(--soft);font-weight:normal;font-size:.85rem}td.n,th.n{text-align:right}td.many{white-space:normal;min-width:9rem}\
+svg.course{width:100%;height:auto;margin-bottom:1rem;font-size:11px}svg.course text{fill:var(--soft)}\
+svg.course .line{fill:none;stroke:var(--bar);stroke-width:1.6;stroke-linejoin:round}\
+svg.course .axis{stroke:var(--line)}svg.course .plan{stroke:#c80;stroke-dasharray:3 3}\
+svg.course .predicted{stroke:var(--soft);stroke-dasharray:6 4}svg.course .bound{stroke:var(--soft);stroke-dasharray:1 4}\
 .bad{border-left:4px solid #c33;padding:.3rem .8rem}p{margin:1rem 0}footer{color:var(--soft);font-size:.85rem}";
 
 /// The page. `is_stale`: the coordinator's loop does not turn.
-pub(super) fn write(status: &Status, memory: &[PeakMemory], is_stale: bool) -> String {
+pub(super) fn write(snapshot: &Snapshot, is_stale: bool) -> String {
+    let (status, memory) = (&snapshot.status, &snapshot.memory);
     let mut out = String::with_capacity(4 << 10);
     let run = match status.run.0.as_str() {
         "" => "no run yet".to_owned(),
@@ -44,6 +51,7 @@ pub(super) fn write(status: &Status, memory: &[PeakMemory], is_stale: bool) -> S
         let _ = writeln!(out, "<p class=\"bad\">The run failed: {}</p>", escaped(failure));
     }
     figures(&mut out, status);
+    course::draw(&mut out, &snapshot.iterations, status);
     devices(&mut out, status, memory);
     match (&status.last_decision, status.last_decision_step) {
         (Some(text), step) => {
@@ -161,13 +169,18 @@ mod tests {
     use adaptis_proto::message::DeviceStatus;
     use adaptis_proto::{Epoch, RunId, Step};
 
+    fn snapshot(status: Status, memory: Vec<PeakMemory>) -> Snapshot {
+        let (figures, health, iterations, taken) = (Vec::new(), Vec::new(), Vec::new(), std::time::Instant::now());
+        Snapshot { status, figures, memory, health, iterations, taken }
+    }
+
     #[test]
     fn what_others_name_cannot_break_out_of_the_page() {
         let name = "<script>alert(\"1\")</script>&'";
         let mut status = Status { run: RunId(name.into()), failure: Some(name.into()), ..Status::default() };
         status.last_decision = Some(name.into());
         status.devices = vec![DeviceStatus { name: name.into(), kind: name.into(), ..DeviceStatus::default() }];
-        let page = write(&status, &[], true);
+        let page = write(&snapshot(status, Vec::new()), true);
         assert!(!page.contains("<script"), "{page}");
         let whole = page.matches("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;").count();
         assert_eq!(whole, 6, "title, heading, failure, decision, name and kind: {page}");
@@ -191,7 +204,7 @@ mod tests {
             PeakMemory { epoch: Epoch(2), device: "gpu1".into(), measured_bytes: 3 << 30, ..PeakMemory::default() };
         let peak =
             |epoch, gib: u64| PeakMemory { epoch: Epoch(epoch), predicted_bytes: Some(gib << 30), ..peak.clone() };
-        let page = write(&status, &[peak(1, 9), peak(2, 2)], false);
+        let page = write(&snapshot(status, vec![peak(1, 9), peak(2, 2)]), false);
         for text in [
             "42 of 120",
             "value=\"42\"",

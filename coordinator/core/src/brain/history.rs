@@ -80,6 +80,11 @@ impl History {
         complete.take_while(|iteration| iteration.record.epoch == epoch).find_map(told)
     }
 
+    /// The complete iterations that are kept here, oldest first.
+    pub fn complete(&self) -> impl Iterator<Item = &IterationRecord> {
+        self.iterations.range(..self.next_complete).map(|(_, iteration)| &iteration.record)
+    }
+
     /// The first iteration that is kept here of the plan that the newest complete one ran under.
     pub fn first_on_last_plan(&self) -> Option<(Step, Epoch)> {
         let epoch = self.last()?.record.epoch;
