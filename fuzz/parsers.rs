@@ -6,6 +6,11 @@
 #[path = "../src/duration.rs"]
 mod duration_text;
 
+use adaptis_coordinator::profiles::gathered::{Gathered, Text, gather};
+use adaptis_coordinator::profiles::import::{self, Format, Given, Unit};
+use adaptis_coordinator::profiles::sailor::Facts;
+use adaptis_coordinator::profiles::{cells, exchange, measurement};
+use adaptis_coordinator::replay;
 use adaptis_executor::emulation::Emulation;
 use adaptis_executor::launcher::Fault;
 use adaptis_executor::preset::cluster::Cluster;
@@ -103,6 +108,49 @@ pub fn duration(bytes: &[u8]) {
     if let Some(text) = text(bytes) {
         let _ = duration_text::duration(text);
     }
+}
+
+/// Profiles in every format that is imported, whatever their name says; what is ours is written and read again as the same.
+pub fn profiles(bytes: &[u8]) {
+    const NOW: u64 = 1_790_000_000;
+    let Some(text) = text(bytes) else { return };
+    let _ = import::detect(text);
+    let given = Given { split_backward: Some(0.4), ..Given::default() };
+    let of_none = Given { unit: Some(Unit::Milliseconds), kind: Some("V100 16GB".to_owned()), ..given.clone() };
+    for (name, format) in [
+        ("OPT-30.A100-40.json", Format::Sailor),
+        ("gpt_1_3B_mbs1_tp1_algo0.csv", Format::Aceso),
+        ("a", Format::Adaptis),
+    ] {
+        for given in [&given, &of_none] {
+            if let Ok(collection) = import::import(name, text, format, given, NOW) {
+                let written = exchange::write(&collection).expect("what was read is written");
+                let again = exchange::read("again", &written, None, NOW).expect("what was written is read");
+                assert_eq!(again, collection);
+            }
+        }
+    }
+    for name in ["OPT-30.A100-40.json", "profiles.json"] {
+        if let Ok(gathered) = gather(&[Text { name, text }], &Facts::default()) {
+            let written = measurement::write(&gathered.measurements);
+            let again = measurement::read(&written).expect("what was written is read");
+            assert_eq!(measurement::write(&again), written);
+        }
+    }
+}
+
+/// Cells that a prediction is asked for.
+pub fn cells(bytes: &[u8]) {
+    if let Some(text) = text(bytes) {
+        let _ = cells::read(text, &Gathered::default(), &Facts::default());
+    }
+}
+
+/// A recorded job, through all of its diagnosis.
+pub fn trace(bytes: &[u8]) {
+    let file = tempfile::Builder::new().suffix(".parquet").tempfile().expect("a temporary file");
+    std::fs::write(file.path(), bytes).expect("a temporary file can be written");
+    let _ = replay::replay(file.path(), &replay::Options::default());
 }
 
 /// Every message of the wire. Bytes are compared, since a loss that is no number is not equal to itself.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 type Parser = fn(&[u8]);
 
-const PARSERS: [(&str, Parser); 10] = [
+const PARSERS: [(&str, Parser); 13] = [
     ("problem", parsers::problem),
     ("planner", parsers::planner),
     ("plan", parsers::plan),
@@ -19,6 +19,9 @@ const PARSERS: [(&str, Parser); 10] = [
     ("wire", parsers::wire),
     ("record", parsers::record),
     ("ring", parsers::ring),
+    ("profiles", parsers::profiles),
+    ("cells", parsers::cells),
+    ("trace", parsers::trace),
 ];
 
 fn files(parser: &str) -> Vec<(String, Vec<u8>)> {

@@ -2,8 +2,10 @@
 
 use super::TraceError;
 use parquet::basic::{LogicalType, Type};
+use parquet::column::page::Page;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
+use parquet::errors::ParquetError;
 use parquet::file::reader::RowGroupReader;
 use parquet::schema::types::SchemaDescriptor;
 
@@ -81,7 +83,10 @@ impl Columns {
         batch: usize,
         each: &mut dyn FnMut(&Row<'_>) -> Result<(), TraceError>,
     ) -> Result<(), TraceError> {
-        let open = |at: usize| group.get_column_reader(at).map_err(|error| TraceError::of_parquet(&error));
+        let open = |at: usize| {
+            check_dictionaries(group, at)?;
+            group.get_column_reader(at).map_err(|error| TraceError::of_parquet(&error))
+        };
         let mut integers: Vec<ColumnReader> = self.integers.iter().map(|&at| open(at)).collect::<Result<_, _>>()?;
         let mut floats: Vec<ColumnReader> = self.floats.iter().map(|&at| open(at)).collect::<Result<_, _>>()?;
         let mut optype = open(self.optype)?;
@@ -112,6 +117,29 @@ impl Columns {
             (left, row) = (left - count, row + count as u64);
         }
         Ok(())
+    }
+}
+
+/// Sees that a dictionary has no more values than bytes: as much memory is taken as it says that it has.
+fn check_dictionaries(group: &dyn RowGroupReader, at: usize) -> Result<(), TraceError> {
+    let checked = || -> Result<Option<String>, ParquetError> {
+        let mut pages = group.get_column_page_reader(at)?;
+        while let Some(page) = pages.peek_next_page()? {
+            if !page.is_dict {
+                pages.skip_next_page()?;
+                continue;
+            }
+            if let Some(Page::DictionaryPage { buf, num_values, .. }) = pages.get_next_page()?
+                && num_values as usize > buf.len()
+            {
+                return Ok(Some(format!("a dictionary of {num_values} values in {} bytes", buf.len())));
+            }
+        }
+        Ok(None)
+    };
+    match checked().map_err(|error| TraceError::of_parquet(&error))? {
+        Some(what) => Err(TraceError::NotParquet { what: format!("damaged: {what}") }),
+        None => Ok(()),
     }
 }
 

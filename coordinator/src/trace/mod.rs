@@ -15,6 +15,7 @@
 //! known and passed over, and `seq_id` and `mc`, which say nothing that is not said by the others.
 
 mod columns;
+mod damaged;
 mod error;
 mod optype;
 
@@ -45,6 +46,11 @@ const NUMBER_MAX: i64 = 1 << 20;
 /// # Errors
 /// See [`TraceError`].
 pub fn read(path: &Path) -> Result<Recording, TraceError> {
+    damaged::read(|| whole(path))
+        .unwrap_or_else(|what| Err(TraceError::NotParquet { what: format!("damaged: {what}") }))
+}
+
+fn whole(path: &Path) -> Result<Recording, TraceError> {
     let file = File::open(path).map_err(TraceError::Io)?;
     let reader = SerializedFileReader::new(file).map_err(|error| TraceError::of_parquet(&error))?;
     let rows = reader.metadata().file_metadata().num_rows();

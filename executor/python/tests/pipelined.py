@@ -44,6 +44,7 @@ class Part(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--losses", type=Path, required=True)
+    parser.add_argument("--evaluates", action="store_true", help="with forwards alone between the first two steps")
     parser.add_argument("--line", action="store_true", help="with the line that observes a plain script")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -68,6 +69,8 @@ def main() -> None:
             schedule.step(target=x.flip(1), losses=losses)
         optimizer.step()
         optimizer.zero_grad()
+        if step == 0 and options.evaluates:
+            schedule.eval(*([x] if rank == 0 else []), **({} if rank == 0 else {"target": x.flip(1), "losses": []}))
         told += [loss.item().hex() for loss in losses]
         if step == 5:
             # What a real job takes longer for: START comes meanwhile.

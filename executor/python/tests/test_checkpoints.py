@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
+from torch.nn.functional import mse_loss
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from adaptis import Schedule
-from models import batch, loss_fn, model, through
+from models import WIDTH, X, Y, batch, loss_fn, model, through
 from plans import random_plan
 from ranks import in_ranks
 from refusing import assert_said, refusals
@@ -97,6 +98,66 @@ def test_training_goes_on_to_the_bit(begun: tuple[Path, list[str], dict[str, Any
         seen.update(own)
     assert seen.keys() == state.keys()
     assert all(torch.equal(seen[name], state[name]) for name in state)
+
+
+class Noting(nn.Module):
+    """Keeps something besides tensors, which is another kind of thing before it has run."""
+
+    def __init__(self, notes: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.notes = notes
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.linear(x)
+
+    def get_extra_state(self) -> Any:
+        return self.notes
+
+    def set_extra_state(self, state: Any) -> None:
+        self.notes = state
+
+
+class Listing(SGD):
+    """Keeps what has nothing in it for each parameter."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for part in group["params"]:
+                if part.grad is not None:
+                    self.state[part].setdefault("none", {})
+                    assert self.state[part]["none"] == {}
+                    self.state[part].setdefault("seen", []).append(1)
+                    self.state[part].setdefault("also", [])
+
+
+NOTES: list[tuple[Any, Any]] = [({"scale": 2.0}, {}), ({}, {"scale": 1.0}), ({"most": [1, {"a": 2}]}, {"most": []})]
+
+
+def _noted(rank: int, world: int, dir: Path, loads: bool) -> list[str]:
+    """What modules and the optimizer keep, of layers that are here."""
+    schedule = Schedule([Noting(pair[loads]) for pair in NOTES], 2, mse_loss)
+    optimizer = schedule.attach(Listing(schedule.parameters(), lr=0.1, momentum=0.9))
+    if loads:
+        schedule.load(dir / "noted")
+    schedule.step(X, target=Y)
+    optimizer.step()
+    if not loads:
+        schedule.save(dir / "noted")
+        # Another step, as after it was loaded.
+        optimizer.zero_grad()
+        schedule.step(X, target=Y)
+        optimizer.step()
+    names = {id(part): name for name, part in schedule.named_parameters()}
+    kept = [f"{names[id(part)]} {state['seen']} {state['also']}" for part, state in optimizer.state.items()]
+    return [f"{at} {layer.notes}" for at, layer in schedule._own()] + kept
+
+
+def test_what_is_no_tensor_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    saved, loaded = in_ranks(2, _noted, tmp_path, False), in_ranks(3, _noted, tmp_path, True)
+    assert sorted(sum(loaded, [])) == sorted(sum(saved, []))
+    assert "1 {}" in sum(loaded, [])
 
 
 def _plain() -> tuple[nn.ModuleList, AdamW]:

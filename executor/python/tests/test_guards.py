@@ -62,11 +62,13 @@ class Moody(nn.Module):
     def __init__(self, moods: set[int], length: int) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
-        self.moods, self.length, self.runs = moods, length, 0
+        self.moods, self.length = moods, length
+        # A plain number would be put back.
+        self.runs = [0]
 
     def forward(self, x: Tensor) -> Tensor:
-        self.runs += 1
-        return self.linear(x) * (2 if self.runs % self.length in self.moods else 1)
+        self.runs[0] += 1
+        return self.linear(x) * (2 if self.runs[0] % self.length in self.moods else 1)
 
 
 def _moody(rank: int, world: int, layer: nn.Module) -> tuple[int, list[str]]:

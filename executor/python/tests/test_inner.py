@@ -166,16 +166,16 @@ class Centred(nn.Module):
 
 
 class Counting(nn.Module):
-    """What it gives depends on how often it ran."""
+    """What it gives depends on how often it ran, which a number would hide: that is put back."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
-        self.runs = 0
+        self.runs: list[int] = []
 
     def forward(self, x: Tensor) -> Any:
-        self.runs += 1
-        return self.linear(x) * (1.0 + 0.1 * self.runs)
+        self.runs.append(1)
+        return self.linear(x) * (1.0 + 0.1 * len(self.runs))
 
 
 def _remembering(rank: int, world: int, kind: Callable[[], nn.Module], recomputed: bool) -> dict[str, Tensor]:

@@ -64,8 +64,11 @@ def test_where_measuring_is_dear_every_iteration_is_told_all_the_same(tmp_path: 
 
 
 def test_a_pipeline_that_has_the_line_is_measured_by_its_stages(tmp_path: Path) -> None:
-    job = forked(2, [str(HERE / "pipelined.py"), "--losses", str(tmp_path / "losses"), "--line"])
+    job = forked(2, [str(HERE / "pipelined.py"), "--losses", str(tmp_path / "losses"), "--line", "--evaluates"])
     report = observed(tmp_path / "run", job)
+    plan = json.loads((tmp_path / "run" / "plans" / "epoch-1.json").read_text())
+    assert plan["programs"][1][:4] == ["1F0", "1B0", "1F1", "1B1"], "an evaluation is none of the job"
+    assert report["configuration"]["microbatches"] == 4
     assert len(report["configuration"]["layers"]) == 5
     assert len(report["devices"]) == 2
     assert len(report["iterations"]) >= 20
@@ -257,6 +260,42 @@ def test_an_optimizer_of_copies_ends_iterations(tmp_path: Path) -> None:
     assert [len(seen.outputs) for seen in observation._hooks.seen] == [1, 1]
     assert observation.clock.count == 0 and _hooks(layers) == 1, "nobody follows"
     observation.close()
+
+
+def test_forwards_without_a_backward_are_no_microbatches(tmp_path: Path) -> None:
+    layer = nn.Linear(WIDTH, WIDTH)
+    observation = _seen([layer], tmp_path)
+    x = torch.ones(2, WIDTH)
+    for trains in (False, True, True, False, False, True):
+        loss = layer(x).sum()
+        if trains:
+            loss.backward()
+    assert observation._hooks.trained() == ["0F0", "0B0", "0F1", "0B1", "0F2", "0B2"]
+    observation.close()
+
+
+def test_layers_that_are_compiled_later_on_are_hooked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["adaptis.observe"], "STILL_STEPS", 2)
+    layers: list[nn.Module] = [nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)]
+    observation = _seen(layers, tmp_path)
+    optimizer = torch.optim.SGD([part for layer in layers for part in layer.parameters()], lr=0.1)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            layers[1](layers[0](torch.ones(2, WIDTH))).sum().backward()
+            optimizer.step()
+
+    train(5)
+    for layer in layers:
+        layer.compile(backend="eager")
+    train(8)
+    assert observation.steps == 11, "two of them passed unseen"
+    # One that does not run any longer is let go of.
+    for _ in range(4):
+        optimizer.step()
+    assert observation.has_ended
+    observation.close()
+    torch._dynamo.reset()
 
 
 def test_what_no_optimizer_ends_is_not_noted_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrize, prune
 from torch.optim import SGD
 
 from adaptis import Plan, Schedule
 from adaptis.tape import Tape
-from adaptis.worker import COPIED_BYTES, Tables
 from alone import gradients_alone, plain_gradients
 from models import WIDTH, WORDS, Block, batch, loss_fn, model, through
 from plans import scheduled
@@ -170,35 +168,6 @@ def test_layers_are_as_ever_outside_a_step() -> None:
     assert in_ranks(1, _elsewhere) == [[True, True, True, True]]
 
 
-def _pruned(rank: int, world: int) -> list[list[str]]:
-    """Which parameters have a gradient, of layers that were reparametrized after the schedule was made."""
-    found = []
-    for change in (
-        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
-    ):
-        for layer in (nn.Linear(WIDTH, WIDTH), nn.Embedding(WIDTH, WIDTH)):
-            layers: list[nn.Module] = [layer, nn.Linear(WIDTH, WIDTH)]
-            schedule = Schedule(layers, 1, functional.mse_loss)
-            x = torch.arange(4) if isinstance(layer, nn.Embedding) else torch.randn(4, WIDTH)
-            schedule.step(x, target=torch.randn(4, WIDTH))
-            schedule.layers[0].zero_grad()
-            change(layer)
-            schedule.step(x, target=torch.randn(4, WIDTH))
-            found.append([name for name, part in layer.named_parameters() if part.grad is not None])
-    return found
-
-
-class Doubled(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * x
-
-
-def test_a_layer_that_is_reparametrized_later_on_is_trained() -> None:
-    weight, parametrized = "weight_orig", "parametrizations.weight.original"
-    assert in_ranks(1, _pruned) == [[["bias", weight], [weight], ["bias", parametrized], [parametrized]]]
-
-
 class Refilled(nn.Module):
     """Gives its inner layer a buffer that each microbatch fills anew."""
 
@@ -245,74 +214,6 @@ def test_what_a_weight_gradient_is_worked_out_of_must_stay_as_it_is() -> None:
         ["layer 0 changes in place what its Linear was given", of_torch, "trained"]
         + ["layer 0 changes in place what its Embedding was given", of_torch, "trained"],
     )
-
-
-class Tabled(nn.Module):
-    """A large table, which it changes from a step on, as the average of a codebook that begins late."""
-
-    def __init__(self, begins: int, microbatch: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-        self.register_buffer("table", torch.ones(4 * COPIED_BYTES // 4 // WIDTH, WIDTH))
-        self.runs = 0
-        self.begins, self.microbatch = begins, microbatch
-
-    def forward(self, x: Tensor) -> Tensor:
-        is_again = torch._C._current_graph_task_id() != -1 or self.runs >= 2 * (self.step_of + 1)
-        y = self.linear(x) * self.table[0].clone()
-        if self.begins <= self.step_of and (self.step_of > self.begins or self.runs % 2 >= self.microbatch) and not is_again:
-            with torch.no_grad():
-                self.table.mul_(0.9)
-        if not is_again:
-            self.runs += 1
-        return y
-
-    step_of = 0
-
-
-def _tabled(rank: int, world: int, begins: int, microbatch: int, recomputed: bool) -> tuple[list[str], list[int], str]:
-    """Gradients of each step, and how many tables were copied in it."""
-    torch.manual_seed(1)
-    layer = Tabled(begins, microbatch)
-    plan = json.loads(scheduled([(0, 1, 0)], 1, 1, 2, random.Random(0), 1).write())
-    plan["programs"] = [["0F0", "0F1", "0B0", "0B1"]]
-    plan["stages"][0]["recompute"] = [0] if recomputed else []
-    schedule = Schedule([layer], 2, functional.mse_loss, plan=Plan.read(json.dumps(plan)))
-    found, copies, told = [], [], ""
-    before = Tables.before
-    taken: list[int] = []
-
-    def counted(self: Tables, at: int) -> Any:
-        held, left = before(self, at)
-        taken.append(sum(name == "table" for _, name, _ in held))
-        return held, left
-
-    Tables.before = counted  # type: ignore[method-assign]
-    try:
-        for step in range(4):
-            layer.step_of = step
-            torch.manual_seed(10 + step)
-            layer.zero_grad()
-            taken.clear()
-            schedule.step(torch.randn(4, WIDTH), target=torch.randn(4, WIDTH))
-            assert layer.linear.weight.grad is not None
-            found.append(layer.linear.weight.grad.numpy().tobytes().hex())
-            copies.append(sum(taken))
-    except RuntimeError as error:
-        told = str(error)
-    finally:
-        Tables.before = before  # type: ignore[method-assign]
-    return found, copies, told
-
-
-def test_a_large_table_is_copied_for_recomputations_only_once_it_changes() -> None:
-    ((plain, _, _),) = in_ranks(1, _tabled, 2, 0, False)
-    assert len(plain) == 4
-    ((found, copies, _),) = in_ranks(1, _tabled, 2, 0, True)
-    assert found == plain
-    assert copies == [0, 0, 1, 2], "of its first change the graph is kept"
-    ((_, _, told),) = in_ranks(1, _tabled, 1, 1, True)
-    assert "layer 0 changed a large buffer for a later microbatch" in told
 
 
 class Counted(nn.Module):

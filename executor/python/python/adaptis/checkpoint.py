@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from adaptis.schedule import Schedule
 
 State = dict[str, Any]
+EXTRA = "_extra_state"
+"""What torch calls a module's extra state in that of a model."""
 
 
 def part(schedule: Schedule) -> State:
@@ -89,7 +92,14 @@ def save(schedule: Schedule, directory: str | Path) -> None:
     # Imported where it is needed: it takes as long as the rest of torch.
     from torch.distributed.checkpoint import state_dict_saver
 
-    state_dict_saver.save(part(schedule), checkpoint_id=directory, process_group=_group(schedule))
+    state = part(schedule)
+    # Of modules' extra state, of parameters' in an optimizer, and of groups.
+    least = {"model": 2, "optimizers": 5}
+    empties = [(path, value) for path, value in _empties(state, ()) if len(path) >= least.get(path[0], len(path) + 1)]
+    if empties:
+        # Such are not stored by themselves.
+        state["empty"] = {str(schedule.rank): repr(empties)}
+    state_dict_saver.save(state, checkpoint_id=directory, process_group=_group(schedule))
 
 
 def load(schedule: Schedule, directory: str | Path) -> None:
@@ -103,11 +113,20 @@ def load(schedule: Schedule, directory: str | Path) -> None:
     paths: Mapping[str, tuple[Any, ...]] = metadata.planner_data or {}
     own = set(_own_names(schedule))
     model = {path[1]: None for path in paths.values() if path[0] == "model"}
-    _check_model(schedule, model)
+    own_model = schedule.state_dict()
+    # What modules keep besides tensors is as it was saved, whatever it holds now.
+    extra = {name: own_model.pop(name) for name in list(own_model) if name.endswith(EXTRA)}
+    _check_model(schedule, {**model, **extra})
     parameters = dict(schedule.named_parameters())
-    wanted: State = {"model": schedule.state_dict(), "optimizers": [], "steps": 0}
+    wanted: State = {"model": own_model, "optimizers": [], "steps": 0}
+
+    def is_own(path: tuple[Any, ...]) -> bool:
+        if path[0] == "model":
+            return path[1] in extra
+        return path[0] == "optimizers" and not (len(path) > 3 and path[2] == "state" and path[3] not in own)
+
     for key, path in sorted(paths.items(), key=lambda item: str(item[1])):
-        if path[0] != "optimizers" or (len(path) > 3 and path[2] == "state" and path[3] not in own):
+        if not is_own(path) and path[0] != "empty":
             continue
         kept = metadata.state_dict_metadata[key]
         blank = None
@@ -117,6 +136,13 @@ def load(schedule: Schedule, directory: str | Path) -> None:
             blank = replicas.placed(blank, parameters.get(path[3])) if len(path) > 3 else blank
         _put(wanted, path, blank)
     state_dict_loader.load(wanted, storage_reader=reader, process_group=_group(schedule))
+    for told in wanted.pop("empty", {}).values():
+        for path, value in ast.literal_eval(told):
+            if is_own(path):
+                _put(wanted, path, value)
+    for name, value in extra.items():
+        # Of others' checkpoints nothing tells that it was empty but that it is not there.
+        wanted["model"].setdefault(name, type(value)() if isinstance(value, (dict, list)) else value)
     restore(schedule, wanted)
 
 
@@ -224,6 +250,16 @@ def _check_model(schedule: Schedule, model: Mapping[str, Any]) -> None:
 def _layer_of(name: str) -> int:
     number = name.partition(".")[0]
     return int(number) if number.isdigit() else -1
+
+
+def _empties(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Dictionaries and lists with nothing in them, and where they are."""
+    if not isinstance(value, (dict, list)):
+        return
+    if not value:
+        yield path, type(value)()
+    for key, of in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _empties(of, (*path, key))
 
 
 def _on_host(value: Any) -> Any:

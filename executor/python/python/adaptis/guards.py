@@ -143,19 +143,19 @@ def tell_strangers(schedule: Schedule) -> None:
         # It stays: torch goes through such hooks one by one.
         _hooked.append(register_optimizer_step_post_hook(_stepped))
     _schedules[:] = [entry for entry in _schedules if entry[0]() is not None]
-    _schedules.append((weakref.ref(schedule), {id(part) for part in schedule.parameters()}, {}))
+    _schedules.append((weakref.ref(schedule), {}))
 
 
 _hooked: list[Any] = []
-_schedules: list[tuple[weakref.ref[Schedule], set[int], dict[int, weakref.ref[Optimizer]]]] = []
-"""All of this process, with their parameters and the optimizers that were looked at."""
+_schedules: list[tuple[weakref.ref[Schedule], dict[int, weakref.ref[Optimizer]]]] = []
+"""All of this process, with the optimizers that were looked at."""
 
 
 def _stepped(optimizer: Optimizer, *_: Any) -> None:
     # What is compiled would be traced through here.
     if torch.compiler.is_compiling():
         return
-    for of, own, looked_at in _schedules:
+    for of, looked_at in _schedules:
         schedule, known_as = of(), looked_at.get(id(optimizer))
         if schedule is None or schedule.steps == 0 or (known_as is not None and known_as() is optimizer):
             continue
@@ -169,6 +169,7 @@ def _stepped(optimizer: Optimizer, *_: Any) -> None:
         if not optimizer.state:
             continue
         # An attached one may work by others, on its own parameters.
+        own = {id(part) for part in schedule.parameters()}
         known = {id(part) for attached in schedule.optimizers for part in parameters_of(attached)}
         if any(id(part) in own and id(part) not in known for part in parameters_of(optimizer)):
             logger.warning(

@@ -59,6 +59,8 @@ class Hooks:
         self._is_split = False
         # Of a pipeline's stage under way; a plain script counts a layer's calls.
         self._microbatch: int | None = None
+        # Layers are stages' of a pipeline: what runs outside of them is none of its works, as where shapes are tried out.
+        self.are_of_stages = False
         # Of a backward of weights alone, which tells nothing of layers.
         self._is_muted = False
         # The layer that began the iteration.
@@ -89,6 +91,8 @@ class Hooks:
                 self.clock.dropped(under_way[1])
                 under_way[0] = False
             if not torch.is_grad_enabled():
+                return
+            if self.are_of_stages and self._microbatch is None and not _is_in_backward():
                 return
             if _is_in_backward():
                 _, microbatch, outer = self._open or (at, 0, None)
@@ -134,6 +138,18 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def trained(self) -> list[str]:
+        """What was run in the iteration, without forwards of a plain script that no backward came to, as of a validation."""
+        if self.are_of_stages:
+            return self.order
+        backwards = {text.partition("B")[2] for text in self.order if "B" in text}
+        forwards = [text.partition("F")[2] for text in self.order if "F" in text]
+        numbers = {of: at for at, of in enumerate(of for of in forwards if of in backwards)}
+        if not numbers:
+            return self.order
+        kept = [text for text in self.order if text.replace("B", "F").partition("F")[2] in numbers]
+        return ["0" + text[1] + str(numbers[text[2:]]) for text in kept]
 
     def check_notes(self) -> None:
         """Sees that what is noted ends some time.

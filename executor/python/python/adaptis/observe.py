@@ -59,6 +59,9 @@ NEVER = sys.maxsize
 """No iteration."""
 WITHOUT_RUN = 3
 """Steps in which no layer was seen to run, after which this is said."""
+STILL_STEPS = 16
+"""Steps of the layers' optimizers without a run of theirs, after which they are hooked anew, and then let go of. (The second one
+of several that train one model ends no iteration.)"""
 STRANGE_STEPS = 16
 """Steps of an optimizer with none of the layers' parameters, and none of one that has some, after which its steps end
 iterations: it trains copies of them, as in another precision."""
@@ -99,6 +102,8 @@ class Observation:
         self._without_run: dict[int, int] = {}
         # And of each other one before any of ours.
         self._strange: dict[int, int] = {}
+        # Steps of ours since a layer ran.
+        self._still = 0
         self._is_alone = False
         self._alone: steps.Steps | None = None
         self._is_sampling = False
@@ -194,6 +199,10 @@ class Observation:
 
     # Stages of torch.distributed.pipelining.
 
+    def are_stages(self) -> None:
+        """Its layers are stages of a pipeline, which says when they run."""
+        self._hooks.are_of_stages = True
+
     def within(self, stage: int, action: str, chunk: int, run: Callable[[], Any]) -> Any:
         """Runs an F, I or B of a stage, whose layers' works are of this microbatch."""
         if self.has_ended or not self._ends:
@@ -227,12 +236,15 @@ class Observation:
         if self._is_sampling:
             self._hooks.step_ends(is_end)
         if not is_end:
-            if self.steps == 0 and not self._hooks.has_run:
+            if self.steps > 0 and not self._hooks.has_run:
+                self._look_for_layers(optimizer)
+            elif self.steps == 0 and not self._hooks.has_run:
                 self._measure_steps_alone(optimizer)
             elif self.steps == 0:
                 self._take_for_ours(optimizer)
             return
         now = perf_counter_ns()
+        self._still = 0
         is_sampled = self._is_sampling
         self._ended.append((self._began_ns, now - self._began_ns))
         coming = self.steps + 1
@@ -267,6 +279,17 @@ class Observation:
             self._hooks.take_off()
             self._alone = steps.begin([optimizer], self.settings)
             self._is_alone = True
+
+    def _look_for_layers(self, optimizer: Optimizer) -> None:
+        """Of layers that ran before and don't any longer: they may have been compiled in their place since."""
+        if not self._is_ours(optimizer):
+            return
+        self._still += 1
+        if self._still == STILL_STEPS:
+            self._hooks.take_off()
+            self._hook(self.steps == self._due)
+        elif self._still == 2 * STILL_STEPS:
+            self._fail("its layers do not run any longer")
 
     def _take_for_ours(self, optimizer: Optimizer) -> None:
         """Of one that trains none of the layers' parameters, where none has that does: it trains copies of them."""
@@ -368,7 +391,7 @@ class Observation:
                 of_stage.append(Fact.of(at, layer, optimizers, seen.inputs, seen.outputs))
         self._reserved_bytes = self.card.reserved_bytes(sum(fact.state_bytes for of in stages.values() for fact in of))
         run = self.settings.name()
-        self._word = declare.word(run, stages, self._hooks.order)
+        self._word = declare.word(run, stages, self._hooks.trained())
         if self.world > 1:
             _store().set(f"adaptis/{self.rank}", self._word)
 

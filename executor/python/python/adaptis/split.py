@@ -7,9 +7,10 @@ a parameter that is used besides by what leaves no debts: its sum follows the pl
 
 1. Debts are left only by the backward that an I or a B runs. Any other, as of a layer run by itself, or one within it, as of
    a gradient that a hook or an autograd function of the layer works out, gives gradients as ever.
-2. What is not one of these modules, or is one with a twist (parametrized, sharded, complex, padded in another way, with
-   hooks on its parameters, called with other tensors in their place, in a compiled layer or in DistributedDataParallel), keeps its own
-   backward: its weight gradients belong to I, and W has so much less to do.
+2. What is not one of these modules, or is one with a twist (parametrized, of another class, sharded, complex, padded in
+   another way, with hooks on its parameters or parameters of a class of their own, called with other tensors in their place
+   or under a mode that takes functions over, in a compiled layer or in DistributedDataParallel), keeps its own backward: its
+   weight gradients belong to I, and W has so much less to do.
 3. A debt holds the layer's input and the gradient of its output, which is what W costs in memory.
 """
 
@@ -21,7 +22,9 @@ from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils._device import DeviceContext
 
 Debt = Callable[[], None]
 
@@ -174,25 +177,54 @@ def _linear_debt(own: Own, x: Tensor, gradient: Tensor) -> None:
 
 
 def _linear(self: nn.Linear, input: Tensor) -> Tensor:
-    if not _leaves_debts(self):
-        return nn.Linear.forward(self, input)
+    if not _leaves_debts(self, input):
+        return type(self).forward(self, input)
     cast = _autocast(input)
     x = input if cast is None else input.to(cast)
     return _Linear.apply(x, self.weight, self.bias, cast, self)
 
 
-def _leaves_debts(module: nn.Module) -> bool:
+def _leaves_debts(module: nn.Module, input: Tensor) -> bool:
     """Whether any of its parameters wants a gradient, and nobody else has a hand in it."""
-    parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
-    has_hooks = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
-    # What was reparametrized since, as by pruning, is worked out of others, which get the gradients.
-    own = module._parameters
-    are_own = own.get("weight") is module.weight and own.get("bias") is getattr(module, "bias", None)
-    # torch.func puts other tensors in their place: results, whose gradients go on, or such as hide what they are.
-    are_leaves = all(parameter.is_leaf for parameter in parameters)
-    are_real = not any(parameter.is_complex() for parameter in parameters)
-    is_plain = not has_hooks and are_own and are_leaves and are_real and not torch._C._are_functorch_transforms_active()
-    return is_plain and any(parameter.requires_grad for parameter in parameters)
+    own, kind = module._parameters, type(module)
+    # What was reparametrized since, as by pruning, has its weight worked out of others, which get the gradients; it is not
+    # asked for it, which might draw or count. What is of another class by now, or a patched one, has its own forward.
+    if "weight" not in own or "weight" in module.__dict__ or "bias" in module.__dict__ or not _is_of_torch(kind):
+        return False
+    # Others may be nested, or have a backward of their own.
+    if type(input) not in (Tensor, nn.Parameter) or input.is_nested or _has_hands_in_it():
+        return False
+    parameters = [parameter for parameter in own.values() if parameter is not None]
+    return all(map(_is_plain, parameters)) and any(parameter.requires_grad for parameter in parameters)
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Nobody else has a hand in its gradient, as hooks or a class of its own; and it is a leaf: torch.func puts results in its
+    place, whose gradients go on."""
+    if type(parameter) is not nn.Parameter or not parameter.is_leaf or parameter.is_complex():
+        return False
+    wanted = getattr(parameter, "grad_dtype", parameter.dtype)
+    return wanted == parameter.dtype and not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+def _is_of_torch(kind: type[nn.Module]) -> bool:
+    """One of the modules that leave debts, with the forward that torch gave it."""
+    forward: Any = kind.forward
+    return kind in _FORWARDS and forward.__module__ == kind.__module__ and forward.__qualname__ == _FORWARDS[kind]
+
+
+_FORWARDS: dict[type[nn.Module], str] = {
+    kind: f"{kind.__name__}.forward" for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+}
+
+
+def _has_hands_in_it() -> bool:
+    """Whatever runs now is looked at by others: by torch.func, forward-mode derivatives, or a mode that takes functions over.
+    (A default device is a mode that does not.)"""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    count = torch._C._len_torch_function_stack()
+    return any(not isinstance(torch._C._get_function_stack_at(at), DeviceContext) for at in range(count))
 
 
 def _autocast(x: Tensor) -> torch.dtype | None:
@@ -253,7 +285,7 @@ def _geometry(module: Any) -> tuple[Any, ...]:
 
 def _convolution(self: Any, input: Tensor) -> Tensor:
     # Without a batch, which no microbatch is, it is left alone, too.
-    if not _leaves_debts(self) or input.dim() != len(self.stride) + 2:
+    if not _leaves_debts(self, input) or input.dim() != len(self.stride) + 2:
         return type(self).forward(self, input)
     cast = _autocast(input)
     x = input if cast is None else input.to(cast)
@@ -285,8 +317,8 @@ def _of_rows(module: nn.Embedding, indices: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _embedding(self: nn.Embedding, input: Tensor) -> Tensor:
-    if not _leaves_debts(self):
-        return nn.Embedding.forward(self, input)
+    if not _leaves_debts(self, input):
+        return type(self).forward(self, input)
     return _Embedding.apply(input, self.weight, self)
 
 

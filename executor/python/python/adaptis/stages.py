@@ -33,6 +33,7 @@ def observe_stages(stages: Sequence[Any]) -> Observation | None:
     pieces = [Piece(stage.stage_index, parts_of(stage.submod)) for stage in stages]
     observation = begin(pieces, settings, stages[0].group_rank, stages[0].group_size, is_of_all=True)
     if observation is not None:
+        observation.are_stages()
         for stage in stages:
             _watch(observation, stage)
     return observation
@@ -44,17 +45,25 @@ def _watch(observation: Observation, stage: Any) -> None:
     # Without a `dw_builder` the first stage's I does nothing, and its W is a whole backward.
     is_late = at == 0 and stage.dw_builder is None
 
+    def is_trained() -> bool:
+        """Not so in a schedule's `eval`, whose backwards do nothing."""
+        return bool(getattr(stage, "has_backward", True))
+
     def forward_one_chunk(chunk: int, *arguments: Any, **named: Any) -> Any:
+        if not is_trained():
+            return forward(chunk, *arguments, **named)
         return observation.within(at, "F", chunk, lambda: forward(chunk, *arguments, **named))
 
     def backward_one_chunk(chunk: int, *arguments: Any, **named: Any) -> Any:
         # The third of the method's arguments, or by name.
         is_full = named.get("full_backward", arguments[1] if len(arguments) > 1 else True)
-        if not is_full and is_late:
+        if not is_trained() or (not is_full and is_late):
             return backward(chunk, *arguments, **named)
         return observation.within(at, "B" if is_full else "I", chunk, lambda: backward(chunk, *arguments, **named))
 
     def backward_weight_one_chunk(chunk: int, *arguments: Any, **named: Any) -> Any:
+        if not is_trained():
+            return weights(chunk, *arguments, **named)
         if is_late:
             return observation.within(at, "B", chunk, lambda: weights(chunk, *arguments, **named))
         return observation.weights(at, chunk, lambda: weights(chunk, *arguments, **named))

@@ -9,8 +9,8 @@
 1. Pieces make a layer the smallest unit that can be timed, recomputed and moved, and gradients do not depend on where
    stages begin and end.
 2. A layer draws its random numbers from a key of its own (`chance`), so that neither a plan nor a recomputation changes
-   them. A recomputation works on copies of the buffers as they were before the F, so that they change once, and so that a
-   result that depends on one that the layer changes is the same again.
+   them. A recomputation works on what the layer was before the F (`before`), so that its buffers change once, and so that a
+   result that depends on what the layer changes is the same again.
 3. What passes between layers is contiguous, as it is when it has passed between ranks: neither random draws nor bits
    depend on where the next layer runs.
 """
@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,23 +26,18 @@ from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from adaptis import chance, guards, replicas
+from adaptis.before import Before, Keeper
 from adaptis.forms import Form, Forms
 from adaptis.guards import SharedBuffers
 from adaptis.split import Debt, Ledger, pay
-from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape, buffers_of
+from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape
+
+logger = logging.getLogger("adaptis")
 
 Bundle = tuple[Any, ...]
 """What passes from layer to layer: tensors, one or several."""
-
-Buffers = Sequence[tuple[nn.Module, str, Tensor]]
-"""A layer's buffers, each with its module and name."""
-Left = tuple[nn.Module, str, Tensor, int]
-"""A buffer that was not copied: its module, its name, itself and its version."""
-COPIED_BYTES = 1 << 16
-"""Buffers up to which a copy costs nothing worth saving: larger ones are mostly tables, which nobody changes."""
 
 AGAIN = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 AGAIN_ELSE = 1e-4
@@ -60,9 +56,8 @@ class Piece:
     # None while a recomputation is due.
     outputs: Bundle | None
     key: int
-    # Where a recomputation is due: the layer's buffers before the run, those that were not copied, and at times what it gave.
-    before: Buffers = ()
-    left: Sequence[Left] = ()
+    # Where a recomputation is due: the layer before the run, and at times what it gave.
+    before: Before | None = None
     gave: Bundle | None = None
 
 
@@ -148,7 +143,7 @@ class Worker:
         # All layers are one stage.
         self._is_whole = False
         self._generator = chance.Generator(device)
-        self._tables = Tables(layers)
+        self._keeper = Keeper(layers)
         # Layers whose recomputation is looked at, or was, under these stages.
         self._repeats: set[int] = set()
         # By layer: how often it was looked at, and how often it gave something else.
@@ -159,6 +154,7 @@ class Worker:
         self.stages = stages
         self._repeats.clear()
         self._looks.clear()
+        self._keeper.adopt()
         self._knows_loss = False
         self._is_whole = any(stage.first == 0 and stage.end == len(self.layers) for stage in stages.values())
 
@@ -196,17 +192,18 @@ class Worker:
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = self._key(layer, microbatch)
             is_recomputed = layer in here.recomputed
-            before, left = self._tables.before(layer) if is_recomputed else ((), ())
+            is_its_turn = is_recomputed and self._is_its_turn(layer, microbatch)
+            before = self._keeper.before(layer, is_its_turn) if is_recomputed else None
             if self.tape.is_due(layer, microbatch):
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
             else:
                 outputs = self._run(layer, inputs, number)
             value = tuple(_leaf(part.contiguous(), part.requires_grad) for part in outputs)
-            if is_recomputed and not self._tables.are_as_before(layer, left):
-                # It changes what was not copied: this once, its graph is kept.
-                is_recomputed, before = False, ()
-            piece = Piece(inputs, None if is_recomputed else outputs, number, before, left)
-            if is_recomputed and (layer not in self._repeats or self._is_its_turn(layer, microbatch)):
+            if before is not None and not self._keeper.holds(layer, before):
+                # It changes what was not kept: this once, its graph is.
+                is_recomputed, before = False, None
+            piece = Piece(inputs, None if is_recomputed else outputs, number, before)
+            if is_recomputed and (layer not in self._repeats or is_its_turn):
                 self._repeats.add(layer)
                 piece.gave = value
             kept.pieces.append(piece)
@@ -375,20 +372,15 @@ class Worker:
         )
 
     def _again(self, layer: int, piece: Piece) -> Bundle:
-        """Runs a layer once more, on its buffers as they were."""
-        if not self._tables.are_as_before(layer, piece.left):
+        """Runs a layer once more, on what it was."""
+        assert piece.before is not None, "a recomputation is due"
+        if not self._keeper.has_stayed(layer, piece.before):
             raise RuntimeError(
                 f"layer {layer} changed a large buffer for a later microbatch and none for an earlier one, which is recomputed "
                 "now and would see the change: let it change it for the first microbatch of a step, too"
             )
-        kept = [(module, name, module._buffers[name]) for module, name, _ in piece.before]
-        for module, name, buffer in piece.before:
-            module._buffers[name] = buffer
-        try:
+        with piece.before.again():
             outputs = self._run(layer, piece.inputs, piece.key)
-        finally:
-            for module, name, held in kept:
-                module._buffers[name] = held
         if piece.gave is not None and self._is_other(layer, piece.gave, outputs):
             raise RuntimeError(
                 f"layer {layer} gives another result when it runs again on the same input, so that its gradients would be "
@@ -403,6 +395,11 @@ class Worker:
         is_other = not all(map(_is_again, gave, again))
         looks, others = looks + 1, others + is_other
         self._looks[layer] = looks, others
+        if is_other and looks > 1 and others == 1:
+            logger.warning(
+                "layer %s gave another result when it ran again on the same input, which makes gradients wrong where it is "
+                "recomputed: keep what its result depends on in a buffer (often so, and it is refused)", layer
+            )
         return is_other and (looks == 1 or (others > 1 and others >= OTHERS_SHARE * looks))
 
     def _without_autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -410,41 +407,6 @@ class Worker:
         if torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
         return contextlib.nullcontext()
-
-
-class Tables:
-    """Copies of the buffers of layers that are recomputed, but for large ones that they do not change."""
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self.layers = layers
-        # By layer: large buffers, by module and name, that it changes.
-        self._changing: dict[int, set[tuple[int, str]]] = {}
-
-    def before(self, layer: int) -> tuple[Buffers, Sequence[Left]]:
-        """Copies of a layer's buffers as they are now, and those that were not copied; one that stands twice is copied once."""
-        copies: dict[int, Tensor] = {}
-        held, left = [], []
-        changing = self._changing.setdefault(layer, set())
-        for module, name, buffer in buffers_of(self.layers[layer]):
-            # Norms' kernels change theirs without a new version.
-            is_seen = buffer.nbytes > COPIED_BYTES and not isinstance(module, _NormBase)
-            if is_seen and (id(module), name) not in changing:
-                left.append((module, name, buffer, buffer._version))
-                continue
-            if id(buffer) not in copies:
-                copies[id(buffer)] = buffer.clone()
-            held.append((module, name, copies[id(buffer)]))
-        return held, left
-
-    def are_as_before(self, layer: int, left: Sequence[Left]) -> bool:
-        """Whether what was not copied is what it was. What is not will be copied from now on."""
-        changed = {
-            (id(module), name)
-            for module, name, buffer, version in left
-            if module._buffers.get(name) is not buffer or buffer._version != version
-        }
-        self._changing.setdefault(layer, set()).update(changed)
-        return not changed
 
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:

@@ -1,0 +1,250 @@
+"""What a layer was before a run, besides its trained parameters, so that a recomputation gives the same once more.
+
+    before = keeper.before(layer, is_looked_at)
+    the layer runs
+    keeper.holds(layer, before)       False: it changed what was not kept, so its graph is to be
+    keeper.has_stayed(layer, before)  what was not kept is as it was
+    with before.again(): the layer runs
+
+1. Small buffers are copied. Large ones are mostly tables that nobody changes: they are copied once a run has changed them,
+   as are parameters that are not trained. A change is seen by their version, and at times by their values.
+2. Plain attributes, as counters, and the states of Python's and NumPy's random numbers are put back as well, where the run
+   changed them. Those of torch are drawn by a key for each layer and microbatch.
+3. A recomputation leaves nothing behind: what it changed is put back to what the runs had made of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from dataclasses import dataclass
+from typing import Any, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from adaptis import replicas
+from adaptis.state import PLAIN
+
+COPIED_BYTES = 1 << 16
+"""Buffers up to which a copy costs nothing worth saving."""
+LOOKS = 3
+"""Runs of a layer under a plan after which the values of what is not copied are compared with those before."""
+
+Store = dict[str, Any]
+"""The buffers or the parameters of a module, by name."""
+
+
+@dataclass
+class Left:
+    """What was not copied."""
+
+    store: Store
+    name: str
+    tensor: Tensor
+    version: int
+    # As it was, where its values are looked at.
+    value: Tensor | None
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return id(self.store), self.name
+
+    @property
+    def is_the_same(self) -> bool:
+        """By all that costs nothing."""
+        return self.store.get(self.name) is self.tensor and self.tensor._version == self.version
+
+
+@dataclass
+class Before:
+    """A layer as it was before a run."""
+
+    # Copies, or what was not copied, by name.
+    stores: list[tuple[Store, Store]]
+    left: list[Left]
+    # Plain attributes; after the run, those that it changed.
+    attributes: list[tuple[Store, Store]]
+    # Of random numbers; none if the run drew none.
+    chances: list[Any]
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Everything as it was, for a run."""
+        now = [(store, dict(store)) for store, _ in self.stores]
+        attributes = [(store, {name: store.get(name, _ABSENT) for name in was}) for store, was in self.attributes]
+        chances = _chances() if self.chances else []
+        _put_back(self.stores)
+        _give(self.attributes)
+        _draw_from(self.chances)
+        try:
+            yield
+        finally:
+            _put_back(now)
+            _give(attributes)
+            _draw_from(chances)
+
+
+_ABSENT: Any = object()
+
+
+def _put_back(stores: Sequence[tuple[Store, Store]]) -> None:
+    for store, was in stores:
+        store.clear()
+        store.update(was)
+
+
+def _give(attributes: Sequence[tuple[Store, Store]]) -> None:
+    for store, values in attributes:
+        for name, value in values.items():
+            if value is _ABSENT:
+                store.pop(name, None)
+            else:
+                store[name] = value
+
+
+class Keeper:
+    """Keeps what layers were before their runs."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = layers
+        # By layer: what is not copied by itself and was changed by a run.
+        self._changing: dict[int, set[tuple[int, str]]] = {}
+        # By layer, under the plan in force: how often values were looked at.
+        self._looks: dict[int, int] = {}
+
+    def adopt(self) -> None:
+        """Another plan is in force."""
+        self._looks.clear()
+
+    def before(self, layer: int, is_looked_at: bool) -> Before:
+        """What a layer is now; the values of what is not copied may be looked at."""
+        looks = self._looks[layer] = self._looks.get(layer, 0) + 1
+        is_looked_at = is_looked_at or looks <= LOOKS
+        changing = self._changing.setdefault(layer, set())
+        modules = list(self.layers[layer].modules())
+        copies = _Copies(modules)
+        stores: list[tuple[Store, Store]] = []
+        left: list[Left] = []
+        for module in modules:
+            own: Store = module._buffers
+            held = dict(own)
+            for name, buffer in own.items():
+                if buffer is None:
+                    continue
+                # Norms' kernels change theirs without a new version.
+                is_small = buffer.nbytes <= COPIED_BYTES or isinstance(module, _NormBase)
+                if is_small or (id(own), name) in changing:
+                    held[name] = copies.of(buffer)
+                else:
+                    value = buffer.clone() if is_looked_at else None
+                    left.append(Left(own, name, buffer, buffer._version, value))
+            stores.append((own, held))
+            stores += self._frozen(module, changing, left)
+        attributes = [(vars(module), _plain(vars(module))) for module in modules]
+        return Before(stores, left, attributes, _chances())
+
+    def _frozen(
+        self, module: nn.Module, changing: set[tuple[int, str]], left: list[Left]
+    ) -> Iterator[tuple[Store, Store]]:
+        """Parameters that are not trained; copies of those that runs change."""
+        own: Store = module._parameters
+        held = {}
+        for name, part in own.items():
+            if part is None or part.requires_grad or replicas.is_sharded(part):
+                continue
+            if (id(own), name) in changing:
+                held[name] = nn.Parameter(part.detach().clone(), requires_grad=False)
+            else:
+                left.append(Left(own, name, part, part._version, None))
+        if held:
+            yield own, {**own, **held}
+
+    def holds(self, layer: int, before: Before) -> bool:
+        """After the run: whether all that it changed was kept. What was not will be from now on."""
+        changed = {
+            of.key
+            for of in before.left
+            if not of.is_the_same or (of.value is not None and not torch.equal(of.value, of.tensor))
+        }
+        for of in before.left:
+            of.value = None
+        self._changing[layer] |= changed
+        before.attributes = [
+            (store, changes) for store, was in before.attributes if (changes := _changes(was, _plain(store)))
+        ]
+        if _are_alike(before.chances, _chances()):
+            before.chances = []
+        return not changed
+
+    def has_stayed(self, layer: int, before: Before) -> bool:
+        """Before a recomputation: whether what was not kept is as it was before the run."""
+        changing = self._changing.get(layer, set())
+        return all(of.is_the_same and of.key not in changing for of in before.left)
+
+
+class _Copies:
+    """Copies of buffers: of one that stands twice one, and of those that share memory such that share it."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._copies: dict[int, Tensor] = {}
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._users: dict[int, set[int]] = {}
+        for module in modules:
+            for buffer in module._buffers.values():
+                if buffer is not None and type(buffer) is Tensor and buffer.layout == torch.strided:
+                    self._users.setdefault(buffer.untyped_storage().data_ptr(), set()).add(id(buffer))
+
+    def of(self, buffer: Tensor) -> Tensor:
+        if id(buffer) not in self._copies:
+            self._copies[id(buffer)] = self._of(buffer)
+        return self._copies[id(buffer)]
+
+    def _of(self, buffer: Tensor) -> Tensor:
+        if type(buffer) is not Tensor or buffer.layout != torch.strided:
+            return buffer.clone()
+        storage = buffer.untyped_storage()
+        at = storage.data_ptr()
+        if at == 0 or len(self._users[at]) == 1:
+            return buffer.clone()
+        if at not in self._storages:
+            self._storages[at] = storage.clone()
+        copy = torch.empty(0, dtype=buffer.dtype, device=buffer.device)
+        return copy.set_(self._storages[at], buffer.storage_offset(), buffer.size(), buffer.stride())
+
+
+def _plain(attributes: Store) -> Store:
+    return {name: value for name, value in attributes.items() if type(value) in PLAIN}
+
+
+def _changes(was: Store, now: Store) -> Store:
+    """What was of another value, by name; NaN is another one than itself, which does no harm."""
+    changed = {name: value for name, value in was.items() if name not in now or now[name] != value}
+    return {**changed, **{name: _ABSENT for name in now if name not in was}}
+
+
+def _chances() -> list[Any]:
+    """The states of random numbers besides torch's."""
+    numpy = sys.modules.get("numpy")
+    return [random.getstate(), None if numpy is None else numpy.random.get_state()]
+
+
+def _draw_from(chances: list[Any]) -> None:
+    if not chances:
+        return
+    python, of_numpy = chances
+    random.setstate(python)
+    if of_numpy is not None:
+        sys.modules["numpy"].random.set_state(of_numpy)
+
+
+def _are_alike(one: list[Any], other: list[Any]) -> bool:
+    (python, of_numpy), (python_now, of_numpy_now) = one, other
+    if python != python_now or (of_numpy is None) != (of_numpy_now is None):
+        return False
+    if of_numpy is None:
+        return True
+    (_, keys, *rest), (_, keys_now, *rest_now) = of_numpy, of_numpy_now
+    return rest == rest_now and bool((keys == keys_now).all())
