@@ -130,9 +130,15 @@ class Listing(SGD):
                     assert self.state[part]["none"] == {}
                     self.state[part].setdefault("seen", []).append(1)
                     self.state[part].setdefault("also", [])
+                    self.state[part].setdefault("by step", {7: 1.0})
 
 
-NOTES: list[tuple[Any, Any]] = [({"scale": 2.0}, {}), ({}, {"scale": 1.0}), ({"most": [1, {"a": 2}]}, {"most": []})]
+NOTES: list[tuple[Any, Any]] = [
+    ({"scale": 2.0}, {}),
+    ({}, {"scale": 1.0}),
+    ({"most": [1, {"a": 2}]}, {"most": []}),
+    ({0: 1, True: [], (1, 2): None, torch.float32: {}}, {}),
+]
 
 
 def _noted(rank: int, world: int, dir: Path, loads: bool) -> list[str]:
@@ -150,7 +156,7 @@ def _noted(rank: int, world: int, dir: Path, loads: bool) -> list[str]:
         schedule.step(X, target=Y)
         optimizer.step()
     names = {id(part): name for name, part in schedule.named_parameters()}
-    kept = [f"{names[id(part)]} {state['seen']} {state['also']}" for part, state in optimizer.state.items()]
+    kept = [f"{names[id(part)]} {state['seen']} {state['also']} {state['by step']}" for part, state in optimizer.state.items()]
     return [f"{at} {layer.notes}" for at, layer in schedule._own()] + kept
 
 

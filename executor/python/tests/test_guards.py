@@ -34,8 +34,11 @@ def _of_what_is_trained_elsewhere(rank: int, world: int) -> list[str]:
     for at in (0, 3):
         frozen[at].requires_grad_(False)
     plain = Schedule(frozen, 2, functional.mse_loss)
+    sparse = linears()
+    sparse[1].register_buffer("pairs", torch.eye(2).to_sparse())
     return refusals(
         [
+            lambda: Schedule(sparse, 2, functional.mse_loss),
             lambda: Schedule(tied, 2, functional.mse_loss),
             lambda: Schedule(of_one, 2, functional.mse_loss),
             lambda: plain.step((X, X[:4]), target=Y),
@@ -48,6 +51,7 @@ def test_what_would_part_or_be_cut_otherwise_is_refused() -> None:
     assert_said(
         in_ranks(2, _of_what_is_trained_elsewhere)[0],
         [
+            "'pairs' of layer 1 is a tensor of torch.sparse_coo, which does not move",
             "'weight' of layer 3 lies in the memory of 'weight' of layer 0",
             "'weight' of layer 3 lies in the memory of 'weight' of layer 0",
             "x: tensors of 8 and of 4 rows",
@@ -154,6 +158,10 @@ def _tables(rank: int, world: int) -> list[float]:
     layers[1] = layers[3] = Tabled()
     mask = torch.ones(WIDTH)
     layers[4], layers[6] = Masked(mask), Masked(mask)
+    # What is no number in it is no change.
+    padding = torch.full((WIDTH,), float("nan"))
+    for at in (0, 2):
+        layers[at].register_buffer("padding", padding)
     losses = []
     schedule = None if world == 1 else Schedule(layers, 2, functional.mse_loss, plan="1f1b")
     for rows in (4, 8, 8, 12, 12):

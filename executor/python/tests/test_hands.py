@@ -49,6 +49,76 @@ def test_a_layer_that_is_reparametrized_later_on_is_trained() -> None:
     assert in_ranks(1, _pruned) == [[["bias", weight], [weight], ["bias", parametrized], [parametrized]]]
 
 
+def _saves_little(rank: int, world: int) -> list[str]:
+    """Layers that change in place what torch does not save of a product."""
+    frozen = nn.Linear(WIDTH, WIDTH)
+    frozen.weight.requires_grad_(False)
+    clamped = nn.Linear(WIDTH, WIDTH)
+    found = []
+    for layer in (Within(frozen), Clamping(clamped)):
+        Schedule([layer], 1, functional.mse_loss).step(torch.randn(4, WIDTH), target=torch.randn(4, WIDTH))
+        found += [name for name, part in layer.named_parameters() if part.grad is not None]
+    return found
+
+
+class Within(nn.Module):
+    """Adds a product to what it was made of, whose weight is not trained."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Any:
+        x = x * 1.0
+        x += self.linear(x)
+        return x
+
+
+class Clamping(Within):
+    """Changes a weight after its use, of what wants no gradient."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x)
+        with torch.no_grad():
+            self.linear.weight.clamp_(-1.0, 1.0)
+        return y
+
+
+def test_no_more_is_saved_than_by_torch() -> None:
+    assert in_ranks(1, _saves_little) == [["linear.bias", "linear.weight", "linear.bias"]]
+
+
+class Shaken(nn.Module):
+    """Its gradients have noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x)
+        y.register_hook(lambda gradient: gradient + torch.randn_like(gradient))
+        return y
+
+
+def _shaken(rank: int, world: int) -> list[str]:
+    """Gradients under orders and recomputations that differ."""
+    found = []
+    for program, recomputed in ((["0F0", "0B0", "0F1", "0B1"], []), (["0F0", "0F1", "0I0", "0I1", "0W0", "0W1"], [0])):
+        torch.manual_seed(1)
+        plan = json.loads(scheduled([(0, 2, 0)], 2, 1, 2, random.Random(0), 1).write())
+        plan["programs"], plan["stages"][0]["recompute"] = [program], recomputed
+        schedule = Schedule([Shaken(), Shaken()], 2, functional.mse_loss, plan=Plan.read(json.dumps(plan)))
+        schedule.step(torch.ones(4, WIDTH), target=torch.zeros(4, WIDTH))
+        found.append(repr([part.grad for part in schedule.parameters()]))
+    return found
+
+
+def test_what_is_drawn_in_a_backward_does_not_depend_on_the_plan() -> None:
+    ((one, other),) = in_ranks(1, _shaken)
+    assert one == other
+
+
 class Halved(torch.autograd.Function):
     """A product whose gradients are its own."""
 

@@ -175,7 +175,48 @@ class Taught(nn.Module):
         return self.linear(x) + self.teacher.clone()
 
 
-KINDS: list[Callable[[], nn.Module]] = [Stretched, Cached, Dropping, Wide, Views, Taught]
+class Momentum(nn.Module):
+    """A frozen parameter that follows a trained one, without a new version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.teacher = nn.Parameter(torch.zeros(WIDTH), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Any:
+        self.teacher.data = self.teacher.data * 0.9 + self.linear.bias.data * 0.1
+        return self.linear(x) + self.teacher.clone()
+
+
+class Growing(nn.Module):
+    """Makes a part of itself when it first runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Any:
+        if not hasattr(self, "norm"):
+            self.norm = nn.BatchNorm1d(WIDTH, affine=False)
+        return self.norm(self.linear(x).flatten(0, 1)).view_as(x)
+
+
+class Padded(nn.Module):
+    """A large table with what is no number in it, which nobody changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("table", torch.full((COPIED_BYTES,), float("nan")))
+        self.register_buffer("pairs", torch.eye(WIDTH).to_sparse())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x) + (torch.sparse.mm(self.pairs, x[0].t()).t() + self.table[0].nan_to_num(0.0))
+
+
+KINDS: list[Callable[[], nn.Module]] = [
+    Stretched, Cached, Dropping, Wide, Views, Taught, Momentum, Growing, Padded
+]
 
 
 def _changing(rank: int, world: int) -> list[str]:
@@ -206,7 +247,8 @@ def _steps(kind: Callable[[], nn.Module], recomputed: bool) -> tuple[list[str], 
         gradients += [repr(part.grad) for part in schedule.parameters()]
         optimizer.step()
         optimizer.zero_grad()
-    kept = {name: value.sum().item() for name, value in nn.ModuleList(layers).state_dict().items()}
+    assert not any(name == "table" for _, name in schedule._worker._keeper._changing.get(1, set()) if kind is Padded)
+    kept = {name: repr(value.to_dense().sum()) for name, value in nn.ModuleList(layers).state_dict().items()}
     return losses, gradients, repr(kept) + repr(random.getstate())
 
 

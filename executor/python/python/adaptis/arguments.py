@@ -48,6 +48,21 @@ def modules(layers: Any) -> list[nn.Module]:
     return modules
 
 
+def check_movable(layers: Sequence[nn.Module]) -> None:
+    """Refuses what can't be moved from rank to rank, nor stood for."""
+    for at, layer in enumerate(layers):
+        for name, part in state.tensors_of(layer):
+            if part.layout != torch.strided:
+                raise ValueError(
+                    f"layers: {name!r} of layer {at} is a tensor of {part.layout}, which does not move; keep it dense, or make it "
+                    "in the forward"
+                )
+            try:
+                state.check_blank(part)
+            except RuntimeError as error:
+                raise ValueError(f"layers: {name!r} of layer {at} is of {part.dtype}, which does not move: {error}") from error
+
+
 def check_memory(layers: Sequence[nn.Module]) -> None:
     """Refuses parameters that share memory and are not one, of which some are trained: they would part when their layers
     move. Frozen ones stay alike, and what has no memory of its own, as a wrapper, is not looked into."""

@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from adaptis import replicas
-from adaptis.state import PLAIN
+from adaptis.state import PLAIN, bytes_of
 
 COPIED_BYTES = 1 << 16
 """Buffers up to which a copy costs nothing worth saving."""
 LOOKS = 3
 """Runs of a layer under a plan after which the values of what is not copied are compared with those before."""
+SAMPLED = 4096
+"""Bytes of them that are compared of parameters, and later on, spread over all."""
 
 Store = dict[str, Any]
 """The buffers or the parameters of a module, by name."""
@@ -45,8 +47,9 @@ class Left:
     name: str
     tensor: Tensor
     version: int
-    # As it was, where its values are looked at.
+    # Of its bytes every so many one as they were, where values are looked at.
     value: Tensor | None
+    every: int
 
     @property
     def key(self) -> tuple[int, str]:
@@ -57,6 +60,11 @@ class Left:
         """By all that costs nothing."""
         return self.store.get(self.name) is self.tensor and self.tensor._version == self.version
 
+    @property
+    def has_its_value(self) -> bool:
+        """As far as it was looked at."""
+        return self.value is None or torch.equal(self.value, bytes_of(self.tensor.detach())[:: self.every])
+
 
 @dataclass
 class Before:
@@ -65,6 +73,7 @@ class Before:
     # Copies, or what was not copied, by name.
     stores: list[tuple[Store, Store]]
     left: list[Left]
+    modules: list[nn.Module]
     # Plain attributes; after the run, those that it changed.
     attributes: list[tuple[Store, Store]]
     # Of random numbers; none if the run drew none.
@@ -114,6 +123,8 @@ class Keeper:
         self._changing: dict[int, set[tuple[int, str]]] = {}
         # By layer, under the plan in force: how often values were looked at.
         self._looks: dict[int, int] = {}
+        # Layers that draw random numbers besides torch's: to ask for their states takes as long as all else here.
+        self._drawing: set[int] = set()
 
     def adopt(self) -> None:
         """Another plan is in force."""
@@ -122,7 +133,8 @@ class Keeper:
     def before(self, layer: int, is_looked_at: bool) -> Before:
         """What a layer is now; the values of what is not copied may be looked at."""
         looks = self._looks[layer] = self._looks.get(layer, 0) + 1
-        is_looked_at = is_looked_at or looks <= LOOKS
+        is_sampled = looks > LOOKS
+        is_looked_at = is_looked_at or not is_sampled
         changing = self._changing.setdefault(layer, set())
         modules = list(self.layers[layer].modules())
         copies = _Copies(modules)
@@ -135,19 +147,18 @@ class Keeper:
                 if buffer is None:
                     continue
                 # Norms' kernels change theirs without a new version.
-                is_small = buffer.nbytes <= COPIED_BYTES or isinstance(module, _NormBase)
-                if is_small or (id(own), name) in changing:
+                is_small = buffer.layout != torch.strided or buffer.nbytes <= COPIED_BYTES
+                if is_small or isinstance(module, _NormBase) or (id(own), name) in changing:
                     held[name] = copies.of(buffer)
                 else:
-                    value = buffer.clone() if is_looked_at else None
-                    left.append(Left(own, name, buffer, buffer._version, value))
+                    left.append(_left(own, name, buffer, is_looked_at, is_sampled))
             stores.append((own, held))
-            stores += self._frozen(module, changing, left)
+            stores += self._frozen(module, changing, left, is_looked_at)
         attributes = [(vars(module), _plain(vars(module))) for module in modules]
-        return Before(stores, left, attributes, _chances())
+        return Before(stores, left, modules, attributes, _chances() if is_looked_at or layer in self._drawing else [])
 
     def _frozen(
-        self, module: nn.Module, changing: set[tuple[int, str]], left: list[Left]
+        self, module: nn.Module, changing: set[tuple[int, str]], left: list[Left], is_looked_at: bool
     ) -> Iterator[tuple[Store, Store]]:
         """Parameters that are not trained; copies of those that runs change."""
         own: Store = module._parameters
@@ -158,7 +169,7 @@ class Keeper:
             if (id(own), name) in changing:
                 held[name] = nn.Parameter(part.detach().clone(), requires_grad=False)
             else:
-                left.append(Left(own, name, part, part._version, None))
+                left.append(_left(own, name, part, is_looked_at and part.layout == torch.strided, True))
         if held:
             yield own, {**own, **held}
 
@@ -167,22 +178,34 @@ class Keeper:
         changed = {
             of.key
             for of in before.left
-            if not of.is_the_same or (of.value is not None and not torch.equal(of.value, of.tensor))
+            if not of.is_the_same or not of.has_its_value
         }
         for of in before.left:
             of.value = None
         self._changing[layer] |= changed
+        # Of a module that it has made, nobody knows what it was.
+        has_made = len(before.modules) != sum(1 for _ in self.layers[layer].modules())
         before.attributes = [
             (store, changes) for store, was in before.attributes if (changes := _changes(was, _plain(store)))
         ]
-        if _are_alike(before.chances, _chances()):
+        if before.chances and _are_alike(before.chances, _chances()):
             before.chances = []
-        return not changed
+        elif before.chances:
+            self._drawing.add(layer)
+        return not changed and not has_made
 
     def has_stayed(self, layer: int, before: Before) -> bool:
         """Before a recomputation: whether what was not kept is as it was before the run."""
         changing = self._changing.get(layer, set())
         return all(of.is_the_same and of.key not in changing for of in before.left)
+
+
+def _left(store: Store, name: str, tensor: Tensor, is_looked_at: bool, is_sampled: bool) -> Left:
+    every = max(1, tensor.nbytes // SAMPLED) if is_sampled and tensor.layout == torch.strided else 1
+    # Odd, so that it is not always the same byte of a number.
+    every |= 1
+    value = bytes_of(tensor.detach())[::every].clone() if is_looked_at else None
+    return Left(store, name, tensor, tensor._version, value, every)
 
 
 class _Copies:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-import ast
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
@@ -93,12 +93,12 @@ def save(schedule: Schedule, directory: str | Path) -> None:
     from torch.distributed.checkpoint import state_dict_saver
 
     state = part(schedule)
-    # Of modules' extra state, of parameters' in an optimizer, and of groups.
-    least = {"model": 2, "optimizers": 5}
-    empties = [(path, value) for path, value in _empties(state, ()) if len(path) >= least.get(path[0], len(path) + 1)]
-    if empties:
-        # Such are not stored by themselves.
-        state["empty"] = {str(schedule.rank): repr(empties)}
+    odd = {path: value for path, value in _members(state) if _is_odd(value)}
+    if odd:
+        # As it is: by itself it would come back with its keys as texts, and without what has nothing in it.
+        kept = io.BytesIO()
+        torch.save(odd, kept)
+        state["odd"] = {str(schedule.rank): kept.getvalue()}
     state_dict_saver.save(state, checkpoint_id=directory, process_group=_group(schedule))
 
 
@@ -126,7 +126,7 @@ def load(schedule: Schedule, directory: str | Path) -> None:
         return path[0] == "optimizers" and not (len(path) > 3 and path[2] == "state" and path[3] not in own)
 
     for key, path in sorted(paths.items(), key=lambda item: str(item[1])):
-        if not is_own(path) and path[0] != "empty":
+        if not is_own(path) and path[0] != "odd":
             continue
         kept = metadata.state_dict_metadata[key]
         blank = None
@@ -136,8 +136,8 @@ def load(schedule: Schedule, directory: str | Path) -> None:
             blank = replicas.placed(blank, parameters.get(path[3])) if len(path) > 3 else blank
         _put(wanted, path, blank)
     state_dict_loader.load(wanted, storage_reader=reader, process_group=_group(schedule))
-    for told in wanted.pop("empty", {}).values():
-        for path, value in ast.literal_eval(told):
+    for told in wanted.pop("odd", {}).values():
+        for path, value in torch.load(io.BytesIO(told), map_location="cpu", weights_only=False).items():
             if is_own(path):
                 _put(wanted, path, value)
     for name, value in extra.items():
@@ -252,14 +252,25 @@ def _layer_of(name: str) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _empties(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Dictionaries and lists with nothing in them, and where they are."""
-    if not isinstance(value, (dict, list)):
-        return
-    if not value:
-        yield path, type(value)()
-    for key, of in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _empties(of, (*path, key))
+def _members(state: State) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """What is neither a tensor nor a container of ours, and where it is: extra state, and what optimizers keep."""
+    for name, value in state["model"].items():
+        if name.endswith(EXTRA):
+            yield ("model", name), value
+    for at, optimizer in enumerate(state["optimizers"]):
+        for name, kept in optimizer["state"].items():
+            for detail, value in kept.items() if isinstance(kept, Mapping) else ():
+                yield ("optimizers", at, "state", name, detail), value
+        for number, group in enumerate(optimizer["param_groups"]):
+            for detail, value in group.items():
+                yield ("optimizers", at, "param_groups", number, detail), value
+
+
+def _is_odd(value: Any) -> bool:
+    """It has something with nothing in it, or a key that is no text."""
+    if isinstance(value, Mapping):
+        return not value or any(not isinstance(key, str) or _is_odd(of) for key, of in value.items())
+    return isinstance(value, (list, tuple)) and (not value or any(map(_is_odd, value)))
 
 
 def _on_host(value: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from adaptis import state
 from adaptis.facts import parameters_of
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class SharedBuffers:
                     watch.looks, watch.doubts = LOOKS, watch.doubts + 1
                 continue
             watch.looks -= 1
-            if buffer is None or buffer.shape != was.value.shape or torch.equal(buffer, was.value):
+            if buffer is None or buffer.shape != was.value.shape or _are_alike(buffer, was.value):
                 continue
             watch.changes += 1
             if watch.changes > 1:
@@ -106,6 +107,13 @@ class SharedBuffers:
                     f"layer {layer} changes the buffer {was.name!r} again and again, which another layer uses as well: it "
                     "would see that on this rank alone, and in the plan's order; give each layer its own, or make them one layer"
                 )
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    """By all bits, so that what is no number is like itself."""
+    if one.layout != torch.strided or one.dtype != other.dtype:
+        return torch.equal(one, other)
+    return torch.equal(state.bytes_of(one), state.bytes_of(other))
 
 
 class LossBuffers:

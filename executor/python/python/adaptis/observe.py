@@ -191,6 +191,9 @@ class Observation:
         torch goes through them one by one."""
         logger.warning("this rank is not observed any longer: %s", reason)
         self._fault = reason
+        self._stop()
+
+    def _stop(self) -> None:
         self.has_ended = True
         self._hooks.scales.unhook()
         self._hooks.take_off()
@@ -289,7 +292,11 @@ class Observation:
             self._hooks.take_off()
             self._hook(self.steps == self._due)
         elif self._still == 2 * STILL_STEPS:
-            self._fail("its layers do not run any longer")
+            logger.warning(
+                "this rank is not observed any longer: its layers do not run any more, as where they are compiled with a larger "
+                "graph or others have taken their place; what was measured until then is kept"
+            )
+            self._stop()
 
     def _take_for_ours(self, optimizer: Optimizer) -> None:
         """Of one that trains none of the layers' parameters, where none has that does: it trains copies of them."""

@@ -88,6 +88,7 @@ class Schedule:
         self.world = dist.get_world_size(group)
         self.device = arguments.device_of(self.layers, device)
         if self.world > 1:
+            arguments.check_movable(self.layers)
             arguments.check_memory(self.layers)
         self.channels = channels.of(group, self.device)
         self.optimizers: list[Optimizer] = []

@@ -141,8 +141,9 @@ def _add(parameter: Tensor, gradient: Tensor) -> None:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: Any, module: nn.Linear) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.cast, ctx.module, ctx.own = cast, module, (weight, bias)
+        # No more than torch does: what is not saved may be changed in place.
+        ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)
+        ctx.cast, ctx.module, ctx.own, ctx.dtype = cast, module, (weight, bias), weight.dtype
         if cast is not None:
             weight, bias = weight.to(cast), None if bias is None else bias.to(cast)
         return functional.linear(x, weight, bias)
@@ -155,22 +156,22 @@ class _Linear(torch.autograd.Function):
         ledger, own = _ledger(ctx.module), ctx.own
         before = gradient.matmul(weight if ctx.cast is None else weight.to(ctx.cast)) if of_x else None
         if ledger.is_open:
-            left, of_output = _AsItWas(x, ctx.module), gradient.detach()
-            ledger.debts.append(lambda: _linear_debt(own, left.get(), of_output))
+            left, of_output = _AsItWas(x, ctx.module) if of_weight else None, gradient.detach()
+            ledger.debts.append(lambda: _linear_debt(own, None if left is None else left.get(), of_output))
             return before, None, None, None, None
         flat = gradient.reshape(-1, gradient.shape[-1])
-        of_own = (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if of_weight else None
-        return before, of_own, flat.sum(0).to(weight.dtype) if of_bias else None, None, None
+        of_own = (flat.t() @ x.reshape(-1, x.shape[-1])).to(ctx.dtype) if of_weight else None
+        return before, of_own, flat.sum(0).to(ctx.dtype) if of_bias else None, None, None
 
 
 Own = tuple[Tensor, Tensor | None]
 """Weight and bias that a forward used."""
 
 
-def _linear_debt(own: Own, x: Tensor, gradient: Tensor) -> None:
+def _linear_debt(own: Own, x: Tensor | None, gradient: Tensor) -> None:
     weight, bias = own
     flat = gradient.reshape(-1, gradient.shape[-1])
-    if weight.requires_grad:
+    if weight.requires_grad and x is not None:
         _add(weight, flat.t() @ x.reshape(-1, x.shape[-1]))
     if bias is not None and bias.requires_grad:
         _add(bias, flat.sum(0))

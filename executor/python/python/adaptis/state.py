@@ -44,6 +44,15 @@ def _blank(tensor: Tensor) -> Tensor:
     return torch.full((), filler, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
+def check_blank(tensor: Tensor) -> None:
+    """Sees that something can stand for it.
+
+    Raises RuntimeError where nothing can.
+    """
+    if not replicas.is_sharded(tensor) and tensor.device.type != "meta":
+        _blank(tensor)
+
+
 def drop(layer: nn.Module, optimizers: Sequence[Optimizer], held: Sequence[nn.Module]) -> None:
     """Frees the state of a layer that this rank does not hold, but for buffers that layers which it holds use as well."""
     used = {id(buffer) for other in held for buffer in other.buffers()}

@@ -32,6 +32,7 @@ from adaptis.before import Before, Keeper
 from adaptis.forms import Form, Forms
 from adaptis.guards import SharedBuffers
 from adaptis.split import Debt, Ledger, pay
+from adaptis.state import bytes_of
 from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape
 
 logger = logging.getLogger("adaptis")
@@ -44,6 +45,8 @@ AGAIN_ELSE = 1e-4
 """Shares of the largest value that a recomputation may be off by, for kernels that add up in any order."""
 OTHERS_SHARE = 0.1
 """Of the looks at a layer's recomputation, so many in which it gave something else are too many."""
+OF_BACKWARD = 0x6A09E667F3BCC908
+"""What tells the random numbers of a backward from those of its forward."""
 LOOK_EVERY = 64
 """Steps of which one has a recomputation looked at on a GPU, which has to be waited for; elsewhere every step has."""
 
@@ -328,6 +331,8 @@ class Worker:
             has_begun = False
             # Of a stage, all other microbatches were before the last one.
             replicas.sync(self.sharded[layer], microbatch == self.microbatches - 1)
+            # What hooks and operations draw in a backward does not depend on the plan either.
+            self._generator.seed(piece.key ^ OF_BACKWARD)
             with self._without_autocast():
                 gradient = self._through(outputs, gradient, piece.inputs)
                 debts = of_loss + self.ledger.take()
@@ -416,8 +421,9 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
 def _is_again(gave: Tensor, again: Tensor) -> bool:
     """Whether a recomputation gave what the F did, but for the order in which kernels add up. Waits for a GPU: it is looked
     at once for each layer and plan, and then of all layers and microbatches one at a time."""
-    if not (gave.is_floating_point() or gave.is_complex()):
-        return torch.equal(gave, again)
+    # Numbers of a byte are not reckoned with.
+    if not (gave.is_floating_point() or gave.is_complex()) or gave.element_size() < 2:
+        return torch.equal(bytes_of(gave.detach()), bytes_of(again.detach()))
     with torch.no_grad():
         scale = float(gave.detach().abs().nan_to_num(0.0, 0.0, 0.0).amax()) if gave.numel() else 0.0
         off = AGAIN.get(gave.dtype, AGAIN_ELSE) * scale
