@@ -268,3 +268,20 @@ fn a_file_that_does_not_fit_to_the_others_is_kept_and_told() {
     let (again, said) = import("GPT-Neo-2.7.GH-96");
     assert!(again.is_empty() && said.is_empty(), "it is known already: {said}");
 }
+
+#[test]
+fn a_wrong_unit_of_a_model_that_nobody_ran_is_told() {
+    let home = Folder::new();
+    let import = |name: &str, more: &[&str]| {
+        let file = data(&format!("sailor/{name}.json"));
+        let output = profiles(&home, &[&["import", &file, SPLIT[0], SPLIT[1], "--json"], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        json(&output)["doubts"].as_array().expect("a list").clone()
+    };
+    for name in ["OPT-30.A100-40", "OPT-30.V100-16", "LLAMA-3-8.A100-40"] {
+        assert!(import(name, &[]).is_empty(), "{name}");
+    }
+    let doubts = import("GPT-Neo-2.7.A100-40", &["--unit", "us"]);
+    let types: Vec<&str> = doubts.iter().filter_map(|of| of["type"].as_str()).collect();
+    assert_eq!(types, ["block", "embedding", "head"], "{doubts:?}");
+}

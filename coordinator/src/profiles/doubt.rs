@@ -19,6 +19,8 @@ const GROUP_MIN: usize = 3;
 const SHARE_MIN: f64 = 0.8;
 /// How far off the middle of a group is.
 const FACTOR_MIN: f64 = 1.5;
+/// The same of layers that nobody ran: what is predicted from other layers alone tells a wrong unit, and no more.
+const FACTOR_ROUGH_MIN: f64 = 1000.0;
 
 /// A group that does not fit.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,9 +40,10 @@ pub struct Doubt {
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Doubt { kind, layer_type, factor, outside, of } = self;
+        let factor = if *factor < 0.01 { format!("{factor:.1e}") } else { format!("{factor:.2}") };
         write!(
             f,
-            "{layer_type} on {kind}: {factor:.2} times what the other profiles predict, {outside} of {of} outside of their \
+            "{layer_type} on {kind}: {factor} times what the other profiles predict, {outside} of {of} outside of their \
              90% intervals"
         )
     }
@@ -60,11 +63,12 @@ pub fn doubts(known: &Collection, new: &Account) -> Result<Vec<Doubt>, BadProfil
     let others = |of: &&Account| of.source.origin() != new.source.origin();
     let known = real(&mut known.accounts().filter(others))?;
     let new: Vec<Measurement> = real(&mut std::iter::once(new))?;
-    // A layer that nobody ran, or a kind on which nothing ran, is predicted too roughly to doubt anything by it.
+    // On a kind on which nothing ran, all is predicted too roughly to doubt anything by it.
     let kinds: BTreeSet<&str> = known.iter().map(|known| known.cell.kind.as_str()).collect();
     let signatures: BTreeSet<&str> = known.iter().map(|known| known.cell.signature.as_str()).collect();
-    let is_known = |cell: &Cell| kinds.contains(cell.kind.as_str()) && signatures.contains(cell.signature.as_str());
-    let is_worth = |of: &Measurement| of.seconds >= SECONDS_MIN && is_known(&of.cell);
+    let is_rough = |cell: &Cell| !signatures.contains(cell.signature.as_str());
+    let is_worth =
+        |of: &Measurement| kinds.contains(of.cell.kind.as_str()) && (of.seconds >= SECONDS_MIN || is_rough(&of.cell));
     let new: Vec<Measurement> = new.into_iter().filter(is_worth).collect();
     if new.is_empty() {
         return Ok(Vec::new());
@@ -75,21 +79,26 @@ pub fn doubts(known: &Collection, new: &Account) -> Result<Vec<Doubt>, BadProfil
     let mut groups: BTreeMap<(&str, &str), Vec<(f64, i32)>> = BTreeMap::new();
     for of in &new {
         let Ok(predicted) = predictor.predict(&of.cell) else { continue };
-        // Of another layer's times alone nothing can be doubted.
-        if matches!(predicted.source, Source::Launch | Source::OtherLayers | Source::UnknownKind) {
+        let is_rough = is_rough(&of.cell) || predicted.source == Source::OtherLayers;
+        if matches!(predicted.source, Source::Launch | Source::UnknownKind) || predicted.seconds < SECONDS_MIN {
             continue;
         }
+        let factor = of.seconds / predicted.seconds;
+        let is_far = factor.ln().abs() >= if is_rough { FACTOR_ROUGH_MIN } else { FACTOR_MIN }.ln();
         let side = i32::from(of.seconds > predicted.high) - i32::from(of.seconds < predicted.low);
+        if is_rough && !is_far {
+            continue;
+        }
+        let side = if is_far { side } else { 0 };
         let layer_type = of.cell.signature.split('/').next().unwrap_or_default();
-        groups.entry((&of.cell.kind, layer_type)).or_default().push((of.seconds / predicted.seconds, side));
+        groups.entry((&of.cell.kind, layer_type)).or_default().push((factor, side));
     }
     let doubt = |((kind, layer_type), mut found): ((&str, &str), Vec<(f64, i32)>)| {
         found.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (of, factor) = (found.len(), found[found.len() / 2].0);
         let side = if factor > 1.0 { 1 } else { -1 };
         let outside = found.iter().filter(|(_, on)| *on == side).count();
-        let is_far = factor.ln().abs() >= FACTOR_MIN.ln();
-        let is_doubted = of >= GROUP_MIN && is_far && outside as f64 >= SHARE_MIN * of as f64;
+        let is_doubted = of >= GROUP_MIN && outside as f64 >= SHARE_MIN * of as f64;
         is_doubted.then(|| Doubt { kind: kind.to_owned(), layer_type: layer_type.to_owned(), factor, outside, of })
     };
     Ok(groups.into_iter().filter_map(doubt).collect())

@@ -24,6 +24,8 @@ const SHARE_MIN: f64 = 0.05;
 /// Least loss beyond noise that is told as untold, as a share of an even job's iteration and of all that is lost.
 const UNTOLD_MIN: f64 = 0.05;
 const UNTOLD_SHARE_MIN: f64 = 0.5;
+/// Iterations up to which a cause must show in nearly all.
+const FEW: usize = 12;
 /// One in so many iterations, those that lost most and those that lost least, are strange.
 const STRANGE: usize = 10;
 /// Deviations that noise is drawn from.
@@ -121,6 +123,16 @@ impl Candidate {
         ln.unwrap_or((0.0, 0.0))
     }
 
+    /// Its factor, with what is off in all iterations alike.
+    fn factor(&self, seed: u64) -> Option<interval::Interval> {
+        let factor = match self.is_unsteady {
+            true => interval::of_mean(&self.factors, seed)?,
+            false => interval::of_median(&self.factors, seed)?,
+        };
+        let common = (interval::NORMAL_95 * self.common_sd).exp();
+        Some(interval::Interval { low: factor.low / common, high: factor.high * common, ..factor })
+    }
+
     /// Places of the iterations that it shows in, where those are not all.
     pub fn places(&self) -> Option<Range<usize>> {
         if let Cause::Since(_, _, places, _) = &self.cause { Some(places.clone()) } else { None }
@@ -129,10 +141,23 @@ impl Candidate {
     /// Beyond what noise gives the largest of so many.
     pub fn is_beyond_noise(&self, among: usize) -> bool {
         let z = (2.0 * (among.max(1) as f64 / FALSE_ALARMS).ln()).sqrt();
+        // A mean over what comes and goes is of many more values than show it. Of three and fewer it is told that they are too
+        // few, whatever is found.
+        let count = self.factors.len();
+        let is_estimated = !self.is_unsteady && count > 3;
+        let z = if is_estimated { student(z, (count - 1) as f64) } else { z };
         let least = if self.is_unsteady { UNSTEADY_MIN } else { FACTOR_MIN };
         let (ln, sd) = self.ln();
         ln - z * sd.hypot(self.common_sd) > least.ln()
     }
+}
+
+/// How far out of a spread that was estimated from so few values what is as rare as `z` in a known one: the first terms of
+/// Cornish and Fisher's expansion of Student's quantile.
+fn student(z: f64, degrees: f64) -> f64 {
+    let cubic = z.powi(3);
+    let first = (cubic + z) / (4.0 * degrees);
+    z + first + (5.0 * z.powi(5) + 16.0 * cubic + 3.0 * z) / (96.0 * degrees.powi(2))
 }
 
 /// A recording replayed as it was, even, and with each possible cause alone or gone.
@@ -213,7 +238,11 @@ impl Replayed {
             let last_ns = differences(&self.simulated_ns, &candidate.without_ns);
             let cost_ns = alone_ns.max(0.0).midpoint(last_ns.max(0.0));
             let is_worth_telling = alone_ns.max(last_ns) >= COST_MIN * even_ns;
-            if lost_ns > 0.0 && is_worth_telling && cost_ns >= SHARE_MIN * lost_ns {
+            // A few iterations that differ among themselves tell less than as many operations would; in many, what comes and
+            // goes shows without being there in all.
+            let is_above = || candidate.factor(options.seed).is_some_and(|factor| factor.low > 1.0);
+            let is_sure = || self.simulated_ns.len() >= FEW || is_above();
+            if lost_ns > 0.0 && is_worth_telling && cost_ns >= SHARE_MIN * lost_ns && is_sure() {
                 found.push((cost_ns / lost_ns, candidate));
             }
         }
@@ -226,16 +255,13 @@ impl Replayed {
             (median_ns(&measured_ns[places]) as f64 * ratio).round() as u64
         };
         let finding = |(share, candidate): &(f64, &Candidate)| {
-            let factor = match candidate.is_unsteady {
-                true => interval::of_mean(&candidate.factors, options.seed)?,
-                false => interval::of_median(&candidate.factors, options.seed)?,
-            };
+            let factor = candidate.factor(options.seed)?;
             Some(Finding {
                 kind: candidate.kind,
                 place: candidate.place.clone(),
                 factor: factor.middle,
-                factor_low: factor.low / (interval::NORMAL_95 * candidate.common_sd).exp(),
-                factor_high: factor.high * (interval::NORMAL_95 * candidate.common_sd).exp(),
+                factor_low: factor.low,
+                factor_high: factor.high,
                 lost_share: share / total,
                 is_reliable: true,
                 without_ns: without(candidate),
@@ -245,7 +271,8 @@ impl Replayed {
         let first = found.first().map(|(_, candidate)| *candidate);
         let better = first.and_then(|first| {
             let replay = remedy::Replay { simulated_ns: &self.simulated_ns, measured_ns, link_ns: &self.link_ns };
-            remedy::of(first, recording, levels, &replay, options)
+            let better = remedy::of(first, recording, levels, &replay, options)?;
+            (better.iteration_ns < better.instead_of_ns).then_some(better)
         });
         let told: Vec<&Candidate> = found.iter().map(|(_, candidate)| *candidate).collect();
         Concluded { findings, better, untold_ns: self.untold_ns(&told) }

@@ -186,7 +186,6 @@ pub struct BetterPlan {
     /// In words.
     pub change: String,
     /// What an iteration takes today, in the middle of those that it is compared with.
-    #[serde(skip)]
     pub instead_of_ns: u64,
 }
 

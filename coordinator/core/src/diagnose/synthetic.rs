@@ -20,6 +20,8 @@ pub(super) struct Job {
     pub is_heavy: bool,
     /// Standard deviation of the logarithm of what a whole iteration has in common.
     pub common: f64,
+    /// The same of an iteration of one worker.
+    pub own: f64,
     /// Replica, stage, factor on F and on B.
     pub workers: Vec<(u32, u32, [f64; 2])>,
     /// The share of their operations in which they are slow; all if it is 0.
@@ -72,6 +74,7 @@ impl Job {
     fn replica(&self, replica: u32, common: f64, random: &mut Random, operations: &mut Vec<Operation>) {
         let lengths: Vec<f64> =
             (0..self.microbatches).map(|_| (self.length * random.normal()).exp() * common).collect();
+        let owns: Vec<f64> = (0..self.stages).map(|_| (self.own * random.normal()).exp()).collect();
         let programs: Vec<Vec<Vec<Step>>> = (0..self.stages).map(|stage| self.program(stage)).collect();
         let stages = self.stages as usize;
         let (mut at, mut free) = (vec![0; stages], vec![0.0_f64; stages]);
@@ -82,7 +85,9 @@ impl Job {
             for stage in 0..stages {
                 let Some(batch) = programs[stage].get(at[stage]) else { continue };
                 if let [Step::Compute(direction, microbatch)] = batch[..] {
-                    let ns = self.compute_ns(replica, stage as u32, direction, random) * lengths[microbatch as usize];
+                    let ns = self.compute_ns(replica, stage as u32, direction, random)
+                        * lengths[microbatch as usize]
+                        * owns[stage];
                     let work = Work::Compute { direction, chunk: stage as u32, microbatch };
                     operations.push(self.operation(replica, stage as u32, work, free[stage], free[stage] + ns));
                     (free[stage], at[stage], has_moved) = (free[stage] + ns, at[stage] + 1, true);

@@ -157,6 +157,18 @@ fn one_or_two_iterations_are_too_few_and_their_intervals_wide() {
 }
 
 #[test]
+fn workers_that_differ_from_iteration_to_iteration_are_blamed_for_nothing() {
+    let mut blamed = 0;
+    for seed in 0..10 {
+        for iterations in [4, 5, 8] {
+            blamed +=
+                u32::from(!of(&Job { iterations, own: 0.1, ..Job::new(2, 4, 8) }.record(seed)).findings.is_empty());
+        }
+    }
+    assert!(blamed <= 1, "{blamed} of 30");
+}
+
+#[test]
 fn a_worker_that_becomes_slow_is_told_with_its_iteration_and_what_it_costs_since() {
     for (seed, (from, count, factor)) in
         [(12, 24, 1.5), (17, 32, 2.0), (20, 32, 1.3), (8, 24, 1.5), (26, 32, 1.5)].into_iter().enumerate()
