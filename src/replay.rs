@@ -37,7 +37,7 @@ pub struct Arguments {
     file: PathBuf,
     /// Print adaptis.diagnosis/1: {"iterations", "measured_median_ns", "simulated_median_ns", "simulated_ns",
     /// "measured_ns", "findings": [{"kind", "where", "factor", "factor_low", "factor_high", "lost_share", "reliable"}],
-    /// "better_plan": {"iteration_ns", "low_ns", "high_ns", "change"}, "reliable", "doubts": [{"kind", ..}],
+    /// "better_plan": {"iteration_ns", "low_ns", "high_ns", "change", "instead_of_ns"}, "reliable", "doubts": [{"kind", ..}],
     /// "set_aside": [{"iteration", "reason", ..}], "phases": [{"from", "to", "epoch", ..}] of a run of ours}
     #[arg(long)]
     json: bool,

@@ -376,7 +376,8 @@ fn what_a_device_did_in_a_calibration_is_kept_by_its_kind() {
     };
     let first = Service::start(dir.path(), |_| {});
     ask(&first.client("rank"), &hello(), is_started);
-    say(&first.client("agent"), calibrated(3, 5e10));
+    let agent = first.client("agent");
+    say(&agent, calibrated(3, 5e10));
     let seen = |service: &Service, rate: &str| {
         let begun = Instant::now();
         while !service.get("/metrics").contains(rate) {
@@ -390,12 +391,14 @@ fn what_a_device_did_in_a_calibration_is_kept_by_its_kind() {
 
     // A slower one, as on a busy host, takes nothing away; a faster one is what the kind can do.
     let second = Service::start(dir.path(), |_| {});
-    say(&second.client("agent"), calibrated(4, 4e10));
+    let agent = second.client("agent");
+    say(&agent, calibrated(4, 4e10));
     seen(&second, "40000000000");
     assert_eq!(second.end(), Ended::Stopped);
     assert_eq!(kept()["cpu"], of_run);
     let third = Service::start(dir.path(), |_| {});
-    say(&third.client("agent"), calibrated(5, 6e10));
+    let agent = third.client("agent");
+    say(&agent, calibrated(5, 6e10));
     seen(&third, "60000000000");
     assert_eq!(third.end(), Ended::Stopped);
     assert_eq!(kept()["cpu"].operations_per_s, Some(60_000_000_000));
