@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import adaptis
 from adaptis.governor import Governor
-from adaptis.observe import STRANGE_STEPS
+from adaptis.trainers import STRANGE_STEPS
 from ranks import free_port, script_in_ranks
 from test_session import COMMAND, HERE, clean, forked
 

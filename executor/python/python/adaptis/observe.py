@@ -39,11 +39,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from adaptis import _native, auto, card, clock, declare, state, steps
 from adaptis.arguments import listed
-from adaptis.facts import Fact, form_bytes, parameters_of, told
+from adaptis.facts import Fact, form_bytes, told
 from adaptis.governor import Governor
 from adaptis.guarded import Guarded
 from adaptis.hooks import Hooks, Seen
 from adaptis.session import FAREWELL_SECONDS, Settings, in_its_place, last_error
+from adaptis.trainers import Trainers
 
 logger = logging.getLogger("adaptis")
 
@@ -62,9 +63,6 @@ WITHOUT_RUN = 3
 STILL_STEPS = 16
 """Steps of the layers' optimizers without a run of theirs, after which they are hooked anew, and then let go of. (The second one
 of several that train one model ends no iteration.)"""
-STRANGE_STEPS = 16
-"""Steps of an optimizer with none of the layers' parameters, and none of one that has some, after which its steps end
-iterations: it trains copies of them, as in another precision."""
 
 
 @dataclass
@@ -92,16 +90,13 @@ class Observation:
         self.clock = clock.of(self.card)
         self._hooks = Hooks(self._placed, self.clock, self._guarded)
         self._began_ns = perf_counter_ns()
-        # By its identity: an optimizer, its groups, and whether it trains a layer of ours.
-        self._optimizers: dict[int, tuple[weakref.ref[Optimizer], int, bool]] = {}
+        self._trainers = Trainers(self.layers)
         # Nothing is measured any more.
         self.has_ended = False
         self._process = os.getpid()
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         # Steps of each optimizer of ours before any layer ran.
         self._without_run: dict[int, int] = {}
-        # And of each other one before any of ours.
-        self._strange: dict[int, int] = {}
         # Steps of ours since a layer ran.
         self._still = 0
         self._is_alone = False
@@ -235,7 +230,7 @@ class Observation:
                 self._alone.ended(optimizer)
             return
         # The second one of several that train one model ends no other iteration.
-        is_end = self._is_ours(optimizer) and self._hooks.has_run
+        is_end = self._trainers.has(optimizer) and self._hooks.has_run
         if self._is_sampling:
             self._hooks.step_ends(is_end)
         if not is_end:
@@ -269,7 +264,7 @@ class Observation:
 
     def _measure_steps_alone(self, optimizer: Optimizer) -> None:
         """Where layers are trained and none of them was seen to run."""
-        if not self._is_ours(optimizer) or torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        if not self._trainers.has(optimizer) or torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             return
         count = self._without_run[id(optimizer)] = self._without_run.get(id(optimizer), 0) + 1
         if count == WITHOUT_RUN:
@@ -285,7 +280,7 @@ class Observation:
 
     def _look_for_layers(self, optimizer: Optimizer) -> None:
         """Of layers that ran before and don't any longer: they may have been compiled in their place since."""
-        if not self._is_ours(optimizer):
+        if not self._trainers.has(optimizer):
             return
         self._still += 1
         if self._still == STILL_STEPS:
@@ -299,28 +294,13 @@ class Observation:
             self._stop()
 
     def _take_for_ours(self, optimizer: Optimizer) -> None:
-        """Of one that trains none of the layers' parameters, where none has that does: it trains copies of them."""
-        count = self._strange[id(optimizer)] = self._strange.get(id(optimizer), 0) + 1
-        if count < STRANGE_STEPS:
+        """Of one that trains none of the layers' parameters, where none has that does."""
+        if not self._trainers.takes(optimizer):
             return
-        logger.warning(
-            "no optimizer trains the layers' own parameters, so steps of another one (%s) are taken to end iterations, as of one "
-            "that trains copies in another precision; what it keeps is not counted as the layers'", type(optimizer).__name__
-        )
-        self._optimizers[id(optimizer)] = weakref.ref(optimizer), len(optimizer.param_groups), True
         # What was noted until now is of several iterations.
         self._hooks.turn()
         self.clock.rest()
         self._began_ns = perf_counter_ns()
-
-    def _is_ours(self, optimizer: Optimizer) -> bool:
-        known = self._optimizers.get(id(optimizer))
-        if known is not None and known[0]() is optimizer and known[1] == len(optimizer.param_groups):
-            return known[2]
-        own = {id(part) for layer in self.layers for part in layer.parameters()}
-        is_ours = any(id(part) in own for part in parameters_of(optimizer))
-        self._optimizers[id(optimizer)] = weakref.ref(optimizer), len(optimizer.param_groups), is_ours
-        return is_ours
 
     def _due_from(self, step: int) -> int:
         """The first iteration from this one on whose layers are measured."""
@@ -388,8 +368,7 @@ class Observation:
         self._settle()
         self._hooks.scales.end()
         stages: dict[int, list[Fact]] = {}
-        known = [of() for of, _, is_ours in self._optimizers.values() if is_ours]
-        optimizers = [optimizer for optimizer in known if optimizer is not None]
+        optimizers = self._trainers.known()
         for at, (index, layer) in enumerate(self._placed):
             of_stage = stages.setdefault(index, [])
             seen = self._hooks.seen[at]
