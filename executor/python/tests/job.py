@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--losses", type=Path, required=True)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--sleep-ms", type=float, default=0.0)
+    parser.add_argument("--plan", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -59,7 +60,8 @@ def main() -> None:
         group, replica = mesh["pp"], mesh["dp"].get_local_rank()
         for layer in layers:
             fully_shard(layer, mesh=mesh["dp"])
-    schedule = adaptis.Schedule(layers, microbatches=MICROBATCHES, loss_fn=functional.mse_loss, group=group)
+    plan = adaptis.Plan.read(options.plan.read_text()) if options.plan else None
+    schedule = adaptis.Schedule(layers, microbatches=MICROBATCHES, loss_fn=functional.mse_loss, plan=plan, group=group)
     optimizer = schedule.attach(AdamW(schedule.parameters(), lr=1e-3))
     losses, plans = [], []
     for step in range(options.steps):

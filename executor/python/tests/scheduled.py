@@ -73,9 +73,8 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         device.finish()
-    placed = schedule.plan.device_of_layers()
     schedule.close()
-    told: dict[str, Any] = {"losses": losses, "placed": placed, "counters": schedule._seat.tape.clock.counters}
+    told: dict[str, Any] = {"losses": losses, "counters": schedule._seat.tape.clock.counters}
     told["captured"], told["rerecorded"] = device.get("captured"), device.get("rerecorded")
     options.told.with_suffix(f".{dist.get_rank()}").write_text(json.dumps(told))
     dist.destroy_process_group()

@@ -136,15 +136,16 @@ def test_a_schedule_s_layers_on_gpus_are_timed_by_events_and_planned_again(tmp_p
     for steps in (50, 120):
         run = str(tmp_path / f"job{steps}" / "run")
         told = train(steps, f"told{steps}", COMMAND, "run", "--mode", "adapt", "--out", run, "--")
+        report = _report(tmp_path / f"job{steps}")
         assert all(rank["losses"] == still[0]["losses"][:steps] for rank in told), "not a bit is another"
-        if told[0]["placed"] != still[0]["placed"]:
+        # Where the host is late, which the device's times can't tell, the plan may be taken back later on.
+        if report["switches"]:
             break
     else:
-        pytest.fail("the plan stayed as it was")
+        pytest.fail(f"the plan stayed as it was: {report['decisions']}")
     for rank in told:
         assert _adds_up(rank["counters"]) and rank["counters"]["recorded"] > 0.9 * rank["counters"]["begun"] > 900, rank
         assert (rank["captured"], rank["rerecorded"]) == (0, 0)
-    report = _report(tmp_path / f"job{steps}")
     rows = {row["index"]: row for row in report["iterations"]}
     losses = [struct.pack(">f", float.fromhex(loss)).hex() for loss in still[0]["losses"]]
     assert len(rows) > steps - 25 and all(row["loss_bits"] == losses[step] for step, row in rows.items())
