@@ -15,6 +15,12 @@ pub enum LibraryError {
         /// Where.
         path: PathBuf,
     },
+    /// A store is to be opened where a file is.
+    #[error("{path} is a file, and a store is a folder: name the folder of a store, or one that is to be made")]
+    NoFolder {
+        /// Which.
+        path: PathBuf,
+    },
     /// The file is no store of ours.
     #[error("{path} is not a store of profiles: name another one, or move the file away")]
     Foreign {
@@ -91,6 +97,7 @@ impl LibraryError {
     pub fn is_of_file(&self) -> bool {
         match self {
             LibraryError::NotThere { .. }
+            | LibraryError::NoFolder { .. }
             | LibraryError::Foreign { .. }
             | LibraryError::Version { .. }
             | LibraryError::Damaged { .. }

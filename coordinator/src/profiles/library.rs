@@ -73,6 +73,9 @@ impl Library {
     /// See [`LibraryError`]; nothing is changed then.
     pub fn open(dir: &Path) -> Result<Library, LibraryError> {
         let environment = |source| LibraryError::Environment { path: dir.to_owned(), source };
+        if dir.is_file() {
+            return Err(LibraryError::NoFolder { path: dir.to_owned() });
+        }
         std::fs::create_dir_all(dir).map_err(environment)?;
         let path = dir.join(FILE);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
