@@ -33,14 +33,14 @@ const SAID_BYTES_MAX: u64 = 64 << 10;
 pub(super) fn look(program: &Path, patience: Duration) -> Finding {
     let name = program.display();
     let (verdict, text) = match said(program, patience) {
-        Ok(Some((said, is_over))) => judged(&said, is_over, patience),
+        Ok(Some((said, is_over))) => judged(&name.to_string(), &said, is_over, patience),
         Ok(None) => (Fine, format!("no {name} on PATH: needed where PyTorch trains only; --python names another")),
         Err(error) => (Note, format!("{name} can't be asked: {error}")),
     };
     Finding::new(ABOUT, verdict, text)
 }
 
-/// What the script printed, and whether it ended in time; none where there is no python3.
+/// What the script printed, and whether it ended in time; none where there is no such program.
 fn said(program: &Path, patience: Duration) -> std::io::Result<Option<(String, bool)>> {
     // A file and not a pipe: whoever it leaves behind could keep that open.
     let mut out = tempfile::tempfile()?;
@@ -69,12 +69,12 @@ fn said(program: &Path, patience: Duration) -> std::io::Result<Option<(String, b
     Ok(Some((String::from_utf8_lossy(&said).into_owned(), is_over)))
 }
 
-fn judged(said: &str, is_over: bool, patience: Duration) -> (Verdict, String) {
+fn judged(name: &str, said: &str, is_over: bool, patience: Duration) -> (Verdict, String) {
     let word = |key: &str| said.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
     let Some(python) = word("python") else {
         return match is_over {
-            true => (Note, "python3 runs and does not say its version: is it Python?".to_owned()),
-            false => (Note, format!("python3 says nothing within {} s", patience.as_secs_f64())),
+            true => (Note, format!("{name} runs and does not say its version: is it Python?")),
+            false => (Note, format!("{name} says nothing within {} s", patience.as_secs_f64())),
         };
     };
     let package = match word("adaptis") {
@@ -132,7 +132,7 @@ mod tests {
             ("", false, Note, "nothing within"),
             ("", true, Note, "is it Python?"),
         ] {
-            let found = judged(said, is_over, patience);
+            let found = judged("python3", said, is_over, patience);
             assert_eq!(found.0, verdict, "{said}: {found:?}");
             assert!(found.1.contains(word), "{said}: {found:?}");
         }

@@ -84,6 +84,13 @@ impl Inner {
     }
 }
 
+impl Drop for Inner {
+    /// Nobody attends any more: the conversation ends.
+    fn drop(&mut self) {
+        self.leave.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Whether a plan fits: by what it was predicted to need, where the device has a memory of its own.
 struct Memory {
     device: DeviceIndex,
@@ -194,9 +201,8 @@ impl Session {
     }
 
     /// What to tell all other ranks at a boundary. The answers go to `hear`.
-    #[pyo3(signature = (loss=None))]
-    fn word(&self, loss: Option<f32>) -> Vec<i64> {
-        self.lock().attendance.word(loss).encode().to_vec()
+    fn word(&self) -> Vec<i64> {
+        self.lock().attendance.word(None).encode().to_vec()
     }
 
     /// What the words of all ranks come to before iteration `step`: `(what, plan, reason)`, where `what` is `nothing`,
@@ -297,12 +303,6 @@ impl Session {
     /// Records the iteration that ends.
     fn iteration(&self, start_ns: u64, duration_ns: u64, loss: f32) {
         self.lock().record(|place, _| Sample::Iteration { place, start_ns, duration_ns, loss_bits: loss.to_bits() });
-    }
-
-    /// Samples lost because the ring was full.
-    #[getter]
-    fn dropped(&self) -> u64 {
-        self.lock().recorder.dropped()
     }
 
     /// Training is over; `layers` are numbers and digests of the layers that this rank holds. Waits for the coordinator to

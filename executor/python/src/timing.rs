@@ -160,21 +160,6 @@ impl Timer {
             ("capturing", counters.capturing),
         ])
     }
-
-    /// What measuring is like: one in `period` works is timed, at a `cost_share` of an iteration; `error_ns` is how far off
-    /// instants may be, and `broken` the driver's error after which nothing more was asked.
-    #[getter]
-    fn figures(&self) -> BTreeMap<&'static str, Option<f64>> {
-        let session = self.lock();
-        let Some(figures) = session.timer.as_ref().map(adaptis_timer::Timer::figures) else { return BTreeMap::new() };
-        BTreeMap::from([
-            ("period", Some(figures.period as f64)),
-            ("cost_share", Some(figures.cost_share)),
-            ("event_device_ns", figures.event_device_ns),
-            ("error_ns", figures.alignment_error_ns),
-            ("broken", figures.broken.map(f64::from)),
-        ])
-    }
 }
 
 impl Inner {

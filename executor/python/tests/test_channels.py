@@ -3,6 +3,7 @@ plan computes the same, and goes over to any other."""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from torch import nn
 from torch.optim import AdamW
 
 import rendezvous
-from adaptis import Schedule, channels
+from adaptis import Plan, Schedule, channels
 from adaptis.state import rounds
 from models import batch, loss_fn, model, reference
-from plans import random_plan
+from plans import random_plan, scheduled
 from ranks import in_ranks
 from test_conformance import own_state
 
@@ -157,6 +158,58 @@ def test_no_step_follows_one_that_failed_on_its_way(is_ordered: bool) -> None:
     for first, *others in in_ranks(2, _failed, is_ordered):
         assert first == "out of luck"
         assert len(others) == 3 and all("an earlier step failed on its way" in text for text in others)
+
+
+def _failed_on_the_way(rank: int, world: int) -> list[str]:
+    """What is said of a change of plan that fails in the middle, and of a step after it."""
+    schedule = Schedule([nn.Linear(4, 4) for _ in range(4)], 2, nn.functional.mse_loss, plan=_chain([0, 1, 0, 1], 1))
+    x = torch.ones(4, 4)
+    schedule.step(x, target=x)
+
+    def full(*_: Any) -> None:
+        raise MemoryError("no room for a layer")
+
+    schedule._mover._unpack = full  # type: ignore[method-assign]
+    schedule.change(_chain([1, 0, 1, 0], 2))
+    said = []
+    for _ in range(2):
+        try:
+            schedule.step(x, target=x)
+        except (MemoryError, RuntimeError) as error:
+            said.append(str(error))
+    return said
+
+
+def test_no_step_follows_a_change_of_plan_that_failed_on_its_way() -> None:
+    for first, second in in_ranks(2, _failed_on_the_way):
+        assert first == "no room for a layer"
+        assert "an earlier step failed on its way" in second
+
+
+def _chain(places: list[int], epoch: int) -> Plan:
+    """A layer on each of these ranks."""
+    stages = [(at, at + 1, rank) for at, rank in enumerate(places)]
+    return scheduled(stages, len(places), max(places) + 1, 2, random.Random(epoch), epoch)
+
+
+def _wandered(rank: int, world: int) -> list[set[tuple[int, int]]]:
+    """The ways that are open after each of several changes of plan."""
+    layers = [nn.Linear(4, 4) for _ in range(4)]
+    orders = [[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2]]
+    schedule = Schedule(layers, 2, nn.functional.mse_loss, plan=_chain(orders[0], 1), group=rendezvous.group())
+    assert isinstance(schedule.channels, channels.Ordered)
+    x, found = torch.ones(4, 4), []
+    for epoch, order in enumerate(orders, start=1):
+        if epoch > 1:
+            schedule.change(_chain(order, epoch))
+        schedule.step(x, target=x)
+        found.append({pair for pair in schedule.channels._ways if pair[0] == rank})
+    return found
+
+
+def test_ways_that_neither_this_plan_nor_the_one_before_needs_are_closed() -> None:
+    first = in_ranks(4, _wandered)[0]
+    assert first == [{(0, 1)}, {(0, 1), (0, 2)}, {(0, 2), (0, 3)}]
 
 
 def _failed_alone(rank: int, world: int) -> float:

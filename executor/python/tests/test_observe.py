@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 import adaptis
 from adaptis.governor import Governor
 from adaptis.trainers import STRANGE_STEPS
-from ranks import free_port, script_in_ranks
+from ranks import free_port, in_ranks, script_in_ranks
 from test_session import COMMAND, HERE, clean, forked
 
 
@@ -260,6 +262,56 @@ def test_an_optimizer_of_copies_ends_iterations(tmp_path: Path) -> None:
     assert [len(seen.outputs) for seen in observation._hooks.seen] == [1, 1]
     assert observation.clock.count == 0 and _hooks(layers) == 1, "nobody follows"
     observation.close()
+
+
+def test_an_optimizer_that_only_came_first_ends_no_iteration_later_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+    observation = _seen([first], tmp_path)
+    mine, other = (torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (first, second))
+    # A discriminator is trained for a while before the generator is.
+    for _ in range(STRANGE_STEPS + 4):
+        second(first(torch.ones(2, WIDTH))).sum().backward()
+        other.step()
+    assert observation.steps == 4
+    for _ in range(6):
+        for optimizer in (other, mine):
+            second(first(torch.ones(2, WIDTH))).sum().backward()
+            optimizer.step()
+    assert "trains the layers' own parameters" in caplog.text
+    assert observation.steps == 4 + 1 + 6, "one more of the other before it was known"
+    assert observation._trainers.known() == [mine]
+    observation.close()
+
+
+def _sharded_first(rank: int, world: int, is_first: bool, rings: str) -> list[int]:
+    """Layers whose memory was weighed, where they are sharded before they are observed or after it."""
+    mesh = init_device_mesh("cpu", (1,))
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(2)]
+    observation = None if is_first else _seen(list(layers), Path(rings))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    observation = observation or _seen(list(layers), Path(rings))
+    optimizer = torch.optim.SGD(nn.ModuleList(layers).parameters(), lr=0.1)
+    for _ in range(3):
+        layers[1](layers[0](torch.ones(2, WIDTH))).sum().backward()
+        optimizer.step()
+    assert observation.steps == 3 and not observation.has_ended
+    sizes = [observation._hooks.scales.bytes[at] for at in range(2)]
+    observation.close()
+    return sizes
+
+
+def test_sharded_layers_are_observed_whichever_comes_first(tmp_path: Path) -> None:
+    one, other = (in_ranks(1, _sharded_first, is_first, str(tmp_path)) for is_first in (True, False))
+    assert one == other and min(one[0]) > 0
+
+
+def test_a_module_that_stands_several_times_is_not_observed(caplog: pytest.LogCaptureFixture) -> None:
+    shared = nn.Linear(2, 2)
+    assert adaptis.observe([shared, nn.ReLU(), shared], coordinator="tcp://127.0.0.1:1") is None
+    assert "a module stands several times in layers" in caplog.text
 
 
 def test_forwards_without_a_backward_are_no_microbatches(tmp_path: Path) -> None:

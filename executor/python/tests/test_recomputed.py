@@ -214,8 +214,100 @@ class Padded(nn.Module):
         return self.linear(x) + (torch.sparse.mm(self.pairs, x[0].t()).t() + self.table[0].nan_to_num(0.0))
 
 
+class Scaled(nn.Module):
+    """Works out its scale anew once in a while, as delayed scaling does: other microbatches ran with the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.runs = 0
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Any:
+        if self.runs % 4 == 1:
+            self.scale = 1.0 + float(x.detach().abs().max())
+        self.runs += 1
+        return self.linear(x) * self.scale
+
+
+class Alternating(nn.Module):
+    """An attribute that is a tensor in every other run, and plain in the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x) if self.last is None else self.linear(x) * 0.5 + self.last
+        self.last = x.detach().mean() if self.last is None else None
+        return y
+
+
+class Codebook(nn.Module):
+    """A large table that changes from some run on, without a new version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.runs = 0
+        self.register_buffer("codes", torch.ones(COPIED_BYTES, WIDTH))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x) * self.codes[0].clone()
+        self.runs += 1
+        if self.runs > 8:
+            self.codes.data = self.codes.data * 0.9
+        return y
+
+
+class Late(nn.Module):
+    """Draws by Python from some run on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.runs += 1
+        return self.linear(x) * (random.random() if self.runs > 8 else 1.0)
+
+
+class Packed(Tensor):
+    """A weight as others' quantizers pack it: it knows next to no operation."""
+
+    whole: Tensor
+
+    @staticmethod
+    def __new__(cls, whole: Tensor) -> Packed:
+        return torch.Tensor._make_wrapper_subclass(cls, whole.shape, dtype=torch.float32)  # type: ignore[no-any-return, attr-defined]
+
+    def __init__(self, whole: Tensor) -> None:
+        self.whole = whole
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(args[0].whole)
+        raise NotImplementedError(f"{function} of a packed weight")
+
+
+class Based(nn.Module):
+    """What is trained beside a packed weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.base = nn.Parameter(Packed(torch.randn(WIDTH, WIDTH)), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Any:
+        base: Any = self.base
+        return self.linear(x) + x @ base.whole
+
+
 KINDS: list[Callable[[], nn.Module]] = [
-    Stretched, Cached, Dropping, Wide, Views, Taught, Momentum, Growing, Padded
+    Stretched, Cached, Dropping, Wide, Views, Taught, Momentum, Growing, Padded, Scaled, Alternating, Codebook, Late, Based
 ]
 
 
@@ -248,7 +340,8 @@ def _steps(kind: Callable[[], nn.Module], recomputed: bool) -> tuple[list[str], 
         optimizer.step()
         optimizer.zero_grad()
     assert not any(name == "table" for _, name in schedule._worker._keeper._changing.get(1, set()) if kind is Padded)
-    kept = {name: repr(value.to_dense().sum()) for name, value in nn.ModuleList(layers).state_dict().items()}
+    held = {name: value for name, value in nn.ModuleList(layers).state_dict().items() if type(value) is Tensor}
+    kept = {name: repr(value.to_dense().sum()) for name, value in held.items()}
     return losses, gradients, repr(kept) + repr(random.getstate())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -112,6 +114,9 @@ def _misused(rank: int, world: int) -> list[str]:
     if rank == 1:
         scaler.update(2.0)
     texts = refusals([lambda: schedule.attach(_scaler()), lambda: schedule.step(x, target=y)])
+    # A checkpoint may hold the scaler itself.
+    for other in (copy.deepcopy(scaler), pickle.loads(pickle.dumps(scaler))):
+        assert other.state_dict() == scaler.state_dict() and other._unscale_grads_.__self__ is other
     off = Schedule(model(), MICROBATCHES, loss_fn)
     off.attach(_scaler(is_enabled=False))
     off.step(x, target=y)

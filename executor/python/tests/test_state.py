@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.optim import SGD, AdamW
 
 from adaptis import Plan, Schedule
+from adaptis.exchange import GRADIENTS_MAX
 from adaptis.state import Mover
 from models import WIDTH, X, Y, batch, linears, loss_fn, model
 from plans import random_plan
@@ -137,6 +138,29 @@ def _unanswered(rank: int, world: int) -> list[int]:
 def test_what_was_sent_is_let_go_of_when_its_gradient_comes() -> None:
     first, _ = in_ranks(2, _unanswered)
     assert max(first) <= 2, "as many as are in flight under 1F1B, of 8 microbatches"
+
+
+def _gradients_on_their_way(rank: int, world: int) -> int:
+    """The most gradients that were sent and not let go of."""
+    x = torch.ones(64, WIDTH)
+    schedule = Schedule(linears(), 32, functional.mse_loss, plan="gpipe")
+    exchange, most = schedule._exchange, 0
+    send = exchange.send
+
+    def counted(*arguments: Any) -> None:
+        nonlocal most
+        send(*arguments)
+        most = max(most, len(exchange._sent))
+
+    # Of the first step nothing is known before.
+    schedule.step(x, target=x)
+    exchange.send = counted  # type: ignore[method-assign]
+    schedule.step(x, target=x)
+    return most
+
+
+def test_of_gradients_that_hosts_carry_few_are_held() -> None:
+    assert in_ranks(2, _gradients_on_their_way) == [0, GRADIENTS_MAX]
 
 
 def _reordered(rank: int, world: int) -> list[float]:

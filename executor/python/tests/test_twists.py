@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -235,6 +236,59 @@ def test_a_layer_that_is_weighed_in_vain_runs_once() -> None:
     other(x)
     for name, buffer in layer.named_buffers():
         assert torch.equal(buffer, dict(other.named_buffers())[name]), name
+
+
+class Curious(nn.Module):
+    """Differentiates by itself, with a table that others use as well, and counts."""
+
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.of = of
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.runs += 1
+        y = self.linear(x) * self.of.table
+        return y + torch.func.grad(lambda row: (row**3).sum())(y)
+
+
+def test_a_layer_that_is_weighed_in_vain_leaves_the_graphs_of_others_as_they_are() -> None:
+    torch.manual_seed(0)
+    of = nn.Module()
+    of.register_buffer("table", torch.rand(WIDTH))
+    layers, x = [Curious(of), Curious(of)], torch.randn(4, WIDTH)
+    tape = Tape()
+    for at, layer in enumerate(layers):
+        x = tape.weigh(at, layer, (x,), partial(layer, x))
+    x.sum().backward()
+    assert [layer.runs for layer in layers] == [1, 1]
+
+
+class Strange(nn.Module):
+    """Saves what has no memory of its own."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x)
+        if self.kind == "sparse":
+            return torch.sparse.mm(torch.eye(len(x)).to_sparse(), y)
+        if self.kind == "nested":
+            rows = torch.nested.nested_tensor([row[None] for row in y.detach()], layout=torch.jagged)
+            return y * torch.sigmoid(rows).values().sum()
+        return y.to_mkldnn().relu().to_dense()
+
+
+@pytest.mark.parametrize("kind", ["sparse", "nested", "mkldnn"])
+def test_what_has_no_memory_of_its_own_is_not_weighed_and_fails_nothing(kind: str) -> None:
+    layer, x = Strange(kind), torch.randn(4, WIDTH)
+    tape = Tape()
+    tape.weigh(0, layer, (x,), lambda: layer(x)).sum().backward()
+    assert tape.activation_bytes[0] >= x.nbytes
 
 
 class InPlace(nn.Module):

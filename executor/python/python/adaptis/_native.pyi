@@ -90,9 +90,6 @@ class Timer:
     @property
     def counters(self) -> dict[str, int]:
         """What became of the works: begun = recorded + given_up + abandoned + unplaced + lost + pending."""
-    @property
-    def figures(self) -> dict[str, float | None]:
-        """What measuring is like."""
 
 class Session:
     """A rank's conversation with the coordinator, and its samples."""
@@ -120,7 +117,7 @@ class Session:
         """Makes the ring and begins to introduce this rank."""
     def time(self, events: int, budget_share: float) -> Timer:
         """Makes a timer for the CUDA device whose context is current."""
-    def word(self, loss: float | None = None) -> list[int]:
+    def word(self) -> list[int]:
         """What to tell all other ranks at a boundary; the answers go to `hear`."""
     def hear(self, words: Sequence[Sequence[int]], step: int) -> tuple[str, Plan | None, str | None]:
         """What the words of all ranks come to: `nothing`, `begin`, `switch` or `left`, with a plan or a reason."""
@@ -144,9 +141,6 @@ class Session:
         """Records the device's memory in the iteration that ends."""
     def iteration(self, start_ns: int, duration_ns: int, loss: float) -> None:
         """Records the iteration that ends."""
-    @property
-    def dropped(self) -> int:
-        """Samples lost because the ring was full."""
     def finish(self, layers: list[tuple[int, str]], seconds: float) -> bool:
         """Training is over. Whether the coordinator has recorded it, or had not to."""
     def fail(self, reason: str, seconds: float) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adaptis import guards, replicas, state
+from adaptis.memory import storage
 from adaptis.worker import Bundle
 
 
@@ -56,6 +57,11 @@ def check_movable(layers: Sequence[nn.Module]) -> None:
                 raise ValueError(
                     f"layers: {name!r} of layer {at} is a tensor of {part.layout}, which does not move; keep it dense, or make it "
                     "in the forward"
+                )
+            if storage(part) is None:
+                raise ValueError(
+                    f"layers: {name!r} of layer {at} is a {type(part).__name__}, which has no memory of its own and does not "
+                    "move; keep the tensors that it wraps as buffers, and make it of them in the forward"
                 )
             try:
                 state.check_blank(part)

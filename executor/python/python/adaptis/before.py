@@ -8,8 +8,8 @@
 
 1. Small buffers are copied. Large ones are mostly tables that nobody changes: they are copied once a run has changed them,
    as are parameters that are not trained. A change is seen by their version, and at times by their values.
-2. Plain attributes, as counters, and the states of Python's and NumPy's random numbers are put back as well, where the run
-   changed them. Those of torch are drawn by a key for each layer and microbatch.
+2. Plain attributes, as counters, are put back as well, whichever run has changed them since, and the states of Python's and
+   NumPy's random numbers, where the run changed them. Those of torch are drawn by a key for each layer and microbatch.
 3. A recomputation leaves nothing behind: what it changed is put back to what the runs had made of it.
 """
 
@@ -19,13 +19,14 @@ import contextlib
 import random
 import sys
 from dataclasses import dataclass
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules import batchnorm
 
 from adaptis import replicas
+from adaptis.memory import storage_of
 from adaptis.state import PLAIN, bytes_of
 
 COPIED_BYTES = 1 << 16
@@ -74,7 +75,7 @@ class Before:
     stores: list[tuple[Store, Store]]
     left: list[Left]
     modules: list[nn.Module]
-    # Plain attributes; after the run, those that it changed.
+    # All attributes; after the run, those that are or were plain, and `_OTHER` for the rest.
     attributes: list[tuple[Store, Store]]
     # Of random numbers; none if the run drew none.
     chances: list[Any]
@@ -83,20 +84,48 @@ class Before:
     def again(self) -> Iterator[None]:
         """Everything as it was, for a run."""
         now = [(store, dict(store)) for store, _ in self.stores]
-        attributes = [(store, {name: store.get(name, _ABSENT) for name in was}) for store, was in self.attributes]
+        attributes = [(store, dict(store)) for store, _ in self.attributes]
         chances = _chances() if self.chances else []
         _put_back(self.stores)
-        _give(self.attributes)
+        _give([(store, _changes(was, store)) for store, was in self.attributes])
         _draw_from(self.chances)
         try:
             yield
         finally:
             _put_back(now)
-            _give(attributes)
+            _give([(store, _differing(were, store)) for store, were in attributes])
             _draw_from(chances)
 
 
 _ABSENT: Any = object()
+_OTHER: Any = object()
+"""What stands for an attribute that is not plain."""
+
+
+def rewinding(layer: nn.Module) -> Callable[[], None]:
+    """What puts a layer back as it is now, after a run that failed: in place, as others may use its buffers, and what that
+    run has changed alone."""
+    buffers = [
+        (module._buffers, name, buffer, buffer._version, buffer.detach().clone())
+        for module in layer.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    attributes = [(vars(module), dict(vars(module))) for module in layer.modules()]
+    chances = _chances()
+
+    def rewind() -> None:
+        with torch.no_grad():
+            for store, name, buffer, version, value in buffers:
+                store[name] = buffer
+                # Norms' kernels change theirs without a new version.
+                is_dense = buffer.layout == torch.strided
+                if not is_dense or buffer._version != version or not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        _give([(store, _changes(_plain(was, store), store)) for store, was in attributes])
+        _draw_from(chances)
+
+    return rewind
 
 
 def _put_back(stores: Sequence[tuple[Store, Store]]) -> None:
@@ -121,7 +150,7 @@ class Keeper:
         self.layers = layers
         # By layer: what is not copied by itself and was changed by a run.
         self._changing: dict[int, set[tuple[int, str]]] = {}
-        # By layer, under the plan in force: how often values were looked at.
+        # By layer, under the plan in force: how often it has run.
         self._looks: dict[int, int] = {}
         # Layers that draw random numbers besides torch's: to ask for their states takes as long as all else here.
         self._drawing: set[int] = set()
@@ -148,13 +177,13 @@ class Keeper:
                     continue
                 # Norms' kernels change theirs without a new version.
                 is_small = buffer.layout != torch.strided or buffer.nbytes <= COPIED_BYTES
-                if is_small or isinstance(module, _NormBase) or (id(own), name) in changing:
+                if is_small or isinstance(module, batchnorm._NormBase) or (id(own), name) in changing:
                     held[name] = copies.of(buffer)
                 else:
                     left.append(_left(own, name, buffer, is_looked_at, is_sampled))
             stores.append((own, held))
             stores += self._frozen(module, changing, left, is_looked_at)
-        attributes = [(vars(module), _plain(vars(module))) for module in modules]
+        attributes = [(vars(module), dict(vars(module))) for module in modules]
         return Before(stores, left, modules, attributes, _chances() if is_looked_at or layer in self._drawing else [])
 
     def _frozen(
@@ -169,7 +198,7 @@ class Keeper:
             if (id(own), name) in changing:
                 held[name] = nn.Parameter(part.detach().clone(), requires_grad=False)
             else:
-                left.append(_left(own, name, part, is_looked_at and part.layout == torch.strided, True))
+                left.append(_left(own, name, part, is_looked_at, True))
         if held:
             yield own, {**own, **held}
 
@@ -185,9 +214,7 @@ class Keeper:
         self._changing[layer] |= changed
         # Of a module that it has made, nobody knows what it was.
         has_made = len(before.modules) != sum(1 for _ in self.layers[layer].modules())
-        before.attributes = [
-            (store, changes) for store, was in before.attributes if (changes := _changes(was, _plain(store)))
-        ]
+        before.attributes = [(store, _plain(was, store)) for store, was in before.attributes]
         if before.chances and _are_alike(before.chances, _chances()):
             before.chances = []
         elif before.chances:
@@ -201,9 +228,10 @@ class Keeper:
 
 
 def _left(store: Store, name: str, tensor: Tensor, is_looked_at: bool, is_sampled: bool) -> Left:
-    every = max(1, tensor.nbytes // SAMPLED) if is_sampled and tensor.layout == torch.strided else 1
+    # What has no memory of its own, as a packed weight of others, is known by itself.
+    is_looked_at = is_looked_at and tensor.layout == torch.strided and storage_of(tensor) is not None
     # Odd, so that it is not always the same byte of a number.
-    every |= 1
+    every = max(1, tensor.nbytes // SAMPLED) | 1 if is_looked_at and is_sampled else 1
     value = bytes_of(tensor.detach())[::every].clone() if is_looked_at else None
     return Left(store, name, tensor, tensor._version, value, every)
 
@@ -238,14 +266,30 @@ class _Copies:
         return copy.set_(self._storages[at], buffer.storage_offset(), buffer.size(), buffer.stride())
 
 
-def _plain(attributes: Store) -> Store:
-    return {name: value for name, value in attributes.items() if type(value) in PLAIN}
+def _plain(was: Store, now: Store) -> Store:
+    """Of attributes before a run, those that were plain, and those that are since: these are known to be replaced."""
+    return {
+        name: value if type(value) in PLAIN or type(now.get(name)) in PLAIN else _OTHER for name, value in was.items()
+    }
 
 
 def _changes(was: Store, now: Store) -> Store:
     """What was of another value, by name; NaN is another one than itself, which does no harm."""
-    changed = {name: value for name, value in was.items() if name not in now or now[name] != value}
+    changed = {
+        name: value for name, value in was.items() if value is not _OTHER and not _is_alike(value, now.get(name, _ABSENT))
+    }
+    return {**changed, **{name: _ABSENT for name, value in now.items() if name not in was and type(value) in PLAIN}}
+
+
+def _differing(was: Store, now: Store) -> Store:
+    """What is another object, by name."""
+    changed = {name: value for name, value in was.items() if now.get(name, _ABSENT) is not value}
     return {**changed, **{name: _ABSENT for name in now if name not in was}}
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    # Of another type they may be equal, and do something else.
+    return one is other or (type(one) is type(other) and type(one) in PLAIN and one == other)
 
 
 def _chances() -> list[Any]:

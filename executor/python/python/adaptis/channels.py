@@ -44,7 +44,7 @@ class Channels(abc.ABC):
         """Makes what is needed to send from each first rank to the second one. To be called alike on every rank."""
 
     def close_but(self, pairs: Iterable[Pair]) -> None:
-        """Frees what these do not need, where nothing is under way. To be called alike on every rank."""
+        """Frees what these do not need, where all that it carried has arrived. To be called alike on every rank."""
 
     def fail(self) -> None:
         """What was sent may never arrive."""
@@ -109,6 +109,8 @@ class Ordered(Channels):
     def close_but(self, pairs: Iterable[Pair]) -> None:
         kept = set(pairs)
         closed = [self._ways.pop(pair) for pair in list(self._ways) if pair not in kept]
+        if closed and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         _abort(closed)
 
     def fail(self) -> None:

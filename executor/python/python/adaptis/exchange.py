@@ -4,7 +4,8 @@
    kind and shared: any plan can then run without being told them.
 2. Until they are known, headers announce tensors, and both pass through the memory of hosts: nothing is received then before
    its header has come, which is too late for NCCL, where a send keeps its GPU waiting.
-3. A sent tensor is held until it has arrived; an iteration ends when all have. (On a GPU it is the stream that waits.)
+3. A sent tensor is held until it has arrived; an iteration ends when all have. (On a GPU it is the stream that waits.) Where
+   many are on their way, the oldest one is waited for, which a row allows for each of its sends.
 4. What a step that failed on its way has sent may still come: no other one follows it.
 """
 
@@ -23,6 +24,8 @@ from adaptis.worker import Bundle
 
 SENT_MAX = 32
 """Sent tensors from which on those that have arrived are let go of."""
+GRADIENTS_MAX = 8
+"""The same for gradients that hosts carry, of which nothing tells that they have arrived."""
 
 STAGES_MAX = 1 << 9
 MICROBATCHES_MAX = 1 << 16
@@ -47,7 +50,7 @@ class Exchange:
         self.known: dict[int, Forms] | None = None
         self._posted: dict[Place, Any] = {}
         self._sent: list[tuple[Any, Tensor]] = []
-        # What hosts carry, by bundle: that it has arrived is seen by its gradient's coming alone.
+        # Outputs that hosts carry, by bundle: that one has arrived is seen by its gradient's coming.
         self._unanswered: dict[Place, list[tuple[Any, Tensor]]] = {}
         # An iteration failed on its way: of its tensors, some may still come.
         self.is_broken = False
@@ -141,9 +144,9 @@ class Exchange:
                 part = part.cpu()
                 answered.append((self._over_hosts.send(part, device, _tag(place, 1 + at)), part))
                 continue
-            if self.channels.wait_is_the_devices:
+            held = self._sent if is_gradient or self.channels.wait_is_the_devices else answered
+            if held is self._sent:
                 self._let_go()
-            held = self._sent if self.channels.wait_is_the_devices else answered
             held.append((self.channels.send(part, device, _tag(place, 1 + at)), part))
 
     def _carry(self, transfers: int) -> None:
@@ -165,8 +168,11 @@ class Exchange:
         return [(over.receive(blank, device, _tag(place, 1 + at)), blank) for at, blank in enumerate(blanks)]
 
     def _let_go(self) -> None:
-        """Of what has arrived, where much was sent. The host may be far ahead of its device, where nothing has then: the
-        device waits for the oldest, which a row allows for each of its sends."""
+        """Of what has arrived, where much was sent. The host may be far ahead of its device, where nothing has then."""
+        if not self.channels.wait_is_the_devices:
+            while len(self._sent) >= GRADIENTS_MAX:
+                self.tape.wait(self._sent.pop(0)[0].wait)
+            return
         if len(self._sent) < SENT_MAX:
             return
         self._sent = [(work, sent) for work, sent in self._sent if not work.is_completed()]

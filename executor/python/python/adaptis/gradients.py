@@ -63,13 +63,27 @@ def share(schedule: Schedule, scaler: GradScaler) -> None:
     # The last layer's rank is not the only one that has a scale.
     scaler.scale(torch.ones((), device=schedule.device))
 
-    def of_all(optimizer: Optimizer, inv_scale: Tensor, found: Tensor, allow_fp16: bool) -> dict[torch.device, Tensor]:
-        for of_device in unscale(optimizer, inv_scale, found, allow_fp16).values():
+    setattr(scaler, "_unscale_grads_", _OfAll(schedule, unscale))
+
+
+class _OfAll:
+    """Looks for infinite gradients on all ranks."""
+
+    def __init__(self, schedule: Schedule, unscale: Any) -> None:
+        self._schedule = schedule
+        self._unscale = unscale
+
+    def __call__(
+        self, optimizer: Optimizer, inv_scale: Tensor, found: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        for of_device in self._unscale(optimizer, inv_scale, found, allow_fp16).values():
             if of_device is not found:
                 found += of_device.to(found.device)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=schedule.group)
-        schedule.replicas.reduce(found, dist.ReduceOp.MAX)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._schedule.group)
+        self._schedule.replicas.reduce(found, dist.ReduceOp.MAX)
         # Also where no gradient is.
         return {found.device: found}
 
-    setattr(scaler, "_unscale_grads_", of_all)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A scaler that is stored or copied is torch's again.
+        return getattr, (self._unscale.__self__, "_unscale_grads_")

@@ -448,9 +448,8 @@ class Observation:
             if reason is not None:
                 native.fail(reason, FAREWELL_SECONDS)
             else:
-                places = self._places.items()
-                digests = [(place, state.digest_of(self.layers[at], [], self.card.device)) for at, place in places]
                 self.card.finish()
+                digests = state.digests([(place, self.layers[at]) for at, place in self._places.items()], [])
                 native.finish(digests, FAREWELL_SECONDS)
             self.clock.tell()
         except Exception as trouble:
@@ -504,6 +503,12 @@ def observe(layers: Iterable[nn.Module], *, coordinator: str | None = None) -> O
     own = listed(layers)
     if not own or not all(isinstance(layer, nn.Module) for layer in own):
         logger.warning("nothing is observed: layers is a list of modules in the order in which they run, as model.layers")
+        return None
+    if len(set(map(id, own))) < len(own):
+        logger.warning(
+            "nothing is observed: a module stands several times in layers, and its calls can't be told apart from outside "
+            "(adaptis.Schedule measures such a model)"
+        )
         return None
     return begin([Piece(0, own)], settings, 0, 1)
 

@@ -14,7 +14,10 @@ from typing import Any, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import batchnorm
 from torch.optim import Optimizer
+from torch.utils import _device
 
 logger = logging.getLogger("adaptis")
 
@@ -39,6 +42,13 @@ OF_SCHEDULE: Sequence[Need] = (
     (Tensor, "_post_accumulate_grad_hooks", ()),
     (torch.ops.aten, "convolution_backward", ()),
     (torch.ops.aten, "embedding_dense_backward", ()),
+    (torch._C, "_current_graph_task_id", ()),
+    (torch._C, "_are_functorch_transforms_active", ()),
+    (torch._C, "_len_torch_function_stack", ()),
+    (torch._C, "_get_function_stack_at", ()),
+    (forward_ad, "_current_level", ()),
+    (_device, "DeviceContext", ()),
+    (batchnorm, "_NormBase", ()),
 )
 
 

@@ -3,11 +3,11 @@ give, each counted once."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
-from adaptis.tape import storage_of
+from adaptis.memory import storage_of, storages_of
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -59,8 +59,8 @@ class Scales:
     def take_off(self, at: int, module: nn.Module, inputs: Any) -> None:
         """It ends."""
         if self._at == at:
-            own = {part.untyped_storage().data_ptr() for part in module.parameters()}
-            held = self._held | {storage_of(part) for part in tensors(inputs)}
+            own = storages_of(module)
+            held = self._held | _storages(tensors(inputs))
             # Parts that are compiled tell nothing.
             if self._held or not any(True for _ in module.children()):
                 self.bytes[at] = sum(size for place, size in held if place not in own)
@@ -68,4 +68,8 @@ class Scales:
 
     def _passed(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         if self._at is not None:
-            self._held.update(storage_of(part) for part in (*tensors(inputs), *tensors(outputs)))
+            self._held |= _storages((*tensors(inputs), *tensors(outputs)))
+
+
+def _storages(parts: Iterable[Tensor]) -> set[tuple[int, int]]:
+    return {found for part in parts if (found := storage_of(part)) is not None}

@@ -178,9 +178,13 @@ class Schedule:
         except BaseException:
             self._seat.forget()
             raise
-        self._join(every)
-        if self._next is not None:
-            self._switch()
+        try:
+            self._join(every)
+            if self._next is not None:
+                self._switch()
+        except BaseException:
+            self._fail()
+            raise
         known = self._forms.get(kind)
         self._worker.begin(share)
         self._exchange.begin(known)
@@ -193,8 +197,7 @@ class Schedule:
                 self._see_gradient(kind)
             loss = self._loss(evaluation.summed(self._forms[kind][len(self.layers)][0].dtype))
         except BaseException:
-            self._exchange.reset()
-            self._seat.forget()
+            self._fail()
             raise
         finally:
             self._worker.end()
@@ -288,7 +291,7 @@ class Schedule:
 
     def _open(self, plan: Plan, moves: Sequence[tuple[int, int, int]]) -> None:
         """Makes the channels that a plan and the way to it need."""
-        self.channels.open(_pairs(plan) + [(source, to) for _, source, to in moves])
+        self.channels.open(_pairs(plan) + _ways(moves))
 
     def _close_unused(self) -> None:
         """Frees the channels that the plan in force does not need."""
@@ -302,8 +305,10 @@ class Schedule:
         moves = self.plan.moves(plan)
         self._open(plan, moves)
         received = self._mover.move(self.rank, {at for at, _ in self._own()}, moves, self.optimizers)
-        self.plan, self._row, self._plan_number = plan, row, number
+        before, self.plan, self._row, self._plan_number = self.plan, plan, row, number
         self._adopt()
+        # Those of the plan before may be wanted again, and may still carry something.
+        self.channels.close_but(_pairs(before) + _pairs(plan) + _ways(moves))
         self._seat.settled(start_ns, len(moves), received)
 
     def _share(self, x: Any, target: Any) -> tuple[Share, Exception | None]:
@@ -323,6 +328,11 @@ class Schedule:
         if inputs is not None:
             self._first_forms = tuple(Form.of(part) for part in inputs[0])
         return Share(inputs, targets, self.steps), error
+
+    def _fail(self) -> None:
+        """A step fails on its way, or the change of plan before it."""
+        self._exchange.reset()
+        self._seat.forget()
 
     @property
     def _is_broken(self) -> bool:
@@ -404,6 +414,10 @@ class Schedule:
             self.replicas.reduce(loss)
         dist.broadcast(loss, group=self.group, group_src=owner)
         return loss
+
+
+def _ways(moves: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    return [(source, to) for _, source, to in moves]
 
 
 def _pairs(plan: Plan) -> list[tuple[int, int]]:

@@ -263,6 +263,7 @@ class Seat:
             self._has_ended = True
             return
         facts = {at: fact for _, part in parts for at, fact in part.items()}
+        native: _native.Session | None = None
         try:
             native = _native.Session(
                 coordinator=self.settings.coordinator,
@@ -283,6 +284,8 @@ class Seat:
         except Exception as error:
             self._has_ended = True
             logger.warning("this rank trains without a coordinator: %s", in_its_place(error) or error)
+            if native is not None:
+                native.fail(f"{type(error).__name__}: {error}", 0.0)
             return
         self.native = native
         self.settings.is_written(schedule.plan.devices[schedule.rank])
@@ -385,15 +388,16 @@ class Seat:
             reason = "a step failed" if error is None else f"{type(error).__name__}: {error}"
             native.fail(reason, FAREWELL_SECONDS)
             return
-        self._card.finish()
-        self._losses_that_came()
-        digests = [(at, self._digest(layer)) for at, layer in self.schedule._own()]
-        if not native.finish(digests, FAREWELL_SECONDS):
-            logger.warning("the coordinator did not record the end of the run within %s s", FAREWELL_SECONDS)
-        self.tape.clock.tell()
-
-    def _digest(self, layer: nn.Module) -> str:
-        return state.digest_of(layer, self.schedule.optimizers, self.schedule.device)
+        try:
+            self._card.finish()
+            self._losses_that_came()
+            digests = state.digests(list(self.schedule._own()), self.schedule.optimizers)
+            if not native.finish(digests, FAREWELL_SECONDS):
+                logger.warning("the coordinator did not record the end of the run within %s s", FAREWELL_SECONDS)
+            self.tape.clock.tell()
+        except Exception as trouble:
+            native.fail(f"{type(trouble).__name__}: {trouble}", FAREWELL_SECONDS)
+            logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
 
 
 def _partners(rank: int, world: int) -> list[int]:

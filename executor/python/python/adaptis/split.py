@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
-from torch.utils._device import DeviceContext
+from torch.utils import _device
 
 Debt = Callable[[], None]
 
@@ -225,7 +225,7 @@ def _has_hands_in_it() -> bool:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     count = torch._C._len_torch_function_stack()
-    return any(not isinstance(torch._C._get_function_stack_at(at), DeviceContext) for at in range(count))
+    return any(not isinstance(torch._C._get_function_stack_at(at), _device.DeviceContext) for at in range(count))
 
 
 def _autocast(x: Tensor) -> torch.dtype | None:

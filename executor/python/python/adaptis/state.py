@@ -23,9 +23,13 @@ from torch.utils._pytree import tree_map_only
 from adaptis import replicas
 from adaptis._native import digest
 from adaptis.channels import Channels
-
+from adaptis.facts import bytes_here
+from adaptis.memory import storage_of
 
 logger = logging.getLogger("adaptis")
+
+DIGEST_BYTES_MAX = 1 << 32
+"""Parameters up to which a rank's digest is told at the end."""
 
 
 def tensors_of(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -237,11 +241,31 @@ def _digest(packed: Tensor) -> str:
     return digest(packed.cpu().numpy().tobytes())
 
 
-def digest_of(layer: nn.Module, optimizers: Sequence[Optimizer], device: torch.device) -> str:
-    """The digest of a layer's state: parameters, buffers, and what optimizers keep for it; not of gradients."""
+def digest_of(layer: nn.Module, optimizers: Sequence[Optimizer]) -> str:
+    """The digest of a layer's state: parameters, buffers, and what optimizers keep for it; not of gradients. One tensor after
+    the other: their memory is not there twice."""
     entries, tensors, plain = _entries(layer, optimizers, set())
-    kept = [tensor for entry, tensor in zip(entries, tensors) if entry.kind != "gradient"]
-    return digest(_packed(kept, device).cpu().numpy().tobytes() + repr(plain).encode())
+    kept = (tensor for entry, tensor in zip(entries, tensors) if entry.kind != "gradient")
+    parts = [_digest(bytes_of(part)) for tensor in kept for part in _dense(tensor)]
+    return digest("".join([*parts, repr(plain)]).encode())
+
+
+def _dense(tensor: Tensor) -> list[Tensor]:
+    """What of it has a memory."""
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    return [] if storage_of(tensor) is None else [tensor]
+
+
+def digests(layers: Sequence[tuple[int, nn.Module]], optimizers: Sequence[Optimizer]) -> list[tuple[int, str]]:
+    """Of all layers of a rank, by their numbers, for the end of a job; none where they can't be had, or would take long."""
+    if sum(bytes_here(part) for _, layer in layers for part in layer.parameters()) > DIGEST_BYTES_MAX:
+        return []
+    try:
+        return [(at, digest_of(layer, optimizers)) for at, layer in layers]
+    except Exception as error:
+        logger.warning("the layers' state at the end is not told: %s: %s", type(error).__name__, error)
+        return []
 
 
 def rounds(moves: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:

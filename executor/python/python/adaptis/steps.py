@@ -24,14 +24,12 @@ from adaptis import _native, card, clock, replicas
 from adaptis._native import Plan
 from adaptis.facts import Fact, bytes_here, parameters_of, told
 from adaptis.session import FAREWELL_SECONDS, Settings, in_its_place, last_error
-from adaptis.state import bytes_of
+from adaptis.state import DIGEST_BYTES_MAX, bytes_of
 
 logger = logging.getLogger("adaptis")
 
 LOOK_NS = 100_000_000
 """How often memory is looked at: that may take longer than a step."""
-DIGEST_BYTES_MAX = 1 << 30
-"""Parameters up to which their digest is told at the end: nobody waits long for that."""
 
 
 class Steps:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, TypeVar
+from typing import Any, Callable, Iterable, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from adaptis.before import rewinding
 from adaptis.clock import Clock, HostClock, Parts
-from adaptis.replicas import local
+from adaptis.memory import storage, storage_of, storages_of
 from adaptis.split import Debt, tensors_of_debt
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, RECOMPUTE, OPTIMIZER = range(5)
@@ -113,13 +114,14 @@ class Tape:
 
     def weigh(self, layer: int, module: nn.Module, inputs: Iterable[Tensor], run: Callable[[], T]) -> T:
         """Runs a layer's forward and weighs what it leaves behind."""
-        buffers = [(of, name, buffer, buffer.clone()) for of, name, buffer in buffers_of(module)]
-        given = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in inputs}
+        rewind = rewinding(module)
+        given = {of.data_ptr(): of for part in inputs if (of := storage(part)) is not None}
         held = dict(given)
 
         def pack(saved: Tensor) -> Tensor:
-            storage = saved.untyped_storage()
-            held[storage.data_ptr()] = storage
+            own = storage(saved)
+            if own is not None:
+                held[own.data_ptr()] = own
             return saved
 
         try:
@@ -130,13 +132,11 @@ class Tape:
             if "saved tensor hooks" not in str(error):
                 raise
             held = given
-            with torch.no_grad():
-                for of, name, buffer, before in buffers:
-                    of._buffers[name] = buffer.copy_(before)
+            rewind()
             result = run()
-        own = storages_of(module)
-        # Parameters that were gathered for this forward alone are empty by now.
-        self.activation_bytes[layer] = sum(storage.nbytes() for at, storage in held.items() if at not in own)
+        parameters = storages_of(module)
+        # Those that were gathered for this forward alone are empty by now.
+        self.activation_bytes[layer] = sum(of.nbytes() for at, of in held.items() if at not in parameters)
         return result
 
     def weigh_debts(self, layer: int, microbatch: int, debts: list[Debt], module: nn.Module) -> None:
@@ -145,24 +145,5 @@ class Tape:
             return
         own = storages_of(module)
         held = {storage_of(part) for debt in debts for part in tensors_of_debt(debt)}
-        self.weight_gradient_bytes[layer] = sum(size for at, size in held if at not in own)
-
-
-def buffers_of(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Its buffers, by every name, each with its own module."""
-    for of in module.modules():
-        for name, buffer in of._buffers.items():
-            if buffer is not None:
-                yield of, name, buffer
-
-
-def storages_of(module: nn.Module) -> set[int]:
-    """Where the parameters of a module lie."""
-    return {local(part).untyped_storage().data_ptr() for part in module.parameters()}
-
-
-def storage_of(part: Tensor) -> tuple[int, int]:
-    """Where a tensor's memory begins, and how much it is."""
-    storage = part.untyped_storage()
-    return storage.data_ptr(), storage.nbytes()
+        self.weight_gradient_bytes[layer] = sum(size for at, size in filter(None, held) if at not in own)
 

@@ -27,6 +27,8 @@ class Trainers:
         self._known: dict[int, tuple[weakref.ref[Optimizer], int, bool]] = {}
         # Steps of each other one.
         self._strange: dict[int, int] = {}
+        # The one that was taken for a trainer of copies.
+        self._taken: int | None = None
 
     def has(self, optimizer: Optimizer) -> bool:
         """Whether it trains a layer."""
@@ -35,6 +37,11 @@ class Trainers:
             return known[2]
         own = {id(part) for layer in self._layers for part in layer.parameters()}
         is_one = any(id(part) in own for part in parameters_of(optimizer))
+        if is_one and self._taken is not None:
+            # It was not: it only came first.
+            logger.warning("an optimizer (%s) trains the layers' own parameters: its steps end iterations from now on", type(optimizer).__name__)
+            del self._known[self._taken]
+            self._taken = None
         self._known[id(optimizer)] = weakref.ref(optimizer), len(optimizer.param_groups), is_one
         return is_one
 
@@ -48,6 +55,7 @@ class Trainers:
             "that trains copies in another precision; what it keeps is not counted as the layers'", type(optimizer).__name__
         )
         self._known[id(optimizer)] = weakref.ref(optimizer), len(optimizer.param_groups), True
+        self._taken = id(optimizer)
         return True
 
     def known(self) -> list[Optimizer]:

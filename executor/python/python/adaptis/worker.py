@@ -196,7 +196,9 @@ class Worker:
             number = self._key(layer, microbatch)
             is_recomputed = layer in here.recomputed
             is_its_turn = is_recomputed and self._is_its_turn(layer, microbatch)
-            before = self._keeper.before(layer, is_its_turn) if is_recomputed else None
+            # On a host to look costs little.
+            is_looked_at = is_its_turn or self.device.type == "cpu"
+            before = self._keeper.before(layer, is_looked_at) if is_recomputed else None
             if self.tape.is_due(layer, microbatch):
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
             else:
@@ -318,6 +320,7 @@ class Worker:
                 # The loss's backward is the last layer's I.
                 self.tape.begin(here.end - 1, INPUT_GRADIENT, microbatch)
                 has_begun = True
+                self._generator.seed(self._key(len(self.layers), microbatch) ^ OF_BACKWARD)
                 gradient = self._gradient_of_loss(kept)
                 of_loss = self.ledger.take()
         for layer in reversed(range(here.first, here.end)):
