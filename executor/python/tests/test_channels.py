@@ -123,53 +123,16 @@ def test_a_way_may_be_closed_and_made_again() -> None:
     ]
 
 
-class _Failing(nn.Linear):
-    """Fails in a call."""
-
-    calls_left = 1 << 30
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls_left -= 1
-        if self.calls_left < 0:
-            raise ArithmeticError("out of luck")
-        return super().forward(x)
-
-
-def _failed(rank: int, world: int, is_ordered: bool) -> list[str]:
-    """What is said of steps after one that failed on every rank, where some tensors were sent already."""
-    group = rendezvous.group() if is_ordered else None
-    layers: list[Any] = [_Failing(4, 4) for _ in range(2)]
-    schedule = Schedule(layers, 4, torch.nn.functional.mse_loss, plan="gpipe", group=group)
-    x = torch.ones(4, 4)
-    schedule.step(x, target=x)
-    said = []
-    for left in (2 - rank, 1 << 30):
-        layers[rank].calls_left = left
-        for run in ("step", "evaluate"):
-            try:
-                getattr(schedule, run)(x, target=x)
-            except (ArithmeticError, RuntimeError) as error:
-                said.append(str(error))
-    return said
-
-
-@pytest.mark.parametrize("is_ordered", [False, True])
-def test_no_step_follows_one_that_failed_on_its_way(is_ordered: bool) -> None:
-    for first, *others in in_ranks(2, _failed, is_ordered):
-        assert first == "out of luck"
-        assert len(others) == 3 and all("an earlier step failed on its way" in text for text in others)
-
-
 def _failed_on_the_way(rank: int, world: int) -> list[str]:
-    """What is said of a change of plan that fails in the middle, and of a step after it."""
+    """What is said of a change of plan that fails on every rank, and of a step after it."""
     schedule = Schedule([nn.Linear(4, 4) for _ in range(4)], 2, nn.functional.mse_loss, plan=_chain([0, 1, 0, 1], 1))
     x = torch.ones(4, 4)
     schedule.step(x, target=x)
 
-    def full(*_: Any) -> None:
+    def full(*_: Any) -> int:
         raise MemoryError("no room for a layer")
 
-    schedule._mover._unpack = full  # type: ignore[method-assign]
+    schedule._mover.move = full  # type: ignore[method-assign]
     schedule.change(_chain([1, 0, 1, 0], 2))
     said = []
     for _ in range(2):
@@ -210,6 +173,43 @@ def _wandered(rank: int, world: int) -> list[set[tuple[int, int]]]:
 def test_ways_that_neither_this_plan_nor_the_one_before_needs_are_closed() -> None:
     first = in_ranks(4, _wandered)[0]
     assert first == [{(0, 1)}, {(0, 1), (0, 2)}, {(0, 2), (0, 3)}]
+
+
+class _Failing(nn.Linear):
+    """Fails in a call."""
+
+    calls_left = 1 << 30
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise ArithmeticError("out of luck")
+        return super().forward(x)
+
+
+def _failed(rank: int, world: int, is_ordered: bool) -> list[str]:
+    """What is said of steps after one that failed on every rank, where some tensors were sent already."""
+    group = rendezvous.group() if is_ordered else None
+    layers: list[Any] = [_Failing(4, 4) for _ in range(2)]
+    schedule = Schedule(layers, 4, torch.nn.functional.mse_loss, plan="gpipe", group=group)
+    x = torch.ones(4, 4)
+    schedule.step(x, target=x)
+    said = []
+    for left in (2 - rank, 1 << 30):
+        layers[rank].calls_left = left
+        for run in ("step", "evaluate"):
+            try:
+                getattr(schedule, run)(x, target=x)
+            except (ArithmeticError, RuntimeError) as error:
+                said.append(str(error))
+    return said
+
+
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_no_step_follows_one_that_failed_on_its_way(is_ordered: bool) -> None:
+    for first, *others in in_ranks(2, _failed, is_ordered):
+        assert first == "out of luck"
+        assert len(others) == 3 and all("an earlier step failed on its way" in text for text in others)
 
 
 def _failed_alone(rank: int, world: int) -> float:

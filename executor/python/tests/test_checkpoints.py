@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
 from torch.nn.functional import mse_loss
@@ -251,7 +253,7 @@ def _refused(rank: int, world: int, dir: Path) -> list[str]:
     schedule = Schedule(model(1), 4, loss_fn)
     optimizer = schedule.attach(AdamW(schedule.parameters()))
     before = own_state(schedule)
-    whole = torch.load(dir / "whole.pt")
+    whole, mine = torch.load(dir / "whole.pt"), schedule.checkpoint()
     other = {**whole, "model": {**whole["model"], "9.weight": torch.zeros(1)}}
     extra = {**whole, "model": {**whole["model"], f"{8 * rank}.extra": torch.zeros(1)}}
     names = [name for group in whole["optimizers"][0]["param_groups"] for name in group["params"]]
@@ -261,6 +263,7 @@ def _refused(rank: int, world: int, dir: Path) -> list[str]:
         torch.load(dir / f"part{(rank + 1) % 2}.pt"),
         other,
         extra,
+        {**mine, "model": {**mine["model"], **({} if rank else {"0.weight": torch.zeros(1)})}},
         whole,
         {**whole, "optimizers": []},
         {**whole, "optimizers": [renamed]},
@@ -278,6 +281,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(begun: tuple[Path, lis
         "a rank needs the parts of all",
         "the checkpoint has a layer 9, the model has 9 layers",
         ".extra, which layer",
+        "restore: 0.weight is of shape|restore: ranks [0] can't take this checkpoint",
         "groups of [10, 13] parameters, this one of [23]",
         "the checkpoint has 0 optimizers, 1 are attached",
         "groups its parameters otherwise: ['0.weight', '9.weight']",
@@ -285,3 +289,25 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(begun: tuple[Path, lis
     ]
     for texts in in_ranks(2, _refused, begun[0]):
         assert_said(texts, expected)
+
+
+def _cut_off(rank: int, world: int, dir: Path) -> None:
+    """Reads a checkpoint whose files end too early."""
+    schedule = Schedule(model(1), 4, loss_fn)
+    schedule.save(dir)
+    dist.barrier()
+    if rank == 0:
+        for file in dir.glob("*.distcp"):
+            os.truncate(file, file.stat().st_size // 2)
+    dist.barrier()
+    with torch.no_grad():
+        for part in schedule.state_dict().values():
+            part.add_(1)
+    before = {name: value.clone() for name, value in own_state(schedule).items()}
+    with pytest.raises(BaseException, match="(?i)checkpoint|read|archive|file"):
+        schedule.load(dir)
+    assert all(torch.equal(value, before[name]) for name, value in own_state(schedule).items())
+
+
+def test_what_can_not_be_read_changes_nothing(tmp_path: Path) -> None:
+    in_ranks(2, _cut_off, tmp_path)

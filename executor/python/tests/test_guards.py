@@ -300,7 +300,10 @@ def _wrong(rank: int, world: int) -> list[str]:
         lambda: loose([nn.Linear(2, 2), 3], 2, functional.mse_loss),
         lambda: loose(lazy, 2, functional.mse_loss),
         lambda: loose(linears(), 2, "mse"),
+        lambda: loose(linears(), 2, nn.MSELoss),
         lambda: loose(linears(), 2, functional.mse_loss, seed=1.5),
+        lambda: loose(linears(), 2, functional.mse_loss, device="gpu"),
+        lambda: loose(linears(), 2, functional.mse_loss, coordinator=5),
         lambda: loose(linears(), 2, functional.mse_loss, plan=3),
         lambda: schedule.attach(None),  # type: ignore[type-var]
         lambda: schedule.change("zb-v"),  # type: ignore[arg-type]
@@ -329,7 +332,10 @@ def test_wrong_arguments_are_named() -> None:
             "layers: number 1 is a int",
             "layers: number 0 has parameters of no shape yet",
             "loss_fn: a function of the output and the target, not a str",
+            "loss_fn: MSELoss is a class; give one of its kind",
             "seed: 1.5 is not a whole number",
+            "device: 'gpu' is none of torch's",
+            "coordinator: an address",
             "plan: a Plan or the name of a schedule, not a int",
             "attach: an optimizer of torch or a GradScaler, not a NoneType",
             "change: a Plan, not a str",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Container, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,16 @@ def check_movable(layers: Sequence[nn.Module]) -> None:
                 raise ValueError(f"layers: {name!r} of layer {at} is of {part.dtype}, which does not move: {error}") from error
 
 
+def check_unused(layers: Sequence[nn.Module], dealt_out: Container[nn.Module]) -> None:
+    """Refuses layers that another schedule has: those of other ranks hold nothing here."""
+    for at, layer in enumerate(layers):
+        if layer in dealt_out:
+            raise ValueError(
+                f"layers: number {at} is in another schedule of this process, which keeps it on one rank alone; build the layers "
+                "anew and take their state by restore, or train all in one schedule"
+            )
+
+
 def check_memory(layers: Sequence[nn.Module]) -> None:
     """Refuses parameters that share memory and are not one, of which some are trained: they would part when their layers
     move. Frozen ones stay alike, and what has no memory of its own, as a wrapper, is not looked into."""
@@ -89,6 +99,8 @@ def check_memory(layers: Sequence[nn.Module]) -> None:
 
 
 def check_loss(loss_fn: Any, layers: Sequence[nn.Module]) -> None:
+    if isinstance(loss_fn, type):
+        raise TypeError(f"loss_fn: {loss_fn.__name__} is a class; give one of its kind, as {loss_fn.__name__}()")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn: a function of the output and the target, not a {type(loss_fn).__name__}")
     of_loss = loss_fn.named_parameters() if isinstance(loss_fn, nn.Module) else iter(())
@@ -98,7 +110,10 @@ def check_loss(loss_fn: Any, layers: Sequence[nn.Module]) -> None:
 
 def device_of(layers: Sequence[nn.Module], device: torch.device | str | None) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device: {device!r} is none of torch's: {error}") from error
     found = {tensor.device for layer in layers for _, tensor in state.tensors_of(layer)}
     if len(found) > 1:
         raise ValueError(f"layers: they are on several devices: {sorted(map(str, found))}")

@@ -8,17 +8,18 @@
 
 1. Small buffers are copied. Large ones are mostly tables that nobody changes: they are copied once a run has changed them,
    as are parameters that are not trained. A change is seen by their version, and at times by their values.
-2. Plain attributes, as counters, are put back as well, whichever run has changed them since, and the states of Python's and
-   NumPy's random numbers, where the run changed them. Those of torch are drawn by a key for each layer and microbatch.
-3. A recomputation leaves nothing behind: what it changed is put back to what the runs had made of it.
+2. Attributes, as counters and what is carried from run to run, are what they were, whichever run has replaced them since:
+   the objects themselves, but for those that have a graph, which is to be freed. What a run changes inside of an object is
+   seen of tensors alone: then the graph of the run is kept.
+3. A recomputation leaves nothing behind: what it replaced is what the runs had made of it.
+4. Random numbers are drawn by a key for each layer and microbatch (`chance`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
-import sys
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -27,7 +28,7 @@ from torch.nn.modules import batchnorm
 
 from adaptis import replicas
 from adaptis.memory import storage_of
-from adaptis.state import PLAIN, bytes_of
+from adaptis.state import bytes_of
 
 COPIED_BYTES = 1 << 16
 """Buffers up to which a copy costs nothing worth saving."""
@@ -75,31 +76,37 @@ class Before:
     stores: list[tuple[Store, Store]]
     left: list[Left]
     modules: list[nn.Module]
-    # All attributes; after the run, those that are or were plain, and `_OTHER` for the rest.
+    # With `_FREED` in the place of what has a graph.
     attributes: list[tuple[Store, Store]]
-    # Of random numbers; none if the run drew none.
-    chances: list[Any]
+    # What a run changes in place is not kept: trained parameters, and tensors that are attributes.
+    versions: list[tuple[Tensor, int]]
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Everything as it was, for a run."""
+        """Everything as it was, for a run.
+
+        Raises Bypassed after it, where it has changed what was put away for it.
+        """
         now = [(store, dict(store)) for store, _ in self.stores]
         attributes = [(store, dict(store)) for store, _ in self.attributes]
-        chances = _chances() if self.chances else []
+        away = [(part, part._version) for store, was in self.stores for part in _others(store, was)]
         _put_back(self.stores)
-        _give([(store, _changes(was, store)) for store, was in self.attributes])
-        _draw_from(self.chances)
+        _replace(self.attributes)
         try:
             yield
         finally:
             _put_back(now)
-            _give([(store, _differing(were, store)) for store, were in attributes])
-            _draw_from(chances)
+            _replace(attributes)
+        if _have_changed(away):
+            raise Bypassed
+
+
+class Bypassed(Exception):
+    """A layer changes its buffers by other ways than their names, as through a list of them."""
 
 
 _ABSENT: Any = object()
-_OTHER: Any = object()
-"""What stands for an attribute that is not plain."""
+_FREED: Any = object()
 
 
 def rewinding(layer: nn.Module) -> Callable[[], None]:
@@ -112,7 +119,6 @@ def rewinding(layer: nn.Module) -> Callable[[], None]:
         if buffer is not None
     ]
     attributes = [(vars(module), dict(vars(module))) for module in layer.modules()]
-    chances = _chances()
 
     def rewind() -> None:
         with torch.no_grad():
@@ -122,8 +128,7 @@ def rewinding(layer: nn.Module) -> Callable[[], None]:
                 is_dense = buffer.layout == torch.strided
                 if not is_dense or buffer._version != version or not torch.equal(buffer, value):
                     buffer.copy_(value)
-        _give([(store, _changes(_plain(was, store), store)) for store, was in attributes])
-        _draw_from(chances)
+        _replace(attributes)
 
     return rewind
 
@@ -134,13 +139,25 @@ def _put_back(stores: Sequence[tuple[Store, Store]]) -> None:
         store.update(was)
 
 
-def _give(attributes: Sequence[tuple[Store, Store]]) -> None:
-    for store, values in attributes:
-        for name, value in values.items():
-            if value is _ABSENT:
-                store.pop(name, None)
-            else:
+def _replace(attributes: Sequence[tuple[Store, Store]]) -> None:
+    """Makes attributes the objects that they were."""
+    for store, was in attributes:
+        # Nearly all are.
+        if len(store) == len(was) and all(map(is_, store.values(), was.values())):
+            continue
+        for name, value in was.items():
+            if value is not _FREED and store.get(name, _ABSENT) is not value:
                 store[name] = value
+        for name in store.keys() - was.keys():
+            del store[name]
+
+
+def _others(store: Store, was: Store) -> Iterator[Tensor]:
+    return (part for name, part in store.items() if part is not None and was.get(name) is not part)
+
+
+def _have_changed(versions: Sequence[tuple[Tensor, int]]) -> bool:
+    return any(part._version != version for part, version in versions)
 
 
 class Keeper:
@@ -152,8 +169,6 @@ class Keeper:
         self._changing: dict[int, set[tuple[int, str]]] = {}
         # By layer, under the plan in force: how often it has run.
         self._looks: dict[int, int] = {}
-        # Layers that draw random numbers besides torch's: to ask for their states takes as long as all else here.
-        self._drawing: set[int] = set()
 
     def adopt(self) -> None:
         """Another plan is in force."""
@@ -184,7 +199,18 @@ class Keeper:
             stores.append((own, held))
             stores += self._frozen(module, changing, left, is_looked_at)
         attributes = [(vars(module), dict(vars(module))) for module in modules]
-        return Before(stores, left, modules, attributes, _chances() if is_looked_at or layer in self._drawing else [])
+        versions: list[tuple[Tensor, int]] = []
+        for _, was in attributes:
+            carried = [(name, value) for name, value in was.items() if isinstance(value, Tensor)]
+            for name, value in carried:
+                if value.grad_fn is not None:
+                    was[name] = _FREED
+                else:
+                    versions.append((value, value._version))
+            for part in was["_parameters"].values():
+                if part is not None and part.requires_grad and not replicas.is_sharded(part):
+                    versions.append((part, part._version))
+        return Before(stores, left, modules, attributes, versions)
 
     def _frozen(
         self, module: nn.Module, changing: set[tuple[int, str]], left: list[Left], is_looked_at: bool
@@ -214,12 +240,7 @@ class Keeper:
         self._changing[layer] |= changed
         # Of a module that it has made, nobody knows what it was.
         has_made = len(before.modules) != sum(1 for _ in self.layers[layer].modules())
-        before.attributes = [(store, _plain(was, store)) for store, was in before.attributes]
-        if before.chances and _are_alike(before.chances, _chances()):
-            before.chances = []
-        elif before.chances:
-            self._drawing.add(layer)
-        return not changed and not has_made
+        return not changed and not has_made and not _have_changed(before.versions)
 
     def has_stayed(self, layer: int, before: Before) -> bool:
         """Before a recomputation: whether what was not kept is as it was before the run."""
@@ -264,54 +285,3 @@ class _Copies:
             self._storages[at] = storage.clone()
         copy = torch.empty(0, dtype=buffer.dtype, device=buffer.device)
         return copy.set_(self._storages[at], buffer.storage_offset(), buffer.size(), buffer.stride())
-
-
-def _plain(was: Store, now: Store) -> Store:
-    """Of attributes before a run, those that were plain, and those that are since: these are known to be replaced."""
-    return {
-        name: value if type(value) in PLAIN or type(now.get(name)) in PLAIN else _OTHER for name, value in was.items()
-    }
-
-
-def _changes(was: Store, now: Store) -> Store:
-    """What was of another value, by name; NaN is another one than itself, which does no harm."""
-    changed = {
-        name: value for name, value in was.items() if value is not _OTHER and not _is_alike(value, now.get(name, _ABSENT))
-    }
-    return {**changed, **{name: _ABSENT for name, value in now.items() if name not in was and type(value) in PLAIN}}
-
-
-def _differing(was: Store, now: Store) -> Store:
-    """What is another object, by name."""
-    changed = {name: value for name, value in was.items() if now.get(name, _ABSENT) is not value}
-    return {**changed, **{name: _ABSENT for name in now if name not in was}}
-
-
-def _is_alike(one: Any, other: Any) -> bool:
-    # Of another type they may be equal, and do something else.
-    return one is other or (type(one) is type(other) and type(one) in PLAIN and one == other)
-
-
-def _chances() -> list[Any]:
-    """The states of random numbers besides torch's."""
-    numpy = sys.modules.get("numpy")
-    return [random.getstate(), None if numpy is None else numpy.random.get_state()]
-
-
-def _draw_from(chances: list[Any]) -> None:
-    if not chances:
-        return
-    python, of_numpy = chances
-    random.setstate(python)
-    if of_numpy is not None:
-        sys.modules["numpy"].random.set_state(of_numpy)
-
-
-def _are_alike(one: list[Any], other: list[Any]) -> bool:
-    (python, of_numpy), (python_now, of_numpy_now) = one, other
-    if python != python_now or (of_numpy is None) != (of_numpy_now is None):
-        return False
-    if of_numpy is None:
-        return True
-    (_, keys, *rest), (_, keys_now, *rest_now) = of_numpy, of_numpy_now
-    return rest == rest_now and bool((keys == keys_now).all())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import sys
+from typing import Any
+
 import torch
 
 _MASK = (1 << 64) - 1
@@ -23,7 +27,8 @@ def key(seed: int, step: int, layer: int, microbatch: int) -> int:
 
 
 class Generator:
-    """The default generator of a device, seeded for the layer that runs next and put back after the iteration."""
+    """The default generators of a device, of Python and of NumPy, seeded for the layer that runs next and put back after the
+    iteration."""
 
     def __init__(self, device: torch.device) -> None:
         self.generators = [torch.default_generator]
@@ -32,18 +37,36 @@ class Generator:
             index = torch.cuda.current_device() if device.index is None else device.index
             self.generators.append(torch.cuda.default_generators[index])
         self.kept: list[torch.Tensor] = []
+        # Of Python, and of NumPy if it is there.
+        self.others: list[Any] = []
 
     def keep(self) -> None:
         """What the job itself draws goes on as if no layer had drawn anything."""
         self.kept = [generator.get_state() for generator in self.generators]
+        of_numpy = _numpy()
+        self.others = [random.getstate(), None if of_numpy is None else of_numpy.get_state()]
 
     def seed(self, value: int) -> None:
         """The next draws depend on this alone."""
         for generator in self.generators:
             generator.manual_seed(value)
+        random.seed(value)
+        of_numpy = _numpy()
+        if of_numpy is not None:
+            of_numpy.seed(value & 0xFFFFFFFF)
 
     def put_back(self) -> None:
         """Undoes all since `keep`."""
         for generator, state in zip(self.generators, self.kept):
             generator.set_state(state)
-        self.kept = []
+        if self.others:
+            python, numpys = self.others
+            random.setstate(python)
+            of_numpy = _numpy()
+            if of_numpy is not None and numpys is not None:
+                of_numpy.set_state(numpys)
+        self.kept, self.others = [], []
+
+
+def _numpy() -> Any:
+    return sys.modules.get("numpy.random")

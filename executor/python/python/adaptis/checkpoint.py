@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adaptis import replicas
+from adaptis import agreement, replicas
 
 if TYPE_CHECKING:
     from adaptis.schedule import Schedule
@@ -58,7 +58,29 @@ def whole(schedule: Schedule) -> State | None:
 
 
 def restore(schedule: Schedule, state: Mapping[str, Any]) -> None:
-    """Takes what belongs to this rank's layers."""
+    """Takes what belongs to this rank's layers, if all ranks can."""
+    error: Exception | None = None
+    fitting: list[State] = []
+    try:
+        fitting = _checked(schedule, state)
+    except Exception as found:
+        error = found
+    every = agreement.of_replicas(schedule, agreement.gathered(schedule, [int(error is None)]))
+    if error is not None:
+        raise error
+    failed = [name for name, vote in agreement.called(every) if not vote[0]]
+    if failed:
+        raise RuntimeError(f"restore: ranks [{', '.join(failed)}] can't take this checkpoint; they say why")
+    for saved in fitting:
+        _shard(schedule, saved["state"])
+    schedule.load_state_dict(state["model"])
+    for optimizer, saved in zip(schedule.optimizers, fitting):
+        optimizer.load_state_dict(saved)
+    schedule.steps = int(state["steps"])
+
+
+def _checked(schedule: Schedule, state: Mapping[str, Any]) -> list[State]:
+    """What a checkpoint has for each optimizer here; nothing is changed."""
     if not isinstance(state, Mapping):
         raise TypeError(f"restore: a checkpoint, as a dictionary, not a {type(state).__name__}")
     for name in ("model", "optimizers", "steps"):
@@ -76,15 +98,7 @@ def restore(schedule: Schedule, state: Mapping[str, Any]) -> None:
         raise ValueError(f"restore: the checkpoint has {found} optimizers, {len(schedule.optimizers)} are attached")
     names = names_of(schedule)
     own = set(_own_names(schedule))
-    fitting = [
-        _fitting(optimizer, saved, names, own) for optimizer, saved in zip(schedule.optimizers, state["optimizers"])
-    ]
-    for saved in fitting:
-        _shard(schedule, saved["state"])
-    schedule.load_state_dict(state["model"])
-    for optimizer, saved in zip(schedule.optimizers, fitting):
-        optimizer.load_state_dict(saved)
-    schedule.steps = steps
+    return [_fitting(optimizer, saved, names, own) for optimizer, saved in zip(schedule.optimizers, state["optimizers"])]
 
 
 def save(schedule: Schedule, directory: str | Path) -> None:
@@ -118,7 +132,8 @@ def load(schedule: Schedule, directory: str | Path) -> None:
     extra = {name: own_model.pop(name) for name in list(own_model) if name.endswith(EXTRA)}
     _check_model(schedule, {**model, **extra})
     parameters = dict(schedule.named_parameters())
-    wanted: State = {"model": own_model, "optimizers": [], "steps": 0}
+    # Read beside what is there, which stays as it is where a file can't be read.
+    wanted: State = {"model": {name: _beside(part) for name, part in own_model.items()}, "optimizers": [], "steps": 0}
 
     def is_own(path: tuple[Any, ...]) -> bool:
         if path[0] == "model":
@@ -144,6 +159,13 @@ def load(schedule: Schedule, directory: str | Path) -> None:
         # Of others' checkpoints nothing tells that it was empty but that it is not there.
         wanted["model"].setdefault(name, type(value)() if isinstance(value, (dict, list)) else value)
     restore(schedule, wanted)
+
+
+def _beside(part: Any) -> Any:
+    """Room for a tensor, in the memory of the host if it is whole."""
+    if not isinstance(part, Tensor):
+        return part
+    return torch.empty_like(part) if replicas.is_sharded(part) else torch.empty_like(part, device="cpu")
 
 
 def forget_elsewhere(schedule: Schedule, optimizer: Optimizer) -> None:
@@ -236,7 +258,8 @@ def _check_model(schedule: Schedule, model: Mapping[str, Any]) -> None:
     if last >= len(schedule.layers):
         raise ValueError(f"restore: the checkpoint has a layer {last}, the model has {len(schedule.layers)} layers")
     for at, layer in schedule._own():
-        expected = {f"{at}.{name}" for name in layer.state_dict()}
+        held = {f"{at}.{name}": part for name, part in layer.state_dict().items()}
+        expected = set(held)
         found = {name for name in model if _layer_of(name) == at}
         if expected - found:
             raise ValueError(
@@ -245,6 +268,11 @@ def _check_model(schedule: Schedule, model: Mapping[str, Any]) -> None:
             )
         if found - expected:
             raise ValueError(f"restore: the checkpoint has {sorted(found - expected)[0]}, which layer {at} has not")
+        for name, part in held.items():
+            saved = model[name]
+            if isinstance(part, Tensor) and isinstance(saved, Tensor) and part.shape != saved.shape:
+                shapes = f"{tuple(saved.shape)} in the checkpoint and {tuple(part.shape)} in the model"
+                raise ValueError(f"restore: {name} is of shape {shapes}")
 
 
 def _layer_of(name: str) -> int:

@@ -24,6 +24,19 @@ def storage_of(part: Tensor) -> tuple[int, int] | None:
     return None if own is None else (own.data_ptr(), own.nbytes())
 
 
+def sampled(part: Tensor, count: int = 1024) -> bytes:
+    """Some of a tensor's numbers, spread over all. Waits for a GPU."""
+    flat = part.detach().reshape(-1)
+    return repr(flat[:: max(1, flat.numel() // count)][:count].tolist()).encode()
+
+
+def is_shared(part: Tensor) -> bool:
+    """Whether something else holds a tensor's memory as well."""
+    own = storage(part)
+    # This tensor is one that does, and so is what was asked for.
+    return own is not None and torch._C._storage_Use_Count(own._cdata) > 2
+
+
 def storages_of(module: nn.Module) -> set[int]:
     """Where the parameters of a module lie."""
     return {own.data_ptr() for part in module.parameters() if (own := storage(part)) is not None}

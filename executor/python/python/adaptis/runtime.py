@@ -43,6 +43,7 @@ OF_SCHEDULE: Sequence[Need] = (
     (torch.ops.aten, "convolution_backward", ()),
     (torch.ops.aten, "embedding_dense_backward", ()),
     (torch._C, "_current_graph_task_id", ()),
+    (torch._C, "_storage_Use_Count", ()),
     (torch._C, "_are_functorch_transforms_active", ()),
     (torch._C, "_len_torch_function_stack", ()),
     (torch._C, "_get_function_stack_at", ()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -20,6 +21,7 @@ from adaptis import _native, agreement, arguments, channels, checkpoint, evaluat
 from adaptis._native import Plan, PlanError
 from adaptis.exchange import MICROBATCHES_MAX, STAGES_MAX, Exchange
 from adaptis.forms import Form, Forms
+from adaptis.memory import sampled
 from adaptis.replicas import Replicas, placed
 from adaptis.session import Seat, Settings
 from adaptis.split import defer
@@ -31,6 +33,9 @@ KINDS_MAX = 4096
 """Kinds of iteration, as by the shape of x, whose forms are kept at a time."""
 
 O = TypeVar("O", bound=Optimizer | GradScaler)
+
+_dealt_out: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Layers of this process that a schedule has dealt out to several ranks."""
 
 
 class Schedule:
@@ -76,10 +81,11 @@ class Schedule:
         self.layers = arguments.modules(layers)
         arguments.check_loss(loss_fn, self.layers)
         seed = arguments.whole("seed", seed)
+        if coordinator is not None and not isinstance(coordinator, str):
+            raise TypeError(f"coordinator: an address, as tcp://host:29611, not a {type(coordinator).__name__}")
         if plan is not None and not isinstance(plan, (Plan, str)):
             raise TypeError(f"plan: a Plan or the name of a schedule, not a {type(plan).__name__}")
-        if not isinstance(microbatches, int) or isinstance(microbatches, bool):
-            raise TypeError(f"microbatches: {microbatches!r} is not a whole number")
+        microbatches = arguments.whole("microbatches", microbatches)
         if not 1 <= microbatches <= MICROBATCHES_MAX:
             raise ValueError(f"microbatches: {microbatches} is not a number from 1 to {MICROBATCHES_MAX}")
         self.microbatches = microbatches
@@ -88,6 +94,7 @@ class Schedule:
         self.world = dist.get_world_size(group)
         self.device = arguments.device_of(self.layers, device)
         if self.world > 1:
+            arguments.check_unused(self.layers, _dealt_out)
             arguments.check_movable(self.layers)
             arguments.check_memory(self.layers)
         self.channels = channels.of(group, self.device)
@@ -110,6 +117,8 @@ class Schedule:
         self.plan, self._row, self._plan_number = self._checked(plan)
         self._open(self.plan, [])
         # From here on nothing is refused: until now the layers are as they were.
+        if self.world > 1:
+            _dealt_out.update(self.layers)
         for layer in self.layers:
             defer(layer, self._worker.ledger)
         for layer in self._elsewhere():
@@ -386,12 +395,32 @@ class Schedule:
 
     def _learn(self, kind: int) -> None:
         """Shares what passes between the layers, and what the loss is."""
-        parts = [self._worker.forms for _ in range(self.world)]
-        dist.all_gather_object(parts, self._worker.forms, group=self.channels.control)
+        told = [(self._worker.forms, 0) for _ in range(self.world)]
+        dist.all_gather_object(told, (self._worker.forms, self._number_of_x()), group=self.channels.control)
+        parts = [forms for forms, _ in told]
+        self._compare_x([number for _, number in told])
         if len(self._forms) >= KINDS_MAX:
             # On all ranks at once; those that come again are learned again.
             self._forms.clear()
         self._forms[kind] = {layer: forms for part in parts for layer, forms in part.items()}
+
+    def _number_of_x(self) -> int:
+        """Of some of its bytes; 0 where it was not given, or was looked at before."""
+        inputs = self._worker.share.inputs
+        if inputs is None or self._forms:
+            return 0
+        return agreement.number([sampled(part) for part in inputs[0]])
+
+    def _compare_x(self, numbers: list[int]) -> None:
+        """Of a first step: tells where the rank that takes the target seems to have another batch than the one that takes x."""
+        of = self.plan.device_of_layers()
+        x, other = numbers[of[0]], numbers[of[-1]]
+        if self.rank == of[0] and x and other and x != other:
+            logger.warning(
+                "x differs from rank to rank: of one batch, rank %s takes x and rank %s the target, so that these belong to "
+                "different samples unless x is only filled in there; all ranks of a pipeline are to load the same batch (a "
+                "sampler deals out data by replica, not by rank)", of[0], of[-1]
+            )
 
     def _see_gradient(self, kind: int) -> None:
         """Refuses, on all ranks alike, a first step in which no microbatch's loss has a gradient."""

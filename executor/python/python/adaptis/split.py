@@ -11,7 +11,8 @@ a parameter that is used besides by what leaves no debts: its sum follows the pl
    another way, with hooks on its parameters or parameters of a class of their own, called with other tensors in their place
    or under a mode that takes functions over, in a compiled layer or in DistributedDataParallel), keeps its own backward: its
    weight gradients belong to I, and W has so much less to do.
-3. A debt holds the layer's input and the gradient of its output, which is what W costs in memory.
+3. A debt holds the layer's input and the gradient of its output, which is what W costs in memory. What others change of these
+   until it is paid is refused, but for gradients of modules that have been seen to be so, of which a copy is held.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from torch.utils import _device
 
 Debt = Callable[[], None]
 
+LOOKS = 3
+"""Gradients of a module's output of which a copy is held, to see whether others change them."""
+
 
 def _task() -> int:
     """The backward under way, the innermost one; they count from 1 here."""
@@ -41,6 +45,10 @@ class Ledger:
         self.debts: list[Debt] = []
         # Of the backward that leaves debts; 0 before it has begun, none while nothing does.
         self._task: int | None = None
+        # By module: how many gradients were held.
+        self._held: dict[int, int] = {}
+        # Modules whose gradients others change.
+        self._changed: set[int] = set()
 
     @contextlib.contextmanager
     def opened(self, roots: Sequence[Tensor]) -> Iterator[None]:
@@ -72,6 +80,15 @@ class Ledger:
         # Nobody opens it: a copy's backward is its own.
         return Ledger()
 
+    def hold(self, gradient: Tensor, of: nn.Module) -> _Gradient:
+        """The gradient of a module's output, as it is now."""
+        looks = self._held[id(of)] = self._held.get(id(of), 0) + 1
+        return _Gradient(gradient, of, self, looks <= LOOKS or id(of) in self._changed)
+
+    def is_changed(self, of: nn.Module) -> None:
+        """Others work in place on the gradient of a module's output."""
+        self._changed.add(id(of))
+
     def take(self) -> list[Debt]:
         """All debts since the last time."""
         debts, self.debts = self.debts, []
@@ -95,9 +112,9 @@ def pay(debts: list[Debt], layer: int) -> None:
             for debt in debts:
                 debt()
     except _Changed as changed:
+        what, hint = changed.args
         raise RuntimeError(
-            f"layer {layer} changes in place what {changed} was given, after its input gradient and before its weight gradient "
-            "were worked out: let the layer work on a copy, as of a buffer that each microbatch fills anew"
+            f"layer {layer} changes in place {what}, after its input gradient and before its weight gradient were worked out: {hint}"
         ) from None
 
 
@@ -116,15 +133,38 @@ class _AsItWas:
     def get(self) -> Tensor:
         """It, if it has not changed."""
         if self.tensor._version != self._version:
-            raise _Changed(f"its {self._kind}")
+            hint = "let the layer work on a copy, as of a buffer that each microbatch fills anew"
+            raise _Changed(f"what its {self._kind} was given", hint)
         return self.tensor
+
+
+class _Gradient:
+    """The gradient of a module's output until a debt is paid. Others may work on it in place, as hooks do: of the first ones a
+    copy is held, which tells."""
+
+    def __init__(self, gradient: Tensor, of: nn.Module, ledger: Ledger, is_copied: bool) -> None:
+        self.tensor = gradient.detach()
+        self._version = gradient._version
+        self._copy = self.tensor.clone() if is_copied else None
+        self._of = of
+        self._ledger = ledger
+
+    def get(self) -> Tensor:
+        """As it was."""
+        has_changed = self.tensor._version != self._version
+        if has_changed and self._copy is None:
+            hint = "let a hook, or a backward of its own, work on a copy"
+            raise _Changed(f"the gradient of what its {type(self._of).__name__} gives", hint)
+        if has_changed:
+            self._ledger.is_changed(self._of)
+        return self.tensor if self._copy is None else self._copy
 
 
 def tensors_of_debt(debt: Any) -> Iterator[Tensor]:
     """What is held until it is paid."""
     for cell in debt.__closure__ or ():
         held = cell.cell_contents
-        if isinstance(held, _AsItWas):
+        if isinstance(held, (_AsItWas, _Gradient)):
             yield held.tensor
         elif isinstance(held, Tensor):
             yield held
@@ -156,8 +196,8 @@ class _Linear(torch.autograd.Function):
         ledger, own = _ledger(ctx.module), ctx.own
         before = gradient.matmul(weight if ctx.cast is None else weight.to(ctx.cast)) if of_x else None
         if ledger.is_open:
-            left, of_output = _AsItWas(x, ctx.module) if of_weight else None, gradient.detach()
-            ledger.debts.append(lambda: _linear_debt(own, None if left is None else left.get(), of_output))
+            left, of_output = _AsItWas(x, ctx.module) if of_weight else None, ledger.hold(gradient, ctx.module)
+            ledger.debts.append(lambda: _linear_debt(own, None if left is None else left.get(), of_output.get()))
             return before, None, None, None, None
         flat = gradient.reshape(-1, gradient.shape[-1])
         of_own = (flat.t() @ x.reshape(-1, x.shape[-1])).to(ctx.dtype) if of_weight else None
@@ -253,8 +293,8 @@ class _Convolution(torch.autograd.Function):
         ledger, module, cast, own = _ledger(ctx.module), ctx.module, ctx.cast, ctx.own
         if ledger.is_open:
             if of_weight or of_bias:
-                left, of_output = _AsItWas(x, module), gradient.detach()
-                ledger.debts.append(lambda: _convolution_debt(module, own, left.get(), of_output, cast))
+                left, of_output = _AsItWas(x, module), ledger.hold(gradient, module)
+                ledger.debts.append(lambda: _convolution_debt(module, own, left.get(), of_output.get(), cast))
             of_weight = of_bias = False
         sizes = None if own[1] is None else list(own[1].shape)
         operand = weight if cast is None else weight.to(cast)
@@ -306,8 +346,8 @@ class _Embedding(torch.autograd.Function):
         (indices,) = ctx.saved_tensors
         ledger, module, weight = _ledger(ctx.module), ctx.module, ctx.weight
         if ledger.is_open:
-            left, of_output = _AsItWas(indices, module), gradient.detach()
-            ledger.debts.append(lambda: _add(weight, _of_rows(module, left.get(), of_output)))
+            left, of_output = _AsItWas(indices, module), ledger.hold(gradient, module)
+            ledger.debts.append(lambda: _add(weight, _of_rows(module, left.get(), of_output.get())))
             return None, None, None
         return None, _of_rows(module, indices, gradient), None
 

@@ -12,7 +12,10 @@
    them. A recomputation works on what the layer was before the F (`before`), so that its buffers change once, and so that a
    result that depends on what the layer changes is the same again.
 3. What passes between layers is contiguous, as it is when it has passed between ranks: neither random draws nor bits
-   depend on where the next layer runs.
+   depend on where the next layer runs. And it is nobody else's: a layer may change what it keeps while the next one, or the
+   way to it, still needs what was given.
+4. What a parameter's gradient becomes is its own memory: torch lets it keep what the backward was given, to add to it in
+   place later on, and debts and the rank before may still need that.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from adaptis import chance, guards, replicas
-from adaptis.before import Before, Keeper
+from adaptis.before import Before, Bypassed, Keeper
+from adaptis.memory import is_shared, storage_of
 from adaptis.forms import Form, Forms
 from adaptis.guards import SharedBuffers
 from adaptis.split import Debt, Ledger, pay
@@ -137,6 +141,8 @@ class Worker:
         # Of what each layer here gave in this iteration; behind the last one, of the loss.
         self.forms: dict[int, Forms] = {}
         self._kept: dict[tuple[int, int], Kept] = {}
+        # By layer: its parameters without a gradient, as of its last backward in this iteration.
+        self._blank: dict[int, list[Tensor]] = {}
         self._shared = SharedBuffers(layers)
         self._loss_buffers = guards.LossBuffers(loss_fn)
         # Whether what the loss is computed with was looked at, under these stages.
@@ -147,8 +153,8 @@ class Worker:
         self._is_whole = False
         self._generator = chance.Generator(device)
         self._keeper = Keeper(layers)
-        # Layers whose recomputation is looked at, or was, under these stages.
-        self._repeats: set[int] = set()
+        # By layer: the first step under these stages in which it was recomputed, whose microbatches are all looked at.
+        self._repeats: dict[int, int] = {}
         # By layer: how often it was looked at, and how often it gave something else.
         self._looks: dict[int, tuple[int, int]] = {}
 
@@ -167,6 +173,7 @@ class Worker:
         self.losses = [None] * self.microbatches
         self.forms = {}
         self._kept.clear()
+        self._blank.clear()
         self.ledger.take()
         self.tape.pass_over()
         self._generator.keep()
@@ -203,13 +210,13 @@ class Worker:
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
             else:
                 outputs = self._run(layer, inputs, number)
-            value = tuple(_leaf(part.contiguous(), part.requires_grad) for part in outputs)
+            passed = _passed_on(outputs, inputs)
+            value = tuple(_leaf(part, of.requires_grad) for part, of in zip(passed, outputs))
             if before is not None and not self._keeper.holds(layer, before):
                 # It changes what was not kept: this once, its graph is.
                 is_recomputed, before = False, None
             piece = Piece(inputs, None if is_recomputed else outputs, number, before)
-            if is_recomputed and (layer not in self._repeats or is_its_turn):
-                self._repeats.add(layer)
+            if is_recomputed and (self._repeats.setdefault(layer, self.share.step) == self.share.step or is_its_turn):
                 piece.gave = value
             kept.pieces.append(piece)
             del outputs
@@ -262,7 +269,13 @@ class Worker:
         self._generator.seed(self._key(len(self.layers), microbatch))
         with torch.enable_grad():
             output = outputs[0] if len(outputs) == 1 else outputs
-            loss = self._loss_buffers.watched(output, self.share.targets[microbatch])
+            try:
+                loss = self._loss_buffers.watched(output, self.share.targets[microbatch])
+            except RuntimeError as error:
+                if "leaf Variable" in str(error):
+                    hint = "loss_fn changes the output in place; let it work on a copy, as output = output / 2"
+                    raise RuntimeError(f"{hint}: {error}") from error
+                raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError("loss_fn returns one number, as a tensor")
         if not self._knows_loss:
@@ -337,7 +350,7 @@ class Worker:
             # What hooks and operations draw in a backward does not depend on the plan either.
             self._generator.seed(piece.key ^ OF_BACKWARD)
             with self._without_autocast():
-                gradient = self._through(outputs, gradient, piece.inputs)
+                gradient = self._through(layer, outputs, gradient, piece.inputs)
                 debts = of_loss + self.ledger.take()
                 of_loss = []
                 self.tape.weigh_debts(layer, microbatch, debts, self.layers[layer])
@@ -366,18 +379,31 @@ class Worker:
         outputs, kept.outputs = kept.outputs, ()
         return tuple(_contiguous(part.grad) if part.requires_grad else None for part in outputs)
 
-    def _through(self, outputs: Bundle, gradient: Bundle, inputs: Bundle) -> Bundle:
+    def _through(self, layer: int, outputs: Bundle, gradient: Bundle, inputs: Bundle) -> Bundle:
         """The gradient of a piece's inputs; what the parameters get is added to theirs, or left."""
         pairs = [(part, of) for part, of in zip(outputs, gradient) if part.requires_grad and of is not None]
         if pairs:
             roots, gradients = zip(*pairs)
+            blank = self._without_gradient(layer)
             with self.ledger.opened(roots):
                 torch.autograd.backward(roots, gradients)
+            for parameter in blank:
+                if parameter.grad is not None and is_shared(parameter.grad):
+                    parameter.grad = parameter.grad.clone()
         # An input that nothing was made of has the gradient 0, which whoever sent it waits for.
         return tuple(
             (torch.zeros_like(part) if part.grad is None else _contiguous(part.grad)) if part.requires_grad else None
             for part in inputs
         )
+
+    def _without_gradient(self, layer: int) -> list[Tensor]:
+        """Parameters whose next gradient is the first one."""
+        blank = self._blank.get(layer)
+        if blank is None:
+            # Those of sharded layers leave no debts, and are reduced into memory that they share.
+            blank = [] if self.sharded[layer] else list(self.layers[layer].parameters())
+        blank = self._blank[layer] = [parameter for parameter in blank if parameter.grad is None]
+        return blank
 
     def _again(self, layer: int, piece: Piece) -> Bundle:
         """Runs a layer once more, on what it was."""
@@ -387,8 +413,14 @@ class Worker:
                 f"layer {layer} changed a large buffer for a later microbatch and none for an earlier one, which is recomputed "
                 "now and would see the change: let it change it for the first microbatch of a step, too"
             )
-        with piece.before.again():
-            outputs = self._run(layer, piece.inputs, piece.key)
+        try:
+            with piece.before.again():
+                outputs = self._run(layer, piece.inputs, piece.key)
+        except Bypassed:
+            raise RuntimeError(
+                f"layer {layer} changes a buffer by another way than its name, as through a list of its buffers, and so once more "
+                "where it is recomputed: let it change it by its name"
+            ) from None
         if piece.gave is not None and self._is_other(layer, piece.gave, outputs):
             raise RuntimeError(
                 f"layer {layer} gives another result when it runs again on the same input, so that its gradients would be "
@@ -415,6 +447,19 @@ class Worker:
         if torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
         return contextlib.nullcontext()
+
+
+def _passed_on(outputs: Bundle, inputs: Bundle) -> Bundle:
+    """What a layer gives, each part contiguous, and none of it in memory that the layer may keep."""
+    parts = []
+    for part in outputs:
+        whole = part.contiguous()
+        # What was worked out of what is trained is new, but for views of what was not.
+        of = whole._base if whole._is_view() and whole._base is not None else whole
+        if whole is part and of.grad_fn is None and storage_of(whole) not in map(storage_of, inputs):
+            whole = whole.detach().clone()
+        parts.append(whole)
+    return tuple(parts)
 
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:
