@@ -69,7 +69,9 @@ class Doubled(nn.Module):
         self.inner = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Any:
-        return self.inner(x) + Doubling.apply(x)
+        # Later in the backward, as what is earlier in the forward.
+        doubled = Doubling.apply(x)
+        return self.inner(x) + doubled
 
 
 class Averaging(nn.Module):

@@ -45,6 +45,8 @@ class Ledger:
         self.debts: list[Debt] = []
         # Of the backward that leaves debts; 0 before it has begun, none while nothing does.
         self._task: int | None = None
+        # Gradients that the backward under way left.
+        self._fresh: list[_Gradient] = []
         # By module: how many gradients were held.
         self._held: dict[int, int] = {}
         # Modules whose gradients others change.
@@ -83,14 +85,14 @@ class Ledger:
     def hold(self, gradient: Tensor, of: nn.Module) -> _Gradient:
         """The gradient of a module's output, as it is now."""
         looks = self._held[id(of)] = self._held.get(id(of), 0) + 1
-        return _Gradient(gradient, of, self, looks <= LOOKS or id(of) in self._changed)
-
-    def is_changed(self, of: nn.Module) -> None:
-        """Others work in place on the gradient of a module's output."""
-        self._changed.add(id(of))
+        held = _Gradient(gradient, of, looks <= LOOKS or id(of) in self._changed)
+        self._fresh.append(held)
+        return held
 
     def take(self) -> list[Debt]:
-        """All debts since the last time."""
+        """All debts since the last time. Modules whose gradients others have changed meanwhile are known from then on."""
+        self._changed.update(id(held.of) for held in self._fresh if held.has_changed)
+        self._fresh.clear()
         debts, self.debts = self.debts, []
         return debts
 
@@ -142,22 +144,24 @@ class _Gradient:
     """The gradient of a module's output until a debt is paid. Others may work on it in place, as hooks do: of the first ones a
     copy is held, which tells."""
 
-    def __init__(self, gradient: Tensor, of: nn.Module, ledger: Ledger, is_copied: bool) -> None:
+    def __init__(self, gradient: Tensor, of: nn.Module, is_copied: bool) -> None:
         self.tensor = gradient.detach()
+        self.of = of
         self._version = gradient._version
         self._copy = self.tensor.clone() if is_copied else None
-        self._of = of
-        self._ledger = ledger
+
+    @property
+    def has_changed(self) -> bool:
+        return self.tensor._version != self._version
 
     def get(self) -> Tensor:
         """As it was."""
-        has_changed = self.tensor._version != self._version
-        if has_changed and self._copy is None:
+        if self._copy is not None:
+            return self._copy
+        if self.has_changed:
             hint = "let a hook, or a backward of its own, work on a copy"
-            raise _Changed(f"the gradient of what its {type(self._of).__name__} gives", hint)
-        if has_changed:
-            self._ledger.is_changed(self._of)
-        return self.tensor if self._copy is None else self._copy
+            raise _Changed(f"the gradient of what its {type(self.of).__name__} gives", hint)
+        return self.tensor
 
 
 def tensors_of_debt(debt: Any) -> Iterator[Tensor]:
