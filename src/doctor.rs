@@ -10,6 +10,7 @@ mod ports;
 mod python;
 mod ranks;
 mod store;
+mod variables;
 
 use crate::{failure, files, values};
 use adaptis_agent::inventory;
@@ -40,7 +41,7 @@ pub struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
     /// The Python that trains
-    #[arg(long, default_value = "python3", value_name = "PROGRAM")]
+    #[arg(long, default_value = python::PYTHON, value_name = "PROGRAM")]
     python: PathBuf,
     /// Where the rings of this machine's ranks would be [default: as ADAPTIS_RINGS, which ranks make, else /dev/shm]
     #[arg(long, value_name = "DIR")]
@@ -109,6 +110,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let gpus: Vec<Gpu> = of_drivers.map(|found| found.gpus.iter().map(gpu).collect()).unwrap_or_default();
     let mut findings = drivers::look(of_drivers, &gpus, environment("CUDA_VISIBLE_DEVICES").as_deref());
     findings.push(ranks::look(&environment));
+    findings.push(variables::look(&environment));
     let ranks = ranks::here(&environment).max(gpus.len()).max(1);
     let rings = arguments.rings.unwrap_or_else(|| match environment("ADAPTIS_RINGS") {
         Some(folder) if !folder.is_empty() => memory::made_in(Path::new(&folder)),

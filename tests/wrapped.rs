@@ -121,3 +121,45 @@ fn what_nohup_ignores_the_command_ignores_too() {
     .expect("it starts");
     assert_eq!(status.code(), Some(129), "otherwise it is the command's end, and told as shells do");
 }
+
+#[test]
+fn a_command_runs_where_a_run_folder_or_memory_files_can_not_be_made() {
+    let folder = Folder::new();
+    // A file in the place of the folder of runs.
+    std::fs::write(folder.path("runs"), "").expect("a file");
+    std::fs::create_dir(folder.path("tmp")).expect("a folder");
+    let run = |temporary: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+        command.args(["run", "--", "sh", "-c", "echo $ADAPTIS_MODE; exit 5"]).current_dir(folder.path("."));
+        command.env("TMPDIR", folder.path(temporary)).output().expect("it starts")
+    };
+    let elsewhere = run("tmp");
+    let said = text(&elsewhere.stderr);
+    assert_eq!((elsewhere.status.code(), text(&elsewhere.stdout).as_str()), (Some(5), "observe\n"), "{said}");
+    assert!(said.contains("runs/run-") && said.contains("--out names another folder"), "{said}");
+    // A file again.
+    std::fs::write(folder.path("full"), "").expect("a file");
+    let unmeasured = run("full");
+    let said = text(&unmeasured.stderr);
+    assert_eq!((unmeasured.status.code(), text(&unmeasured.stdout).as_str()), (Some(5), "\n"), "{said}");
+    assert!(said.contains("nothing is measured: runs/run-"), "{said}");
+    fails(&adaptis(&["run", "--out", &folder.text("runs/named"), "--", "true"]), 3, &["--out", "runs/named"]);
+}
+
+#[test]
+fn a_coordinator_of_others_is_told_of() {
+    let folder = Folder::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
+    command.args(["run", "--mode", "adapt", "--out", &folder.text("run"), "--", "true"]);
+    let output = command.env("ADAPTIS_COORDINATOR", "tcp://127.0.0.1:1").output().expect("it starts");
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("ADAPTIS_COORDINATOR") && said.contains("its mode counts"), "{said}");
+}
+
+#[test]
+fn a_page_is_named_by_its_port() {
+    let folder = Folder::new();
+    let output = adaptis(&["run", "--out", &folder.text("run"), "--http", "127.0.0.1:0", "--", "true"]);
+    let said = text(&output.stderr);
+    assert!(said.contains("page: http://127.0.0.1:") && !said.contains("127.0.0.1:0/"), "{said}");
+}

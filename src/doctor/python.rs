@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 const ABOUT: &str = "python";
 /// The PyTorch that all is checked against.
 const TORCH_TESTED: &str = "2.15";
+/// The program that is asked if none is named.
+pub(super) const PYTHON: &str = "python3";
 /// The oldest one that the package takes.
 const TORCH_OLDEST: (u32, u32) = (2, 12);
 /// The oldest Python that the package takes.
@@ -34,7 +36,10 @@ pub(super) fn look(program: &Path, patience: Duration) -> Finding {
     let name = program.display();
     let (verdict, text) = match said(program, patience) {
         Ok(Some((said, is_over))) => judged(&name.to_string(), &said, is_over, patience),
-        Ok(None) => (Fine, format!("no {name} on PATH: needed where PyTorch trains only; --python names another")),
+        Ok(None) if program == Path::new(PYTHON) => {
+            (Fine, format!("no {name} on PATH: needed where PyTorch trains only; --python names another"))
+        }
+        Ok(None) => (Fix, format!("--python {name}: there is no such program")),
         Err(error) => (Note, format!("{name} can't be asked: {error}")),
     };
     Finding::new(ABOUT, verdict, text)
@@ -94,12 +99,18 @@ fn judged(name: &str, said: &str, is_over: bool, patience: Duration) -> (Verdict
         return (Fine, format!("{python} without torch: needed where PyTorch trains only"));
     }
     let text = format!("{python}, torch {torch}, {package}");
+    // Without the package it may be meant for something else.
+    let too_old = if word("adaptis") == Some("True") { Fix } else { Note };
     match (version(python), version(torch)) {
         (Some(found), _) if found < PYTHON_OLDEST => {
-            (Note, format!("{text}: the package needs Python {}.{} or newer", PYTHON_OLDEST.0, PYTHON_OLDEST.1))
+            let (major, minor) = PYTHON_OLDEST;
+            let fix = "name another one by --python, or make an environment of it";
+            (too_old, format!("{text}: the package needs Python {major}.{minor} or newer: {fix}"))
         }
         (_, Some(found)) if found < TORCH_OLDEST => {
-            (Note, format!("{text}: the package needs torch {}.{} or newer", TORCH_OLDEST.0, TORCH_OLDEST.1))
+            let (major, minor) = TORCH_OLDEST;
+            let fix = format!("pip install 'torch=={TORCH_TESTED}.*'");
+            (too_old, format!("{text}: the package needs torch {major}.{minor} or newer: {fix}"))
         }
         _ if torch.starts_with(&format!("{TORCH_TESTED}.")) => (Fine, text),
         _ => (Note, format!("{text}: not tested, {TORCH_TESTED} is")),
@@ -124,8 +135,8 @@ mod tests {
             ("python 3.11.7\nadaptis False\ntorch none\n", true, Fine, "without torch"),
             ("python 3.11.7\nadaptis True\ntorch 2.150.0\n", true, Note, "not tested"),
             ("python 3.11.7\nadaptis True\ntorch 2.14.1\n", true, Note, "not tested, 2.15 is"),
-            ("python 3.11.7\nadaptis True\ntorch 2.9.1\n", true, Note, "2.12 or newer"),
-            ("python 3.9.2\nadaptis True\ntorch 2.15.0\n", true, Note, "Python 3.10 or newer"),
+            ("python 3.11.7\nadaptis True\ntorch 2.9.1\n", true, Fix, "pip install 'torch==2.15.*'"),
+            ("python 3.9.2\nadaptis True\ntorch 2.15.0\n", true, Fix, "Python 3.10 or newer"),
             ("python 3.11.7\nadaptis True\nfailed OSError libcublas\n", true, Fix, "OSError libcublas"),
             ("python 3.11.7\nadaptis True\n", true, Fix, "dies"),
             ("python 3.11.7\nadaptis True\n", false, Note, "takes more than 60 s"),

@@ -2,6 +2,7 @@
 
 use super::Finding;
 use super::Verdict::{Fine, Fix, Note};
+use std::net::ToSocketAddrs;
 
 const ABOUT: &str = "rank";
 /// Without one of them `init_process_group` fails.
@@ -50,7 +51,23 @@ fn torchrun(variable: Variable<'_>, set: &[&str], is_set: impl Fn(&str) -> bool)
         let text = format!("{} {} set and {} {} not", set.join(", "), is(set), missing.join(", "), is(&missing));
         return (Fix, format!("{text}: start by torchrun, which sets all of them, or unset them"));
     }
-    numbers(variable, ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+    match numbers(variable, ["RANK", "WORLD_SIZE", "LOCAL_RANK"]) {
+        (Fine, text) => meeting(variable).map_or((Fine, text), |why| (Fix, why)),
+        found => found,
+    }
+}
+
+/// What is wrong with where ranks meet.
+fn meeting(variable: Variable<'_>) -> Option<String> {
+    let port = variable("MASTER_PORT").unwrap_or_default();
+    if !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Some(format!("MASTER_PORT={port} is no port: a number from 1 to 65535, the same on all ranks"));
+    }
+    let address = variable("MASTER_ADDR").unwrap_or_default();
+    match (address.as_str(), 0).to_socket_addrs() {
+        Ok(_) => None,
+        Err(error) => Some(format!("MASTER_ADDR={address}: {error}: name the host of rank 0 as this one knows it")),
+    }
 }
 
 /// Whether rank, number of ranks, and rank on this machine fit together.
@@ -84,7 +101,7 @@ mod tests {
 
     #[test]
     fn variables_that_belong_together() {
-        let (address, port) = ("MASTER_ADDR=a", "MASTER_PORT=1");
+        let (address, port) = ("MASTER_ADDR=127.0.0.1", "MASTER_PORT=1");
         for (set, verdict, word) in [
             (vec![], Fine, "none here"),
             (vec!["RANK=3", "WORLD_SIZE=8", "LOCAL_RANK=3", address, port], Fine, "RANK=3 of WORLD_SIZE=8"),
@@ -98,6 +115,8 @@ mod tests {
             (vec!["RANK=one", "WORLD_SIZE=8", address, port], Fix, "RANK=one"),
             (vec!["RANK=-1", "WORLD_SIZE=8", address, port], Fix, "RANK=-1"),
             (vec!["RANK=1", "WORLD_SIZE=8", "LOCAL_RANK=2", address, port], Fix, "LOCAL_RANK=2"),
+            (vec!["RANK=0", "WORLD_SIZE=8", address, "MASTER_PORT=99999"], Fix, "MASTER_PORT=99999 is no port"),
+            (vec!["RANK=0", "WORLD_SIZE=8", "MASTER_ADDR=a b", port], Fix, "MASTER_ADDR=a b"),
             (vec!["SLURM_PROCID=0"], Note, "SLURM_NTASKS is not"),
             (vec!["SLURM_PROCID=2", "SLURM_NTASKS=2"], Fix, "not below"),
         ] {

@@ -32,11 +32,15 @@ pub struct Rings {
 
 impl Rings {
     /// Makes a folder, and removes those of runs that were killed. `otherwise` is where it stands on a system without
-    /// memory files.
+    /// memory files, or where nobody may make any.
     pub fn make(otherwise: &Path) -> Result<Rings> {
-        let memory = Path::new(MEMORY);
-        let place = if memory.is_dir() { memory } else { otherwise };
-        Self::make_in(place).map_err(|error| failure::environment(format!("{}: {error}", place.display())))
+        Self::make_in_one_of(Path::new(MEMORY), otherwise)
+    }
+
+    fn make_in_one_of(memory: &Path, otherwise: &Path) -> Result<Rings> {
+        let made = if memory.is_dir() { Self::make_in(memory).ok() } else { None };
+        made.map_or_else(|| Self::make_in(otherwise), Ok)
+            .map_err(|error| failure::environment(format!("{}: {error}", otherwise.display())))
     }
 
     /// Whether there is room for the rings of so many devices, to be asked before anything is made.

@@ -89,6 +89,8 @@ impl Beside {
             None => format!("tcp://127.0.0.1:{}", free_port()?),
         };
         let http = match http {
+            // The coordinator would choose one, and not tell.
+            Some(http) if http.ends_with(":0") => format!("{}{}", &http[..http.len() - 1], free_port()?),
             Some(http) => http,
             None => format!("127.0.0.1:{}", free_port()?),
         };

@@ -25,6 +25,7 @@ use clap::ValueEnum;
 use command::Child;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 /// Runs a training command with a coordinator and agents beside it.
@@ -90,6 +91,11 @@ enum ModeName {
     Adapt,
 }
 
+/// Whether there is such a mode.
+pub fn is_mode(name: &str) -> bool {
+    ModeName::from_str(name, false).is_ok()
+}
+
 const SITE: &str = include_str!("sitecustomize.py");
 /// How often the parts are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -118,7 +124,64 @@ pub fn run(arguments: Arguments) -> Result<()> {
         return Err(failure::usage(format!("--out {}: {why}", dir.display())));
     }
     check_addresses(&arguments, &security)?;
-    let dir = lay_out(&dir)?;
+    match prepared(&arguments, &dir, others, security) {
+        Ok(run) => run.through(&arguments.command),
+        // What was named is wrong usage where it can't be.
+        Err(Unprepared::Named(error)) => Err(error),
+        Err(Unprepared::Environment(error)) => {
+            files::say(&format!("adaptis: nothing is measured: {error:#}"));
+            unmeasured(&arguments.command)
+        }
+    }
+}
+
+/// Why a run can't be measured.
+enum Unprepared {
+    /// A folder that was named can't be made.
+    Named(anyhow::Error),
+    /// The command runs all the same.
+    Environment(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Unprepared {
+    fn from(error: anyhow::Error) -> Self {
+        Unprepared::Environment(error)
+    }
+}
+
+/// What a command is run with.
+struct Run {
+    dir: PathBuf,
+    beside: Beside,
+    variables: Vec<(&'static str, OsString)>,
+    notices: Vec<String>,
+}
+
+fn prepared(
+    arguments: &Arguments,
+    dir: &Path,
+    others: Option<String>,
+    security: Security,
+) -> Result<Run, Unprepared> {
+    let mut notices = Vec::new();
+    let dir = match (lay_out(dir), &arguments.out) {
+        (Ok(dir), _) => dir,
+        (Err(error), Some(out)) => {
+            return Err(Unprepared::Named(failure::environment(format!("--out {}: {error}", out.display()))));
+        }
+        (Err(error), None) => {
+            let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let other = std::env::temp_dir().join(format!("adaptis-{name}"));
+            let why = format!("{}: {error}; --out names another folder", dir.display());
+            let made = lay_out(&other).map_err(|_| failure::environment(&why))?;
+            notices.push(why);
+            made
+        }
+    };
+    if others.is_some() {
+        let whence = "--coordinator (ADAPTIS_COORDINATOR)";
+        notices.push(format!("none is started here, as {whence} names one: its mode counts, and its run has the report"));
+    }
     let run = run_name(&dir);
     let setup = Setup {
         dir: dir.clone(),
@@ -127,11 +190,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
         http: arguments.http.clone(),
         keys: arguments.keys.clone(),
         security,
-        options: coordinator_options(&arguments),
+        options: coordinator_options(arguments),
     };
-    let mut beside = Beside::start(setup)?;
+    let beside = Beside::start(setup)?;
     let mode = arguments.mode.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let mut variables: Vec<(&str, OsString)> = vec![
+    let mut variables: Vec<(&'static str, OsString)> = vec![
         ("ADAPTIS_COORDINATOR", beside.address().into()),
         ("ADAPTIS_RINGS", beside.rings().into()),
         ("ADAPTIS_MODE", mode.into()),
@@ -143,22 +206,47 @@ pub fn run(arguments: Arguments) -> Result<()> {
         variables.push(("ADAPTIS_RUN", run.into()));
     }
     if let Some(keys) = &arguments.keys {
-        variables.push(("ADAPTIS_KEYS", std::path::absolute(keys)?.into()));
+        variables.push(("ADAPTIS_KEYS", std::path::absolute(keys).map_err(anyhow::Error::from)?.into()));
     }
-    let mut child = Child::start(&arguments.command, &variables)?;
-    files::say(&format!("adaptis: {}run folder: {}", beside.page(), dir.display()));
-    let status = loop {
-        if let Some(status) = child.look() {
-            break status;
+    Ok(Run { dir, beside, variables, notices })
+}
+
+impl Run {
+    /// Runs the command to its end.
+    fn through(self, command: &[OsString]) -> Result<()> {
+        let Run { dir, mut beside, variables, notices } = self;
+        let mut child = Child::start(command, &variables)?;
+        let tell = |notices: &[String]| notices.iter().for_each(|notice| files::say(&format!("adaptis: {notice}")));
+        files::say(&format!("adaptis: {}run folder: {}", beside.page(), dir.display()));
+        tell(&notices);
+        let status = loop {
+            if let Some(status) = child.look() {
+                break status;
+            }
+            tell(&beside.look());
+            std::thread::sleep(LOOK_EVERY);
+        };
+        let (notices, is_reported) = beside.end(command::code(status) != 0, &mut || child.is_hurried());
+        tell(&notices);
+        if is_reported && let Err(error) = summary::finish(&dir, false) {
+            files::say(&format!("adaptis: the summary is not whole: {error:#}"));
         }
-        beside.look().iter().for_each(|notice| files::say(&format!("adaptis: {notice}")));
-        std::thread::sleep(LOOK_EVERY);
-    };
-    let (notices, is_reported) = beside.end(command::code(status) != 0, &mut || child.is_hurried());
-    notices.iter().for_each(|notice| files::say(&format!("adaptis: {notice}")));
-    if is_reported && let Err(error) = summary::finish(&dir, false) {
-        files::say(&format!("adaptis: the summary is not whole: {error:#}"));
+        ended(status)
     }
+}
+
+/// Runs the command with nothing beside it.
+fn unmeasured(command: &[OsString]) -> Result<()> {
+    let mut child = Child::start(command, &[])?;
+    loop {
+        if let Some(status) = child.look() {
+            return ended(status);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn ended(status: ExitStatus) -> Result<()> {
     match command::code(status) {
         0 => Ok(()),
         code => {
@@ -211,14 +299,10 @@ fn usable(store: &Path) -> Result<()> {
     tempfile::tempfile_in(store).map(drop).map_err(fail)
 }
 
-fn lay_out(dir: &Path) -> Result<PathBuf> {
-    let fail = |error: std::io::Error| failure::environment(format!("--out {}: {error}", dir.display()));
-    std::fs::create_dir_all(dir).map_err(fail)?;
-    let dir = dir.canonicalize().map_err(fail)?;
-    ["logs", "plans", "spool"]
-        .into_iter()
-        .try_for_each(|folder| std::fs::create_dir(dir.join(folder)))
-        .map_err(fail)?;
+fn lay_out(dir: &Path) -> std::io::Result<PathBuf> {
+    std::fs::create_dir_all(dir)?;
+    let dir = dir.canonicalize()?;
+    ["logs", "plans", "spool"].into_iter().try_for_each(|folder| std::fs::create_dir(dir.join(folder)))?;
     Ok(dir)
 }
 
