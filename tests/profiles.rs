@@ -381,7 +381,11 @@ fn an_import_asks_for_what_a_file_lacks() {
     fails(&import(&[&home.write("x.txt", "what is this?")]), 2, &["x.txt", "--format"]);
     fails(&import(&[&aceso, "--format", "sailor"]), 2, &["gpt_1_3B"]);
     let file = home.write("store.json", "{}");
-    fails(&import(&[&sailor, "--split-backward", "0.5:0.5", "--into", &file]), 2, &["store.json is a file", "a folder"]);
+    fails(
+        &import(&[&sailor, "--split-backward", "0.5:0.5", "--into", &file]),
+        2,
+        &["store.json is a file", "a folder"],
+    );
     assert!(!home.path("config").exists(), "what was refused left nothing");
 
     let whole = ["--split-backward", "0.75:0.25"];

@@ -153,7 +153,10 @@ fn a_coordinator_of_others_is_told_of() {
     command.args(["run", "--mode", "adapt", "--out", &folder.text("run"), "--", "true"]);
     let output = command.env("ADAPTIS_COORDINATOR", "tcp://127.0.0.1:1").output().expect("it starts");
     let said = text(&output.stderr);
-    assert!(output.status.success() && said.contains("ADAPTIS_COORDINATOR") && said.contains("its mode counts"), "{said}");
+    assert!(
+        output.status.success() && said.contains("ADAPTIS_COORDINATOR") && said.contains("its mode counts"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -157,12 +157,7 @@ struct Run {
     notices: Vec<String>,
 }
 
-fn prepared(
-    arguments: &Arguments,
-    dir: &Path,
-    others: Option<String>,
-    security: Security,
-) -> Result<Run, Unprepared> {
+fn prepared(arguments: &Arguments, dir: &Path, others: Option<String>, security: Security) -> Result<Run, Unprepared> {
     let mut notices = Vec::new();
     let dir = match (lay_out(dir), &arguments.out) {
         (Ok(dir), _) => dir,
@@ -180,7 +175,8 @@ fn prepared(
     };
     if others.is_some() {
         let whence = "--coordinator (ADAPTIS_COORDINATOR)";
-        notices.push(format!("none is started here, as {whence} names one: its mode counts, and its run has the report"));
+        notices
+            .push(format!("none is started here, as {whence} names one: its mode counts, and its run has the report"));
     }
     let run = run_name(&dir);
     let setup = Setup {

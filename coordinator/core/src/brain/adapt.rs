@@ -17,7 +17,7 @@
 use super::earlier::Prospect;
 use super::loads::Told;
 use super::{Brain, Effect, Mode, SearchOrder, Stage};
-use crate::admission::{self, Admission, Policy, Trigger};
+use crate::admission::{self, Admission, Policy, Reason, Trigger};
 use crate::drift::{Change, Drift, Gauge, Limits, Shift, Who};
 use crate::estimate::{Estimated, Estimator, JobView, Measured, Source};
 use crate::ledger::{Durable, GenerationRecord, PhaseRecord};
@@ -44,6 +44,11 @@ const APART_MEASURED_MIN: usize = 6;
 const APART_PAUSE_ITERATIONS: u64 = 64;
 /// Iterations after which a decision that only the open promise stood against is taken up again.
 const PROMISE_ITERATIONS: u64 = 4;
+/// Iterations after which a change is looked at again that was seen too shortly to be sure of a gain, and how often.
+const UNSURE_ITERATIONS: u64 = 3;
+const UNSURE_LOOKS: u8 = 2;
+/// What a plan has to gain in the mean for that, as a share of the iteration.
+const UNSURE_GAIN_MIN: f64 = 0.03;
 /// Iterations after which what an aborted plan was wanted for is wanted again; twice as many after each further abort,
 /// this often.
 const ABORT_PAUSE_ITERATIONS: u64 = 4;
@@ -61,6 +66,30 @@ pub(super) struct Wanted {
     pub(super) change: Option<Change>,
     /// First complete iteration after which it may start.
     pub(super) from: Step,
+    /// Looks at the same change before, which left it open whether another plan gains.
+    pub(super) looks: u8,
+}
+
+/// Why a plan stays, as far as it says when to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Staying {
+    /// Only the open promise stands against another one.
+    PromiseOpen,
+    /// Another one gains in the mean, and it is not sure.
+    Unsure,
+    /// Anything else.
+    Settled,
+}
+
+impl Staying {
+    pub(super) fn because(reason: &Reason, predicted_before_ns: u64, predicted_after_ns: u64) -> Self {
+        let is_better = predicted_after_ns as f64 <= (1.0 - UNSURE_GAIN_MIN) * predicted_before_ns as f64;
+        match reason {
+            Reason::PromiseOpen { .. } => Staying::PromiseOpen,
+            Reason::GainBelowModelError { .. } if is_better => Staying::Unsure,
+            _ => Staying::Settled,
+        }
+    }
 }
 
 /// A search that is under way.
@@ -155,6 +184,7 @@ impl Adapt {
             microbatches: record.job.microbatches,
         };
         let wanted = undecided.map(|change| Wanted {
+            looks: 0,
             trigger: Trigger::Drift,
             change: Some(change),
             from: Step(change.onset.0 + CHANGE_ITERATIONS - 1),
@@ -455,7 +485,7 @@ impl Brain {
             (None, false) => Trigger::Start,
             (None, true) => Trigger::Routine,
         });
-        adapt.wanted = Some(Wanted { trigger, change, from: Step(step.0.saturating_add(pause)) });
+        adapt.wanted = Some(Wanted { trigger, change, from: Step(step.0.saturating_add(pause)), looks: 0 });
     }
 
     /// A plan can't be run as things are: it is not to be tried again soon.
@@ -470,17 +500,22 @@ impl Brain {
 
 impl Adapt {
     pub(super) fn want(&mut self, trigger: Trigger, from: Step) {
-        self.wanted = Some(Wanted { trigger, change: None, from });
+        self.wanted = Some(Wanted { trigger, change: None, from, looks: 0 });
     }
 
-    /// After a decision to stay: one more look once the estimate has settled, unless this was that look.
-    pub(super) fn look_again(&mut self, trigger: Trigger, is_promise_open: bool, step: Step) {
+    /// After a decision to stay: one more look once the estimate has settled, unless this was that look. After a change of
+    /// which too little was seen to be sure of a gain, before that, too.
+    pub(super) fn look_again(&mut self, after: &Wanted, why: Staying, step: Step) {
         self.has_decided = true;
         if self.wanted.is_some() {
             return;
         }
-        if is_promise_open {
+        let trigger = after.trigger;
+        if why == Staying::PromiseOpen {
             self.want(trigger, Step(step.0 + PROMISE_ITERATIONS));
+        } else if why == Staying::Unsure && trigger == Trigger::Drift && after.looks < UNSURE_LOOKS {
+            let from = Step(step.0 + UNSURE_ITERATIONS);
+            self.wanted = Some(Wanted { from, looks: after.looks + 1, ..after.clone() });
         } else if trigger != Trigger::Routine {
             self.want(Trigger::Routine, Step(step.0 + SETTLE_ITERATIONS));
         }

@@ -30,7 +30,7 @@ impl Brain {
             Course::Step | Course::Gradual { .. } => adapt.periodic.remove(&change.who),
         };
         let from = Step(change.onset.0 + CHANGE_ITERATIONS - 1);
-        let wanted = Wanted { trigger: Trigger::Drift, change: Some(change), from };
+        let wanted = Wanted { trigger: Trigger::Drift, change: Some(change), from, looks: 0 };
         let before = adapt.wanted.replace(wanted).or(stale).filter(|wanted| wanted.change.is_none());
         adapt.displaced = before.or(adapt.displaced.take());
         self.begin_changed_phase(change);
@@ -65,7 +65,7 @@ impl Brain {
         // Other changes still want their search; without any, what this one took the place of does.
         let other = adapt.open.last().or(adapt.unanswered.last()).copied();
         adapt.wanted = match other {
-            Some(change) => Some(Wanted { trigger: Trigger::Drift, change: Some(change), from }),
+            Some(change) => Some(Wanted { trigger: Trigger::Drift, change: Some(change), from, looks: 0 }),
             None => adapt.displaced.take().map(|wanted| Wanted { from: wanted.from.max(from), ..wanted }),
         };
         self.begin_changed_phase(ended);

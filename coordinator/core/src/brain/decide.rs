@@ -1,6 +1,6 @@
 //! Decisions: what a search found is audited and weighed, and what was promised is held against what came.
 
-use super::adapt::{Pending, Searching, scaled};
+use super::adapt::{Pending, Searching, Staying, scaled};
 use super::{Advice, Announcement, Brain, Effect, Mode};
 use crate::admission::{self, Candidate, Input, Judgement, Trigger};
 use crate::drift::Change;
@@ -64,17 +64,17 @@ impl Brain {
                     self.decide(decision);
                     let (plan, problem) = (candidates.swap_remove(candidate).plan, searching.estimated.problem.clone());
                     self.outbox.push(Effect::Advise(Box::new(Advice { plan, problem })));
-                    self.look_again(&searching, false, step);
+                    self.look_again(&searching, Staying::Settled, step);
                     return;
                 }
                 let candidate = candidates.swap_remove(candidate);
                 self.go_to(now_ns, decision, Some(weighed), running, candidate, searching.wanted.trigger);
             }
             admission::Verdict::Keep(reason) => {
-                let is_promise_open = matches!(reason, admission::Reason::PromiseOpen { .. });
+                let why = Staying::because(&reason, weighed.predicted_before_ns, weighed.predicted_after_ns);
                 let decision = self.record(Verdict::Keep, Reason::Stays(reason), &searching, step).numbers(&weighed);
                 self.decide(decision);
-                self.look_again(&searching, is_promise_open, step);
+                self.look_again(&searching, why, step);
             }
         }
     }
@@ -183,12 +183,12 @@ impl Brain {
     fn stay(&mut self, searching: &Searching, step: Step, reason: Reason) {
         let decision = self.record(Verdict::Keep, reason, searching, step);
         self.decide(decision);
-        self.look_again(searching, false, step);
+        self.look_again(searching, Staying::Settled, step);
     }
 
-    fn look_again(&mut self, searching: &Searching, is_promise_open: bool, step: Step) {
+    fn look_again(&mut self, searching: &Searching, why: Staying, step: Step) {
         if let Some(adapt) = &mut self.adapt {
-            adapt.look_again(searching.wanted.trigger, is_promise_open, step);
+            adapt.look_again(&searching.wanted, why, step);
         }
     }
 

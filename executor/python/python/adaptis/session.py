@@ -290,6 +290,8 @@ class Seat:
         self.native = native
         self.settings.is_written(schedule.plan.devices[schedule.rank])
         atexit.register(self._end)
+        if schedule.rank == 0 and schedule.device.type == "cpu":
+            _tell_of_crowd(schedule.world)
 
     def _fact(self, at: int, layer: nn.Module) -> Fact:
         schedule = self.schedule
@@ -398,6 +400,18 @@ class Seat:
         except Exception as trouble:
             native.fail(f"{type(trouble).__name__}: {trouble}", FAREWELL_SECONDS)
             logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
+
+
+def _tell_of_crowd(world: int) -> None:
+    """Has it said where ranks on hosts have to share cores."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    ranks = int(here) if here.isdecimal() else world
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    if ranks * threads > cores:
+        logger.warning(
+            "%s ranks of %s threads share the %s cores of this machine: what one takes depends on the others, so other plans gain "
+            "less than is predicted; start fewer, or with OMP_NUM_THREADS=1", ranks, threads, cores
+        )
 
 
 def _partners(rank: int, world: int) -> list[int]:

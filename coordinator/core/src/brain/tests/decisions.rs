@@ -2,6 +2,7 @@
 
 use super::cluster::{Faults, World, config, job, plan_in};
 use super::truth::{Noise, Truth};
+use crate::admission;
 use crate::brain::{Config, Mode};
 use crate::ledger::{Decision, Reason, Verdict};
 use adaptis_plan::{Cost, Device, Layer, Links, Problem};
@@ -286,4 +287,19 @@ fn where_the_plan_before_is_no_longer_valid_a_search_finds_a_way_on() {
     world.run_until("a decision", |world| world.ledger.held.decisions.iter().any(said));
     let is_under_way = |adapt: &crate::brain::adapt::Adapt| adapt.wanted.is_some() || adapt.searching.is_some();
     assert!(world.brain.adapt.as_ref().is_some_and(is_under_way));
+}
+
+#[test]
+fn a_change_that_was_seen_too_shortly_to_be_sure_is_looked_at_again_soon() {
+    let world = run_with(Mode::Adapt, false, 90, |truth| {
+        truth.noise = Noise::Heavy(0.4);
+        truth.faults.push_back((FAULT, 1, 1.3));
+    });
+    let of_change: Vec<&Decision> =
+        world.ledger.held.decisions.iter().filter(|decision| decision.change.is_some()).collect();
+    let [first, second] = of_change[..] else { panic!("{of_change:#?}") };
+    let is_unsure = |reason: &Reason| matches!(reason, Reason::Stays(admission::Reason::GainBelowModelError { .. }));
+    assert!(first.verdict == Verdict::Keep && is_unsure(&first.reason), "{first:#?}");
+    assert_eq!(first.change, second.change);
+    assert!((3..=5).contains(&(second.iteration.0 - first.iteration.0)), "{second:#?}");
 }
