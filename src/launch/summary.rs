@@ -4,6 +4,7 @@ use super::pictures::{self, Wanted};
 use crate::{failure, files};
 use adaptis_plan::Plan;
 use adaptis_planner::export::{Panel, milliseconds, perfetto, svg};
+use adaptis_proto::rates::Calibrated;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::fmt::Write;
@@ -92,6 +93,7 @@ pub fn finish(dir: &Path, json: bool) -> Result<()> {
             "report": path,
             "switches": report.switches.len(),
             "final_state_digest": report.final_state_digest,
+            "is_to_the_bit": dir.join("truth.json").exists() || is_of_hosts(&report),
             "last_phase_median_ns": report.phases.last().and_then(|phase| phase.measured_median_ns),
             "last_phase_predicted_ns": report.phases.last().and_then(|phase| phase.predicted_ns),
         });
@@ -272,6 +274,25 @@ fn gains(out: &mut String, report: &Report) {
     }
 }
 
+/// Whether all that computed were hosts, whose kernels add up in one order.
+fn is_of_hosts(report: &Report) -> bool {
+    report.devices.iter().all(|device| Calibrated::of_kind(&device.kind) == Calibrated::Host)
+}
+
+/// How far losses and state are those of a run without changes of plan.
+fn sameness(is_to_the_bit: bool) -> &'static str {
+    match is_to_the_bit {
+        true => {
+            "losses and state are those without changes of plan, to the bit (of a parameter that layers share the sum \
+             follows the plan's order)"
+        }
+        false => {
+            "losses and state are those without changes of plan, but for the order in which kernels of GPUs add up; to the \
+             bit where the job calls torch.use_deterministic_algorithms(True)"
+        }
+    }
+}
+
 fn closing(out: &mut String, dir: &Path, report: &Report) {
     let loss = |row: Option<&Iteration>| row.and_then(|row| row.loss);
     let losses = match (loss(report.iterations.first()), loss(report.iterations.last())) {
@@ -291,6 +312,9 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
     };
     let _ = writeln!(out, "{end}");
     let is_emulated = dir.join("truth.json").exists();
+    if report.failure.is_none() && report.final_state_digest.is_some() && !report.switches.is_empty() {
+        let _ = writeln!(out, "{}", sameness(is_emulated || is_of_hosts(report)));
+    }
     if is_emulated {
         pace(out, report, total_ns);
     }
@@ -371,6 +395,12 @@ mod tests {
         assert!(told(&ended).contains("how it ended was not recorded"));
         ended.final_state_digest = Some("5a7b".to_owned());
         assert!(told(&ended).contains("final state 5a7b") && !told(&ended).contains("not recorded"));
+        assert!(!told(&ended).contains("without changes of plan"), "there was none");
+        let mut changed = report(3, serde_json::json!([]), serde_json::json!([]), &[2]);
+        changed.final_state_digest = Some("5a7b".to_owned());
+        assert!(told(&changed).contains("those without changes of plan, to the bit"));
+        changed.devices[0].kind = "h100-80g".to_owned();
+        assert!(told(&changed).contains("in which kernels of GPUs add up; to the bit where"));
         ended.failure = Some("rank1 did not answer within 30.0 s".to_owned());
         assert!(told(&ended).contains("the run failed: rank1 did not answer") && !told(&ended).contains("5a7b"));
     }
