@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptis import chance, guards, replicas
-from adaptis.before import Before, Bypassed, Keeper
+from adaptis.before import Before, Bypassed, Keeper, rewinding
 from adaptis.memory import is_shared, storage_of
 from adaptis.forms import Form, Forms
 from adaptis.guards import SharedBuffers
@@ -155,6 +155,8 @@ class Worker:
         self._keeper = Keeper(layers)
         # By layer: the first step under these stages in which it was recomputed, whose microbatches are all looked at.
         self._repeats: dict[int, int] = {}
+        # Layers that are not recomputed, whatever a plan has.
+        self._unrepeatable: set[int] = set()
         # By layer: how often it was looked at, and how often it gave something else.
         self._looks: dict[int, tuple[int, int]] = {}
 
@@ -201,25 +203,29 @@ class Worker:
             self.tape.begin(layer, FORWARD, microbatch)
             inputs = tuple(_leaf(part, part.requires_grad) for part in value)
             number = self._key(layer, microbatch)
-            is_recomputed = layer in here.recomputed
+            is_recomputed = layer in here.recomputed and layer not in self._unrepeatable
             is_its_turn = is_recomputed and self._is_its_turn(layer, microbatch)
             # On a host to look costs little.
             is_looked_at = is_its_turn or self.device.type == "cpu"
             before = self._keeper.before(layer, is_looked_at) if is_recomputed else None
+            # What a run works on is no more what it was.
+            trial = self._keeper.before(layer, False) if is_recomputed and layer not in self._repeats else None
             if self.tape.is_due(layer, microbatch):
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
             else:
                 outputs = self._run(layer, inputs, number)
             passed = _passed_on(outputs, inputs)
             value = tuple(_leaf(part, of.requires_grad) for part, of in zip(passed, outputs))
-            if before is not None and not self._keeper.holds(layer, before):
+            if before is not None and not (
+                self._keeper.holds(layer, before) and self._is_repeatable(layer, inputs, number, trial, value)
+            ):
                 # It changes what was not kept: this once, its graph is.
                 is_recomputed, before = False, None
             piece = Piece(inputs, None if is_recomputed else outputs, number, before)
             if is_recomputed and (self._repeats.setdefault(layer, self.share.step) == self.share.step or is_its_turn):
                 piece.gave = value
             kept.pieces.append(piece)
-            del outputs
+            del outputs, trial
             self._note(layer, value)
         if here.end == len(self.layers):
             kept.outputs = value
@@ -227,6 +233,28 @@ class Worker:
             kept.loss = self._loss(value, microbatch)
         self.tape.end()
         return value if kept.loss is None else None
+
+    def _is_repeatable(self, layer: int, inputs: Bundle, number: int, before: Before | None, gave: Bundle) -> bool:
+        """Whether a layer gives the same when it runs again, as it is to; it is tried once under a plan. One that does not has
+        its graph kept from then on."""
+        if before is None:
+            return True
+        rewind = rewinding(self.layers[layer])
+        try:
+            with before.again():
+                again = self._run(layer, inputs, number)
+            is_repeatable = len(gave) == len(again) and all(map(_is_again, gave, again))
+        except Bypassed:
+            is_repeatable = False
+        if not is_repeatable:
+            rewind()
+            self._unrepeatable.add(layer)
+            logger.warning(
+                "layer %s gives another result when it runs again on the same input, or changes its buffers by other ways than "
+                "their names: it is not recomputed, as the plan has it, and its graph is kept, which takes more memory; keep what "
+                "its result depends on in a buffer, or let it not change it", layer
+            )
+        return is_repeatable
 
     def _is_its_turn(self, layer: int, microbatch: int) -> bool:
         """Whether the recomputation of a layer is looked at once more: one at a time, one after the other."""
@@ -469,6 +497,8 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
 def _is_again(gave: Tensor, again: Tensor) -> bool:
     """Whether a recomputation gave what the F did, but for the order in which kernels add up. Waits for a GPU: it is looked
     at once for each layer and plan, and then of all layers and microbatches one at a time."""
+    if gave.shape != again.shape or gave.dtype != again.dtype:
+        return False
     # Numbers of a byte are not reckoned with.
     if not (gave.is_floating_point() or gave.is_complex()) or gave.element_size() < 2:
         return torch.equal(bytes_of(gave.detach()), bytes_of(again.detach()))
