@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
+
+import torch.distributed as dist
 
 from adaptis._native import Plan, PlanError
 from adaptis.facts import Fact
@@ -27,6 +29,37 @@ class Job:
     plan: Plan
     # First layer of each stage.
     first: dict[int, int]
+
+
+class Declaration:
+    """This rank's part of it. Ranks tell one another by the store of torch.distributed, and none waits for another."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank = rank
+        self.world = world
+        self._word: str | None = None
+
+    @property
+    def is_told(self) -> bool:
+        return self._word is not None
+
+    def tell(self, word: str) -> None:
+        """Puts what this rank knows where the others find it."""
+        self._word = word
+        if self.world > 1:
+            _store().set(f"adaptis/{self.rank}", word)
+
+    def of_all(self) -> Job | None:
+        """The job, once all ranks have told of their layers."""
+        others = [f"adaptis/{rank}" for rank in range(self.world) if rank != self.rank]
+        if others and not _store().check(others):
+            return None
+        assert self._word is not None
+        return job([self._word if rank == self.rank else _store().get(f"adaptis/{rank}") for rank in range(self.world)])
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
 
 
 def word(run: str, stages: Mapping[int, Sequence[Fact]], order: Sequence[str]) -> str:

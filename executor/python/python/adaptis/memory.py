@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -40,3 +42,14 @@ def is_shared(part: Tensor) -> bool:
 def storages_of(module: nn.Module) -> set[int]:
     """Where the parameters of a module lie."""
     return {own.data_ptr() for part in module.parameters() if (own := storage(part)) is not None}
+
+
+def device_of(layers: Iterable[nn.Module]) -> torch.device:
+    """The device that all layers are on.
+
+    Raises ValueError where they are on several.
+    """
+    found = {part.device for layer in layers for part in layer.parameters()}
+    if len(found) > 1:
+        raise ValueError(f"layers on several devices can't be measured yet: {', '.join(sorted(map(str, found)))}")
+    return found.pop() if found else torch.device("cpu")

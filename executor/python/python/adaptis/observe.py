@@ -43,6 +43,7 @@ from adaptis.facts import Fact, form_bytes, told
 from adaptis.governor import Governor
 from adaptis.guarded import Guarded
 from adaptis.hooks import Hooks, Seen
+from adaptis.memory import device_of
 from adaptis.session import FAREWELL_SECONDS, Settings, in_its_place, last_error
 from adaptis.trainers import Trainers
 
@@ -103,8 +104,7 @@ class Observation:
         self._alone: steps.Steps | None = None
         self._is_sampling = False
         self._reserved_bytes = 0
-        # What this rank told the others.
-        self._word: str | None = None
+        self._declaration = declare.Declaration(rank, world)
         # Of the layers that run: their numbers in the model.
         self._places: dict[int, int] = {}
         # Hooks on the optimizer's step.
@@ -362,8 +362,8 @@ class Observation:
             self.clock = self._hooks.clock = clock.of(self.card)
 
     def _tell(self) -> None:
-        """Puts what this rank knows where the others find it."""
-        if self._word is not None:
+        """Tells the other ranks of the layers here."""
+        if self._declaration.is_told:
             return
         self._settle()
         self._hooks.scales.end()
@@ -376,19 +376,13 @@ class Observation:
             if seen.outputs:
                 of_stage.append(Fact.of(at, layer, optimizers, seen.inputs, seen.outputs))
         self._reserved_bytes = self.card.reserved_bytes(sum(fact.state_bytes for of in stages.values() for fact in of))
-        run = self.settings.name()
-        self._word = declare.word(run, stages, self._hooks.trained())
-        if self.world > 1:
-            _store().set(f"adaptis/{self.rank}", self._word)
+        self._declaration.tell(declare.word(self.settings.name(), stages, self._hooks.trained()))
 
     def _join(self) -> None:
         """Opens the session once all ranks have told of their layers."""
-        others = [f"adaptis/{rank}" for rank in range(self.world) if rank != self.rank]
-        if others and not _store().check(others):
+        job = self._declaration.of_all()
+        if job is None:
             return
-        assert self._word is not None
-        words = [self._word if rank == self.rank else _store().get(f"adaptis/{rank}") for rank in range(self.world)]
-        job = declare.job(words)
         next_of = dict(job.first)
         for at, (index, _) in enumerate(self._placed):
             if self._hooks.seen[at].outputs:
@@ -513,21 +507,6 @@ def observe(layers: Iterable[nn.Module], *, coordinator: str | None = None) -> O
     return begin([Piece(0, own)], settings, 0, 1)
 
 
-def device_of(layers: Iterable[nn.Module]) -> torch.device:
-    """The device that all layers are on.
-
-    Raises ValueError where they are on several.
-    """
-    found = {part.device for layer in layers for part in layer.parameters()}
-    if len(found) > 1:
-        raise ValueError(f"layers on several devices can't be measured yet: {', '.join(sorted(map(str, found)))}")
-    return found.pop() if found else torch.device("cpu")
-
-
 def _forms_bytes(seen: Seen) -> int:
     return sum(form_bytes(form.shape, form.dtype) for form in (*seen.inputs, *seen.outputs))
-
-
-def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
 
