@@ -119,7 +119,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
     let dir = files::unused_folder(arguments.out.as_deref(), "run")?;
     // It will stand in a list of paths that a colon separates.
-    if !arguments.no_python && std::path::absolute(&dir)?.to_string_lossy().contains(':') {
+    let full = std::path::absolute(&dir).unwrap_or_else(|_| dir.clone());
+    if !arguments.no_python && full.to_string_lossy().contains(':') {
         let why = "a colon in it, which ends a path of PYTHONPATH: name another folder, or give --no-python";
         return Err(failure::usage(format!("--out {}: {why}", dir.display())));
     }

@@ -311,3 +311,39 @@ def _cut_off(rank: int, world: int, dir: Path) -> None:
 
 def test_what_can_not_be_read_changes_nothing(tmp_path: Path) -> None:
     in_ranks(2, _cut_off, tmp_path)
+
+
+class Choosy(nn.Linear):
+    """Does not take its state on one rank."""
+
+    takes_it = True
+
+    def get_extra_state(self) -> Any:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        if not self.takes_it:
+            raise ValueError("this version is not supported")
+
+
+def _half_way(rank: int, world: int, dir: Path) -> list[str]:
+    layers = [Choosy(WIDTH, WIDTH) for _ in range(2)]
+    schedule = Schedule(layers, 2, mse_loss)
+    part = schedule.checkpoint()
+    schedule.save(dir)
+    layers[1].takes_it = False
+    texts = refusals([lambda: schedule.restore(part), lambda: schedule.step(X, target=Y)])
+    layers[1].takes_it = True
+    schedule.restore(part)
+    schedule.step(X, target=Y)
+    # On a machine that has not got it.
+    with pytest.raises((OSError, RuntimeError)) as refused:
+        schedule.load(dir if rank == 0 else dir / "elsewhere")
+    return [*texts, str(refused.value)]
+
+
+def test_all_ranks_take_a_checkpoint_or_none_does(tmp_path: Path) -> None:
+    refused = "an earlier restore failed half-way"
+    first, second = in_ranks(2, _half_way, tmp_path / "saved")
+    assert_said(first, ["restore: ranks [1] failed half-way", refused, "load: ranks [1] can't read this checkpoint"])
+    assert_said(second, ["this version is not supported", refused, "No such file"])

@@ -74,6 +74,62 @@ class Doubled(nn.Module):
         return self.inner(x) + doubled
 
 
+class Halving(torch.autograd.Function):
+    """Halves the gradient by its data, which nothing tells."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        gradients[0].data.mul_(0.5)
+        return gradients[0]
+
+
+class Halved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Any:
+        halved = Halving.apply(x)
+        return self.inner(x) + halved
+
+
+class Trailing(nn.Module):
+    """Keeps its first output, and moves it on by each of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.mean: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x)
+        if self.mean is None:
+            self.mean = y.detach()
+        else:
+            self.mean.lerp_(y.detach(), 0.5)
+        return y
+
+
+class Half(nn.Module):
+    """Uses its parts twice, and trains some of them in one of these uses."""
+
+    def __init__(self, inner: nn.Module, frozen: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self.frozen = frozen
+
+    def forward(self, x: Tensor) -> Any:
+        part = getattr(self.inner, self.frozen)
+        part.requires_grad_(False)
+        y = self.inner(x)
+        part.requires_grad_(True)
+        return y + self.inner(torch.tanh(x))
+
+
 class Averaging(nn.Module):
     """Gives an average along that it changes in place."""
 
@@ -107,6 +163,10 @@ MODELS: dict[str, Callable[[], list[nn.Module]]] = {
     "convolution": lambda: [Shifted(nn.Conv1d(3, 3, 1)), _linear()],
     "in place": lambda: [_linear(), Doubled(), _linear()],
     "average": lambda: [Averaging(), Using()],
+    "by data": lambda: [_linear(), Halved(), _linear()],
+    "trailing": lambda: [_linear(), Trailing(), nn.Tanh(), _linear()],
+    "half a product": lambda: [_linear(), Half(_linear(), "bias"), _linear()],
+    "half a convolution": lambda: [_linear(), Half(nn.Conv1d(3, 3, 1), "weight"), _linear()],
 }
 
 
@@ -160,15 +220,66 @@ def test_what_is_held_for_later_is_what_it_was(name: str, order: str) -> None:
     assert in_ranks(1, _scheduled, name, order) == [_alone(name)]
 
 
-def _averaged(rank: int, world: int) -> list[float]:
+def _sent(rank: int, world: int, name: str) -> list[float]:
     torch.manual_seed(4)
-    schedule = Schedule(MODELS["average"](), MICROBATCHES, functional.mse_loss, plan="gpipe")
-    return [schedule.step(x, target=y).item() for x, y in (_data(step, "average") for step in range(3))]
+    schedule = Schedule(MODELS[name](), MICROBATCHES, functional.mse_loss, plan="gpipe")
+    return [schedule.step(x, target=y).item() for x, y in (_data(step, name) for step in range(3))]
 
 
-def test_what_is_sent_stays_as_it_was() -> None:
-    one, two = in_ranks(1, _averaged), in_ranks(2, _averaged)
+@pytest.mark.parametrize("name", ["average", "trailing"])
+def test_what_is_sent_stays_as_it_was(name: str) -> None:
+    one, two = in_ranks(1, _sent, name), in_ranks(2, _sent, name)
     assert two == one * 2
+
+
+class Late(nn.Module):
+    """Begins to change what it gave when that was not to be expected any longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.runs = 0
+        self.mean: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        self.runs += 1
+        y = self.linear(x)
+        if self.mean is not None:
+            self.mean.lerp_(y.detach(), 0.5)
+        elif self.runs > 6:
+            self.mean = y.detach()
+        return y
+
+
+def _late(rank: int, world: int) -> list[str]:
+    schedule = Schedule([_linear(), Late()], MICROBATCHES, functional.mse_loss, plan="gpipe")
+    return refusals([lambda: [schedule.step(*_data(0, "late")[:1], target=_data(0, "late")[1]) for _ in range(4)]])
+
+
+def test_what_is_changed_after_all_is_refused_by_its_layer() -> None:
+    assert_said(in_ranks(1, _late)[0], ["layer 1 changes in place what it gave for an earlier microbatch"])
+
+
+def _watched(rank: int, world: int, before: bool) -> tuple[list[Tensor], list[str]]:
+    """What a hook sees that is on the node by which a parameter's gradients are added up, as older wrappers have it."""
+    layer = nn.Linear(WIDTH, WIDTH)
+    (node, _), *_ = layer.weight.expand_as(layer.weight).grad_fn.next_functions  # type: ignore[union-attr]
+    seen: list[Tensor] = []
+    if before:
+        node.register_prehook(lambda gradients: seen.append(gradients[0].clone()))
+    else:
+        node.register_hook(lambda *_: seen.append(layer.weight.grad.clone()))  # type: ignore[union-attr]
+    schedule = Schedule([_linear(), layer, _linear()], 2, functional.mse_loss, plan="zb-h1")
+    for _ in range(2):
+        schedule.step(X.unsqueeze(1), target=Y.unsqueeze(1))
+    assert layer.weight.grad is not None
+    return seen, [repr(sum(seen) if before else seen[-1]), repr(layer.weight.grad)]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_hooks_on_the_node_of_a_parameter_see_its_gradients(before: bool) -> None:
+    ((seen, (found, expected)),) = in_ranks(1, _watched, before)
+    assert len(seen) == 4 and found == expected
 
 
 class Skipping(nn.Module):

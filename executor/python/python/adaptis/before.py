@@ -9,7 +9,7 @@
 1. Small buffers are copied. Large ones are mostly tables that nobody changes: they are copied once a run has changed them,
    as are parameters that are not trained. A change is seen by their version, and at times by their values.
 2. Attributes, as counters and what is carried from run to run, are what they were, whichever run has replaced them since:
-   the objects themselves, but for those that have a graph, which is to be freed. What a run changes inside of an object is
+   the objects themselves, but tensors without their graph, which is to be freed. What a run changes inside of an object is
    seen of tensors alone: then the graph of the run is kept.
 3. A recomputation leaves nothing behind: what it replaced is what the runs had made of it.
 4. Random numbers are drawn by a key for each layer and microbatch (`chance`).
@@ -76,7 +76,7 @@ class Before:
     stores: list[tuple[Store, Store]]
     left: list[Left]
     modules: list[nn.Module]
-    # With `_FREED` in the place of what has a graph.
+    # Tensors without their graph.
     attributes: list[tuple[Store, Store]]
     # What a run changes in place is not kept: trained parameters, and tensors that are attributes.
     versions: list[tuple[Tensor, int]]
@@ -106,7 +106,6 @@ class Bypassed(Exception):
 
 
 _ABSENT: Any = object()
-_FREED: Any = object()
 
 
 def rewinding(layer: nn.Module) -> Callable[[], None]:
@@ -146,7 +145,7 @@ def _replace(attributes: Sequence[tuple[Store, Store]]) -> None:
         if len(store) == len(was) and all(map(is_, store.values(), was.values())):
             continue
         for name, value in was.items():
-            if value is not _FREED and store.get(name, _ABSENT) is not value:
+            if store.get(name, _ABSENT) is not value:
                 store[name] = value
         for name in store.keys() - was.keys():
             del store[name]
@@ -203,10 +202,9 @@ class Keeper:
         for _, was in attributes:
             carried = [(name, value) for name, value in was.items() if isinstance(value, Tensor)]
             for name, value in carried:
+                versions.append((value.detach(), value._version))
                 if value.grad_fn is not None:
-                    was[name] = _FREED
-                else:
-                    versions.append((value, value._version))
+                    was[name] = value.detach()
             for part in was["_parameters"].values():
                 if part is not None and part.requires_grad and not replicas.is_sharded(part):
                     versions.append((part, part._version))

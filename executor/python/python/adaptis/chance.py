@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
 from typing import Any
@@ -36,6 +37,9 @@ class Generator:
             torch.cuda.init()
             index = torch.cuda.current_device() if device.index is None else device.index
             self.generators.append(torch.cuda.default_generators[index])
+        if "numpy" in sys.modules:
+            # It would come by itself in the middle of a step.
+            importlib.import_module("numpy.random")
         self.kept: list[torch.Tensor] = []
         # Of Python, and of NumPy if it is there.
         self.others: list[Any] = []
@@ -69,4 +73,6 @@ class Generator:
 
 
 def _numpy() -> Any:
-    return sys.modules.get("numpy.random")
+    found = sys.modules.get("numpy.random")
+    # Another thread may be importing it.
+    return found if hasattr(found, "set_state") else None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from adaptis.schedule import Schedule
 
 State = dict[str, Any]
+T = TypeVar("T")
+
+
+class _Named:
+    """What a checkpoint has and was not read."""
+
+
 EXTRA = "_extra_state"
 """What torch calls a module's extra state in that of a model."""
 
@@ -59,10 +66,27 @@ def whole(schedule: Schedule) -> State | None:
 
 def restore(schedule: Schedule, state: Mapping[str, Any]) -> None:
     """Takes what belongs to this rank's layers, if all ranks can."""
+    fitting = _by_all(schedule, "restore", "can't take this checkpoint", lambda: _checked(schedule, state))
+    # Whoever fails on the way has taken a part of it.
+    schedule._is_mixed = True
+
+    def take() -> None:
+        for saved in fitting:
+            _shard(schedule, saved["state"])
+        schedule.load_state_dict(state["model"])
+        for optimizer, saved in zip(schedule.optimizers, fitting):
+            optimizer.load_state_dict(saved)
+
+    _by_all(schedule, "restore", "failed half-way, so that the state is a mixture: restore another one", take)
+    schedule._is_mixed = False
+    schedule.steps = int(state["steps"])
+
+
+def _by_all(schedule: Schedule, what: str, why: str, work: Callable[[], T]) -> T:
+    """Does what all ranks are to do or none: where one fails, all do."""
     error: Exception | None = None
-    fitting: list[State] = []
     try:
-        fitting = _checked(schedule, state)
+        result = work()
     except Exception as found:
         error = found
     every = agreement.of_replicas(schedule, agreement.gathered(schedule, [int(error is None)]))
@@ -70,13 +94,8 @@ def restore(schedule: Schedule, state: Mapping[str, Any]) -> None:
         raise error
     failed = [name for name, vote in agreement.called(every) if not vote[0]]
     if failed:
-        raise RuntimeError(f"restore: ranks [{', '.join(failed)}] can't take this checkpoint; they say why")
-    for saved in fitting:
-        _shard(schedule, saved["state"])
-    schedule.load_state_dict(state["model"])
-    for optimizer, saved in zip(schedule.optimizers, fitting):
-        optimizer.load_state_dict(saved)
-    schedule.steps = int(state["steps"])
+        raise RuntimeError(f"{what}: ranks [{', '.join(failed)}] {why}; they say why")
+    return result
 
 
 def _checked(schedule: Schedule, state: Mapping[str, Any]) -> list[State]:
@@ -119,18 +138,24 @@ def save(schedule: Schedule, directory: str | Path) -> None:
 def load(schedule: Schedule, directory: str | Path) -> None:
     """Reads one: each rank what its layers need."""
     from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     reader = FileSystemReader(directory)
-    metadata = reader.read_metadata()
-    paths: Mapping[str, tuple[Any, ...]] = metadata.planner_data or {}
     own = set(_own_names(schedule))
-    model = {path[1]: None for path in paths.values() if path[0] == "model"}
     own_model = schedule.state_dict()
     # What modules keep besides tensors is as it was saved, whatever it holds now.
     extra = {name: own_model.pop(name) for name in list(own_model) if name.endswith(EXTRA)}
-    _check_model(schedule, {**model, **extra})
+
+    def look() -> Any:
+        metadata = reader.read_metadata()
+        paths = (metadata.planner_data or {}).values()
+        _check_model(schedule, {**{path[1]: _Named() for path in paths if path[0] == "model"}, **extra})
+        return metadata
+
+    metadata = _by_all(schedule, "load", "can't read this checkpoint", look)
+    paths: Mapping[str, tuple[Any, ...]] = metadata.planner_data or {}
     parameters = dict(schedule.named_parameters())
     # Read beside what is there, which stays as it is where a file can't be read.
     wanted: State = {"model": {name: _beside(part) for name, part in own_model.items()}, "optimizers": [], "steps": 0}
@@ -150,7 +175,11 @@ def load(schedule: Schedule, directory: str | Path) -> None:
             blank = torch.empty(kept.size, dtype=kept.properties.dtype, device="cpu")
             blank = replicas.placed(blank, parameters.get(path[3])) if len(path) > 3 else blank
         _put(wanted, path, blank)
-    state_dict_loader.load(wanted, storage_reader=reader, process_group=_group(schedule))
+    try:
+        state_dict_loader.load(wanted, storage_reader=reader, process_group=_group(schedule))
+    except CheckpointException as error:
+        # It is none of Python's usual ones.
+        raise RuntimeError(f"load: {directory} can't be read, and nothing is changed: {error}") from error
     for told in wanted.pop("odd", {}).values():
         for path, value in torch.load(io.BytesIO(told), map_location="cpu", weights_only=False).items():
             if is_own(path):
@@ -270,6 +299,9 @@ def _check_model(schedule: Schedule, model: Mapping[str, Any]) -> None:
             raise ValueError(f"restore: the checkpoint has {sorted(found - expected)[0]}, which layer {at} has not")
         for name, part in held.items():
             saved = model[name]
+            # Of a checkpoint that is yet to be read the names are known.
+            if isinstance(part, Tensor) and not isinstance(saved, (Tensor, _Named)):
+                raise ValueError(f"restore: {name} is a {type(saved).__name__} in the checkpoint, and a tensor in the model")
             if isinstance(part, Tensor) and isinstance(saved, Tensor) and part.shape != saved.shape:
                 shapes = f"{tuple(saved.shape)} in the checkpoint and {tuple(part.shape)} in the model"
                 raise ValueError(f"restore: {name} is of shape {shapes}")

@@ -111,6 +111,8 @@ class Schedule:
         self._first_forms: Forms = ()
         self._next: tuple[Plan, _native.Row, int] | None = None
         self._has_told_of_x = False
+        # A restore has failed half-way.
+        self._is_mixed = False
         names = [f"rank{rank}" for rank in range(self.world)]
         if not isinstance(plan, Plan):
             plan = Plan.even(len(self.layers), names, microbatches, plan, self._tied)
@@ -355,6 +357,8 @@ class Schedule:
                 "an earlier step failed on its way on this rank, and what was sent for it may still come; start the job "
                 "again, from a checkpoint"
             )
+        if self._is_mixed:
+            raise RuntimeError("an earlier restore failed half-way, so that the state is a mixture; restore another checkpoint")
 
     def _pieces(self, data: Any) -> int:
         """Of an evaluation's batch."""

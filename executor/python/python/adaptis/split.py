@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import contextlib
 from types import MethodType
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.utils import _device
 
@@ -51,6 +52,8 @@ class Ledger:
         self._held: dict[int, int] = {}
         # Modules whose gradients others change.
         self._changed: set[int] = set()
+        # Parameters whose gradients others look at on their way.
+        self.watched: set[int] = set()
 
     @contextlib.contextmanager
     def opened(self, roots: Sequence[Tensor]) -> Iterator[None]:
@@ -89,9 +92,23 @@ class Ledger:
         self._fresh.append(held)
         return held
 
+    def look_for_watchers(self, parameters: Iterable[Tensor]) -> None:
+        """Finds parameters that others have put hooks on by the node that adds up their gradients, which they then hold. To be
+        called while no graph of the parameters is there."""
+        parameters = [part for part in parameters if part.requires_grad and part.is_leaf]
+
+        def node(part: Tensor) -> Any:
+            return get_gradient_edge(part).node
+
+        for part in parameters:
+            node(part).metadata[_LEDGER] = True
+        # The node of one that nobody holds is another one by now.
+        self.watched = {id(part) for part in parameters if _LEDGER in node(part).metadata}
+
     def take(self) -> list[Debt]:
         """All debts since the last time. Modules whose gradients others have changed meanwhile are known from then on."""
-        self._changed.update(id(held.of) for held in self._fresh if held.has_changed)
+        fresh = [held for held in self._fresh if id(held.of) not in self._changed]
+        self._changed.update(id(held.of) for held in fresh if held.has_changed)
         self._fresh.clear()
         debts, self.debts = self.debts, []
         return debts
@@ -152,7 +169,10 @@ class _Gradient:
 
     @property
     def has_changed(self) -> bool:
-        return self.tensor._version != self._version
+        """By its version, and where a copy is held, by its values."""
+        return self.tensor._version != self._version or (
+            self._copy is not None and not torch.equal(self.tensor, self._copy)
+        )
 
     def get(self) -> Tensor:
         """As it was."""
@@ -201,7 +221,7 @@ class _Linear(torch.autograd.Function):
         before = gradient.matmul(weight if ctx.cast is None else weight.to(ctx.cast)) if of_x else None
         if ledger.is_open:
             left, of_output = _AsItWas(x, ctx.module) if of_weight else None, ledger.hold(gradient, ctx.module)
-            ledger.debts.append(lambda: _linear_debt(own, None if left is None else left.get(), of_output.get()))
+            ledger.debts.append(lambda: _linear_debt(own, None if left is None else left.get(), of_output.get(), of_bias))
             return before, None, None, None, None
         flat = gradient.reshape(-1, gradient.shape[-1])
         of_own = (flat.t() @ x.reshape(-1, x.shape[-1])).to(ctx.dtype) if of_weight else None
@@ -212,12 +232,13 @@ Own = tuple[Tensor, Tensor | None]
 """Weight and bias that a forward used."""
 
 
-def _linear_debt(own: Own, x: Tensor | None, gradient: Tensor) -> None:
+def _linear_debt(own: Own, x: Tensor | None, gradient: Tensor, of_bias: bool) -> None:
+    """What was asked for when the forward ran; `x` is there if the weight's gradient was."""
     weight, bias = own
     flat = gradient.reshape(-1, gradient.shape[-1])
-    if weight.requires_grad and x is not None:
+    if x is not None:
         _add(weight, flat.t() @ x.reshape(-1, x.shape[-1]))
-    if bias is not None and bias.requires_grad:
+    if bias is not None and of_bias:
         _add(bias, flat.sum(0))
 
 
@@ -240,6 +261,9 @@ def _leaves_debts(module: nn.Module, input: Tensor) -> bool:
     if type(input) not in (Tensor, nn.Parameter) or input.is_nested or _has_hands_in_it():
         return False
     parameters = [parameter for parameter in own.values() if parameter is not None]
+    watched = _ledger(module).watched
+    if watched and any(id(parameter) in watched for parameter in parameters):
+        return False
     return all(map(_is_plain, parameters)) and any(parameter.requires_grad for parameter in parameters)
 
 
@@ -298,7 +322,8 @@ class _Convolution(torch.autograd.Function):
         if ledger.is_open:
             if of_weight or of_bias:
                 left, of_output = _AsItWas(x, module), ledger.hold(gradient, module)
-                ledger.debts.append(lambda: _convolution_debt(module, own, left.get(), of_output.get(), cast))
+                asked = (of_weight, of_bias)
+                ledger.debts.append(lambda: _convolution_debt(module, own, left.get(), of_output.get(), cast, asked))
             of_weight = of_bias = False
         sizes = None if own[1] is None else list(own[1].shape)
         operand = weight if cast is None else weight.to(cast)
@@ -308,16 +333,18 @@ class _Convolution(torch.autograd.Function):
         return before, *(None if part is None else part.to(weight.dtype) for part in of_own), None, None
 
 
-def _convolution_debt(module: Any, own: Own, x: Tensor, gradient: Tensor, cast: torch.dtype | None) -> None:
+def _convolution_debt(
+    module: Any, own: Own, x: Tensor, gradient: Tensor, cast: torch.dtype | None, asked: tuple[bool, bool]
+) -> None:
     weight, bias = own
-    has_bias = bias is not None and bias.requires_grad
-    wanted = [False, weight.requires_grad, has_bias]
+    of_own, has_bias = asked
+    wanted = [False, of_own, has_bias]
     operand = weight if cast is None else weight.to(cast)
     sizes = None if bias is None else list(bias.shape)
     _, of_weight, of_bias = torch.ops.aten.convolution_backward(
         gradient, x, operand, sizes, *_geometry(module), wanted
     )
-    if weight.requires_grad:
+    if of_own:
         _add(weight, of_weight)
     if bias is not None and has_bias:
         _add(bias, of_bias)

@@ -51,6 +51,8 @@ OTHERS_SHARE = 0.1
 """Of the looks at a layer's recomputation, so many in which it gave something else are too many."""
 OF_BACKWARD = 0x6A09E667F3BCC908
 """What tells the random numbers of a backward from those of its forward."""
+GIVEN_LOOKS = 3
+"""Runs of a layer of which the next one gets copies."""
 LOOK_EVERY = 64
 """Steps of which one has a recomputation looked at on a GPU, which has to be waited for; elsewhere every step has."""
 
@@ -84,6 +86,16 @@ class Stage:
     first: int
     end: int
     recomputed: frozenset[int]
+
+
+@dataclass
+class Given:
+    """What a layer has given: the first times as copies, to see whether it goes on changing it."""
+
+    runs: int = 0
+    has_changed: bool = False
+    # Of the last run, with versions.
+    last: list[tuple[Tensor, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -137,6 +149,8 @@ class Worker:
         self.tape = Tape()
         self.stages: dict[int, Stage] = {}
         self.share = Share(None, None, 0)
+        # Under these stages.
+        self._steps = 0
         self.losses: list[Tensor | None] = []
         # Of what each layer here gave in this iteration; behind the last one, of the loss.
         self.forms: dict[int, Forms] = {}
@@ -151,6 +165,7 @@ class Worker:
         self.of_loss: list[weakref.ref[Tensor]] = []
         # All layers are one stage.
         self._is_whole = False
+        self._given: dict[int, Given] = {}
         self._generator = chance.Generator(device)
         self._keeper = Keeper(layers)
         # By layer: the first step under these stages in which it was recomputed, whose microbatches are all looked at.
@@ -163,6 +178,7 @@ class Worker:
     def adopt(self, stages: dict[int, Stage]) -> None:
         """The stages of this rank from now on."""
         self.stages = stages
+        self._steps = 0
         self._repeats.clear()
         self._looks.clear()
         self._keeper.adopt()
@@ -178,6 +194,11 @@ class Worker:
         self._blank.clear()
         self.ledger.take()
         self.tape.pass_over()
+        # Some script may have begun to since.
+        if self._steps < 2 or self._steps % LOOK_EVERY == 0:
+            own = (layer for stage in self.stages.values() for layer in range(stage.first, stage.end))
+            self.ledger.look_for_watchers(part for layer in own for part in self.layers[layer].parameters())
+        self._steps += 1
         self._generator.keep()
 
     def reshard(self) -> None:
@@ -214,7 +235,7 @@ class Worker:
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
             else:
                 outputs = self._run(layer, inputs, number)
-            passed = _passed_on(outputs, inputs)
+            passed = self._passed_on(layer, outputs, inputs)
             value = tuple(_leaf(part, of.requires_grad) for part, of in zip(passed, outputs))
             if before is not None and not (
                 self._keeper.holds(layer, before) and self._is_repeatable(layer, inputs, number, trial, value)
@@ -233,6 +254,30 @@ class Worker:
             kept.loss = self._loss(value, microbatch)
         self.tape.end()
         return value if kept.loss is None else None
+
+    def _passed_on(self, layer: int, outputs: Bundle, inputs: Bundle) -> Bundle:
+        """What a layer gives, each part contiguous, and none of it in memory that the layer goes on changing."""
+        given = self._given.setdefault(layer, Given())
+        if any(part._version != version for part, version in given.last):
+            if given.runs > GIVEN_LOOKS:
+                raise RuntimeError(
+                    f"layer {layer} changes in place what it gave for an earlier microbatch, which is still needed: let it keep a "
+                    "copy, as x.detach().clone()"
+                )
+            given.has_changed = True
+        given.runs += 1
+        given.last = []
+        is_copied = given.has_changed or given.runs <= GIVEN_LOOKS
+        parts = []
+        for part in outputs:
+            whole = part.contiguous()
+            # What was worked out of what is trained is new, but for views of what was not.
+            of = whole._base if whole._is_view() and whole._base is not None else whole
+            is_old = of.grad_fn is None and storage_of(whole) not in map(storage_of, inputs)
+            if whole is part and not is_old and not given.has_changed:
+                given.last.append((whole.detach(), whole._version))
+            parts.append(whole.detach().clone() if whole is part and (is_old or is_copied) else whole)
+        return tuple(parts)
 
     def _is_repeatable(self, layer: int, inputs: Bundle, number: int, before: Before | None, gave: Bundle) -> bool:
         """Whether a layer gives the same when it runs again, as it is to; it is tried once under a plan. One that does not has
@@ -366,6 +411,9 @@ class Worker:
                 of_loss = self.ledger.take()
         for layer in reversed(range(here.first, here.end)):
             piece = kept.pieces.pop()
+            if layer in self._given:
+                # Nobody needs it any longer, or it is not held for this.
+                self._given[layer].last = []
             if piece.outputs is None:
                 outputs = self._timed_again(layer, microbatch, piece, has_begun)
             else:
@@ -475,19 +523,6 @@ class Worker:
         if torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
         return contextlib.nullcontext()
-
-
-def _passed_on(outputs: Bundle, inputs: Bundle) -> Bundle:
-    """What a layer gives, each part contiguous, and none of it in memory that the layer may keep."""
-    parts = []
-    for part in outputs:
-        whole = part.contiguous()
-        # What was worked out of what is trained is new, but for views of what was not.
-        of = whole._base if whole._is_view() and whole._base is not None else whole
-        if whole is part and of.grad_fn is None and storage_of(whole) not in map(storage_of, inputs):
-            whole = whole.detach().clone()
-        parts.append(whole)
-    return tuple(parts)
 
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:
