@@ -198,15 +198,23 @@ def _gradients(layers: list[nn.Module]) -> str:
     return repr([part.grad for part in nn.ModuleList(layers).parameters()])
 
 
-def _scheduled(rank: int, world: int, name: str, order: str) -> list[str]:
-    """The same under an order of one rank."""
+def _plan(layers: int, order: str, epoch: int) -> Plan:
+    """An order of one rank."""
+    plan = json.loads(scheduled([(0, layers, 0)], layers, 1, MICROBATCHES, random.Random(0), epoch).write())
+    plan["programs"], plan["stages"][0]["recompute"] = [ORDERS[order]], []
+    return Plan.read(json.dumps(plan))
+
+
+def _scheduled(rank: int, world: int, name: str, *orders: str) -> list[str]:
+    """The same under orders of one rank, each of them for some steps."""
     torch.manual_seed(4)
     layers = MODELS[name]()
-    plan = json.loads(scheduled([(0, len(layers), 0)], len(layers), 1, MICROBATCHES, random.Random(0), 1).write())
-    plan["programs"], plan["stages"][0]["recompute"] = [ORDERS[order]], []
-    schedule = Schedule(layers, MICROBATCHES, functional.mse_loss, plan=Plan.read(json.dumps(plan)))
+    plans = [_plan(len(layers), order, epoch) for epoch, order in enumerate(orders, start=1)]
+    schedule = Schedule(layers, MICROBATCHES, functional.mse_loss, plan=plans[0])
     found = []
     for step in range(6):
+        if step > 0 and step * len(plans) % 6 == 0:
+            schedule.change(plans[step * len(plans) // 6])
         nn.ModuleList(layers).zero_grad()
         x, y = _data(step, name)
         schedule.step(x, target=y)
@@ -218,6 +226,11 @@ def _scheduled(rank: int, world: int, name: str, order: str) -> list[str]:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_held_for_later_is_what_it_was(name: str, order: str) -> None:
     assert in_ranks(1, _scheduled, name, order) == [_alone(name)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_so_where_an_order_is_changed_that_holds_nothing_for_later(name: str) -> None:
+    assert in_ranks(1, _scheduled, name, "B", "late W") == [_alone(name)]
 
 
 def _sent(rank: int, world: int, name: str) -> list[float]:

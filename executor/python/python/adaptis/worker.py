@@ -411,9 +411,10 @@ class Worker:
                 of_loss = self.ledger.take()
         for layer in reversed(range(here.first, here.end)):
             piece = kept.pieces.pop()
-            if layer in self._given:
-                # Nobody needs it any longer, or it is not held for this.
-                self._given[layer].last = []
+            given = self._given.get(layer)
+            if given is not None and given.runs > GIVEN_LOOKS:
+                # Nobody needs it any longer.
+                given.last = []
             if piece.outputs is None:
                 outputs = self._timed_again(layer, microbatch, piece, has_begun)
             else:
