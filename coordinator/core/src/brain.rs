@@ -35,6 +35,7 @@ mod start;
 mod status;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 pub use announce::Announcement;
 pub use config::{Config, Deadlines, Mode};

@@ -16,8 +16,9 @@
 
 use super::earlier::Prospect;
 use super::loads::Told;
+use super::wanted::{Staying, Wanted};
 use super::{Brain, Effect, Mode, SearchOrder, Stage};
-use crate::admission::{self, Admission, Policy, Reason, Trigger};
+use crate::admission::{self, Admission, Policy, Trigger};
 use crate::drift::{Change, Drift, Gauge, Limits, Shift, Who};
 use crate::estimate::{Estimated, Estimator, JobView, Measured, Source};
 use crate::ledger::{Durable, GenerationRecord, PhaseRecord};
@@ -47,8 +48,6 @@ const PROMISE_ITERATIONS: u64 = 4;
 /// Iterations after which a change is looked at again that was seen too shortly to be sure of a gain, and how often.
 const UNSURE_ITERATIONS: u64 = 3;
 const UNSURE_LOOKS: u8 = 2;
-/// What a plan has to gain in the mean for that, as a share of the iteration.
-const UNSURE_GAIN_MIN: f64 = 0.03;
 /// Iterations after which what an aborted plan was wanted for is wanted again; twice as many after each further abort,
 /// this often.
 const ABORT_PAUSE_ITERATIONS: u64 = 4;
@@ -58,39 +57,6 @@ const ABORT_DOUBLINGS_MAX: u32 = 7;
 const LEAD_ITERATIONS: u64 = 3;
 /// Least time for a search, however short an iteration is.
 const SEARCH_MIN_NS: u64 = 300_000_000;
-
-/// A search that is to come.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Wanted {
-    pub(super) trigger: Trigger,
-    pub(super) change: Option<Change>,
-    /// First complete iteration after which it may start.
-    pub(super) from: Step,
-    /// Looks at the same change before, which left it open whether another plan gains.
-    pub(super) looks: u8,
-}
-
-/// Why a plan stays, as far as it says when to look again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Staying {
-    /// Only the open promise stands against another one.
-    PromiseOpen,
-    /// Another one gains in the mean, and it is not sure.
-    Unsure,
-    /// Anything else.
-    Settled,
-}
-
-impl Staying {
-    pub(super) fn because(reason: &Reason, predicted_before_ns: u64, predicted_after_ns: u64) -> Self {
-        let is_better = predicted_after_ns as f64 <= (1.0 - UNSURE_GAIN_MIN) * predicted_before_ns as f64;
-        match reason {
-            Reason::PromiseOpen { .. } => Staying::PromiseOpen,
-            Reason::GainBelowModelError { .. } if is_better => Staying::Unsure,
-            _ => Staying::Settled,
-        }
-    }
-}
 
 /// A search that is under way.
 #[derive(Clone, Debug)]

@@ -7,7 +7,8 @@
 //!   Turned  --> window restarts, nothing is searched: the plan in force was weighed against the mean
 //! ```
 
-use super::adapt::{CHANGE_ITERATIONS, Wanted};
+use super::adapt::CHANGE_ITERATIONS;
+use super::wanted::Wanted;
 use super::{Announcement, Brain};
 use crate::admission::Trigger;
 use crate::drift::{Change, Course, Passed, Who};

@@ -1,6 +1,7 @@
 //! Decisions: what a search found is audited and weighed, and what was promised is held against what came.
 
-use super::adapt::{Pending, Searching, Staying, scaled};
+use super::adapt::{Pending, Searching, scaled};
+use super::wanted::Staying;
 use super::{Advice, Announcement, Brain, Effect, Mode};
 use crate::admission::{self, Candidate, Input, Judgement, Trigger};
 use crate::drift::Change;

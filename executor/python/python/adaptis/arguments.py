@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adaptis import guards, replicas, state
+from adaptis.forms import Bundle
 from adaptis.memory import storage
-from adaptis.worker import Bundle
 
 
 def listed(layers: Any) -> list[Any] | None:

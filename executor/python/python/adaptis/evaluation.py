@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaptis import agreement, chance
-from adaptis.worker import Bundle, bundled
+from adaptis.forms import Bundle
+from adaptis.worker import bundled
 
 if TYPE_CHECKING:
     from adaptis.schedule import Schedule

@@ -18,9 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaptis.channels import Channels, Tagged
-from adaptis.forms import HEADER, Form, Forms, decoded, encoded, matches, text
+from adaptis.forms import HEADER, Bundle, Form, Forms, decoded, encoded, matches, text
 from adaptis.tape import Tape
-from adaptis.worker import Bundle
 
 SENT_MAX = 32
 """Sent tensors from which on those that have arrived are let go of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,9 @@ class Form:
 
 
 Forms = tuple[Form, ...]
+
+Bundle = tuple[Any, ...]
+"""What passes from layer to layer: tensors, one or several."""
 
 
 def encoded(forms: Forms) -> list[int]:

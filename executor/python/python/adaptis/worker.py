@@ -32,27 +32,19 @@ from torch import Tensor, nn
 
 from adaptis import chance, guards, replicas
 from adaptis.before import Before, Bypassed, Keeper, rewinding
-from adaptis.memory import is_shared, storage_of
-from adaptis.forms import Form, Forms
+from adaptis.memory import is_shared
+from adaptis.outputs import Given, is_again
+from adaptis.forms import Bundle, Form, Forms
 from adaptis.guards import SharedBuffers
 from adaptis.split import Debt, Ledger, pay
-from adaptis.state import bytes_of
 from adaptis.tape import FORWARD, INPUT_GRADIENT, RECOMPUTE, WEIGHT_GRADIENT, Tape
 
 logger = logging.getLogger("adaptis")
 
-Bundle = tuple[Any, ...]
-"""What passes from layer to layer: tensors, one or several."""
-
-AGAIN = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
-AGAIN_ELSE = 1e-4
-"""Shares of the largest value that a recomputation may be off by, for kernels that add up in any order."""
 OTHERS_SHARE = 0.1
 """Of the looks at a layer's recomputation, so many in which it gave something else are too many."""
 OF_BACKWARD = 0x6A09E667F3BCC908
 """What tells the random numbers of a backward from those of its forward."""
-GIVEN_LOOKS = 3
-"""Runs of a layer of which the next one gets copies."""
 LOOK_EVERY = 64
 """Steps of which one has a recomputation looked at on a GPU, which has to be waited for; elsewhere every step has."""
 
@@ -86,16 +78,6 @@ class Stage:
     first: int
     end: int
     recomputed: frozenset[int]
-
-
-@dataclass
-class Given:
-    """What a layer has given: the first times as copies, to see whether it goes on changing it."""
-
-    runs: int = 0
-    has_changed: bool = False
-    # Of the last run, with versions.
-    last: list[tuple[Tensor, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -235,7 +217,7 @@ class Worker:
                 outputs = self.tape.weigh(layer, self.layers[layer], inputs, partial(self._run, layer, inputs, number))
             else:
                 outputs = self._run(layer, inputs, number)
-            passed = self._passed_on(layer, outputs, inputs)
+            passed = self._given.setdefault(layer, Given(layer)).pass_on(outputs, inputs)
             value = tuple(_leaf(part, of.requires_grad) for part, of in zip(passed, outputs))
             if before is not None and not (
                 self._keeper.holds(layer, before) and self._is_repeatable(layer, inputs, number, trial, value)
@@ -255,30 +237,6 @@ class Worker:
         self.tape.end()
         return value if kept.loss is None else None
 
-    def _passed_on(self, layer: int, outputs: Bundle, inputs: Bundle) -> Bundle:
-        """What a layer gives, each part contiguous, and none of it in memory that the layer goes on changing."""
-        given = self._given.setdefault(layer, Given())
-        if any(part._version != version for part, version in given.last):
-            if given.runs > GIVEN_LOOKS:
-                raise RuntimeError(
-                    f"layer {layer} changes in place what it gave for an earlier microbatch, which is still needed: let it keep a "
-                    "copy, as x.detach().clone()"
-                )
-            given.has_changed = True
-        given.runs += 1
-        given.last = []
-        is_copied = given.has_changed or given.runs <= GIVEN_LOOKS
-        parts = []
-        for part in outputs:
-            whole = part.contiguous()
-            # What was worked out of what is trained is new, but for views of what was not.
-            of = whole._base if whole._is_view() and whole._base is not None else whole
-            is_old = of.grad_fn is None and storage_of(whole) not in map(storage_of, inputs)
-            if whole is part and not is_old and not given.has_changed:
-                given.last.append((whole.detach(), whole._version))
-            parts.append(whole.detach().clone() if whole is part and (is_old or is_copied) else whole)
-        return tuple(parts)
-
     def _is_repeatable(self, layer: int, inputs: Bundle, number: int, before: Before | None, gave: Bundle) -> bool:
         """Whether a layer gives the same when it runs again, as it is to; it is tried once under a plan. One that does not has
         its graph kept from then on."""
@@ -288,7 +246,7 @@ class Worker:
         try:
             with before.again():
                 again = self._run(layer, inputs, number)
-            is_repeatable = len(gave) == len(again) and all(map(_is_again, gave, again))
+            is_repeatable = len(gave) == len(again) and all(map(is_again, gave, again))
         except Bypassed:
             is_repeatable = False
         if not is_repeatable:
@@ -411,10 +369,8 @@ class Worker:
                 of_loss = self.ledger.take()
         for layer in reversed(range(here.first, here.end)):
             piece = kept.pieces.pop()
-            given = self._given.get(layer)
-            if given is not None and given.runs > GIVEN_LOOKS:
-                # Nobody needs it any longer.
-                given.last = []
+            if layer in self._given:
+                self._given[layer].let_go()
             if piece.outputs is None:
                 outputs = self._timed_again(layer, microbatch, piece, has_begun)
             else:
@@ -509,7 +465,7 @@ class Worker:
         """Whether a recomputation gives what the F did not: at the first look, or often. A choice that is on an edge may come
         out otherwise once in a long while, as by the order in which a kernel adds up."""
         looks, others = self._looks.get(layer, (0, 0))
-        is_other = not all(map(_is_again, gave, again))
+        is_other = not all(map(is_again, gave, again))
         looks, others = looks + 1, others + is_other
         self._looks[layer] = looks, others
         if is_other and looks > 1 and others == 1:
@@ -528,17 +484,3 @@ class Worker:
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.contiguous()
-
-
-def _is_again(gave: Tensor, again: Tensor) -> bool:
-    """Whether a recomputation gave what the F did, but for the order in which kernels add up. Waits for a GPU: it is looked
-    at once for each layer and plan, and then of all layers and microbatches one at a time."""
-    if gave.shape != again.shape or gave.dtype != again.dtype:
-        return False
-    # Numbers of a byte are not reckoned with.
-    if not (gave.is_floating_point() or gave.is_complex()) or gave.element_size() < 2:
-        return torch.equal(bytes_of(gave.detach()), bytes_of(again.detach()))
-    with torch.no_grad():
-        scale = float(gave.detach().abs().nan_to_num(0.0, 0.0, 0.0).amax()) if gave.numel() else 0.0
-        off = AGAIN.get(gave.dtype, AGAIN_ELSE) * scale
-        return torch.allclose(gave, again, rtol=0.0, atol=off, equal_nan=True)
