@@ -12,7 +12,7 @@ use adaptis_coordinator_core::ledger::{
 use adaptis_coordinator_core::{Advice, Recovered};
 use adaptis_plan::{Plan, Predicted};
 use adaptis_proto::message::PeakMemory;
-use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, Step};
+use adaptis_proto::{DeviceIndex, Digest, Epoch, Generation, LayerIndex, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -151,6 +151,9 @@ struct PhaseRow {
     epoch: Epoch,
     measured_median_ns: u64,
     predicted_ns: Option<u64>,
+    /// The change that it began with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    change: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -277,6 +280,9 @@ fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
     let Sources { recovered, counters, faults, options, .. } = sources;
     let generation = recovered.generation.as_ref();
     let cards = generation.map_or(&[][..], |record| &record.cards);
+    let name_of = |device: DeviceIndex| {
+        cards.get(device.index()).map_or_else(|| format!("device {device}"), |card| card.name.clone())
+    };
     let latest = latest(&sources.iterations);
     Report {
         format: FORMAT,
@@ -297,10 +303,10 @@ fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
         decisions: recovered
             .decisions
             .iter()
-            .map(|decision| DecisionRow { decision, text: decision.to_string() })
+            .map(|decision| DecisionRow { decision, text: decision.text(name_of) })
             .collect(),
         switches: recovered.switches.iter().map(switch).collect(),
-        phases: phases(&recovered.phases, &latest),
+        phases: phases(&recovered.phases, &latest, name_of),
         estimate: sources.costs.iter().cloned().map(EstimateRow::of).collect(),
         figures: sources.figures.clone(),
         counters: counters.iter().map(|(name, count)| (name.as_str(), *count)).collect(),
@@ -402,7 +408,11 @@ fn memory(peak: &PeakMemory) -> MemoryRow<'_> {
 }
 
 /// Phases with at least one iteration, each until the next begins.
-fn phases(records: &[PhaseRecord], latest: &BTreeMap<Step, IterationRecord>) -> Vec<PhaseRow> {
+fn phases(
+    records: &[PhaseRecord],
+    latest: &BTreeMap<Step, IterationRecord>,
+    name_of: impl Fn(DeviceIndex) -> String,
+) -> Vec<PhaseRow> {
     let mut records = records.to_vec();
     records.sort_by_key(|record| (record.from, record.epoch));
     let ends = records.iter().skip(1).map(|next| next.from).chain([Step(u64::MAX)]);
@@ -420,6 +430,7 @@ fn phases(records: &[PhaseRecord], latest: &BTreeMap<Step, IterationRecord>) -> 
             epoch: record.epoch,
             measured_median_ns,
             predicted_ns: record.predicted_ns,
+            change: record.change.map(|change| format!("{} takes {change}", change.who.named(&name_of))),
         })
     };
     records.iter().zip(ends).filter_map(phase).collect()

@@ -118,6 +118,7 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
         card: emulation.card(index.index()),
         job: emulation.job(),
         bounds: Bounds::default(),
+        hosts: Vec::new(),
         hello_again: None,
         endpoint: listener.endpoint().to_owned(),
         events,

@@ -17,6 +17,8 @@ const LATE_SHARE_NOTED: f64 = 0.01;
 /// What this reads of an `adaptis.report/1`.
 #[derive(Deserialize)]
 struct Report {
+    #[serde(default)]
+    configuration: Configuration,
     devices: Vec<Device>,
     iterations: Vec<Iteration>,
     final_state_digest: Option<String>,
@@ -28,6 +30,12 @@ struct Report {
     phases: Vec<Phase>,
     #[serde(default)]
     counters: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Default, Deserialize)]
+struct Configuration {
+    #[serde(default)]
+    mode: String,
 }
 
 #[derive(Deserialize)]
@@ -79,6 +87,15 @@ struct Phase {
     epoch: u64,
     measured_median_ns: Option<u64>,
     predicted_ns: Option<u64>,
+    #[serde(default)]
+    change: Option<String>,
+}
+
+impl Report {
+    /// Nothing was to be decided.
+    fn is_observed(&self) -> bool {
+        self.configuration.mode == "observe"
+    }
 }
 
 /// Draws the pictures and prints the table.
@@ -213,7 +230,7 @@ fn signed_percent(share: f64) -> String {
     }
 }
 
-/// What happened, in order: faults, decisions, switches.
+/// What happened, in order: faults, decisions or what they would be about, switches.
 fn events(report: &Report) -> Vec<(u64, String)> {
     let last = report.iterations.last().map_or(0, |row| row.index);
     let happened = report.faults.iter().filter(|fault| fault.iteration <= last);
@@ -230,7 +247,10 @@ fn events(report: &Report) -> Vec<(u64, String)> {
         );
         (switch.iteration, text)
     });
-    let mut events: Vec<(u64, String)> = faults.chain(decisions).chain(switches).collect();
+    // A decision says what it is made for; where none is made, changes are told by themselves.
+    let untold = report.phases.iter().filter(|_| report.is_observed());
+    let changes = untold.filter_map(|phase| Some((phase.from, phase.change.clone()?)));
+    let mut events: Vec<(u64, String)> = faults.chain(decisions).chain(switches).chain(changes).collect();
     events.sort_by_key(|&(iteration, _)| iteration);
     events
 }
@@ -317,6 +337,13 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
     }
     if is_emulated {
         pace(out, report, total_ns);
+    }
+    if report.is_observed() && !report.iterations.is_empty() {
+        let _ = writeln!(
+            out,
+            "it was observed: with --mode advise you are told what plan would be better, with --mode adapt a script that trains \
+             with adaptis.Schedule goes over to it"
+        );
     }
     let advice = dir.join("advice");
     if advice.join("plan.json").exists() {

@@ -51,7 +51,7 @@ use crate::round::Round;
 use adapt::Adapt;
 use adaptis_plan::{Plan, Problem};
 use adaptis_planner::search::{Infeasible, Options, Outcome};
-use adaptis_proto::message::{Bounds, RankEvent, RankOrder, Rejection};
+use adaptis_proto::message::{Bounds, CrowdedHost, RankEvent, RankOrder, Rejection};
 use adaptis_proto::sample::Record;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step, Term};
 use calibrations::Calibrations;
@@ -205,6 +205,7 @@ pub struct Brain {
     head: Head,
     roster: Roster,
     bounds: Bounds,
+    crowded: Vec<CrowdedHost>,
     generation: Option<GenerationRecord>,
     plans: BTreeMap<Epoch, PlanRecord>,
     aborted: BTreeSet<Epoch>,
@@ -246,6 +247,7 @@ impl Brain {
             head: Head::default(),
             roster: Roster::default(),
             bounds: Bounds::default(),
+            crowded: Vec::new(),
             generation: None,
             plans: BTreeMap::new(),
             aborted: BTreeSet::new(),

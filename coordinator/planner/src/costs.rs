@@ -9,9 +9,11 @@
 //!    it depends on the neighbours.
 //! 3. No arithmetic wraps: sums are 128 bits wide, results saturate at `u64::MAX`.
 
+use crate::crowd::Crowd;
 use crate::program;
 use adaptis_plan::{Problem, ReceiveBuffers};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A number to the nearest whole, half up; saturates.
 pub(crate) fn round_half_up(value: f64) -> u64 {
@@ -128,6 +130,8 @@ pub(crate) struct Costs {
     state: Vec<u128>,
     kinds: Vec<Kind>,
     wires: Vec<Wire>,
+    /// Where devices share cores.
+    pub(crate) crowd: Option<Arc<Crowd>>,
 }
 
 fn prefix(values: impl Iterator<Item = u64>) -> Vec<u128> {
@@ -201,6 +205,7 @@ impl Costs {
             state: prefix(problem.layers.iter().map(|layer| layer.state_bytes)),
             kinds: kinds.collect(),
             wires,
+            crowd: Crowd::of(problem),
         }
     }
 
@@ -337,7 +342,7 @@ impl Costs {
         scaled(sum, self.slowdown[device])
     }
 
-    /// Devices that no plan can tell apart share a number: same kind, slowdown, memory and links.
+    /// Devices that no plan can tell apart share a number: same kind, slowdown, memory, host and links.
     pub(crate) fn classes(&self) -> Vec<usize> {
         let wire = |from: usize, to: usize| {
             let wire = self.wires[from * self.devices + to];
@@ -348,6 +353,7 @@ impl Costs {
                 && self.slowdown[a] == self.slowdown[b]
                 && self.memory_bytes[a] == self.memory_bytes[b]
                 && self.reserved_bytes[a] == self.reserved_bytes[b]
+                && self.crowd.as_ref().is_none_or(|crowd| crowd.is_same(a, b))
                 && wire(a, b) == wire(b, a)
                 && (0..self.devices)
                     .filter(|&other| other != a && other != b)

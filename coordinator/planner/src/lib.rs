@@ -20,6 +20,7 @@
 pub mod bounds;
 mod costs;
 mod course;
+mod crowd;
 pub mod explain;
 pub mod export;
 #[doc(hidden)]

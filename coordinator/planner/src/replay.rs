@@ -7,12 +7,15 @@
 //!
 //! 1. Nothing is allocated once the buffers have grown to the largest problem seen.
 //! 2. Programs that wait for one another are told by instructions left over, never by a loop that does not end.
+//!
+//! On crowded hosts a device can't run ahead: there the replay is that of [`crate::crowd`].
 
+use crate::crowd;
 use crate::program::{F, NONE, Op, W, kind, microbatch, stage};
 use crate::shape::{Hop, Tables};
 
 /// Not produced yet.
-const UNKNOWN: u64 = u64::MAX;
+pub(crate) const UNKNOWN: u64 = u64::MAX;
 
 /// When to give up: as soon as a device's idleness shows that it can't end in time.
 #[derive(Clone, Copy)]
@@ -27,19 +30,22 @@ pub(crate) struct Deadline<'a> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Replay {
     /// Arrival of the input of F, and of I or B: `stage * microbatches + microbatch`.
-    forward_ready: Vec<u64>,
-    backward_ready: Vec<u64>,
+    pub(crate) forward_ready: Vec<u64>,
+    pub(crate) backward_ready: Vec<u64>,
     /// Per device.
-    position: Vec<usize>,
+    pub(crate) position: Vec<usize>,
     /// End of the device's last instruction.
     pub(crate) free: Vec<u64>,
     blocked_on: Vec<u64>,
     idle: Vec<u64>,
     /// Per device and position.
     pub(crate) start: Vec<Vec<u64>>,
+    /// The same, where hosts are crowded.
+    pub(crate) end: Vec<Vec<u64>>,
     /// Per directed pair: end of its last transfer.
     pair_free: Vec<u64>,
     awake: Vec<usize>,
+    pub(crate) at_work: crowd::AtWork,
 }
 
 /// What an observer learns about a transfer.
@@ -96,6 +102,10 @@ impl Replay {
         ns: impl Fn(usize, u32, usize) -> u64,
         mut observe: impl FnMut(Sent),
     ) -> Option<u64> {
+        if let Some(crowd) = &tables.crowd {
+            let deadline_ns = deadline.map_or(u64::MAX, |deadline| deadline.end_ns);
+            return self.run_crowded((tables, crowd), programs, deadline_ns, ns, observe);
+        }
         self.prepare(tables, programs);
         let microbatches = tables.microbatches;
         let mut left: usize = programs.iter().map(Vec::len).sum();
@@ -133,27 +143,7 @@ impl Replay {
                 if kind == W {
                     continue;
                 }
-                let hop = if kind == F { &tables.onward[stage] } else { &tables.back[stage] };
-                let arrival = match hop.pair {
-                    Hop::END => continue,
-                    Hop::LOCAL => free,
-                    pair => {
-                        let start_ns = free.max(self.pair_free[pair as usize]);
-                        let end_ns = start_ns.saturating_add(hop.transfer_ns);
-                        let arrival_ns = end_ns.saturating_add(hop.latency_ns).min(UNKNOWN - 1);
-                        self.pair_free[pair as usize] = end_ns;
-                        observe(Sent { from: device, producer: op, hop: *hop, start_ns, end_ns, arrival_ns });
-                        arrival_ns
-                    }
-                };
-                let to = hop.to as usize;
-                let target = if kind == F {
-                    self.forward_ready[slot + microbatches] = arrival;
-                    awaited(false, slot + microbatches)
-                } else {
-                    self.backward_ready[slot - microbatches] = arrival;
-                    awaited(true, slot - microbatches)
-                };
+                let Some((to, target)) = self.send(tables, device, op, free, &mut observe) else { continue };
                 if self.blocked_on[to] == target {
                     self.blocked_on[to] = u64::MAX;
                     self.awake.push(to);
@@ -166,7 +156,42 @@ impl Replay {
         (left == 0).then(|| self.free.iter().copied().max().unwrap_or(0))
     }
 
-    fn prepare(&mut self, tables: &Tables, programs: &[Vec<Op>]) {
+    /// Puts what an instruction has produced on its way: the device that gets it, and the key under which that awaits it.
+    #[inline]
+    pub(crate) fn send(
+        &mut self,
+        tables: &Tables,
+        device: usize,
+        op: Op,
+        end_ns: u64,
+        observe: &mut impl FnMut(Sent),
+    ) -> Option<(usize, u64)> {
+        let (kind, stage) = (kind(op), stage(op));
+        let slot = stage * tables.microbatches + microbatch(op);
+        let hop = if kind == F { &tables.onward[stage] } else { &tables.back[stage] };
+        let arrival_ns = match hop.pair {
+            Hop::END => return None,
+            Hop::LOCAL => end_ns,
+            pair => {
+                let start_ns = end_ns.max(self.pair_free[pair as usize]);
+                let sent_ns = start_ns.saturating_add(hop.transfer_ns);
+                let arrival_ns = sent_ns.saturating_add(hop.latency_ns).min(UNKNOWN - 1);
+                self.pair_free[pair as usize] = sent_ns;
+                observe(Sent { from: device, producer: op, hop: *hop, start_ns, end_ns: sent_ns, arrival_ns });
+                arrival_ns
+            }
+        };
+        let target = if kind == F {
+            self.forward_ready[slot + tables.microbatches] = arrival_ns;
+            awaited(false, slot + tables.microbatches)
+        } else {
+            self.backward_ready[slot - tables.microbatches] = arrival_ns;
+            awaited(true, slot - tables.microbatches)
+        };
+        Some((hop.to as usize, target))
+    }
+
+    pub(crate) fn prepare(&mut self, tables: &Tables, programs: &[Vec<Op>]) {
         let (stages, microbatches, devices) = (tables.stages(), tables.microbatches, tables.devices);
         refill(&mut self.forward_ready, stages * microbatches, UNKNOWN);
         refill(&mut self.backward_ready, stages * microbatches, UNKNOWN);
@@ -183,6 +208,15 @@ impl Replay {
         }
         self.awake.clear();
         self.awake.extend((0..devices).rev());
+    }
+
+    /// When an instruction of the last run began and ended.
+    pub(crate) fn span(&self, tables: &Tables, device: usize, position: usize, op: Op) -> (u64, u64) {
+        let start_ns = self.start[device][position];
+        match tables.crowd {
+            Some(_) => (start_ns, self.end[device][position]),
+            None => (start_ns, start_ns.saturating_add(tables.ns(op))),
+        }
     }
 
     /// After a run that returned `None`: a device that can't go on, and its next instruction.

@@ -1,10 +1,12 @@
 //! Partition, placement and recomputation, and the flat tables that they make of a problem.
 
 use crate::costs::{Costs, StageCost};
+use crate::crowd::Crowd;
 use crate::program::{Programs, pack, unpack};
 use adaptis_plan::{Plan, Predicted, Problem, Stage};
 use adaptis_proto::Epoch;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A contiguous run of layers on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -157,6 +159,8 @@ pub(crate) struct Tables {
     pub(crate) limit_bytes: Vec<u64>,
     /// `boundary_ns` and the longest optimizer.
     pub(crate) tail_ns: u64,
+    /// Where devices share cores.
+    pub(crate) crowd: Option<Arc<Crowd>>,
 }
 
 impl Tables {
@@ -175,6 +179,7 @@ impl Tables {
             base_bytes: costs.reserved_bytes.clone(),
             limit_bytes: costs.memory_bytes.clone(),
             tail_ns: 0,
+            crowd: costs.crowd.clone(),
         };
         let mut optimizer = vec![0_u128; costs.devices];
         for (stage, slot) in shape.stages.iter().enumerate() {

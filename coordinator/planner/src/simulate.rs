@@ -193,8 +193,8 @@ pub fn simulate(problem: &Problem, plan: &Plan) -> Result<Timeline, CannotSimula
     let iteration_ns = end.saturating_add(tables.tail_ns);
     let span = |device: usize, position: usize| {
         let op = programs[device][position];
-        let start_ns = replay.start[device][position];
-        Span { instruction: unpack(op), start_ns, end_ns: start_ns.saturating_add(tables.ns(op)) }
+        let (start_ns, end_ns) = replay.span(&tables, device, position, op);
+        Span { instruction: unpack(op), start_ns, end_ns }
     };
     let spans: Vec<Vec<Span>> = (0..programs.len())
         .map(|device| (0..programs[device].len()).map(|position| span(device, position)).collect())

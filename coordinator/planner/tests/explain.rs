@@ -8,7 +8,7 @@ use adaptis_planner::explain::{Answer, Explanation, Options, Wish, explain};
 use adaptis_planner::schedule::{Name, named};
 use adaptis_planner::search::{self, Control, search};
 use proptest::prelude::*;
-use support::{any_problem, cost, link, uniform};
+use support::{any_crowded_problem, any_problem, cost, link, uniform};
 
 const OPTIONS: Options = Options { seed: 1, evaluations: 600 };
 
@@ -28,7 +28,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn every_device_adds_up(problem in any_problem()) {
+    fn every_device_adds_up(problem in prop_oneof![any_problem(), any_crowded_problem()]) {
         let options = search::Options { evaluations: Some(200), ..search::Options::default() };
         let Ok(found) = search(&problem, None, &options, &mut |_| Control::Go) else { return Ok(()) };
         // Stopped at once: the instant part is complete all the same.

@@ -6,7 +6,7 @@ mod support;
 
 use adaptis_plan::audit::peak_bytes;
 use adaptis_plan::problem::Pin;
-use adaptis_plan::{Plan, Problem, audit, iteration_ns};
+use adaptis_plan::{Host, Plan, Problem, audit, iteration_ns};
 use adaptis_planner::bounds::lower_bound_ns;
 use adaptis_planner::moves::moves;
 use adaptis_planner::schedule::{Name, even, named};
@@ -14,7 +14,7 @@ use adaptis_planner::search::{Control, Infeasible, Options, Outcome, RungKind, S
 use adaptis_planner::simulate::simulate;
 use adaptis_proto::Epoch;
 use proptest::prelude::*;
-use support::{any_problem, naive_iteration_ns};
+use support::{any_crowded_problem, any_problem, naive_iteration_ns};
 
 fn searched(problem: &Problem, from: Option<&Plan>, evaluations: u64, seed: u64) -> Result<Outcome, Infeasible> {
     let options = Options { seed, evaluations: Some(evaluations), epoch: Epoch(7), ..Options::default() };
@@ -115,6 +115,54 @@ proptest! {
         prop_assert_eq!(timeline.fits, !rules.contains(&"memory"));
         prop_assert_eq!(timeline.iteration_ns, naive_iteration_ns(&problem, &plan));
         prop_assert_eq!(timeline.peak_bytes, peak_bytes(&problem, &plan).unwrap());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn on_crowded_hosts_simulator_audit_and_bound_agree(problem in any_crowded_problem(), seed in 0..4_u64) {
+        prop_assume!(problem.check().is_ok());
+        let even = even(&problem);
+        let found = searched(&problem, None, 300, seed).ok().map(|outcome| outcome.plan);
+        let alone = Problem { hosts: Vec::new(), ..problem.clone() };
+        for plan in std::iter::once(&even).chain(&found) {
+            let timeline = simulate(&problem, plan).unwrap();
+            let checked_ns = iteration_ns(&problem, plan).unwrap();
+            // Times are fractions: what arrives, at a rounded one, may begin a nanosecond later by one of the clocks.
+            let arrivals = 1 + timeline.spans.iter().map(Vec::len).sum::<usize>() as u64;
+            prop_assert!(timeline.iteration_ns.abs_diff(checked_ns) <= arrivals, "{} {checked_ns}", timeline.iteration_ns);
+            let working: u64 = timeline.spans.iter().flatten().map(|span| span.end_ns - span.start_ns).sum();
+            let alone_ns: u64 =
+                simulate(&alone, plan).unwrap().spans.iter().flatten().map(|span| span.end_ns - span.start_ns).sum();
+            prop_assert!(working >= alone_ns, "no instruction is shorter beside others");
+            prop_assert!(timeline.spans.iter().all(|spans| spans.windows(2).all(|two| two[0].end_ns <= two[1].start_ns)));
+        }
+        if let Some(plan) = found {
+            prop_assert!(audit(&problem, &plan).is_empty());
+            let predicted = plan.predicted.as_ref().expect("a plan carries its prediction");
+            prop_assert_eq!(predicted.iteration_ns, simulate(&problem, &plan).unwrap().iteration_ns);
+            prop_assert!(lower_bound_ns(&problem) <= predicted.iteration_ns);
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_large_enough_changes_nothing(problem in any_problem()) {
+        prop_assume!(problem.check().is_ok());
+        let names: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
+        // Too small by nothing: the replay goes through time.
+        let (first, at_once) = (names[..1].to_vec(), 0.999_999_999);
+        let plan = even(&problem);
+        let mut roomy = problem.clone();
+        roomy.hosts.push(Host { at_once: names.len() as f64, devices: names, note: None });
+        prop_assert_eq!(simulate(&roomy, &plan).unwrap(), simulate(&problem, &plan).unwrap());
+        prop_assert_eq!(iteration_ns(&roomy, &plan).unwrap(), naive_iteration_ns(&problem, &plan));
+        let mut nearly = problem.clone();
+        nearly.hosts.push(Host { devices: first, at_once, note: None });
+        let (timeline, exact_ns) = (simulate(&nearly, &plan).unwrap(), naive_iteration_ns(&problem, &plan));
+        // Whatever crosses may begin a nanosecond later.
+        prop_assert!(timeline.iteration_ns - exact_ns <= 2 + timeline.transfers.len() as u64);
     }
 }
 

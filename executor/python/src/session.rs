@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use crate::timing::Timer;
 use adaptis_link::keys::Keyring;
 use adaptis_link::{Client, Limits, Security};
-use adaptis_proto::message::{Bounds, DeviceCard, Failure, Job, JobLayer, Refusal};
+use adaptis_proto::message::{Bounds, CrowdedHost, DeviceCard, Failure, Job, JobLayer, Refusal};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Microbatch, RunId, Step};
 use adaptis_ring::{CAPACITY_RECORDS_DEFAULT, Recorder};
@@ -121,10 +121,11 @@ impl Session {
     const NUMBERS: usize = Word::NUMBERS;
 
     /// Makes the ring and begins to introduce this rank. `rank` is its place in `devices`; `card` is kind, memory and
-    /// reserved bytes of its device. A job that is only observed is fixed: it takes no plan but its first.
+    /// reserved bytes of its device; `hosts` has the places of devices that share the cores of a host, and how many of them
+    /// work at their own speed at one time. A job that is only observed is fixed: it takes no plan but its first.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "each is a fact of its own, given by name from Python")]
-    #[pyo3(signature = (*, coordinator, ring, run, rank, devices, card, layers, microbatches, plan, pinned, together, is_fixed=false, keys=None))]
+    #[pyo3(signature = (*, coordinator, ring, run, rank, devices, card, layers, microbatches, plan, pinned, together, hosts=Vec::new(), is_fixed=false, keys=None))]
     fn new(
         coordinator: String,
         ring: PathBuf,
@@ -137,6 +138,7 @@ impl Session {
         plan: &Plan,
         pinned: Vec<(u32, u32)>,
         together: Vec<Vec<u32>>,
+        hosts: Vec<(Vec<u32>, f64)>,
         is_fixed: bool,
         keys: Option<PathBuf>,
     ) -> PyResult<Session> {
@@ -153,6 +155,11 @@ impl Session {
             pinned: pinned.into_iter().map(|(layer, device)| (LayerIndex(layer), DeviceIndex(device))).collect(),
             together: together.into_iter().map(|group| group.into_iter().map(LayerIndex).collect()).collect(),
         };
+        let crowded = |(devices, at_once): (Vec<u32>, f64)| CrowdedHost {
+            devices: devices.into_iter().map(DeviceIndex).collect(),
+            at_once,
+        };
+        let hosts = hosts.into_iter().map(crowded).collect();
         let compiler = Compiler::new(&job, index, Box::new(room)).within(&bounds);
         let (station, events) = Station::new(&device, incarnation, compiler);
         let (news, told) = sync_channel(NEWS_MAX);
@@ -170,6 +177,7 @@ impl Session {
             card: DeviceCard { name: device, kind, memory_bytes, reserved_bytes },
             job,
             bounds,
+            hosts,
             // Training goes on, whatever the coordinator said: a place may become free.
             hello_again: Some(HELLO_AGAIN),
             // Ranks reach one another by torch.distributed.

@@ -10,7 +10,7 @@ use crate::station::{Errand, Station};
 use adaptis_executor_core::Begin;
 use adaptis_link::{Client, Silence};
 use adaptis_proto::message::{
-    Bounds, DeviceCard, FromCoordinator, Job, RankEvent, RankOrder, Rejection, ToCoordinator,
+    Bounds, CrowdedHost, DeviceCard, FromCoordinator, Job, RankEvent, RankOrder, Rejection, ToCoordinator,
 };
 use adaptis_proto::{Incarnation, wire};
 use std::sync::Arc;
@@ -53,6 +53,8 @@ pub struct Control {
     pub job: Job,
     /// What any plan for it must obey.
     pub bounds: Bounds,
+    /// Hosts whose cores its devices share.
+    pub hosts: Vec<CrowdedHost>,
     /// Who was turned away and trains on introduces itself again after so long.
     pub hello_again: Option<Duration>,
     /// Where peers reach it.
@@ -198,6 +200,9 @@ impl Control {
         });
         if self.bounds != Bounds::default() {
             self.tell(RankEvent::Bound { incarnation: self.incarnation, bounds: self.bounds.clone() });
+        }
+        if !self.hosts.is_empty() {
+            self.tell(RankEvent::Crowded { incarnation: self.incarnation, hosts: self.hosts.clone() });
         }
     }
 

@@ -66,6 +66,7 @@ pub fn problem(layers: &[PresetLayer], cluster: &Cluster, microbatches: u32) -> 
         boundary_ns: BOUNDARY_NS,
         stage_ns: 0,
         crossing_ns: 0,
+        hosts: Vec::new(),
         constraints: Default::default(),
     }
 }

@@ -21,4 +21,4 @@ pub use instruction::{Action, Instruction};
 pub use json::FormatError;
 pub use lower::{CannotLower, Row, Work, lower};
 pub use plan::{CannotMap, Plan, Predicted, Stage, crossings};
-pub use problem::{Constraints, Cost, Device, Layer, Link, Links, Pair, Pin, Problem, ReceiveBuffers};
+pub use problem::{Constraints, Cost, Device, Host, Layer, Link, Links, Pair, Pin, Problem, ReceiveBuffers};

@@ -51,6 +51,9 @@ pub struct Problem {
     /// receive from it. Not slowed down.
     #[serde(default, skip_serializing_if = "json::is_zero")]
     pub crossing_ns: u64,
+    /// Devices that share the cores of a host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
     /// What a plan may not do.
     #[serde(default, skip_serializing_if = "Constraints::is_default")]
     pub constraints: Constraints,
@@ -200,6 +203,20 @@ impl ReceiveBuffers {
     }
 }
 
+/// Devices that share the cores of a host: at any time each that works does so at the same speed, its own while no more than
+/// `at_once` of them work, and `at_once / working` of it beyond. What waits for a tensor does not work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Their names; a device has one host at most.
+    pub devices: Vec<String>,
+    /// So many work at their own speed at one time: the host's cores over the threads of a device. Positive.
+    pub at_once: f64,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
 /// What a plan may not do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -287,6 +304,7 @@ impl Problem {
             boundary_ns: 0,
             stage_ns: 0,
             crossing_ns: 0,
+            hosts: Vec::new(),
             constraints: Constraints::default(),
         }
     }

@@ -84,6 +84,22 @@ pub enum RankEvent {
         /// What it is.
         bounds: Bounds,
     },
+    /// Devices share the cores of their hosts. Said after each Hello, alike by all ranks.
+    Crowded {
+        /// Which process.
+        incarnation: Incarnation,
+        /// The hosts whose cores are too few for all of their devices.
+        hosts: Vec<CrowdedHost>,
+    },
+}
+
+/// A host whose devices share its cores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CrowdedHost {
+    /// Its devices.
+    pub devices: Vec<DeviceIndex>,
+    /// So many of them work at their own speed at one time.
+    pub at_once: f64,
 }
 
 /// What any plan of a job must obey.

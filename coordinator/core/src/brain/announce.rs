@@ -1,10 +1,10 @@
 //! What people are told while it happens.
 
 use crate::admission::Because;
-use crate::drift::{Cause, Change, Course, Evidence, Who};
+use crate::drift::{Cause, Change, Course, Evidence};
 use crate::estimate::Load;
 use crate::ledger::{Decision, Reason, RunFailure, Verdict};
-use adaptis_proto::{Epoch, Generation, Step};
+use adaptis_proto::{DeviceIndex, Epoch, Generation, Step};
 use std::fmt;
 
 /// Something that people may want to know.
@@ -154,6 +154,13 @@ impl fmt::Display for Announcement {
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text(|device| format!("device {device}")))
+    }
+}
+
+impl Decision {
+    /// In words, with the devices' names.
+    pub fn text(&self, name_of: impl Fn(DeviceIndex) -> String) -> String {
         let verdict = match self.verdict {
             Verdict::Keep => "keep the plan",
             // Where plans are not changed.
@@ -163,28 +170,15 @@ impl fmt::Display for Decision {
             Verdict::Restart => "restart",
         };
         let ms = |ns: u64| ns as f64 / 1e6;
-        write!(f, "{verdict}: {}", self.reason)?;
+        let mut text = format!("{verdict}: {}", self.reason);
         if self.predicted_before_ns > 0 && self.predicted_after_ns > 0 {
             let (before, after) = (ms(self.predicted_before_ns), ms(self.predicted_after_ns));
-            write!(f, " ({before:.1} ms an iteration now, {after:.1} ms with the other plan)")?;
+            text += &format!(" ({before:.1} ms an iteration now, {after:.1} ms with the other plan)");
         }
-        match (&self.reason, self.change) {
-            (Reason::Transient { .. }, _) | (_, None) => Ok(()),
-            (_, Some(change)) => write!(f, "; because {} takes {change}", Subject(change.who)),
+        if let Some(change) = self.change.filter(|_| !matches!(self.reason, Reason::Transient { .. })) {
+            text += &format!("; because {} takes {change}", change.who.named(name_of));
         }
-    }
-}
-
-/// What changed, where its name is not at hand.
-struct Subject(Who);
-
-impl fmt::Display for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Who::Device(device) => write!(f, "device {device}"),
-            Who::Link(from, to) => write!(f, "the link from device {from} to {to}"),
-            Who::Layer(device, layer) => write!(f, "layer {layer} on device {device}"),
-        }
+        text
     }
 }
 

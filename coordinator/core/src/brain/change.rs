@@ -31,7 +31,10 @@ impl Brain {
             Course::Step | Course::Gradual { .. } => adapt.periodic.remove(&change.who),
         };
         let from = Step(change.onset.0 + CHANGE_ITERATIONS - 1);
-        let wanted = Wanted { trigger: Trigger::Drift, change: Some(change), from, looks: 0 };
+        // Of what is undecided, such as a device and one of its layers, the search is told with what says most.
+        let undecided =
+            adapt.open.iter().chain(adapt.unanswered.iter().filter(|known| known.who != change.who)).copied();
+        let wanted = Wanted { trigger: Trigger::Drift, change: foremost(undecided), from, looks: 0 };
         let before = adapt.wanted.replace(wanted).or(stale).filter(|wanted| wanted.change.is_none());
         adapt.displaced = before.or(adapt.displaced.take());
         self.begin_changed_phase(change);
@@ -64,7 +67,7 @@ impl Brain {
         adapt.estimator.undo_change(ended.who, began.onset, ended.onset);
         let from = Step(ended.onset.0 + CHANGE_ITERATIONS - 1);
         // Other changes still want their search; without any, what this one took the place of does.
-        let other = adapt.open.last().or(adapt.unanswered.last()).copied();
+        let other = foremost(adapt.open.iter().copied()).or(foremost(adapt.unanswered.iter().copied()));
         adapt.wanted = match other {
             Some(change) => Some(Wanted { trigger: Trigger::Drift, change: Some(change), from, looks: 0 }),
             None => adapt.displaced.take().map(|wanted| Wanted { from: wanted.from.max(from), ..wanted }),
@@ -119,10 +122,11 @@ impl Brain {
     }
 
     fn name_of_changed(&self, who: Who) -> String {
-        match who {
-            Who::Device(device) => self.name_of(device),
-            Who::Link(from, to) => format!("the link from {} to {}", self.name_of(from), self.name_of(to)),
-            Who::Layer(device, layer) => format!("layer {layer} on {}", self.name_of(device)),
-        }
+        who.named(|device| self.name_of(device))
     }
+}
+
+/// The change that says most.
+fn foremost(changes: impl Iterator<Item = Change>) -> Option<Change> {
+    changes.max_by(|a, b| a.weight().total_cmp(&b.weight()))
 }

@@ -4,7 +4,7 @@ use super::{Announcement, Brain, Closing, Effect, REFUSALS_MAX, SEAT_NS, Stage};
 use crate::ledger::{Durable, Finished, Reason, RunFailure};
 use crate::membership::{Hello, Peer};
 use crate::round::Answer;
-use adaptis_proto::message::{Bounds, Failure, RankEvent, RankOrder, Refusal, Rejection};
+use adaptis_proto::message::{Bounds, CrowdedHost, Failure, RankEvent, RankOrder, Refusal, Rejection};
 use adaptis_proto::sample::Place;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step};
 use std::collections::BTreeMap;
@@ -38,10 +38,17 @@ impl Brain {
         self.hand_bounds_on();
     }
 
-    /// The estimator's problems are within the bounds.
+    /// Which devices share cores; said alike by all ranks, and again to whoever reigns next.
+    fn on_crowded(&mut self, hosts: Vec<CrowdedHost>) {
+        self.crowded = hosts;
+        self.hand_bounds_on();
+    }
+
+    /// The estimator's problems are within the bounds, and have the hosts.
     pub(super) fn hand_bounds_on(&mut self) {
         if let Some(adapt) = &mut self.adapt {
             adapt.estimator.constrain(&self.bounds);
+            adapt.estimator.crowd(&self.crowded);
         }
     }
 
@@ -89,6 +96,7 @@ impl Brain {
                     if present == 1 {
                         // The first of a job: what one before it was bound by is none of its business.
                         self.on_bounds(Bounds::default());
+                        self.on_crowded(Vec::new());
                     }
                     self.announce(Announcement::Joined { device, present, expected: self.roster.len() });
                 }
@@ -128,6 +136,7 @@ impl Brain {
                 }
             }
             RankEvent::Bound { bounds, .. } => self.on_bounds(bounds),
+            RankEvent::Crowded { hosts, .. } => self.on_crowded(hosts),
             _ if self.stage != Stage::Following => {}
             RankEvent::Beat { place, armed, .. } => {
                 self.on_place(device, place);
@@ -310,7 +319,8 @@ fn incarnation_of(event: &RankEvent) -> Incarnation {
         | RankEvent::Active { incarnation, .. }
         | RankEvent::Failed { incarnation, .. }
         | RankEvent::Finished { incarnation, .. }
-        | RankEvent::Bound { incarnation, .. } => *incarnation,
+        | RankEvent::Bound { incarnation, .. }
+        | RankEvent::Crowded { incarnation, .. } => *incarnation,
     }
 }
 

@@ -14,6 +14,17 @@ pub enum Who {
     Layer(DeviceIndex, LayerIndex),
 }
 
+impl Who {
+    /// In words, with the devices' names.
+    pub fn named(self, name_of: impl Fn(DeviceIndex) -> String) -> String {
+        match self {
+            Who::Device(device) => name_of(device),
+            Who::Link(from, to) => format!("the link from {} to {}", name_of(from), name_of(to)),
+            Who::Layer(device, layer) => format!("layer {layer} on {}", name_of(device)),
+        }
+    }
+}
+
 /// A confirmed change.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
@@ -34,6 +45,13 @@ pub struct Change {
     /// What the cause was told by.
     #[serde(default)]
     pub evidence: Evidence,
+}
+
+impl Change {
+    /// How much it says of what several changes are about: what changed by how much, of how many layers.
+    pub fn weight(&self) -> f64 {
+        self.factor.ln().abs() * self.evidence.layers.max(1) as f64
+    }
 }
 
 /// How a change runs.

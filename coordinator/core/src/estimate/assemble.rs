@@ -73,6 +73,7 @@ pub(super) fn assemble(estimator: &Estimator) -> Result<Estimated, NotYet> {
         boundary_ns: estimator.iterations.boundary_ns().unwrap_or(0),
         stage_ns,
         crossing_ns,
+        hosts: hardware::hosts(estimator),
         ..Problem::new(
             job.microbatches.max(1),
             layers(estimator),

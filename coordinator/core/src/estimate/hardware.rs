@@ -5,8 +5,8 @@ use super::figures::{Figure, LinkFigure, NotYet};
 use super::source::Source;
 use super::{Estimator, Memory, link, robust};
 use crate::next_job::LayerMemory;
-use adaptis_plan::{Device, Link, Links, Pair};
-use adaptis_proto::message::DeviceCard;
+use adaptis_plan::{Device, Host, Link, Links, Pair};
+use adaptis_proto::message::{CrowdedHost, DeviceCard};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Uncertainty of a link while none was measured.
@@ -64,6 +64,19 @@ pub(super) fn devices(estimator: &Estimator, slowdowns: &[(f64, f64)]) -> Vec<De
         note: None,
     };
     estimator.job.devices.iter().zip(slowdowns).enumerate().map(device).collect()
+}
+
+/// The hosts whose cores devices share, as far as what was said of them makes sense.
+pub(super) fn hosts(estimator: &Estimator) -> Vec<Host> {
+    let mut named = BTreeSet::new();
+    let host = |crowded: &CrowdedHost| {
+        let own = crowded.devices.iter().filter_map(|device| estimator.job.devices.get(device.index()));
+        let devices: Vec<String> =
+            own.map(|card| card.name.clone()).filter(|name| named.insert(name.clone())).collect();
+        let is_sound = !devices.is_empty() && crowded.at_once.is_finite() && crowded.at_once > 0.0;
+        is_sound.then_some(Host { devices, at_once: crowded.at_once, note: None })
+    };
+    estimator.crowded.iter().filter_map(host).collect()
 }
 
 /// The links of the problem, how well each is known, and how well the default one is.

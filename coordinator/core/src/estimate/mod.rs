@@ -69,7 +69,7 @@ pub(crate) use rates::ratio as ratio_of_rates;
 use crate::drift::Who;
 use adaptis_plan::problem::Constraints;
 use adaptis_plan::{Plan, Problem};
-use adaptis_proto::message::{Bounds, DeviceCard, JobLayer, PeakMemory};
+use adaptis_proto::message::{Bounds, CrowdedHost, DeviceCard, JobLayer, PeakMemory};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::Sample;
 use adaptis_proto::{DeviceIndex, Epoch, Microbatch, Step};
@@ -132,6 +132,8 @@ pub struct Estimator {
     iterations: iterations::Iterations,
     between: between::Between,
     constraints: Constraints,
+    /// By index of their devices.
+    crowded: Vec<CrowdedHost>,
     correction: f64,
 }
 
@@ -140,6 +142,11 @@ impl Estimator {
     pub fn constrain(&mut self, bounds: &Bounds) {
         let devices: Vec<String> = self.job.devices.iter().map(|card| card.name.clone()).collect();
         self.constraints = Constraints::of(bounds, &devices, self.job.layers.len());
+    }
+
+    /// Devices share the cores of these hosts.
+    pub fn crowd(&mut self, hosts: &[CrowdedHost]) {
+        self.crowded = hosts.to_vec();
     }
 
     /// Knows the job and nothing measured.
@@ -159,6 +166,7 @@ impl Estimator {
             iterations: iterations::Iterations::new(devices),
             between: between::Between::new(devices),
             constraints: Constraints::default(),
+            crowded: Vec::new(),
             correction: 1.0,
         }
     }
@@ -207,6 +215,8 @@ impl Estimator {
         self.iterations = iterations::Iterations::new(devices.len());
         self.between = self.between.placed(&from);
         self.loads.forget_reports();
+        // Their ranks say it anew.
+        self.crowded.clear();
         self.job.devices = devices;
     }
 

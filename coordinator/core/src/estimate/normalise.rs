@@ -46,6 +46,7 @@ pub(super) fn at_mean_load(estimator: &Estimator) -> Option<(Estimator, Covariat
         iterations: estimator.iterations.clone(),
         between: estimator.between.clone(),
         constraints: estimator.constraints.clone(),
+        crowded: estimator.crowded.clone(),
         correction: estimator.correction,
     };
     Some((normalised, covariates))

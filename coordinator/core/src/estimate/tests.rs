@@ -1,6 +1,7 @@
 mod between;
 mod earlier;
 mod hostile;
+mod hosts;
 mod loads;
 mod memory;
 
@@ -8,8 +9,9 @@ use super::random::Random;
 use super::synthetic::{Cluster, MICROBATCHES, Noise, RUN};
 use super::{Estimated, Estimator, JobView, Missing, NotYet, Source};
 use crate::drift::Who;
+use adaptis_plan::Host;
 use adaptis_planner::{noise, schedule, simulate};
-use adaptis_proto::message::{DeviceCard, JobLayer};
+use adaptis_proto::message::{CrowdedHost, DeviceCard, JobLayer};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Epoch, Generation, LayerIndex, Microbatch, Step};

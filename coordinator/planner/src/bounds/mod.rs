@@ -78,7 +78,7 @@ pub(crate) fn of(costs: &Costs, problem: &Problem) -> u64 {
         })
         .max();
     let (by_work, price) = bench.by_work();
-    let time = by_work.max(bench.by_numbers()).max(bench.by_path());
+    let time = by_work.max(bench.by_numbers()).max(bench.by_path()).max(bench.by_cores(costs));
     let time = bench.by_classes(costs, problem, time);
     let time = bench.by_memory(costs, problem, &price, time);
     // Floats carry 53 bits: give way by what they may have lost. Times are whole, so the next one is still a bound.
@@ -149,6 +149,16 @@ impl Bench {
     fn least(&self, layer: usize, time: impl Fn(&Times) -> f64) -> f64 {
         let least = (0..self.devices).map(|device| time(self.at(layer, device))).fold(f64::INFINITY, f64::min);
         if least.is_finite() { least } else { 0.0 }
+    }
+
+    /// All work, each where it takes least, done by as many devices as can work at one time.
+    fn by_cores(&self, costs: &Costs) -> f64 {
+        match &costs.crowd {
+            Some(crowd) => {
+                self.microbatches * self.units.iter().map(|unit| self.least_of(unit)).sum::<f64>() / crowd.capacity()
+            }
+            None => 0.0,
+        }
     }
 
     /// The work of layers that stay together, on the device that does it fastest.

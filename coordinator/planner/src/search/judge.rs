@@ -358,7 +358,11 @@ impl<'a> Judge<'a> {
         self.spend(tables.stages() * tables.microbatches * 3);
         let recipe = genes.recipe(tables);
         let most = (give_up - charge).max(0.0).min(u64::MAX as f64) as u64;
-        let end = self.listing.run(tables, &recipe, most.saturating_sub(tables.tail_ns))?;
+        let mut end = self.listing.run(tables, &recipe, most.saturating_sub(tables.tail_ns))?;
+        if tables.crowd.is_some() {
+            // It was listed as if every device had a core of its own.
+            end = self.replay.run(tables, &self.listing.programs)?;
+        }
         let time = end.saturating_add(tables.tail_ns);
         Some((time, time as f64 + charge))
     }

@@ -132,7 +132,9 @@ impl<'j, 'a> Tuner<'j, 'a> {
 
     /// Takes over what has just been replayed.
     fn adopt(&mut self, iteration_ns: u64, smooth: f64, random: &mut Random) {
-        self.course.adopt(&self.tables, &self.current.programs, &self.judge.replay);
+        if self.tables.crowd.is_none() {
+            self.course.adopt(&self.tables, &self.current.programs, &self.judge.replay);
+        }
         let tables = &self.tables;
         self.live.resize(tables.devices, Vec::new());
         for (device, live) in self.live.iter_mut().enumerate() {
@@ -179,6 +181,9 @@ impl<'j, 'a> Tuner<'j, 'a> {
 
     fn trace(&mut self, random: &mut Random) {
         self.kept = 0;
+        if self.tables.crowd.is_some() {
+            return;
+        }
         self.course.critical(&self.tables, &self.current.programs, &mut self.critical, || random.chance(0.5));
     }
 
@@ -227,6 +232,17 @@ impl<'j, 'a> Tuner<'j, 'a> {
         if !self.window_fits(device, low, high) {
             self.judge.spend(0);
             rotate(&mut self.current.programs[device], to, from);
+            return;
+        }
+        if self.tables.crowd.is_some() {
+            // Who works beside whom changes with every move: there is nothing to be kept up to date.
+            match self.measure(accept) {
+                Some((iteration_ns, smooth)) => {
+                    self.relive(device, low, high);
+                    self.settle(iteration_ns, smooth);
+                }
+                None => rotate(&mut self.current.programs[device], to, from),
+            }
             return;
         }
         let deadline_ns = self.deadline_ns(accept);

@@ -4,7 +4,7 @@
 
 use adaptis_plan::problem::{self, Pin};
 use adaptis_plan::{
-    Action, Constraints, Cost, Device, Instruction, Layer, Link, Links, Pair, Plan, Problem, ReceiveBuffers,
+    Action, Constraints, Cost, Device, Host, Instruction, Layer, Link, Links, Pair, Plan, Problem, ReceiveBuffers,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -87,6 +87,22 @@ prop_compose! {
     }
 }
 
+/// The same, with some of its devices on one or two hosts that are too small for them.
+pub fn any_crowded_problem() -> impl Strategy<Value = Problem> {
+    let host = || (proptest::collection::vec(any::<bool>(), 4), prop_oneof![Just(1.0), Just(2.0), 0.3..3.0_f64]);
+    (any_problem(), host(), proptest::option::of(host())).prop_map(|(mut problem, first, second)| {
+        let mut free: Vec<String> = problem.devices.iter().map(|device| device.name.clone()).collect();
+        for (takes, at_once) in std::iter::once(first).chain(second) {
+            let mut takes = takes.into_iter();
+            let devices: Vec<String> = free.extract_if(.., |_| takes.next().unwrap_or(false)).collect();
+            if !devices.is_empty() {
+                problem.hosts.push(Host { devices, at_once, note: None });
+            }
+        }
+        problem
+    })
+}
+
 /// Up to 7 layers, 4 devices of up to 2 kinds, 5 microbatches; memory from ample to too little.
 pub fn any_problem() -> impl Strategy<Value = Problem> {
     (1..8_usize, 1..5_usize, 1..3_usize).prop_flat_map(|(layers, devices, kinds)| {
@@ -162,6 +178,7 @@ fn assemble(
         boundary_ns,
         stage_ns,
         crossing_ns,
+        hosts: Vec::new(),
         constraints,
     }
 }

@@ -111,6 +111,7 @@ class Session:
         plan: Plan,
         pinned: list[tuple[int, int]],
         together: list[list[int]],
+        hosts: list[tuple[list[int], float]] = ...,
         is_fixed: bool = False,
         keys: str | None = None,
     ) -> None:

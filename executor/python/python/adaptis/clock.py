@@ -19,7 +19,7 @@ import math
 from time import perf_counter_ns
 from typing import Any, Callable, Mapping, Protocol
 
-from adaptis import _native, card
+from adaptis import _native, card, cores
 
 logger = logging.getLogger("adaptis")
 
@@ -100,7 +100,7 @@ class Clock(Protocol):
 
 
 class HostClock:
-    """The host's."""
+    """The host's. Where ranks share cores, what a work waited for one is none of its time: it would be another one's."""
 
     may_be_told_later = True
 
@@ -110,25 +110,32 @@ class HostClock:
         self._between = [[0, 0, 0], [0, 0, 0]]
         self._places: Mapping[int, int] = {}
         self._microbatches = 0
+        self._waits: Callable[[], int] = lambda: 0
 
     def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
         self._places, self._microbatches = places, microbatches
 
-    # A span is its parts, microbatch and start, and how long others interrupted it.
+    def share_cores(self) -> None:
+        """The calling thread, which works, may have to wait for a core from now on."""
+        self._waits = cores.Waits()
+
+    # A span is its parts, microbatch and start, how long others interrupted it, and how long the thread had waited for cores
+    # at its start: with what it waited in others, since.
 
     def begin(self, parts: Parts, microbatch: int) -> Any:
-        return [parts, microbatch, perf_counter_ns(), 0]
+        return [parts, microbatch, perf_counter_ns(), 0, self._waits()]
 
     def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
-        return [parts, microbatch, perf_counter_ns(), 0]
+        return self.begin(parts, microbatch)
 
-    # What is left is when it ended, put off by what was waited for since; whether it carried something, and how much.
+    # What is left is when it ended, put off by what was waited for since; whether it carried something, and how much; and how
+    # long the thread had waited for cores, likewise.
 
     def end(self, span: Any) -> Any:
-        now = perf_counter_ns()
+        now, waited = perf_counter_ns(), self._waits()
         if span is not None:
-            self._took(span, now)
-        return [now, False, 0]
+            self._took(span, now, waited)
+        return [now, False, 0, waited]
 
     def carried(self, left: Any, transfers: int) -> Any:
         left[1] = True
@@ -136,39 +143,42 @@ class HostClock:
         return left
 
     def waited(self, left: Any, wait: Callable[[], object]) -> Any:
-        begun = perf_counter_ns()
+        begun, waited = perf_counter_ns(), self._waits()
         wait()
         left[0] += perf_counter_ns() - begun
+        left[3] += self._waits() - waited
         return left
 
     def begin_after(self, left: Any, parts: Parts, microbatch: int) -> Any:
-        now = perf_counter_ns()
-        ended, has_carried, transfers = left
+        now, waits = perf_counter_ns(), self._waits()
+        ended, has_carried, transfers, waited = left
         of = self._between[has_carried]
         of[0] += 1
-        of[1] += max(0, now - ended)
+        of[1] += max(0, now - ended - (waits - waited))
         of[2] += transfers
-        return [parts, microbatch, now, 0]
+        return [parts, microbatch, now, 0, waits]
 
     def passed(self, span: Any, parts: Parts, microbatch: int) -> Any:
-        now = perf_counter_ns()
+        now, waited = perf_counter_ns(), self._waits()
         if span is not None:
-            self._took(span, now)
-        return [parts, microbatch, now, 0]
+            self._took(span, now, waited)
+        return [parts, microbatch, now, 0, waited]
 
     def interrupted(self, span: Any, outer: Any) -> None:
         if span is None or outer is None:
             return
-        now = perf_counter_ns()
-        self._took(span, now)
+        now, waited = perf_counter_ns(), self._waits()
+        begun = span[4]
+        self._took(span, now, waited)
         outer[3] += now - span[2]
+        outer[4] += waited - begun
 
     def dropped(self, span: Any) -> None: ...
 
-    def _took(self, span: Any, now: int) -> None:
-        parts, microbatch, since, apart = span
+    def _took(self, span: Any, now: int, waits: int) -> None:
+        parts, microbatch, since, apart, waited = span
         start = since + apart
-        took = max(0, now - start)
+        took = max(0, now - start - (waits - waited))
         if len(parts) == 1:
             ((at, phase, _),) = parts
             self.works.append((at, phase, microbatch, start, took))

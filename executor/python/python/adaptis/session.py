@@ -29,8 +29,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adaptis import _native, card, clock, state
+from adaptis import _native, card, clock, cores, state
 from adaptis._native import Plan
+from adaptis.clock import HostClock
 from adaptis.facts import Fact, told
 from adaptis.tape import OPTIMIZER, Tape
 
@@ -258,11 +259,13 @@ class Seat:
             logger.warning("this rank can't describe its layers: %s: %s", type(error).__name__, error)
         run = self.settings.name()
         parts: list[Any] = [None] * schedule.world
-        dist.all_gather_object(parts, (run, own), group=schedule.channels.control)
-        if any(part is None for _, part in parts):
+        is_host = schedule.device.type == "cpu"
+        dist.all_gather_object(parts, (run, own, cores.Own.here() if is_host else None), group=schedule.channels.control)
+        if any(part is None for _, part, _ in parts):
             self._has_ended = True
             return
-        facts = {at: fact for _, part in parts for at, fact in part.items()}
+        facts = {at: fact for _, part, _ in parts for at, fact in part.items()}
+        hosts = cores.crowds([of for _, _, of in parts])
         native: _native.Session | None = None
         try:
             native = _native.Session(
@@ -277,6 +280,7 @@ class Seat:
                 plan=schedule.plan,
                 pinned=pinned,
                 together=schedule._tied,
+                hosts=hosts,
                 keys=self.settings.keys,
             )
             every = {at: at for at in range(len(schedule.layers))}
@@ -290,8 +294,19 @@ class Seat:
         self.native = native
         self.settings.is_written(schedule.plan.devices[schedule.rank])
         atexit.register(self._end)
-        if schedule.rank == 0 and schedule.device.type == "cpu":
-            _tell_of_crowd(schedule.world)
+        for ranks, at_once in hosts:
+            self._share_cores(ranks, at_once)
+
+    def _share_cores(self, ranks: Sequence[int], at_once: float) -> None:
+        """These ranks are more than the cores of their host can serve at one time."""
+        clock, rank = self.tape.clock, self.schedule.rank
+        if rank in ranks and isinstance(clock, HostClock):
+            clock.share_cores()
+        if rank == ranks[0]:
+            logger.info(
+                "ranks %s share cores, on which %.3g of them can work at one time: layers are measured without what they wait for "
+                "a core, and plans are made for so many", ", ".join(map(str, ranks)), at_once
+            )
 
     def _fact(self, at: int, layer: nn.Module) -> Fact:
         schedule = self.schedule
@@ -400,18 +415,6 @@ class Seat:
         except Exception as trouble:
             native.fail(f"{type(trouble).__name__}: {trouble}", FAREWELL_SECONDS)
             logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
-
-
-def _tell_of_crowd(world: int) -> None:
-    """Has it said where ranks on hosts have to share cores."""
-    here = os.environ.get("LOCAL_WORLD_SIZE", "")
-    ranks = int(here) if here.isdecimal() else world
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-    if ranks * threads > cores:
-        logger.warning(
-            "%s ranks of %s threads share the %s cores of this machine: what one takes depends on the others, so other plans gain "
-            "less than is predicted; start fewer, or with OMP_NUM_THREADS=1", ranks, threads, cores
-        )
 
 
 def _partners(rank: int, world: int) -> list[int]:

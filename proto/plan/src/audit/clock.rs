@@ -10,6 +10,9 @@
 //!
 //! Each event waits for those that point to it, starts at the latest of their ends and is settled once all of them are.
 //! An instruction's other needs come before it in its own program. Times are summed layer by layer.
+//!
+//! Where devices share the cores of a host, an instruction's end depends on who works beside it: events are then gone
+//! through in time, from one end to the next, and ends are rounded up.
 
 use crate::instruction::{Action, Instruction};
 use crate::plan::{Plan, crossings};
@@ -35,6 +38,20 @@ impl Event {
 /// Boundary to boundary, in nanoseconds. Needs every rule of the structure.
 pub(super) fn iteration_ns(problem: &Problem, plan: &Plan) -> u64 {
     let mut events = events(problem, plan);
+    let last_ns = match problem.hosts.is_empty() {
+        true => settle(&mut events),
+        false => go_through(problem, plan, events),
+    };
+    let optimizer_ns = (0..problem.devices.len()).map(|device| {
+        let own = plan.stages.iter().filter(|stage| stage.device as usize == device);
+        let sum_ns = own.flat_map(|stage| stage.range()).map(|layer| problem.optimizer_of(device, layer)).sum();
+        slowed(sum_ns, problem.devices[device].slowdown)
+    });
+    last_ns + problem.boundary_ns + optimizer_ns.max().unwrap_or(0)
+}
+
+/// The last event's end, where each takes its length.
+fn settle(events: &mut [Event]) -> u64 {
     let mut settled: Vec<usize> = (0..events.len()).filter(|&event| events[event].waits == 0).collect();
     let mut last_ns = 0;
     while let Some(event) = settled.pop() {
@@ -49,12 +66,52 @@ pub(super) fn iteration_ns(problem: &Problem, plan: &Plan) -> u64 {
             }
         }
     }
-    let optimizer_ns = (0..problem.devices.len()).map(|device| {
-        let own = plan.stages.iter().filter(|stage| stage.device as usize == device);
-        let sum_ns = own.flat_map(|stage| stage.range()).map(|layer| problem.optimizer_of(device, layer)).sum();
-        slowed(sum_ns, problem.devices[device].slowdown)
-    });
-    last_ns + problem.boundary_ns + optimizer_ns.max().unwrap_or(0)
+    last_ns
+}
+
+/// The last event's end, where the instructions of a host's devices share its cores.
+fn go_through(problem: &Problem, plan: &Plan, mut events: Vec<Event>) -> u64 {
+    let host =
+        |device: usize| problem.hosts.iter().position(|host| host.devices.contains(&problem.devices[device].name));
+    // Of each instruction; transfers have none.
+    let mut host_of: Vec<Option<usize>> =
+        plan.programs.iter().enumerate().flat_map(|(device, program)| vec![host(device); program.len()]).collect();
+    host_of.resize(events.len(), None);
+    let mut left: Vec<f64> = events.iter().map(|event| event.length_ns as f64).collect();
+    let mut open: Vec<usize> = (0..events.len()).filter(|&event| events[event].waits == 0).collect();
+    let mut now = 0.0_f64;
+    while !open.is_empty() {
+        let is_begun = |event: usize| events[event].start_ns as f64 <= now;
+        let mut speed = vec![1.0_f64; problem.hosts.len()];
+        for (at, speed) in speed.iter_mut().enumerate() {
+            let working = open.iter().filter(|&&event| host_of[event] == Some(at) && is_begun(event)).count();
+            *speed = (problem.hosts[at].at_once / working.max(1) as f64).min(1.0);
+        }
+        let speed_of = |event: usize| host_of[event].map_or(1.0, |host| speed[host]);
+        let ends = |event: usize| match is_begun(event) {
+            true => now + left[event] / speed_of(event),
+            false => events[event].start_ns as f64,
+        };
+        let next = open.iter().map(|&event| ends(event)).fold(f64::INFINITY, f64::min);
+        let done: Vec<usize> = open.iter().copied().filter(|&event| is_begun(event) && ends(event) <= next).collect();
+        let working: Vec<usize> = open.iter().copied().filter(|&event| is_begun(event)).collect();
+        for event in working {
+            left[event] = (left[event] - (next - now) * speed_of(event)).max(0.0);
+        }
+        open.retain(|event| !done.contains(event));
+        now = next;
+        for event in done {
+            for (follower, lag_ns) in events[event].followers.into_iter().flatten() {
+                let follows = &mut events[follower];
+                follows.start_ns = follows.start_ns.max(now.ceil() as u64 + lag_ns);
+                follows.waits -= 1;
+                if follows.waits == 0 {
+                    open.push(follower);
+                }
+            }
+        }
+    }
+    now.ceil() as u64
 }
 
 /// All events with who waits for whom: the instructions, program after program, then the transfers.

@@ -36,6 +36,7 @@ impl Problem {
         self.check_devices()?;
         self.check_costs()?;
         self.check_links()?;
+        self.check_hosts()?;
         self.check_optimizer()?;
         self.check_pins()?;
         self.check_together()?;
@@ -84,6 +85,26 @@ impl Problem {
                 let hint = hint(&device.kind, self.costs.keys());
                 let problem = format!("kind \"{}\" of device \"{}\" has no costs{hint}", device.kind, device.name);
                 return refuse(format!("devices[{index}].kind"), problem);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_hosts(&self) -> Checked {
+        let mut host_of = BTreeMap::new();
+        for (index, host) in self.hosts.iter().enumerate() {
+            positive(format!("hosts[{index}].at_once"), host.at_once)?;
+            if host.devices.is_empty() {
+                return refuse(format!("hosts[{index}].devices"), "it is empty: a host has a device at least");
+            }
+            for (place, name) in host.devices.iter().enumerate() {
+                let path = format!("hosts[{index}].devices[{place}]");
+                if self.device_index(name).is_none() {
+                    return self.unknown_device(path, name);
+                }
+                if let Some(before) = host_of.insert(name, index) {
+                    return refuse(path, format!("device \"{name}\" is on hosts[{before}] already: it has one host"));
+                }
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The audit's clock, against timelines drawn by hand.
 
 use crate::support::small;
-use adaptis_plan::{Plan, Problem, iteration_ns};
+use adaptis_plan::{Host, Plan, Problem, iteration_ns};
 
 /// F 20, I 20, W 10 and B 30 ns a stage; two bytes cross, in two nanoseconds and one of latency.
 fn timed() -> (Problem, Plan) {
@@ -53,6 +53,18 @@ fn what_crosses_takes_its_share_of_both_devices() {
     let (mut problem, plan) = timed();
     problem.crossing_ns = 3;
     assert_eq!(iteration_ns(&problem, &plan), Ok(174));
+}
+
+#[test]
+fn devices_that_share_a_core_are_slower_while_both_work() {
+    // g0  0F0 0-20   0F1 20-57              0B0 83-143              0B1 173-203
+    // g1       1F0 23-60   1I0 60-80   1F1 80-117   1W0 117-137   1B1 137-170
+    let (mut problem, plan) = timed();
+    let devices = vec!["g0".to_owned(), "g1".to_owned()];
+    problem.hosts.push(Host { devices, at_once: 1.0, note: None });
+    assert_eq!(iteration_ns(&problem, &plan), Ok(203));
+    problem.hosts[0].at_once = 2.0;
+    assert_eq!(iteration_ns(&problem, &plan), Ok(156));
 }
 
 #[test]

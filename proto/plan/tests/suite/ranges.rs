@@ -62,6 +62,22 @@ fn names_and_lists_that_do_not_fit() {
                 "links.pairs[2]: from \"gpu0\" to \"gpu1\" is listed twice",
             ),
             (
+                "/hosts",
+                json!([{ "devices": ["gpu0", "gpu7"], "at_once": 1 }]),
+                "hosts[0].devices[1]: there is no device \"gpu7\"; the nearest known one is \"gpu0\"",
+            ),
+            (
+                "/hosts",
+                json!([{ "devices": ["gpu0"], "at_once": 0.5 }, { "devices": ["gpu1", "gpu0"], "at_once": 1 }]),
+                "hosts[1].devices[1]: device \"gpu0\" is on hosts[0] already: it has one host",
+            ),
+            ("/hosts", json!([{ "devices": ["gpu0"], "at_once": 0 }]), "hosts[0].at_once: 0 is not a positive number"),
+            (
+                "/hosts",
+                json!([{ "devices": [], "at_once": 1 }]),
+                "hosts[0].devices: it is empty: a host has a device at least",
+            ),
+            (
                 "/optimizer_ns/h100-80g",
                 json!([1]),
                 "optimizer_ns.h100-80g: 1 entries for 2 layers: one per layer is needed",

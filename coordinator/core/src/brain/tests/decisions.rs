@@ -4,10 +4,11 @@ use super::cluster::{Faults, World, config, job, plan_in};
 use super::truth::{Noise, Truth};
 use crate::admission;
 use crate::brain::{Config, Mode};
+use crate::drift::Who;
 use crate::ledger::{Decision, Reason, Verdict};
 use adaptis_plan::{Cost, Device, Layer, Links, Problem};
 use adaptis_proto::message::{Job, Refusal};
-use adaptis_proto::{Epoch, Step};
+use adaptis_proto::{DeviceIndex, Epoch, Step};
 use std::collections::BTreeMap;
 
 pub(super) const DEVICES: usize = 4;
@@ -126,6 +127,19 @@ fn a_throttled_device_is_answered_within_eight_iterations() {
     let first = first_on(&world, epoch).expect("it took effect");
     assert!(first.0 <= FAULT + 8, "first iteration on the new plan: {first}");
     assert!(decision.predicted_after_ns < decision.predicted_before_ns);
+}
+
+#[test]
+fn a_decision_tells_of_the_device_where_one_of_its_layers_changed_too() {
+    for layer in 0..2 * DEVICES {
+        let world = run_with(Mode::Adapt, false, 60, |truth| {
+            truth.faults.push_back((FAULT, 1, 2.5));
+            truth.odd_layer = Some((FAULT, layer, 1.3));
+        });
+        let of_change = world.ledger.held.decisions.iter().find_map(|decision| decision.change);
+        let change = of_change.unwrap_or_else(|| panic!("{:#?}", world.ledger.held.decisions));
+        assert_eq!(change.who, Who::Device(DeviceIndex(1)), "beside layer {layer}");
+    }
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub struct Truth {
     pub faults: VecDeque<(u64, usize, f64)>,
     /// From that iteration on, that device takes so many times as long.
     pub course: Option<Course>,
+    /// From that iteration on, that layer takes so many times as long, wherever it is.
+    pub odd_layer: Option<(u64, usize, f64)>,
     /// Iterations on that plan take so many times as long as their works say.
     pub burden: Option<(Epoch, f64)>,
     /// What each device's memory comes to beyond its layers, if it tells of it.
@@ -68,6 +70,7 @@ impl Truth {
             problem,
             faults: VecDeque::new(),
             course: None,
+            odd_layer: None,
             burden: None,
             more_bytes: None,
             noise,
@@ -145,7 +148,8 @@ impl Truth {
     }
 
     fn work(&mut self, device: usize, place: Place, mark: Mark, span: &Span, layer: usize, samples: &mut Vec<Sample>) {
-        let slowdown = self.problem.devices[device].slowdown;
+        let odd = self.odd_layer.filter(|&(from, odd, _)| odd == layer && place.step >= Step(from));
+        let slowdown = self.problem.devices[device].slowdown * odd.map_or(1.0, |(_, _, factor)| factor);
         let cost = self.problem.costs_of(device)[layer].clone();
         let phases = match span.instruction.action {
             Action::Forward => vec![(Phase::Forward, cost.forward_ns)],
