@@ -30,9 +30,10 @@ pub struct Arguments {
     /// Where its pages are, or `none`
     #[arg(long, default_value = "127.0.0.1:29610", value_name = "HOST:PORT")]
     http: String,
-    /// What it may do: observe (measure only), advise (also say what would be better), adapt (switch)
-    #[arg(long, env = "ADAPTIS_MODE", value_enum, default_value = "observe")]
-    mode: ModeName,
+    /// What it may do: observe (measure only), advise (also say what would be better), adapt (switch) [default: what the job
+    /// asks for, else observe]
+    #[arg(long, env = "ADAPTIS_MODE", value_enum)]
+    mode: Option<ModeName>,
     /// Keep the first plan throughout: a run to compare with
     #[arg(long = "static")]
     keep: bool,
@@ -84,10 +85,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.security = keys::security(arguments.keys.as_deref(), "server")?;
     options.listen = arguments.listen;
     options.http = pages(&arguments.http, arguments.keys.is_some())?;
+    options.is_mode_open = arguments.mode.is_none();
     options.mode = match arguments.mode {
-        ModeName::Observe => Mode::Observe,
-        ModeName::Advise => Mode::Advise,
-        ModeName::Adapt => Mode::Adapt,
+        None | Some(ModeName::Observe) => Mode::Observe,
+        Some(ModeName::Advise) => Mode::Advise,
+        Some(ModeName::Adapt) => Mode::Adapt,
     };
     options.static_plan = arguments.keep;
     options.seed = arguments.seed;

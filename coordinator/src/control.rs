@@ -405,6 +405,7 @@ impl Control {
             costs: self.brain.estimated().map(Estimated::costs).unwrap_or_default(),
             faults: &self.faults,
             options: &self.options,
+            mode: self.brain.mode(),
         };
         let path = report::write(&self.options.dir, &sources)?;
         Ok(path.display().to_string())

@@ -62,6 +62,8 @@ pub struct Options {
     pub security: Security,
     /// What it may do to the job.
     pub mode: Mode,
+    /// Nobody said so: the job may ask for another mode.
+    pub is_mode_open: bool,
     /// Never search and never switch: a run to compare with.
     pub static_plan: bool,
     /// Of every random choice.
@@ -94,6 +96,7 @@ impl Options {
             http: Some("127.0.0.1:29610".to_owned()),
             security: Security::Open,
             mode: config.mode,
+            is_mode_open: config.is_mode_open,
             static_plan: config.is_static,
             seed: config.seed,
             search_budget: Duration::from_nanos(config.search_budget_ns),
@@ -110,6 +113,7 @@ impl Options {
     fn config(&self) -> Config {
         Config {
             mode: self.mode,
+            is_mode_open: self.is_mode_open,
             is_static: self.static_plan,
             seed: self.seed,
             search_budget_ns: u64::try_from(self.search_budget.as_nanos()).unwrap_or(u64::MAX),

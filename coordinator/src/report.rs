@@ -46,6 +46,7 @@ pub(crate) struct Sources<'a> {
     pub(crate) costs: Vec<CostFigure<'a>>,
     pub(crate) faults: &'a [Fault],
     pub(crate) options: &'a Options,
+    pub(crate) mode: Mode,
 }
 
 #[derive(Serialize)]
@@ -277,7 +278,7 @@ fn put(temporary: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
-    let Sources { recovered, counters, faults, options, .. } = sources;
+    let Sources { recovered, counters, faults, options, mode, .. } = sources;
     let generation = recovered.generation.as_ref();
     let cards = generation.map_or(&[][..], |record| &record.cards);
     let name_of = |device: DeviceIndex| {
@@ -286,7 +287,7 @@ fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
     let latest = latest(&sources.iterations);
     Report {
         format: FORMAT,
-        configuration: configuration(options, generation),
+        configuration: configuration(options, *mode, generation),
         devices: cards
             .iter()
             .map(|card| DeviceRow {
@@ -315,16 +316,12 @@ fn report<'a>(sources: &'a Sources<'_>) -> Report<'a> {
     }
 }
 
-fn configuration<'a>(options: &Options, generation: Option<&'a GenerationRecord>) -> Configuration<'a> {
+fn configuration<'a>(options: &Options, mode: Mode, generation: Option<&'a GenerationRecord>) -> Configuration<'a> {
     let job = generation.map(|record| &record.job);
     let layers = job.map_or(&[][..], |job| &job.layers);
     Configuration {
         run: job.map_or("", |job| &job.run.0),
-        mode: match options.mode {
-            Mode::Observe => "observe",
-            Mode::Advise => "advise",
-            Mode::Adapt => "adapt",
-        },
+        mode: mode.word(),
         is_static: options.static_plan,
         seed: options.seed,
         search_budget_ns: u64::try_from(options.search_budget.as_nanos()).unwrap_or(u64::MAX),

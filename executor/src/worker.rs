@@ -119,6 +119,7 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<Ended, ExecutorErr
         job: emulation.job(),
         bounds: Bounds::default(),
         hosts: Vec::new(),
+        mode: None,
         hello_again: None,
         endpoint: listener.endpoint().to_owned(),
         events,

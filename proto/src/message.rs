@@ -21,7 +21,7 @@ pub use agent::{AgentEvent, AgentOrder, Batch, ClockOffset, Health};
 pub use job::{DeviceCard, Job, JobLayer};
 pub use peer::{PeerBody, PeerHeader, TensorKind, TensorTag, Vote};
 pub use people::{Answer, Ask, DeviceStatus, PeakMemory, State, Status};
-pub use rank::{Bounds, CrowdedHost, Failure, Member, RankEvent, RankOrder, Refusal, Rejection};
+pub use rank::{Bounds, CrowdedHost, Failure, Member, Mode, RankEvent, RankOrder, Refusal, Rejection};
 
 use serde::{Deserialize, Serialize};
 

@@ -45,9 +45,10 @@ that coordinator on the others:
   adaptis run --listen tcp://10.0.0.1:29611 --keys cluster-keys -- torchrun ...
   adaptis run --coordinator tcp://10.0.0.1:29611 --keys cluster-keys -- torchrun ...")]
 pub struct Arguments {
-    /// What the coordinator may do: observe (measure only), advise (also say what would be better), adapt (switch)
-    #[arg(long, env = "ADAPTIS_MODE", value_enum, default_value = "observe")]
-    mode: ModeName,
+    /// What the coordinator may do: observe (measure only), advise (also say what would be better), adapt (switch) [default:
+    /// what the script asks for by `adaptis.Schedule(..., mode="adapt")`, else observe]
+    #[arg(long, env = "ADAPTIS_MODE", value_enum)]
+    mode: Option<ModeName>,
     /// The run folder; must not hold another run [default: runs/run-TIME-PID]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -190,12 +191,11 @@ fn prepared(arguments: &Arguments, dir: &Path, others: Option<String>, security:
         options: coordinator_options(arguments),
     };
     let beside = Beside::start(setup)?;
-    let mode = arguments.mode.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let mut variables: Vec<(&'static str, OsString)> = vec![
-        ("ADAPTIS_COORDINATOR", beside.address().into()),
-        ("ADAPTIS_RINGS", beside.rings().into()),
-        ("ADAPTIS_MODE", mode.into()),
-    ];
+    let mut variables: Vec<(&'static str, OsString)> =
+        vec![("ADAPTIS_COORDINATOR", beside.address().into()), ("ADAPTIS_RINGS", beside.rings().into())];
+    if let Some(mode) = mode_of(arguments) {
+        variables.push(("ADAPTIS_MODE", mode.into()));
+    }
     if !arguments.no_python {
         variables.push(("PYTHONPATH", python_path(&dir)?));
     }
@@ -310,9 +310,16 @@ fn run_name(dir: &Path) -> String {
     })
 }
 
+/// The mode, if one was given.
+fn mode_of(arguments: &Arguments) -> Option<String> {
+    Some(arguments.mode?.to_possible_value()?.get_name().to_owned())
+}
+
 fn coordinator_options(arguments: &Arguments) -> Vec<String> {
-    let mode = arguments.mode.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let mut given = vec!["--mode".to_owned(), mode, "--seed".into(), arguments.seed.to_string()];
+    let mut given = vec!["--seed".to_owned(), arguments.seed.to_string()];
+    if let Some(mode) = mode_of(arguments) {
+        given.extend(["--mode".into(), mode]);
+    }
     given.extend(["--search-time".into(), format!("{}ms", arguments.search_time.as_millis().max(1))]);
     if arguments.keep {
         given.push("--static".into());

@@ -343,6 +343,11 @@ impl Brain {
         .min()
     }
 
+    /// What it may do to the job.
+    pub fn mode(&self) -> Mode {
+        self.config.mode
+    }
+
     /// Number of the reign.
     pub fn term(&self) -> Term {
         self.head.term

@@ -143,7 +143,7 @@ def main() -> None:
         dist.init_process_group("gloo")
         rank = dist.get_rank()
         plan = adaptis.Plan.read(options.plan.read_text()) if options.plan else None
-        schedule = adaptis.Schedule(layers, microbatches=MICROBATCHES, loss_fn=loss_fn, plan=plan)
+        schedule = adaptis.Schedule(layers, microbatches=MICROBATCHES, loss_fn=loss_fn, plan=plan, mode="adapt")
         optimizer = schedule.attach(AdamW(schedule.parameters(), lr=2e-3))
 
     for step in range(options.steps):

@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use crate::timing::Timer;
 use adaptis_link::keys::Keyring;
 use adaptis_link::{Client, Limits, Security};
-use adaptis_proto::message::{Bounds, CrowdedHost, DeviceCard, Failure, Job, JobLayer, Refusal};
+use adaptis_proto::message::{Bounds, CrowdedHost, DeviceCard, Failure, Job, JobLayer, Mode, Refusal};
 use adaptis_proto::sample::{Mark, Phase, Place, Sample};
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Microbatch, RunId, Step};
 use adaptis_ring::{CAPACITY_RECORDS_DEFAULT, Recorder};
@@ -114,6 +114,14 @@ impl Room for Memory {
     }
 }
 
+/// A mode by its word.
+fn asked(word: &str) -> PyResult<Mode> {
+    let found = Mode::WORDS.iter().find(|(known, _)| *known == word).map(|(_, mode)| *mode);
+    found.ok_or_else(|| {
+        PyValueError::new_err(format!("mode: {word:?} is none of {:?}", Mode::WORDS.map(|(word, _)| word)))
+    })
+}
+
 #[pymethods]
 impl Session {
     /// Numbers in a word.
@@ -122,10 +130,10 @@ impl Session {
 
     /// Makes the ring and begins to introduce this rank. `rank` is its place in `devices`; `card` is kind, memory and
     /// reserved bytes of its device; `hosts` has the places of devices that share the cores of a host, and how many of them
-    /// work at their own speed at one time. A job that is only observed is fixed: it takes no plan but its first.
+    /// work at their own speed at one time; `mode` is what the job asks to be followed for. A job that is only observed is fixed: it takes no plan but its first.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "each is a fact of its own, given by name from Python")]
-    #[pyo3(signature = (*, coordinator, ring, run, rank, devices, card, layers, microbatches, plan, pinned, together, hosts=Vec::new(), is_fixed=false, keys=None))]
+    #[pyo3(signature = (*, coordinator, ring, run, rank, devices, card, layers, microbatches, plan, pinned, together, hosts=Vec::new(), mode=None, is_fixed=false, keys=None))]
     fn new(
         coordinator: String,
         ring: PathBuf,
@@ -139,6 +147,7 @@ impl Session {
         pinned: Vec<(u32, u32)>,
         together: Vec<Vec<u32>>,
         hosts: Vec<(Vec<u32>, f64)>,
+        mode: Option<&str>,
         is_fixed: bool,
         keys: Option<PathBuf>,
     ) -> PyResult<Session> {
@@ -160,6 +169,7 @@ impl Session {
             at_once,
         };
         let hosts = hosts.into_iter().map(crowded).collect();
+        let mode = mode.map(asked).transpose()?;
         let compiler = Compiler::new(&job, index, Box::new(room)).within(&bounds);
         let (station, events) = Station::new(&device, incarnation, compiler);
         let (news, told) = sync_channel(NEWS_MAX);
@@ -178,6 +188,7 @@ impl Session {
             job,
             bounds,
             hosts,
+            mode,
             // Training goes on, whatever the coordinator said: a place may become free.
             hello_again: Some(HELLO_AGAIN),
             // Ranks reach one another by torch.distributed.

@@ -23,8 +23,10 @@ from test_session import COMMAND, clean, torchrun
 LONGEST_S = 300.0
 
 
-def _own(of: set[int], threads: int = 1, host: str = "a", at_most: float | None = None) -> Own:
-    return Own(host, frozenset(of), len(of) if at_most is None else at_most, threads)
+def _own(
+    of: set[int], threads: int = 1, host: str = "a", at_most: float | None = None, computing: float = 1.0, beside: int = 1
+) -> Own:
+    return Own(host, frozenset(of), len(of) if at_most is None else at_most, threads, computing, beside)
 
 
 def test_ranks_share_cores_where_they_have_more_threads_than_there_are() -> None:
@@ -40,6 +42,11 @@ def test_ranks_share_cores_where_they_have_more_threads_than_there_are() -> None
     assert crowds([_own({0}), _own({1}), _own({0, 1})]) == [([0, 1, 2], 2.0)]
     # A container may use fewer cores than it sees.
     assert crowds([_own(four, at_most=1.5)] * 2) == [([0, 1], 1.5)]
+    # Who sleeps half of the time leaves a core to others; another replica takes half of them.
+    assert crowds([_own({0, 1}, computing=0.5)] * 4) == []
+    assert crowds([_own({0, 1}, computing=0.8)] * 4) == [([0, 1, 2, 3], 2.5)]
+    assert crowds([_own({0, 1}, beside=4)] * 2) == [([0, 1], 1.0)]
+    assert crowds([_own(four, beside=4)] * 2) == []
     assert crowds([]) == []
 
 
@@ -103,6 +110,20 @@ def test_a_work_takes_what_it_takes_alone(busy_core: None, monkeypatch: pytest.M
     assert clock._between[0][1] / 1e9 == pytest.approx(0.02, abs=0.01)
 
 
+def test_a_layer_that_sleeps_does_not_compute(busy_core: None) -> None:
+    clock = HostClock()
+    clock.look_who_computes()
+    for layer, sleeps_s in ((0, 0.0), (1, 0.05), (2, 0.05)):
+        span = clock.begin(((layer, FORWARD, 1),), 0)
+        _work(0.05)
+        time.sleep(sleeps_s)
+        clock.end(span)
+    assert clock.computing() == pytest.approx(0.6, abs=0.1)
+    # From here on it is not looked for.
+    clock.end(clock.begin(((3, FORWARD, 1),), 0))
+    assert HostClock().computing() == 1.0, "nothing else is known"
+
+
 def test_what_a_thread_waits_for_is_no_wait_for_a_core() -> None:
     waits = Waits()
     before = waits()
@@ -114,13 +135,15 @@ def test_four_ranks_on_too_few_cores_get_a_plan_that_gains_what_is_promised(tmp_
     # The two cores that every machine has.
     few = sorted(os.sched_getaffinity(0))[:2]
     job = torchrun(4, [str(file("gpt")), "--steps", "50", "--slow", "2:1.8@20"])
-    run = [COMMAND, "run", "--mode", "adapt", "--out", str(tmp_path / "run"), "--", *job]
+    # The script itself asks for mode adapt.
+    run = [COMMAND, "run", "--out", str(tmp_path / "run"), "--", *job]
     ended = subprocess.run(
         ["taskset", "--cpu-list", ",".join(map(str, few)), *run], env={**clean(), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=LONGEST_S,
     )
     assert ended.returncode == 0, ended.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["configuration"]["mode"] == "adapt"
     slow = [of for of in report["decisions"] if of["iteration"] >= 20 and "because rank2 takes" in of["text"]]
     assert slow and re.search(r"rank2 takes (1\.[5-9]|2\.\d)", slow[0]["text"]), report["decisions"]
     switches = [of for of in report["switches"] if of["iteration"] > 20]

@@ -10,7 +10,7 @@ use crate::station::{Errand, Station};
 use adaptis_executor_core::Begin;
 use adaptis_link::{Client, Silence};
 use adaptis_proto::message::{
-    Bounds, CrowdedHost, DeviceCard, FromCoordinator, Job, RankEvent, RankOrder, Rejection, ToCoordinator,
+    Bounds, CrowdedHost, DeviceCard, FromCoordinator, Job, Mode, RankEvent, RankOrder, Rejection, ToCoordinator,
 };
 use adaptis_proto::{Incarnation, wire};
 use std::sync::Arc;
@@ -55,6 +55,8 @@ pub struct Control {
     pub bounds: Bounds,
     /// Hosts whose cores its devices share.
     pub hosts: Vec<CrowdedHost>,
+    /// What the job asks to be followed for.
+    pub mode: Option<Mode>,
     /// Who was turned away and trains on introduces itself again after so long.
     pub hello_again: Option<Duration>,
     /// Where peers reach it.
@@ -203,6 +205,9 @@ impl Control {
         }
         if !self.hosts.is_empty() {
             self.tell(RankEvent::Crowded { incarnation: self.incarnation, hosts: self.hosts.clone() });
+        }
+        if let Some(mode) = self.mode {
+            self.tell(RankEvent::Asked { incarnation: self.incarnation, mode });
         }
     }
 

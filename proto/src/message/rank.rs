@@ -91,6 +91,43 @@ pub enum RankEvent {
         /// The hosts whose cores are too few for all of their devices.
         hosts: Vec<CrowdedHost>,
     },
+    /// What the job itself would have done with it, where nobody told the coordinator. Said after each Hello, alike by all
+    /// ranks.
+    Asked {
+        /// Which process.
+        incarnation: Incarnation,
+        /// What for.
+        mode: Mode,
+    },
+}
+
+/// What a coordinator may do to a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Measure, never change the job.
+    #[default]
+    Observe,
+    /// Decide and record, change nothing.
+    Advise,
+    /// Switch plans.
+    Adapt,
+}
+
+impl Mode {
+    /// All of them, by their words.
+    pub const WORDS: [(&'static str, Mode); 3] =
+        [("observe", Mode::Observe), ("advise", Mode::Advise), ("adapt", Mode::Adapt)];
+
+    /// As people write it.
+    pub fn word(self) -> &'static str {
+        let [(observe, _), (advise, _), (adapt, _)] = Mode::WORDS;
+        match self {
+            Mode::Observe => observe,
+            Mode::Advise => advise,
+            Mode::Adapt => adapt,
+        }
+    }
 }
 
 /// A host whose devices share its cores.

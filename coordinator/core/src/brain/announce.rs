@@ -4,6 +4,7 @@ use crate::admission::Because;
 use crate::drift::{Cause, Change, Course, Evidence};
 use crate::estimate::Load;
 use crate::ledger::{Decision, Reason, RunFailure, Verdict};
+use adaptis_proto::message::Mode;
 use adaptis_proto::{DeviceIndex, Epoch, Generation, Step};
 use std::fmt;
 
@@ -72,8 +73,13 @@ pub enum Announcement {
         /// Iteration of the plan in force, if they tell enough and nothing was fitted yet.
         predicted_ns: Option<u64>,
     },
-    /// Something was decided.
-    Decided(Box<Decision>),
+    /// The job asked for a mode, and nobody else had said one.
+    Asked {
+        /// Which.
+        mode: Mode,
+    },
+    /// Something was decided: in words.
+    Decided(String),
     /// All ranks are being armed with a plan.
     Preparing {
         /// Which.
@@ -141,7 +147,8 @@ impl fmt::Display for Announcement {
                 write!(f, "earlier jobs tell what layers cost on {}", kinds.join(", "))?;
                 predicted_ns.map_or(Ok(()), |ns| write!(f, ": an iteration takes {:.1} ms", ns as f64 / 1e6))
             }
-            Announcement::Decided(decision) => decision.fmt(f),
+            Announcement::Asked { mode } => write!(f, "mode {}, as the job asks for", mode.word()),
+            Announcement::Decided(text) => f.write_str(text),
             Announcement::Preparing { epoch } => write!(f, "preparing plan {epoch}"),
             Announcement::Armed { epoch } => write!(f, "every rank is armed with plan {epoch}"),
             Announcement::Aborted { epoch } => write!(f, "plan {epoch} was given up"),
@@ -149,12 +156,6 @@ impl fmt::Display for Announcement {
             Announcement::Failed(failure) => write!(f, "the run failed: {failure}"),
             Announcement::Finished { step } => write!(f, "the run ended after {step} iterations"),
         }
-    }
-}
-
-impl fmt::Display for Decision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text(|device| format!("device {device}")))
     }
 }
 

@@ -20,7 +20,7 @@ impl Brain {
         self.decisions.push(decision.clone());
         let entries = vec![Durable::Plan(record.clone()), Durable::Decision(decision.clone())];
         let mut then = vec![
-            Effect::Announce(Announcement::Decided(Box::new(decision))),
+            Effect::Announce(Announcement::Decided(self.text_of(&decision))),
             Effect::Announce(Announcement::Preparing { epoch }),
         ];
         then.extend(self.first_prepare(now_ns, record));
@@ -102,7 +102,7 @@ impl Brain {
         }
         let mut then = self.to_all(&RankOrder::Abort { term: self.head.term, epoch });
         then.push(Effect::Announce(Announcement::Aborted { epoch }));
-        then.push(Effect::Announce(Announcement::Decided(Box::new(decision.clone()))));
+        then.push(Effect::Announce(Announcement::Decided(self.text_of(&decision))));
         self.persist(vec![Durable::Aborted(epoch), Durable::Decision(decision)], then);
     }
 

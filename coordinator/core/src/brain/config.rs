@@ -1,18 +1,7 @@
 //! How the coordinator is to behave.
 
 use crate::admission::Policy;
-
-/// What the coordinator may do to a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Measure, never change the job.
-    #[default]
-    Observe,
-    /// Decide and record, change nothing.
-    Advise,
-    /// Switch plans.
-    Adapt,
-}
+pub use adaptis_proto::message::Mode;
 
 /// How long things may take. All of them are shorter in tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +36,8 @@ impl Default for Deadlines {
 pub struct Config {
     /// What it may do.
     pub mode: Mode,
+    /// Nobody said so: the job may ask for another mode.
+    pub is_mode_open: bool,
     /// Never search, whatever the mode: a run to compare with.
     pub is_static: bool,
     /// Of every random choice.
@@ -67,6 +58,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             mode: Mode::Observe,
+            is_mode_open: false,
             is_static: false,
             seed: 1,
             search_budget_ns: 1_000_000_000,

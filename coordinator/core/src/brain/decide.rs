@@ -196,8 +196,13 @@ impl Brain {
     /// Records a decision that changes nothing.
     pub(super) fn decide(&mut self, decision: Decision) {
         self.decisions.push(decision.clone());
-        let then = vec![Effect::Announce(Announcement::Decided(Box::new(decision.clone())))];
+        let then = vec![Effect::Announce(Announcement::Decided(self.text_of(&decision)))];
         self.persist(vec![Durable::Decision(decision)], then);
+    }
+
+    /// A decision in words.
+    pub(super) fn text_of(&self, decision: &Decision) -> String {
+        decision.text(|device| self.name_of(device))
     }
 
     fn record(&self, verdict: Verdict, reason: Reason, searching: &Searching, step: Step) -> Decision {

@@ -4,7 +4,7 @@ use super::{Announcement, Brain, Closing, Effect, REFUSALS_MAX, SEAT_NS, Stage};
 use crate::ledger::{Durable, Finished, Reason, RunFailure};
 use crate::membership::{Hello, Peer};
 use crate::round::Answer;
-use adaptis_proto::message::{Bounds, CrowdedHost, Failure, RankEvent, RankOrder, Refusal, Rejection};
+use adaptis_proto::message::{Bounds, CrowdedHost, Failure, Mode, RankEvent, RankOrder, Refusal, Rejection};
 use adaptis_proto::sample::Place;
 use adaptis_proto::{DeviceIndex, Digest, Epoch, Incarnation, LayerIndex, Step};
 use std::collections::BTreeMap;
@@ -42,6 +42,14 @@ impl Brain {
     fn on_crowded(&mut self, hosts: Vec<CrowdedHost>) {
         self.crowded = hosts;
         self.hand_bounds_on();
+    }
+
+    /// A job says what it is to be followed for, which counts where the operator did not say.
+    fn on_asked(&mut self, mode: Mode) {
+        if self.config.is_mode_open && self.config.mode != mode {
+            self.config.mode = mode;
+            self.announce(Announcement::Asked { mode });
+        }
     }
 
     /// The estimator's problems are within the bounds, and have the hosts.
@@ -137,6 +145,7 @@ impl Brain {
             }
             RankEvent::Bound { bounds, .. } => self.on_bounds(bounds),
             RankEvent::Crowded { hosts, .. } => self.on_crowded(hosts),
+            RankEvent::Asked { mode, .. } => self.on_asked(mode),
             _ if self.stage != Stage::Following => {}
             RankEvent::Beat { place, armed, .. } => {
                 self.on_place(device, place);
@@ -320,7 +329,8 @@ fn incarnation_of(event: &RankEvent) -> Incarnation {
         | RankEvent::Failed { incarnation, .. }
         | RankEvent::Finished { incarnation, .. }
         | RankEvent::Bound { incarnation, .. }
-        | RankEvent::Crowded { incarnation, .. } => *incarnation,
+        | RankEvent::Crowded { incarnation, .. }
+        | RankEvent::Asked { incarnation, .. } => *incarnation,
     }
 }
 

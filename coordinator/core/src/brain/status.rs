@@ -34,7 +34,7 @@ impl Brain {
             predicted_ns: self.predicted_ns(),
             lower_bound_ns: self.adapt.as_ref().and_then(|adapt| adapt.fit.as_ref()).map(|fit| fit.lower_bound_ns),
             devices: self.devices(),
-            last_decision: decision.map(ToString::to_string),
+            last_decision: decision.map(|decision| self.text_of(decision)),
             last_decision_step: decision.map(|decision| decision.iteration),
             switches: self.history.switches(),
             failure: self.failure.as_ref().map(ToString::to_string),

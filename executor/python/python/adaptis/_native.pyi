@@ -112,6 +112,7 @@ class Session:
         pinned: list[tuple[int, int]],
         together: list[list[int]],
         hosts: list[tuple[list[int], float]] = ...,
+        mode: str | None = None,
         is_fixed: bool = False,
         keys: str | None = None,
     ) -> None:

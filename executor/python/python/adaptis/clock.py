@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Any, Callable, Mapping, Protocol
 
 from adaptis import _native, card, cores
@@ -111,6 +111,8 @@ class HostClock:
         self._places: Mapping[int, int] = {}
         self._microbatches = 0
         self._waits: Callable[[], int] = lambda: 0
+        self._computes: Callable[[], int] | None = None
+        self._computed_ns = self._worked_ns = 0
 
     def follow(self, native: _native.Session, places: Mapping[int, int], microbatches: int) -> None:
         self._places, self._microbatches = places, microbatches
@@ -119,11 +121,26 @@ class HostClock:
         """The calling thread, which works, may have to wait for a core from now on."""
         self._waits = cores.Waits()
 
+    def look_who_computes(self) -> None:
+        """From now on `computing` is found out."""
+        self.share_cores()
+        self._computes = thread_time_ns
+
+    def computing(self) -> float:
+        """The share of works, but for waits for a core, in which their thread computed. It is no longer looked for, nor are
+        cores taken to be shared."""
+        self._waits, self._computes = (lambda: 0), None
+        return min(1.0, self._computed_ns / self._worked_ns) if self._worked_ns else 1.0
+
     # A span is its parts, microbatch and start, how long others interrupted it, and how long the thread had waited for cores
     # at its start: with what it waited in others, since.
 
     def begin(self, parts: Parts, microbatch: int) -> Any:
-        return [parts, microbatch, perf_counter_ns(), 0, self._waits()]
+        return self._span(parts, microbatch, perf_counter_ns(), self._waits())
+
+    def _span(self, parts: Parts, microbatch: int, now: int, waits: int) -> Any:
+        computes = self._computes
+        return [parts, microbatch, now, 0, waits, 0 if computes is None else computes()]
 
     def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
         return self.begin(parts, microbatch)
@@ -156,13 +173,13 @@ class HostClock:
         of[0] += 1
         of[1] += max(0, now - ended - (waits - waited))
         of[2] += transfers
-        return [parts, microbatch, now, 0, waits]
+        return self._span(parts, microbatch, now, waits)
 
     def passed(self, span: Any, parts: Parts, microbatch: int) -> Any:
         now, waited = perf_counter_ns(), self._waits()
         if span is not None:
             self._took(span, now, waited)
-        return [parts, microbatch, now, 0, waited]
+        return self._span(parts, microbatch, now, waited)
 
     def interrupted(self, span: Any, outer: Any) -> None:
         if span is None or outer is None:
@@ -176,9 +193,12 @@ class HostClock:
     def dropped(self, span: Any) -> None: ...
 
     def _took(self, span: Any, now: int, waits: int) -> None:
-        parts, microbatch, since, apart, waited = span
+        parts, microbatch, since, apart, waited, computed = span
         start = since + apart
         took = max(0, now - start - (waits - waited))
+        if self._computes is not None and not apart:
+            self._worked_ns += took
+            self._computed_ns += self._computes() - computed
         if len(parts) == 1:
             ((at, phase, _),) = parts
             self.works.append((at, phase, microbatch, start, took))

@@ -28,15 +28,23 @@ class Own:
     at_most: float
     """Of these cores, at one time, for all processes of the container together."""
     threads: int
+    computing: float
+    """The share of its works, but for waits for a core, in which a thread of it computes: a layer may also sleep."""
+    beside: int
+    """Ranks of its host, itself and those of other replicas among them, that go round among the same cores."""
 
     @staticmethod
-    def here() -> Own:
+    def here(computing: float, replicas: int) -> Own:
         cores = frozenset(os.sched_getaffinity(0))
         quota = _quota()
         # Containers of one machine share its cores, but none shares another one's quota.
         container = "" if quota is None else _text("/proc/self/ns/cgroup", os.readlink)
         host = _text("/proc/sys/kernel/random/boot_id", lambda path: Path(path).read_text().strip()) + container
-        return Own(host, cores, min(len(cores), quota or len(cores)), torch.get_num_threads())
+        # Who is bound to some of the cores has them for itself.
+        local = os.environ.get("LOCAL_WORLD_SIZE", "")
+        is_among_all = replicas > 1 and local.isdecimal() and len(cores) == os.cpu_count()
+        beside = int(local) if is_among_all else 1
+        return Own(host, cores, min(len(cores), quota or len(cores)), torch.get_num_threads(), computing, beside)
 
 
 def crowds(owns: Sequence[Own | None]) -> list[tuple[list[int], float]]:
@@ -50,9 +58,11 @@ def crowds(owns: Sequence[Own | None]) -> list[tuple[list[int], float]]:
         for together in _overlapping({rank: owns[rank].cores for rank in ranks}):  # type: ignore[union-attr]
             members = [own for rank in together if (own := owns[rank]) is not None]
             cores = min(len(frozenset().union(*(own.cores for own in members))), max(own.at_most for own in members))
-            threads = sum(own.threads for own in members) / len(members)
-            if threads * len(members) > cores:
-                found.append((together, cores / threads))
+            # What other replicas leave: they do the same at the same time.
+            cores *= len(members) / max(len(members), *(own.beside for own in members))
+            demand = sum(own.threads * own.computing for own in members) / len(members)
+            if demand * len(members) > cores:
+                found.append((together, cores / demand))
     return found
 
 

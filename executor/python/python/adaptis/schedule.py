@@ -29,6 +29,8 @@ from adaptis.worker import Share, Stage, Worker
 
 logger = logging.getLogger("adaptis")
 
+MODES = ("observe", "advise", "adapt")
+"""What a coordinator may do to a job."""
 KINDS_MAX = 4096
 """Kinds of iteration, as by the shape of x, whose forms are kept at a time."""
 
@@ -56,7 +58,8 @@ class Schedule:
     `plan` is where to start: a `Plan`, or the name of a schedule (gpipe, 1f1b, i1f1b, zb-h1, zb-h2, zb-v, v-half, v-min);
     without one an even split under 1F1B. `seed` is that of the layers' random numbers, which do not depend on the plan.
     `coordinator` is where one listens that measures the job and plans it again, as `tcp://host:29611`: that of the
-    environment (`ADAPTIS_COORDINATOR`, as `adaptis run` sets it) if it is not given, nobody if it is empty.
+    environment (`ADAPTIS_COORDINATOR`, as `adaptis run` sets it) if it is not given, nobody if it is empty. `mode` is what it
+    may do where nobody else says so (`--mode`, `ADAPTIS_MODE`): `observe`, `advise`, or `adapt`, which changes the plan.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Schedule:
         device: torch.device | str | None = None,
         seed: int = 0,
         coordinator: str | None = None,
+        mode: str | None = None,
     ) -> None:
         if not dist.is_initialized():
             raise RuntimeError("torch.distributed has no process group yet: call init_process_group first")
@@ -88,6 +92,9 @@ class Schedule:
         microbatches = arguments.whole("microbatches", microbatches)
         if not 1 <= microbatches <= MICROBATCHES_MAX:
             raise ValueError(f"microbatches: {microbatches} is not a number from 1 to {MICROBATCHES_MAX}")
+        if mode not in (None, *MODES):
+            raise ValueError(f"mode: {mode!r} is none of {', '.join(MODES)}")
+        self.mode = mode
         self.microbatches = microbatches
         self.group = group
         self.rank = dist.get_rank(group)

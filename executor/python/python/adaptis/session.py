@@ -128,6 +128,13 @@ class Seat:
         self._reserved_bytes = 0
         self._card = card.of(schedule.device)
         self.tape.clock = clock.of(self._card)
+        # The share of their time in which layers on a host compute, once the first step has told.
+        self._is_looking = False
+        self._computing: float | None = None
+        if settings is not None and isinstance(self.tape.clock, HostClock):
+            # In the first step, of which nothing is recorded.
+            self.tape.clock.look_who_computes()
+            self.tape.is_running = self._is_looking = True
         # Of the iterations since, by their numbers: losses that are still on their way here.
         self._losses: deque[tuple[int, Callable[[], float | None]]] = deque()
         self._timed: set[int] = set()
@@ -241,6 +248,11 @@ class Seat:
 
     def join(self, votes: Sequence[bool], pinned: list[tuple[int, int]]) -> None:
         """Declares the job, if all ranks want to."""
+        if self._is_looking and self.schedule.steps > 0:
+            assert isinstance(self.tape.clock, HostClock)
+            self._computing = self.tape.clock.computing()
+            self._is_looking = False
+            self._stop_recording()
         if not all(votes):
             if any(votes) and self.settings is not None and not self._has_told:
                 self._has_told = True
@@ -259,8 +271,8 @@ class Seat:
             logger.warning("this rank can't describe its layers: %s: %s", type(error).__name__, error)
         run = self.settings.name()
         parts: list[Any] = [None] * schedule.world
-        is_host = schedule.device.type == "cpu"
-        dist.all_gather_object(parts, (run, own, cores.Own.here() if is_host else None), group=schedule.channels.control)
+        cores_here = None if self._computing is None else cores.Own.here(self._computing, schedule.replicas.size)
+        dist.all_gather_object(parts, (run, own, cores_here), group=schedule.channels.control)
         if any(part is None for _, part, _ in parts):
             self._has_ended = True
             return
@@ -281,6 +293,7 @@ class Seat:
                 pinned=pinned,
                 together=schedule._tied,
                 hosts=hosts,
+                mode=schedule.mode,
                 keys=self.settings.keys,
             )
             every = {at: at for at in range(len(schedule.layers))}

@@ -8,7 +8,7 @@ use crate::ledger::{Decision, Finished, Head, PlanRecord, Reason, Recovered, Ver
 use crate::membership::Peer;
 use adaptis_plan::Plan;
 use adaptis_planner::search::{Control, search};
-use adaptis_proto::message::{Job, JobLayer, RankEvent, RankOrder};
+use adaptis_proto::message::{Job, JobLayer, Mode, RankEvent, RankOrder};
 use adaptis_proto::sample::{Place, Sample};
 use adaptis_proto::{Epoch, Generation, Incarnation, RunId, Step, Term};
 use std::collections::{BTreeMap, VecDeque};
@@ -80,6 +80,8 @@ pub struct World {
     /// What layers truly cost; none for ranks that only count iterations.
     pub truth: Option<Truth>,
     pub done: bool,
+    /// What ranks ask for after each Hello.
+    pub asked: Option<Mode>,
     orders: VecDeque<(u64, usize, RankOrder)>,
     events: VecDeque<(u64, usize, RankEvent)>,
     samples: VecDeque<(String, Vec<Sample>)>,
@@ -123,6 +125,7 @@ impl World {
             searched: 0,
             truth: None,
             done: false,
+            asked: None,
             orders: VecDeque::new(),
             events: VecDeque::new(),
             samples: VecDeque::new(),
@@ -369,7 +372,12 @@ impl World {
             let rank = self.ranks[index].clone();
             let (incarnation, place) = (rank.incarnation, rank.place);
             match rank.doing {
-                Doing::Waiting if self.ticks.is_multiple_of(5) && !rank.rejected => self.say(index, rank.hello()),
+                Doing::Waiting if self.ticks.is_multiple_of(5) && !rank.rejected => {
+                    self.say(index, rank.hello());
+                    if let Some(mode) = self.asked {
+                        self.say(index, RankEvent::Asked { incarnation, mode });
+                    }
+                }
                 Doing::Running if self.ticks.is_multiple_of(10) => {
                     let armed = rank.armed.map(|(epoch, _)| epoch);
                     self.say(index, RankEvent::Beat { incarnation, place, armed });

@@ -51,7 +51,8 @@ fn a_step_is_acted_on_once_it_has_lasted() {
     // The iteration whose last sample makes four of them is recorded right after.
     assert!(switches[0].iteration >= Step(ONSET + 2), "{switches:#?}");
     assert!(switches[0].detected_iteration <= Step(ONSET + 1), "{switches:#?}");
-    assert!(switches[0].to_string().contains("2.5"), "{}", switches[0]);
+    let text = switches[0].text(|device| device.to_string());
+    assert!(text.contains("2.5"), "{text}");
 }
 
 #[test]
@@ -64,7 +65,8 @@ fn what_comes_and_goes_is_planned_for_in_its_mean_and_left_alone_from_then_on() 
     let all: Vec<&Decision> = decisions.iter().collect();
     let first = *all.iter().find(by_period).unwrap_or_else(|| panic!("{decisions:#?}"));
     assert!(first.iteration.0 <= ONSET + 24 + 8, "known on its second slow stretch: {first:#?}");
-    assert!(first.to_string().contains("of every 24 iterations"), "{first}");
+    let text = first.text(|device| device.to_string());
+    assert!(text.contains("of every 24 iterations"), "{text}");
     let after = |decision: &&&Decision| decision.number > first.number && decision.verdict == Verdict::Switch;
     assert!(all.iter().filter(after).count() <= 1, "no to and fro: {decisions:#?}");
     assert!(of(&world, Verdict::Revert).is_empty(), "{decisions:#?}");

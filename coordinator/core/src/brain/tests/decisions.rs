@@ -53,6 +53,17 @@ fn truth(job: &Job) -> Problem {
     )
 }
 
+/// Two layers for each device, the last one a head.
+fn job_of_eight(iterations: u64) -> Job {
+    let mut job = job(DEVICES, iterations);
+    for (index, layer) in job.layers.iter_mut().enumerate() {
+        let kind = if index + 1 == 2 * DEVICES { "head/1/bf16/b1xs8" } else { "mlp/8/f32/b1xs8" };
+        layer.signature = kind.to_owned();
+    }
+    job.microbatches = 8;
+    job
+}
+
 fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, f64)>) -> World {
     run_with(mode, is_static, iterations, |truth| truth.faults.extend(fault))
 }
@@ -64,15 +75,19 @@ pub(super) fn run_with(mode: Mode, is_static: bool, iterations: u64, change: imp
 }
 
 pub(super) fn world_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
-    let mut job = job(DEVICES, iterations);
-    for (index, layer) in job.layers.iter_mut().enumerate() {
-        let kind = if index + 1 == 2 * DEVICES { "head/1/bf16/b1xs8" } else { "mlp/8/f32/b1xs8" };
-        layer.signature = kind.to_owned();
-    }
-    job.microbatches = 8;
+    let job = job_of_eight(iterations);
     let config = Config { mode, is_static, search_evaluations: Some(3_000), ..config() };
     let mut truth = Truth::new(truth(&job), Noise::Even(0.02));
     change(&mut truth);
+    let mut world = World::with(job, config, 1, Faults::default());
+    world.truth = Some(truth);
+    world
+}
+
+fn open_world_with(is_mode_open: bool, iterations: u64) -> World {
+    let job = job_of_eight(iterations);
+    let config = Config { mode: Mode::Observe, is_mode_open, search_evaluations: Some(3_000), ..config() };
+    let truth = Truth::new(truth(&job), Noise::Even(0.02));
     let mut world = World::with(job, config, 1, Faults::default());
     world.truth = Some(truth);
     world
@@ -193,6 +208,25 @@ fn modes_do_no_more_than_they_say() {
     let advice = advised.advised.last().expect("the plan can be had");
     assert_eq!(adaptis_plan::audit(&advice.problem, &advice.plan), [], "with the problem that it solves");
     assert!(kept.advised.is_empty() && observed.advised.is_empty());
+}
+
+#[test]
+fn a_job_gets_the_mode_that_it_asks_for_where_nobody_else_said_one() {
+    for (is_mode_open, asked, switches) in [
+        (true, Some(Mode::Adapt), true),
+        (true, Some(Mode::Advise), false),
+        (true, None, false),
+        (false, Some(Mode::Adapt), false),
+    ] {
+        let mut world = open_world_with(is_mode_open, 60);
+        world.asked = asked;
+        world.run_until("the end", |world| world.done);
+        assert_eq!(world.head().epoch > Epoch(1), switches, "{is_mode_open} {asked:?}");
+        let mode = asked.filter(|_| is_mode_open).unwrap_or(Mode::Observe);
+        assert_eq!(world.brain.mode(), mode);
+        let said = world.announced.iter().filter(|said| said.contains("as the job asks for")).count();
+        assert_eq!(said, usize::from(mode != Mode::Observe), "once");
+    }
 }
 
 #[test]
