@@ -22,13 +22,15 @@ fn the_exit_code_of_a_command_is_ours() {
 
 #[test]
 fn a_command_finds_the_coordinator_and_says_what_it_wants() {
+    let open = run(&Folder::new(), &["sh", "-c", "echo ${ADAPTIS_MODE-none}"]);
+    assert_eq!(text(&open.stdout), "none\n", "the job may ask for one");
     let folder = Folder::new();
     let script =
         "echo $ADAPTIS_COORDINATOR; echo $ADAPTIS_MODE; test -d $ADAPTIS_RINGS && echo $ADAPTIS_RUN; echo x >&2";
-    let output = run(&folder, &["sh", "-c", script]);
+    let output = adaptis(&["run", "--mode", "advise", "--out", &folder.text("run"), "--", "sh", "-c", script]);
     let said: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
     assert!(said[0].starts_with("tcp://127.0.0.1:"), "{said:?}");
-    assert_eq!((said[1].as_str(), said[2].as_str(), said.len()), ("observe", "run", 3), "its words alone");
+    assert_eq!((said[1].as_str(), said[2].as_str(), said.len()), ("advise", "run", 3), "its words alone");
     let error = text(&output.stderr);
     assert!(error.contains("no rank of the command spoke to the coordinator"), "{error}");
     assert!(error.contains("run folder"), "{error}");
@@ -130,12 +132,14 @@ fn a_command_runs_where_a_run_folder_or_memory_files_can_not_be_made() {
     std::fs::create_dir(folder.path("tmp")).expect("a folder");
     let run = |temporary: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adaptis"));
-        command.args(["run", "--", "sh", "-c", "echo $ADAPTIS_MODE; exit 5"]).current_dir(folder.path("."));
+        command
+            .args(["run", "--", "sh", "-c", "echo ${ADAPTIS_COORDINATOR:+measured}; exit 5"])
+            .current_dir(folder.path("."));
         command.env("TMPDIR", folder.path(temporary)).output().expect("it starts")
     };
     let elsewhere = run("tmp");
     let said = text(&elsewhere.stderr);
-    assert_eq!((elsewhere.status.code(), text(&elsewhere.stdout).as_str()), (Some(5), "observe\n"), "{said}");
+    assert_eq!((elsewhere.status.code(), text(&elsewhere.stdout).as_str()), (Some(5), "measured\n"), "{said}");
     assert!(said.contains("runs/run-") && said.contains("--out names another folder"), "{said}");
     // A file again.
     std::fs::write(folder.path("full"), "").expect("a file");
