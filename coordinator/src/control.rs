@@ -15,6 +15,7 @@ use crate::searching::{Found, Searches};
 use crate::snapshot::{Board, Snapshot};
 use crate::store::{Profiles, Store, Stored, absorb};
 use crate::{CoordinatorError, Ended, Options};
+use adaptis_coordinator_core::crossings::{Crossings, Source};
 use adaptis_coordinator_core::estimate::{Estimated, Load};
 use adaptis_coordinator_core::{Brain, Durable, Effect, Event};
 use adaptis_link::{Limits, PeerId, Server};
@@ -49,6 +50,7 @@ pub(crate) struct Control {
     brain: Brain,
     ingest: Ingest,
     profiles: Profiles,
+    crossings: Crossings,
     /// By kind: rates that were handed to the store.
     rates_kept: BTreeMap<String, Rates>,
     searches: Searches,
@@ -84,6 +86,7 @@ impl Control {
             store,
             ingest: Ingest::default(),
             profiles: Profiles::default(),
+            crossings: Crossings::default(),
             rates_kept: BTreeMap::new(),
             searches: Searches::new(),
             recalls: Recalls::new(options.store.clone()),
@@ -214,12 +217,40 @@ impl Control {
                 profile(&mut self.profiles, &self.brain, &self.ingest, &batch.device, &stored.records, &loads);
             }
         }
+        for (batch, stored) in batches.iter().zip(&stored) {
+            self.take_crossings(batch, &stored.records)?;
+        }
         for (Batch { device, ring, .. }, Stored { records, .. }) in batches.into_iter().zip(stored) {
             if self.brain.is_of_member(&device, ring) && !records.is_empty() {
                 self.feed(Event::Absorbed { device, ring, records })?;
             }
         }
         self.store.trim()?;
+        Ok(())
+    }
+
+    /// What works at both ends tell of transfers that no rank tells of: as if their receivers had.
+    fn take_crossings(&mut self, batch: &Batch, records: &[Record]) -> Result<(), CoordinatorError> {
+        let (Some(of), Some(plan), Some(clock)) = (self.brain.generation(), self.brain.running(), batch.clock) else {
+            return Ok(());
+        };
+        let member =
+            of.members.iter().position(|member| member.device == batch.device && member.incarnation == batch.ring);
+        let Some(at) = member else { return Ok(()) };
+        // On one host there is one clock.
+        let is_same = clock.offset_ns.unsigned_abs() <= clock.error_ns;
+        let (offset_ns, error_ns) = if is_same { (0, 0) } else { (clock.offset_ns, clock.error_ns) };
+        let source = Source { device: DeviceIndex::from(at), offset_ns, error_ns };
+        let samples = records.iter().filter_map(|&record| Sample::try_from(record).ok());
+        let found = self.crossings.absorb(&of.job, plan, source, samples);
+        let receiver =
+            |device: DeviceIndex| of.members.get(device.index()).map(|of| (of.device.clone(), of.incarnation));
+        let found: Vec<_> =
+            found.into_iter().filter_map(|(to, sample)| Some((receiver(to)?, Record::from(sample)))).collect();
+        for ((device, ring), record) in found {
+            profile(&mut self.profiles, &self.brain, &self.ingest, &device, &[record], &FreshLoads::default());
+            self.feed(Event::Absorbed { device, ring, records: vec![record] })?;
+        }
         Ok(())
     }
 

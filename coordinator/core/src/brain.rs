@@ -363,6 +363,11 @@ impl Brain {
         self.generation.as_ref()
     }
 
+    /// The plan in force.
+    pub fn running(&self) -> Option<&Plan> {
+        self.running.as_ref()
+    }
+
     /// The ranks.
     pub fn roster(&self) -> &Roster {
         &self.roster

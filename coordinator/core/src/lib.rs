@@ -15,6 +15,7 @@
 
 pub mod admission;
 pub mod brain;
+pub mod crossings;
 pub mod diagnose;
 pub mod drift;
 pub mod estimate;

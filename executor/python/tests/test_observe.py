@@ -94,6 +94,13 @@ def test_a_pipeline_that_knows_nothing_of_us_is_measured_and_planned_for_other_d
     )
     assert planned.returncode == 0, planned.stderr
     assert len(json.loads(other.read_text())["devices"]) == 3
+    # What passed between the ranks, as the works at both ends tell of it: sixteen rows of floats.
+    exported = subprocess.run(
+        [COMMAND, "profiles", "export", "--to", "json", "--store", str(store)], env=clean(), capture_output=True, check=True
+    )
+    (sent,) = json.loads(exported.stdout)["links"]
+    assert (sent["from"], sent["to"], sent["bytes"]) == ("cpu", "cpu", 16 * 128 * 4), sent
+    assert sent["count"] > 10 and 0 < sent["seconds"] < 0.1, sent
 
 
 class _Twisted(nn.Module):
