@@ -122,8 +122,9 @@ impl Control {
         self.before = before;
         self.ingest.recover(self.store.dropped_by_device()?, health);
         self.feed(Event::Booted(Box::new(recovered)))?;
-        let (brain, mut effects) = (&mut self.brain, Vec::new());
+        let (brain, crossings, mut effects) = (&mut self.brain, &mut self.crossings, Vec::new());
         self.store.replay(|device, ring, records| {
+            crossings.recall(&records);
             effects.extend(brain.on_event(now_ns(), Event::Replayed { device, ring, records }));
         })?;
         self.perform(effects)?;

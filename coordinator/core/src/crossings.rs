@@ -15,7 +15,7 @@
 
 use adaptis_plan::{Action, Plan};
 use adaptis_proto::message::Job;
-use adaptis_proto::sample::{Mark, Phase, Place, Sample};
+use adaptis_proto::sample::{Mark, Phase, Place, Record, Sample};
 use adaptis_proto::{DeviceIndex, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,6 +73,12 @@ pub struct Source {
 }
 
 impl Crossings {
+    /// Learns from what an earlier reign had taken whether ranks tell of transfers themselves.
+    pub fn recall(&mut self, records: &[Record]) {
+        let mut samples = records.iter().filter_map(|&record| Sample::try_from(record).ok());
+        self.has_told |= samples.any(|sample| matches!(sample, Sample::Transfer { .. }));
+    }
+
     /// Takes samples of a device under a plan. Gives transfers with the device that received them, once both of their ends
     /// are known.
     pub fn absorb(
@@ -382,6 +388,14 @@ mod tests {
             samples.extend((device == 0).then_some(probe));
         };
         assert_eq!(told(0, Mark::Warm, &probed), 0, "ranks tell themselves");
+        let mut recalled = Crossings::default();
+        let mut earlier = Vec::new();
+        probed(0, &mut earlier);
+        recalled.recall(&earlier.into_iter().map(Record::from).collect::<Vec<_>>());
+        for (device, samples) in samples(&problem, &plan, 0, Mark::Warm).into_iter().enumerate() {
+            let told = recalled.absorb(&job, &plan, source(device, 0), samples.into_iter());
+            assert!(told.is_empty(), "and so they did under an earlier reign");
+        }
         let late = |device: usize, samples: &mut Vec<Sample>| {
             samples.retain(|sample| device != 2 || !matches!(sample, Sample::Iteration { .. }));
         };
