@@ -263,6 +263,12 @@ impl Problem {
         let fixed_ns = instructions * each_ns + self.boundary_ns as f64 + optimizer_ns;
         total("costs", "the work of an iteration", work_ns, "ns")?;
         total("links", "the transfers of an iteration", transfers_ns, "ns")?;
+        for (index, host) in self.hosts.iter().enumerate() {
+            let slower = (host.devices.len() as f64 / host.at_once).max(1.0);
+            let what = format!("the work of an iteration, {slower:.1e} times as long with all of its devices at work,");
+            let shared_ns = slower * (work_ns + instructions * each_ns);
+            total(&format!("hosts[{index}].at_once"), &what, shared_ns, "ns")?;
+        }
         total("stage_ns, crossing_ns, boundary_ns and optimizer_ns", "the fixed costs of an iteration", fixed_ns, "ns")
     }
 

@@ -74,6 +74,11 @@ fn names_and_lists_that_do_not_fit() {
             ("/hosts", json!([{ "devices": ["gpu0"], "at_once": 0 }]), "hosts[0].at_once: 0 is not a positive number"),
             (
                 "/hosts",
+                json!([{ "devices": ["gpu0", "gpu1"], "at_once": 1e-18 }]),
+                "hosts[0].at_once: the work of an iteration, 2.0e18 times as long with all of its devices at work, may come to 4.0e19 ns, more than 1152921504606846976",
+            ),
+            (
+                "/hosts",
                 json!([{ "devices": [], "at_once": 1 }]),
                 "hosts[0].devices: it is empty: a host has a device at least",
             ),
