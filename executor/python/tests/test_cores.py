@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Iterator
@@ -129,6 +130,26 @@ def test_what_a_thread_waits_for_is_no_wait_for_a_core() -> None:
     before = waits()
     time.sleep(0.2)
     assert waits() - before < 0.1e9
+
+
+def test_another_thread_may_go_on(busy_core: None) -> None:
+    clock = HostClock()
+    for _ in range(2):
+
+        def first() -> None:
+            clock.share_cores()
+            clock.end(clock.begin(((0, FORWARD, 1),), 0))
+
+        ended = threading.Thread(target=first)
+        ended.start()
+        ended.join()
+        # The thread that was followed is no more; from the next iteration on it is this one.
+        clock.end(clock.begin(((0, FORWARD, 1),), 0))
+        clock.turn()
+        span = clock.begin(((1, FORWARD, 1),), 0)
+        _work(0.1)
+        clock.end(span)
+        assert clock.works[0][4] / 1e9 == pytest.approx(0.1, rel=0.15)
 
 
 def test_four_ranks_on_too_few_cores_get_a_plan_that_gains_what_is_promised(tmp_path: Path) -> None:

@@ -235,6 +235,8 @@ class HostClock:
 
     def turn(self) -> None:
         self.rest()
+        if isinstance(self._waits, cores.Waits):
+            self._waits.follow()
 
     def rest(self) -> None:
         self.works = []

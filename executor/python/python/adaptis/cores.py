@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns, thread_time_ns
-from typing import Iterable, Sequence
+from typing import Callable, Iterable, Sequence
 
 import torch
 
@@ -38,8 +38,8 @@ class Own:
         cores = frozenset(os.sched_getaffinity(0))
         quota = _quota()
         # Containers of one machine share its cores, but none shares another one's quota.
-        container = "" if quota is None else _text("/proc/self/ns/cgroup", os.readlink)
-        host = _text("/proc/sys/kernel/random/boot_id", lambda path: Path(path).read_text().strip()) + container
+        container = "" if quota is None else _told(lambda: os.readlink("/proc/self/ns/cgroup"))
+        host = _told(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()) + container
         # Who is bound to some of the cores has them for itself.
         local = os.environ.get("LOCAL_WORLD_SIZE", "")
         is_among_all = replicas > 1 and local.isdecimal() and len(cores) == os.cpu_count()
@@ -49,15 +49,15 @@ class Own:
 
 def crowds(owns: Sequence[Own | None]) -> list[tuple[list[int], float]]:
     """Ranks that share too few cores, and how many of them work at their own speed at one time. None: not on a host."""
-    ranks_of: dict[str, list[int]] = defaultdict(list)
+    on_host: dict[str, dict[int, Own]] = defaultdict(dict)
     for rank, own in enumerate(owns):
         if own is not None:
-            ranks_of[own.host].append(rank)
+            on_host[own.host][rank] = own
     found = []
-    for ranks in ranks_of.values():
-        for together in _overlapping({rank: owns[rank].cores for rank in ranks}):  # type: ignore[union-attr]
-            members = [own for rank in together if (own := owns[rank]) is not None]
-            cores = min(len(frozenset().union(*(own.cores for own in members))), max(own.at_most for own in members))
+    for of_host in on_host.values():
+        for together in _overlapping({rank: own.cores for rank, own in of_host.items()}):
+            members = [of_host[rank] for rank in together]
+            cores: float = min(len(frozenset().union(*(own.cores for own in members))), max(own.at_most for own in members))
             # What other replicas leave: they do the same at the same time.
             cores *= len(members) / max(len(members), *(own.beside for own in members))
             demand = sum(own.threads * own.computing for own in members) / len(members)
@@ -78,25 +78,48 @@ def _overlapping(cores_of: dict[int, frozenset[int]]) -> Iterable[list[int]]:
 
 
 class Waits:
-    """How long the thread that made it has waited for a core, in nanoseconds. It does not count as such that it had nothing
-    to do."""
+    """How long the thread that works has waited for a core, in nanoseconds. It does not count as such that it had nothing to
+    do. Counts of two threads have nothing in common: `follow` where another one may go on."""
 
     def __init__(self) -> None:
+        self._file = -1
+        self._thread = -1
+        self.follow()
+
+    def follow(self) -> None:
+        """It is the calling thread that works."""
+        thread = threading.get_native_id()
+        if thread == self._thread:
+            return
+        self._close()
+        self._thread = thread
         try:
-            self._file = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-            int(os.pread(self._file, 64, 0).split()[1])
+            self._file = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            self._told()
         except (OSError, IndexError, ValueError):
             # A kernel that does not count it: whatever the thread did not compute.
-            self._file = -1
+            self._close()
 
     def __call__(self) -> int:
-        if self._file < 0:
-            return perf_counter_ns() - thread_time_ns()
+        if self._file >= 0:
+            try:
+                return self._told()
+            except (OSError, IndexError, ValueError):
+                # That thread has ended.
+                self._thread = -1
+                self.follow()
+        return perf_counter_ns() - thread_time_ns() if self._file < 0 else self._told()
+
+    def _told(self) -> int:
         return int(os.pread(self._file, 64, 0).split()[1])
 
+    def _close(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
     def __del__(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
+        self._close()
 
 
 def _quota() -> float | None:
@@ -108,8 +131,9 @@ def _quota() -> float | None:
         return None
 
 
-def _text(path: str, read) -> str:  # type: ignore[no-untyped-def]
+def _told(tell: Callable[[], str]) -> str:
+    """What the kernel tells; nothing where it does not."""
     try:
-        return str(read(path))
+        return tell()
     except OSError:
         return ""
