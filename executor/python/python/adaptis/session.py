@@ -248,7 +248,7 @@ class Seat:
 
     def join(self, votes: Sequence[bool], pinned: list[tuple[int, int]]) -> None:
         """Declares the job, if all ranks want to."""
-        if self._is_looking and self.schedule.steps > 0:
+        if self._is_looking and self.schedule._forms:
             assert isinstance(self.tape.clock, HostClock)
             self._computing = self.tape.clock.computing()
             self._is_looking = False
