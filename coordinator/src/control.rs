@@ -232,6 +232,7 @@ impl Control {
 
     /// What works at both ends tell of transfers that no rank tells of: as if their receivers had.
     fn take_crossings(&mut self, batch: &Batch, records: &[Record]) -> Result<(), CoordinatorError> {
+        self.crossings.recall(records);
         let (Some(of), Some(plan), Some(clock)) = (self.brain.generation(), self.brain.running(), batch.clock) else {
             return Ok(());
         };

@@ -39,7 +39,8 @@ class Own:
         quota = _quota()
         # Containers of one machine share its cores, but none shares another one's quota.
         container = "" if quota is None else _told(lambda: os.readlink("/proc/self/ns/cgroup"))
-        host = _told(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()) + container
+        host = _told(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()) or os.uname().nodename
+        host += container
         # Who is bound to some of the cores has them for itself.
         local = os.environ.get("LOCAL_WORLD_SIZE", "")
         is_among_all = replicas > 1 and local.isdecimal() and len(cores) == os.cpu_count()

@@ -271,7 +271,12 @@ class Seat:
             logger.warning("this rank can't describe its layers: %s: %s", type(error).__name__, error)
         run = self.settings.name()
         parts: list[Any] = [None] * schedule.world
-        cores_here = None if self._computing is None else cores.Own.here(self._computing, schedule.replicas.size)
+        cores_here: cores.Own | None = None
+        try:
+            if self._computing is not None:
+                cores_here = cores.Own.here(self._computing, schedule.replicas.size)
+        except Exception as error:
+            logger.warning("this rank can't tell its cores: %s: %s", type(error).__name__, error)
         dist.all_gather_object(parts, (run, own, cores_here), group=schedule.channels.control)
         if any(part is None for _, part, _ in parts):
             self._has_ended = True
