@@ -58,7 +58,7 @@ pub struct Crossings {
     steps: BTreeMap<Step, Iteration>,
     /// Per device: the last iteration that has ended.
     ended: Vec<Option<Step>>,
-    has_told: bool,
+    do_ranks_tell: bool,
 }
 
 /// Where a batch of samples comes from.
@@ -73,14 +73,16 @@ pub struct Source {
 }
 
 impl Crossings {
-    /// Learns from what an earlier reign had taken whether ranks tell of transfers themselves.
-    pub fn recall(&mut self, records: &[Record]) {
+    /// Learns from records, of this reign or of an earlier one, whether ranks tell of transfers themselves.
+    pub fn heed(&mut self, records: &[Record]) {
         let mut samples = records.iter().filter_map(|&record| Sample::try_from(record).ok());
-        self.has_told |= samples.any(|sample| matches!(sample, Sample::Transfer { .. }));
+        if !self.do_ranks_tell && samples.any(|sample| matches!(sample, Sample::Transfer { .. })) {
+            *self = Crossings { do_ranks_tell: true, ..Crossings::default() };
+        }
     }
 
     /// Takes samples of a device under a plan. Gives transfers with the device that received them, once both of their ends
-    /// are known.
+    /// are known. [`Crossings::heed`] has seen them.
     pub fn absorb(
         &mut self,
         job: &Job,
@@ -88,7 +90,7 @@ impl Crossings {
         source: Source,
         samples: impl Iterator<Item = Sample>,
     ) -> Vec<(DeviceIndex, Sample)> {
-        if self.has_told || plan.devices.len() < 2 {
+        if self.do_ranks_tell || plan.devices.len() < 2 {
             return Vec::new();
         }
         let at = source.device.index();
@@ -96,11 +98,6 @@ impl Crossings {
         self.ended.resize(plan.devices.len(), None);
         for sample in samples {
             match sample {
-                Sample::Transfer { .. } => {
-                    // It is told by those who know.
-                    *self = Crossings { has_told: true, ..Crossings::default() };
-                    return Vec::new();
-                }
                 Sample::Work { place, layer, microbatch, phase, mark, start_ns, duration_ns } => {
                     let Some(&stage) = stage_of.get(layer.index()) else { continue };
                     let kind = match phase {
@@ -370,6 +367,7 @@ mod tests {
             let mut found = Vec::new();
             for (device, mut samples) in samples(&problem, &plan, 0, mark).into_iter().enumerate() {
                 change(device, &mut samples);
+                crossings.heed(&samples.iter().copied().map(Record::from).collect::<Vec<_>>());
                 found.extend(crossings.absorb(&job, &plan, source(device, error_ns), samples.into_iter()));
             }
             found.len()
@@ -389,12 +387,12 @@ mod tests {
             samples.extend((device == 0).then_some(probe));
         };
         assert_eq!(told(0, Mark::Warm, &probed), 0, "ranks tell themselves");
-        let mut recalled = Crossings::default();
+        let mut restarted = Crossings::default();
         let mut earlier = Vec::new();
         probed(0, &mut earlier);
-        recalled.recall(&earlier.into_iter().map(Record::from).collect::<Vec<_>>());
+        restarted.heed(&earlier.into_iter().map(Record::from).collect::<Vec<_>>());
         for (device, samples) in samples(&problem, &plan, 0, Mark::Warm).into_iter().enumerate() {
-            let told = recalled.absorb(&job, &plan, source(device, 0), samples.into_iter());
+            let told = restarted.absorb(&job, &plan, source(device, 0), samples.into_iter());
             assert!(told.is_empty(), "and so they did under an earlier reign");
         }
         let late = |device: usize, samples: &mut Vec<Sample>| {

@@ -35,7 +35,7 @@ impl Crowd {
         (!crowd.at_once.is_empty()).then(|| Arc::new(crowd))
     }
 
-    /// Two devices that change places change nothing for others.
+    /// They share cores, or neither shares any.
     pub(crate) fn is_same(&self, a: usize, b: usize) -> bool {
         self.host_of[a] == self.host_of[b]
     }

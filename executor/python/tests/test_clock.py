@@ -195,7 +195,7 @@ def test_what_interrupts_is_not_the_others_time() -> None:
     clock.interrupted(inner, outer)
     clock.end(outer)
     (_, _, _, _, again), (_, _, _, start, first), (_, _, _, follows, second) = clock.works
-    assert outer[3] >= again and follows == start + first and abs(first - second) <= 1
+    assert outer.apart_ns >= again and follows == start + first and abs(first - second) <= 1
 
 
 def _instructions(tape: Tape, pause: Callable[[], None]) -> None:

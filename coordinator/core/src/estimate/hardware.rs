@@ -73,10 +73,11 @@ pub(super) fn hosts(estimator: &Estimator) -> Vec<Host> {
         let own = crowded.devices.iter().filter_map(|device| estimator.job.devices.get(device.index()));
         let devices: Vec<String> =
             own.map(|card| card.name.clone()).filter(|name| named.insert(name.clone())).collect();
-        let is_sound = !devices.is_empty() && crowded.at_once.is_finite() && crowded.at_once > 0.0;
-        is_sound.then_some(Host { devices, at_once: crowded.at_once, note: None })
+        Host { devices, at_once: crowded.at_once, note: None }
     };
-    estimator.crowded.iter().filter_map(host).collect()
+    let is_sound = |crowded: &&CrowdedHost| crowded.at_once.is_finite() && crowded.at_once > 0.0;
+    let hosts = estimator.crowded.iter().filter(is_sound).map(host);
+    hosts.filter(|host| !host.devices.is_empty()).collect()
 }
 
 /// The links of the problem, how well each is known, and how well the default one is.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from time import perf_counter_ns, thread_time_ns
 from typing import Any, Callable, Mapping, Protocol
 
@@ -99,6 +100,32 @@ class Clock(Protocol):
         """Says so, at the end."""
 
 
+@dataclass(slots=True)
+class _Span:
+    """A work under way on a host."""
+
+    parts: Parts
+    microbatch: int
+    start_ns: int
+    waits_ns: int
+    """What the thread had waited for cores at its start, and in works that interrupted it."""
+    computed_ns: int
+    apart_ns: int = 0
+    """How long others interrupted it."""
+
+
+@dataclass(slots=True)
+class _Left:
+    """What a work that has ended leaves to the next instruction."""
+
+    end_ns: int
+    """Put off by what was waited for since."""
+    waits_ns: int
+    """What the thread had waited for cores, put off likewise."""
+    has_carried: bool = False
+    transfers: int = 0
+
+
 class HostClock:
     """The host's. Where ranks share cores, what a work waited for one is none of its time: it would be another one's."""
 
@@ -132,47 +159,40 @@ class HostClock:
         self._waits, self._computes = (lambda: 0), None
         return min(1.0, self._computed_ns / self._worked_ns) if self._worked_ns else 1.0
 
-    # A span is its parts, microbatch and start, how long others interrupted it, and how long the thread had waited for cores
-    # at its start: with what it waited in others, since.
-
     def begin(self, parts: Parts, microbatch: int) -> Any:
         return self._span(parts, microbatch, perf_counter_ns(), self._waits())
 
-    def _span(self, parts: Parts, microbatch: int, now: int, waits: int) -> Any:
+    def _span(self, parts: Parts, microbatch: int, now: int, waits: int) -> _Span:
         computes = self._computes
-        return [parts, microbatch, now, 0, waits, 0 if computes is None else computes()]
+        return _Span(parts, microbatch, now, waits, 0 if computes is None else computes())
 
     def begin_within(self, outer: Any, parts: Parts, microbatch: int) -> Any:
         return self.begin(parts, microbatch)
-
-    # What is left is when it ended, put off by what was waited for since; whether it carried something, and how much; and how
-    # long the thread had waited for cores, likewise.
 
     def end(self, span: Any) -> Any:
         now, waited = perf_counter_ns(), self._waits()
         if span is not None:
             self._took(span, now, waited)
-        return [now, False, 0, waited]
+        return _Left(now, waited)
 
     def carried(self, left: Any, transfers: int) -> Any:
-        left[1] = True
-        left[2] += transfers
+        left.has_carried = True
+        left.transfers += transfers
         return left
 
     def waited(self, left: Any, wait: Callable[[], object]) -> Any:
         begun, waited = perf_counter_ns(), self._waits()
         wait()
-        left[0] += perf_counter_ns() - begun
-        left[3] += self._waits() - waited
+        left.end_ns += perf_counter_ns() - begun
+        left.waits_ns += self._waits() - waited
         return left
 
     def begin_after(self, left: Any, parts: Parts, microbatch: int) -> Any:
         now, waits = perf_counter_ns(), self._waits()
-        ended, has_carried, transfers, waited = left
-        of = self._between[has_carried]
+        of = self._between[left.has_carried]
         of[0] += 1
-        of[1] += max(0, now - ended - (waits - waited))
-        of[2] += transfers
+        of[1] += max(0, now - left.end_ns - (waits - left.waits_ns))
+        of[2] += left.transfers
         return self._span(parts, microbatch, now, waits)
 
     def passed(self, span: Any, parts: Parts, microbatch: int) -> Any:
@@ -185,20 +205,19 @@ class HostClock:
         if span is None or outer is None:
             return
         now, waited = perf_counter_ns(), self._waits()
-        begun = span[4]
         self._took(span, now, waited)
-        outer[3] += now - span[2]
-        outer[4] += waited - begun
+        outer.apart_ns += now - span.start_ns
+        outer.waits_ns += waited - span.waits_ns
 
     def dropped(self, span: Any) -> None: ...
 
-    def _took(self, span: Any, now: int, waits: int) -> None:
-        parts, microbatch, since, apart, waited, computed = span
-        start = since + apart
-        took = max(0, now - start - (waits - waited))
-        if self._computes is not None and not apart:
+    def _took(self, span: _Span, now: int, waits: int) -> None:
+        parts, microbatch = span.parts, span.microbatch
+        start = span.start_ns + span.apart_ns
+        took = max(0, now - start - (waits - span.waits_ns))
+        if self._computes is not None and not span.apart_ns:
             self._worked_ns += took
-            self._computed_ns += self._computes() - computed
+            self._computed_ns += self._computes() - span.computed_ns
         if len(parts) == 1:
             ((at, phase, _),) = parts
             self.works.append((at, phase, microbatch, start, took))

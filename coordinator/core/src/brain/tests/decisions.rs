@@ -53,17 +53,6 @@ fn truth(job: &Job) -> Problem {
     )
 }
 
-/// Two layers for each device, the last one a head.
-fn job_of_eight(iterations: u64) -> Job {
-    let mut job = job(DEVICES, iterations);
-    for (index, layer) in job.layers.iter_mut().enumerate() {
-        let kind = if index + 1 == 2 * DEVICES { "head/1/bf16/b1xs8" } else { "mlp/8/f32/b1xs8" };
-        layer.signature = kind.to_owned();
-    }
-    job.microbatches = 8;
-    job
-}
-
 fn run(mode: Mode, is_static: bool, iterations: u64, fault: Option<(u64, usize, f64)>) -> World {
     run_with(mode, is_static, iterations, |truth| truth.faults.extend(fault))
 }
@@ -75,19 +64,20 @@ pub(super) fn run_with(mode: Mode, is_static: bool, iterations: u64, change: imp
 }
 
 pub(super) fn world_with(mode: Mode, is_static: bool, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
-    let job = job_of_eight(iterations);
-    let config = Config { mode, is_static, search_evaluations: Some(3_000), ..config() };
-    let mut truth = Truth::new(truth(&job), Noise::Even(0.02));
-    change(&mut truth);
-    let mut world = World::with(job, config, 1, Faults::default());
-    world.truth = Some(truth);
-    world
+    world_of(Config { mode, is_static, ..config() }, iterations, change)
 }
 
-fn open_world_with(is_mode_open: bool, iterations: u64) -> World {
-    let job = job_of_eight(iterations);
-    let config = Config { mode: Mode::Observe, is_mode_open, search_evaluations: Some(3_000), ..config() };
-    let truth = Truth::new(truth(&job), Noise::Even(0.02));
+/// Two layers for each device, the last one a head.
+fn world_of(config: Config, iterations: u64, change: impl FnOnce(&mut Truth)) -> World {
+    let mut job = job(DEVICES, iterations);
+    for (index, layer) in job.layers.iter_mut().enumerate() {
+        let kind = if index + 1 == 2 * DEVICES { "head/1/bf16/b1xs8" } else { "mlp/8/f32/b1xs8" };
+        layer.signature = kind.to_owned();
+    }
+    job.microbatches = 8;
+    let mut truth = Truth::new(truth(&job), Noise::Even(0.02));
+    change(&mut truth);
+    let config = Config { search_evaluations: Some(3_000), ..config };
     let mut world = World::with(job, config, 1, Faults::default());
     world.truth = Some(truth);
     world
@@ -218,7 +208,7 @@ fn a_job_gets_the_mode_that_it_asks_for_where_nobody_else_said_one() {
         (true, None, false),
         (false, Some(Mode::Adapt), false),
     ] {
-        let mut world = open_world_with(is_mode_open, 60);
+        let mut world = world_of(Config { mode: Mode::Observe, is_mode_open, ..config() }, 60, |_| {});
         world.asked = asked;
         world.run_until("the end", |world| world.done);
         assert_eq!(world.head().epoch > Epoch(1), switches, "{is_mode_open} {asked:?}");
