@@ -303,8 +303,8 @@ fn is_of_hosts(report: &Report) -> bool {
 fn sameness(is_to_the_bit: bool) -> &'static str {
     match is_to_the_bit {
         true => {
-            "losses and state are those without changes of plan, to the bit, where layers keep no state but in parameters and \
-             buffers (of a parameter that layers share the sum follows the plan's order)"
+            "losses and state are those without changes of plan, to the bit, where what layers keep is their own \
+             (of a parameter that layers share the sum follows the plan's order)"
         }
         false => {
             "losses and state are those without changes of plan, but for the order in which kernels of GPUs add up; to the \

@@ -67,15 +67,17 @@ class Moody(nn.Module):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
         self.moods, self.length = moods, length
-        # A plain number would be put back.
-        self.runs = [0]
 
     def forward(self, x: Tensor) -> Tensor:
-        self.runs[0] += 1
-        return self.linear(x) * (2 if self.runs[0] % self.length in self.moods else 1)
+        # What is its own would be put back, or seen.
+        Moody.runs += 1
+        return self.linear(x) * (2 if Moody.runs % self.length in self.moods else 1)
+
+    runs = 0
 
 
 def _moody(rank: int, world: int, layer: nn.Module) -> tuple[int, list[str]]:
+    Moody.runs = 0
     layers = [*linears(1), layer]
     plan = json.loads(Plan.even(2, ["rank0"], 2).write())
     plan["stages"][0]["recompute"] = [1]

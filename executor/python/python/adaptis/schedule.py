@@ -17,8 +17,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import LBFGS, Optimizer
 
-from adaptis import _native, agreement, arguments, channels, checkpoint, evaluation, gradients, guards, runtime, state
+from adaptis import _native, agreement, arguments, channels, checkpoint, ending, evaluation, gradients, guards, runtime, state
 from adaptis._native import Plan, PlanError
+from adaptis.attributes import Attributes
 from adaptis.exchange import MICROBATCHES_MAX, STAGES_MAX, Exchange
 from adaptis.forms import Form, Forms
 from adaptis.memory import sampled
@@ -110,9 +111,10 @@ class Schedule:
         self.steps = 0
         self._tied = state.tied(self.layers)
         self.replicas = Replicas(self.layers)
-        self._worker = Worker(self.layers, loss_fn, microbatches, self.device, seed, self.replicas.rank)
+        self._attributes = Attributes(self.layers, self._tied)
+        self._worker = Worker(self._attributes, loss_fn, microbatches, self.device, seed, self.replicas.rank)
         self._exchange = Exchange(self.channels, self.device, self._worker.tape)
-        self._mover = state.Mover(self.channels, self.device, self.layers)
+        self._mover = state.Mover(self.channels, self.device, self._attributes)
         # What passes between the layers, by kind of iteration.
         self._forms: dict[int, dict[int, Forms]] = {}
         self._first_forms: Forms = ()
@@ -135,6 +137,7 @@ class Schedule:
         self._adopt()
         if self.world > 1:
             guards.tell_strangers(self)
+        ending.settle_at_exit()
         self._seat = Seat(self, Settings.found(coordinator if self.replicas.rank == 0 else ""))
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -204,6 +207,7 @@ class Schedule:
             self._fail()
             raise
         known = self._forms.get(kind)
+        shared = self._attributes.watch() if known is None and self.world > 1 else []
         self._worker.begin(share)
         self._exchange.begin(known)
         try:
@@ -213,6 +217,7 @@ class Schedule:
             if known is None:
                 self._learn(kind)
                 self._see_gradient(kind)
+                self._attributes.tell(shared)
             loss = self._loss(evaluation.summed(self._forms[kind][len(self.layers)][0].dtype))
         except BaseException:
             self._fail()

@@ -1,5 +1,5 @@
 """The state of a layer: parameters, buffers, gradients, what optimizers keep for it, its modules' own extra state
-(`get_extra_state`), and plain attributes of modules, as flags and counters, that have changed. It moves as a whole.
+(`get_extra_state`), and attributes of modules that have changed (`attributes`). It moves as a whole.
 
 1. A parameter is one object on every rank for the whole run. Where its layer is not, it holds nothing: one NaN (of whole
    numbers the largest one), seen in its full shape. So optimizers and schedulers keep what they hold; what has no gradient they leave alone.
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from adaptis import replicas
 from adaptis._native import digest
+from adaptis.attributes import Attributes, Told
 from adaptis.channels import Channels
 from adaptis.facts import bytes_here
 from adaptis.memory import storage_of
@@ -113,7 +114,7 @@ class _Header:
     extra: dict[str, Any]
     # Buffers that are None.
     absent: list[str]
-    attributes: dict[str, dict[str, Any]]
+    attributes: Told
     bytes: int
     digest: str
 
@@ -162,32 +163,6 @@ def _format(tensor: Tensor) -> torch.memory_format | None:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     found = formats.get(tensor.dim())
     return found if found is not None and tensor.is_contiguous(memory_format=found) else None
-
-
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
-"""Types of attributes that move."""
-
-
-def _attributes(layer: nn.Module) -> dict[str, dict[str, Any]]:
-    """Plain attributes of a layer's modules. Which of them train is said by the script, on all ranks."""
-    return {
-        path: {name: value for name, value in vars(module).items() if type(value) in PLAIN and name != "training"}
-        for path, module in layer.named_modules()
-    }
-
-
-def _changed(layer: nn.Module, before: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Those that are not what they were, of modules that were there; NaN is what it was."""
-
-    def is_other(path: str, name: str, value: Any) -> bool:
-        return name not in before[path] or repr(before[path][name]) != repr(value)
-
-    found = {
-        path: {name: value for name, value in now.items() if is_other(path, name, value)}
-        for path, now in _attributes(layer).items()
-        if path in before
-    }
-    return {path: changed for path, changed in found.items() if changed}
 
 
 @dataclass
@@ -285,12 +260,11 @@ def rounds(moves: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, i
 class Mover:
     """Sends and receives the state of layers between two iterations."""
 
-    def __init__(self, channels: Channels, device: torch.device, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, channels: Channels, device: torch.device, attributes: Attributes) -> None:
         self.channels = channels
         self.device = device
-        self.layers = layers
-        # As they were built, alike on every rank.
-        self._built = [_attributes(layer) for layer in layers]
+        self.layers = attributes.layers
+        self.attributes = attributes
 
     def move(
         self, rank: int, held: set[int], moves: Sequence[tuple[int, int, int]], optimizers: Sequence[Optimizer]
@@ -321,7 +295,7 @@ class Mover:
         layer = self.layers[at]
         entries, tensors, plain = _entries(layer, optimizers, done)
         packed = _packed(tensors, self.device)
-        extra, attributes = _extra(layer), _changed(layer, self._built[at])
+        extra, attributes = _extra(layer), self.attributes.leave(at)
         text = pickle.dumps(_Header(entries, plain, extra, _absent(layer), attributes, packed.numel(), _digest(packed)))
         header = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         length = torch.tensor([header.numel()], dtype=torch.int64, device="cpu")
@@ -390,15 +364,8 @@ class Mover:
 
     def _adopt(self, header: _Header, at: int) -> None:
         """What comes besides tensors. Modules that only the sender has made since are made here in their turn."""
-        layer, built = self.layers[at], self._built[at]
-        modules = dict(layer.named_modules())
-        # What was held here before may have changed, and changed back since.
-        for path, attributes in _changed(layer, built).items():
-            for name in attributes.keys() & built[path].keys():
-                setattr(modules[path], name, built[path][name])
-        for path, attributes in header.attributes.items():
-            for name, value in attributes.items():
-                setattr(modules[path], name, value)
+        self.attributes.take(at, header.attributes, self.device)
+        modules = dict(self.layers[at].named_modules())
         for path, extra in header.extra.items():
             if path in modules:
                 modules[path].set_extra_state(self._here(extra))

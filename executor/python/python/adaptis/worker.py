@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptis import chance, guards, replicas
+from adaptis.attributes import Attributes
 from adaptis.before import Before, Bypassed, Keeper, rewinding
 from adaptis.memory import is_shared
 from adaptis.outputs import Given, is_again
@@ -110,14 +111,15 @@ class Worker:
 
     def __init__(
         self,
-        layers: Sequence[nn.Module],
+        attributes: Attributes,
         loss_fn: Callable[..., Tensor],
         microbatches: int,
         device: torch.device,
         seed: int,
         replica: int,
     ) -> None:
-        self.layers = layers
+        layers = self.layers = attributes.layers
+        self._attributes = attributes
         self.loss_fn = loss_fn
         self.microbatches = microbatches
         self.device = device
@@ -243,19 +245,23 @@ class Worker:
         if before is None:
             return True
         rewind = rewinding(self.layers[layer])
+        was = self._attributes.look(layer)
         try:
             with before.again():
                 again = self._run(layer, inputs, number)
             is_repeatable = len(gave) == len(again) and all(map(is_again, gave, again))
         except Bypassed:
             is_repeatable = False
+        # By what is within them: the attributes themselves are what they were.
+        if self._attributes.put_back(layer, was, self.device):
+            is_repeatable = False
         if not is_repeatable:
             rewind()
             self._unrepeatable.add(layer)
             logger.warning(
                 "layer %s gives another result when it runs again on the same input, or changes its buffers by other ways than "
-                "their names: it is not recomputed, as the plan has it, and its graph is kept, which takes more memory; keep what "
-                "its result depends on in a buffer, or let it not change it", layer
+                "their names, or what its lists and objects hold: it is not recomputed, as the plan has it, and its graph is kept, "
+                "which takes more memory; keep what its result depends on in a buffer, or let it not change it", layer
             )
         return is_repeatable
 
