@@ -4,7 +4,7 @@ use adaptis_coordinator::{Profiles, RECORDS_BYTES_MAX, STORE_FILE, Store, StoreE
 use adaptis_coordinator_core::ledger::{Contradiction, GenerationRecord, PhaseRecord, PlanRecord};
 use adaptis_coordinator_core::{Durable, Head};
 use adaptis_plan::{Plan, Stage};
-use adaptis_proto::message::{Batch, ClockOffset, Job, PeakMemory};
+use adaptis_proto::message::{Batch, ClockOffset, Job, Mode, PeakMemory};
 use adaptis_proto::sample::{Mark, Phase, Place, Record, Sample};
 use adaptis_proto::{Epoch, Generation, Incarnation, LayerIndex, Microbatch, RunId, Step, Term};
 use proptest::prelude::*;
@@ -95,6 +95,19 @@ fn of_memory_the_latest_word_counts_and_a_store_without_it_is_read() {
     store.commit(Term(1), &[Durable::Peak(peak(2, 9))]).unwrap();
     drop(store);
     assert_eq!(open(dir.path()).reign().unwrap().peaks, [peak(1, 5), peak(2, 9)]);
+}
+
+#[test]
+fn of_the_mode_that_a_job_asks_for_the_latest_word_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    assert_eq!(store.reign().unwrap().asked, None);
+    for asked in [Some(Mode::Adapt), None, Some(Mode::Advise)] {
+        store.commit(Term(1), &[Durable::Asked(asked)]).unwrap();
+        assert_eq!(store.recovered().unwrap().asked, asked);
+    }
+    drop(store);
+    assert_eq!(open(dir.path()).reign().unwrap().asked, Some(Mode::Advise));
 }
 
 #[test]

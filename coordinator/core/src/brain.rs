@@ -206,6 +206,8 @@ pub struct Brain {
     roster: Roster,
     bounds: Bounds,
     crowded: Vec<CrowdedHost>,
+    /// The mode that the job asks for, if it does.
+    asked: Option<Mode>,
     generation: Option<GenerationRecord>,
     plans: BTreeMap<Epoch, PlanRecord>,
     aborted: BTreeSet<Epoch>,
@@ -248,6 +250,7 @@ impl Brain {
             roster: Roster::default(),
             bounds: Bounds::default(),
             crowded: Vec::new(),
+            asked: None,
             generation: None,
             plans: BTreeMap::new(),
             aborted: BTreeSet::new(),
@@ -345,7 +348,7 @@ impl Brain {
 
     /// What it may do to the job.
     pub fn mode(&self) -> Mode {
-        self.config.mode
+        self.asked.filter(|_| self.config.is_mode_open).unwrap_or(self.config.mode)
     }
 
     /// Number of the reign.

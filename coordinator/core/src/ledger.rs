@@ -14,7 +14,7 @@ pub use contradiction::Contradiction;
 
 use crate::admission;
 use crate::drift::Change;
-use adaptis_proto::message::{DeviceCard, Failure, Job, Member, PeakMemory};
+use adaptis_proto::message::{DeviceCard, Failure, Job, Member, Mode, PeakMemory};
 use adaptis_proto::rates::Rates;
 use adaptis_proto::{Digest, Epoch, Generation, LayerIndex, Step, Term};
 use serde::{Deserialize, Serialize};
@@ -237,6 +237,8 @@ pub enum Durable {
     Finished(Finished),
     /// The latest word on a device's memory under a plan counts: it may need more yet.
     Peak(PeakMemory),
+    /// The mode that the job asks for, if it does; the latest word counts.
+    Asked(Option<Mode>),
     /// Why the run failed; the latest word counts, for the first rank to say so may only repeat another.
     Failed(RunFailure),
 }
@@ -346,6 +348,8 @@ pub struct Recovered {
     pub iterations: Vec<IterationRecord>,
     /// In order of their plans.
     pub peaks: Vec<PeakMemory>,
+    /// The mode that the job asks for, if it does.
+    pub asked: Option<Mode>,
     /// If the run has ended.
     pub finished: Option<Finished>,
     /// If the run has failed.

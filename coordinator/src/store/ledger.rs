@@ -6,7 +6,6 @@ use adaptis_coordinator_core::brain::HISTORY_MAX;
 use adaptis_coordinator_core::ledger::{GenerationRecord, IterationRecord, PlanRecord};
 use adaptis_coordinator_core::{Durable, Head, Recovered};
 use adaptis_plan::Plan;
-use adaptis_proto::message::PeakMemory;
 use adaptis_proto::{Digest, Epoch, Generation, Step, Term};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
@@ -14,6 +13,9 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Made when it is first written to, so that a store without it is one of this version, too.
 const PEAKS: &str =
     "CREATE TABLE IF NOT EXISTS peaks (epoch INTEGER, device TEXT, body TEXT, PRIMARY KEY (epoch, device))";
+
+/// The same.
+const ASKED: &str = "CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY CHECK (id = 1), body TEXT)";
 
 impl Store {
     /// Begins a reign: the next term is ours, whoever reigned before. Gives what the ledger holds.
@@ -110,6 +112,11 @@ fn write(transaction: &Transaction<'_>, term: Term, entry: &Durable) -> Result<(
             transaction.execute(statement, params![sql(peak.epoch.0), peak.device, text(peak)])?;
             Ok(())
         }
+        Durable::Asked(mode) => {
+            transaction.execute_batch(ASKED)?;
+            transaction.execute("INSERT OR REPLACE INTO asked VALUES (1, ?)", [text(mode)])?;
+            Ok(())
+        }
         Durable::Finished(finished) => {
             let statement = "INSERT INTO endings VALUES ('finished', ?)";
             let result = transaction.execute(statement, [text(finished)]);
@@ -183,7 +190,8 @@ pub(super) fn read(connection: &Connection) -> Result<Recovered, StoreError> {
         switches: bodies(connection, "a switch", "switches ORDER BY epoch")?,
         phases: bodies(connection, "a phase", "phases ORDER BY first, epoch")?,
         iterations,
-        peaks: peaks(connection)?,
+        peaks: later(connection, "what memory came to", "peaks", "ORDER BY epoch, device")?,
+        asked: later(connection, "the mode that the job asks for", "asked", "")?.pop().flatten(),
         finished: bodies(connection, "the end of the run", "endings WHERE kind = 'finished'")?.pop(),
         failed: bodies(connection, "the failure of the run", "endings WHERE kind = 'failed'")?.pop(),
         // A run's store holds one source.
@@ -202,12 +210,17 @@ fn bodies<T: DeserializeOwned>(connection: &Connection, what: &str, from: &str) 
     texts.iter().map(|text| parse(text, what)).collect()
 }
 
-/// What memory came to, in order of plans.
-fn peaks(connection: &Connection) -> Result<Vec<PeakMemory>, StoreError> {
-    let statement = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'peaks'";
-    match connection.query_row(statement, [], |row| row.get::<_, i64>(0))? {
+/// The same of a table that there is once something was written to it.
+fn later<T: DeserializeOwned>(
+    connection: &Connection,
+    what: &str,
+    table: &str,
+    order: &str,
+) -> Result<Vec<T>, StoreError> {
+    let statement = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?";
+    match connection.query_row(statement, [table], |row| row.get::<_, i64>(0))? {
         0 => Ok(Vec::new()),
-        _ => bodies(connection, "what memory came to", "peaks ORDER BY epoch, device"),
+        _ => bodies(connection, what, &format!("{table} {order}")),
     }
 }
 

@@ -200,15 +200,10 @@ impl Control {
             place: self.station.place(),
             seen: self.station.seen(),
         });
-        if self.bounds != Bounds::default() {
-            self.tell(RankEvent::Bound { incarnation: self.incarnation, bounds: self.bounds.clone() });
-        }
-        if !self.hosts.is_empty() {
-            self.tell(RankEvent::Crowded { incarnation: self.incarnation, hosts: self.hosts.clone() });
-        }
-        if let Some(mode) = self.mode {
-            self.tell(RankEvent::Asked { incarnation: self.incarnation, mode });
-        }
+        // Also where there is nothing: what the job said when it was started before is taken back.
+        self.tell(RankEvent::Bound { incarnation: self.incarnation, bounds: self.bounds.clone() });
+        self.tell(RankEvent::Crowded { incarnation: self.incarnation, hosts: self.hosts.clone() });
+        self.tell(RankEvent::Asked { incarnation: self.incarnation, mode: self.mode });
     }
 
     fn tell(&self, event: RankEvent) {

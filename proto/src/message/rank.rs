@@ -96,8 +96,8 @@ pub enum RankEvent {
     Asked {
         /// Which process.
         incarnation: Incarnation,
-        /// What for.
-        mode: Mode,
+        /// What for, if it says.
+        mode: Option<Mode>,
     },
 }
 

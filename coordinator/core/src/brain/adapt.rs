@@ -4,7 +4,7 @@
 //!   first iterations --> refit --> search (Start)
 //!   confirmed change --> window restarts, two new iterations --> refit --> search (Drift), weighed when it lasts: `change`
 //!   settled after a decision --> refit --> one search (Routine)
-//!   a guess corrected --> two new iterations --> refit --> search (Routine)
+//!   another speed with the plan, a guess corrected --> two new iterations --> refit --> search (Routine)
 //!   prediction and measurement apart for long --> refit --> search (Routine), seldom
 //!   promise broken --> the plan before, as a new one
 //!   plan given up --> what it was wanted for is wanted again, after a pause
@@ -251,8 +251,12 @@ impl Brain {
         let decision = self.decisions.iter().find(|decision| decision.epoch == Some(epoch));
         let predicted_ns = decision.map(|decision| decision.predicted_after_ns).filter(|&ns| ns > 0);
         let phase = PhaseRecord { from: step, epoch, predicted_ns, change: None };
+        let is_another = !self.phases.is_empty();
         self.phases.push(phase);
         self.persist(vec![Durable::Phase(phase)], Vec::new());
+        if let Some(adapt) = self.adapt.as_mut().filter(|_| is_another) {
+            adapt.drift.switched(step);
+        }
     }
 
     /// The first measured iteration of a new plan: from here on its promise counts.
@@ -403,7 +407,7 @@ impl Brain {
     }
 
     pub(super) fn may_decide(&self) -> bool {
-        self.config.mode != Mode::Observe && !self.config.is_static && self.stage == Stage::Following
+        self.mode() != Mode::Observe && !self.config.is_static && self.stage == Stage::Following
     }
 
     /// Ends the search that is under way, if one is.

@@ -59,6 +59,15 @@ pub enum Announcement {
         /// First iteration that showed it.
         step: Step,
     },
+    /// Under another plan something works at another speed.
+    WithPlan {
+        /// Its name, or those of the link's ends.
+        who: String,
+        /// Time it takes over the time that it took under the plan before.
+        factor: f64,
+        /// The plan.
+        epoch: Epoch,
+    },
     /// Microbatches differ, and times follow their loads: from here on costs are those of the mean load.
     LoadsDiffer {
         /// As seen so far.
@@ -131,6 +140,9 @@ impl fmt::Display for Announcement {
                 "a cost never measured on one like {who} was corrected: it takes {factor:.2} times what was guessed, seen \
                  since iteration {step}"
             ),
+            Announcement::WithPlan { who, factor, epoch } => {
+                write!(f, "{who} takes {factor:.2} times as long under plan {epoch} as it did before: the model takes that in")
+            }
             Announcement::LoadsDiffer { mean: Load { tokens, squares, busiest } } => {
                 write!(
                     f,

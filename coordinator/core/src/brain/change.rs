@@ -4,6 +4,7 @@
 //!   Changed --> window restarts, search --found--> kept until the change lasts
 //!   Lasts   --> what was found is weighed
 //!   Passed  --> what was found is dropped, the window rejoins, the decision says so
+//!   WithPlan -> window restarts, one more look
 //!   Turned  --> window restarts, nothing is searched: the plan in force was weighed against the mean
 //! ```
 
@@ -109,6 +110,18 @@ impl Brain {
         let Some(adapt) = &mut self.adapt else { return };
         if adapt.wanted.is_none() {
             adapt.want(Trigger::Routine, Step(change.onset.0 + CHANGE_ITERATIONS - 1));
+        }
+    }
+
+    /// The plan in force makes something faster or slower than the model has it: what was measured under the one before no
+    /// longer counts, and the search that is to follow a change of plan, or one of its own, takes that in.
+    pub(super) fn on_change_of_plan(&mut self, change: Change) {
+        let who = self.name_of_changed(change.who);
+        self.announce(Announcement::WithPlan { who, factor: change.factor, epoch: self.head.epoch });
+        let Some(adapt) = &mut self.adapt else { return };
+        adapt.estimator.restart_window(change.who, change.onset);
+        if adapt.wanted.is_none() {
+            adapt.want(Trigger::Routine, Step(change.detected.0 + CHANGE_ITERATIONS));
         }
     }
 

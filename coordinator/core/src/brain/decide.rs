@@ -61,7 +61,7 @@ impl Brain {
         match weighed.verdict {
             admission::Verdict::Switch { candidate, because } => {
                 let decision = self.record(Verdict::Switch, Reason::Pays(because), &searching, step).numbers(&weighed);
-                if self.config.mode != Mode::Adapt {
+                if self.mode() != Mode::Adapt {
                     self.decide(decision);
                     let (plan, problem) = (candidates.swap_remove(candidate).plan, searching.estimated.problem.clone());
                     self.outbox.push(Effect::Advise(Box::new(Advice { plan, problem })));
@@ -109,8 +109,9 @@ impl Brain {
     /// Holds the plan in force to what was promised of it; a broken promise brings the plan before back.
     pub(super) fn judge(&mut self, now_ns: u64, step: Step) {
         let epoch = self.head.epoch;
+        let may_change = self.round.is_none() && self.mode() == Mode::Adapt;
         let Some(adapt) = &mut self.adapt else { return };
-        if self.round.is_some() || adapt.pending.is_some() || self.config.mode != Mode::Adapt {
+        if adapt.pending.is_some() || !may_change {
             return;
         }
         let measured = adapt.estimator.measured(epoch);

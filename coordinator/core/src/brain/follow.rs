@@ -45,9 +45,15 @@ impl Brain {
     }
 
     /// A job says what it is to be followed for, which counts where the operator did not say.
-    fn on_asked(&mut self, mode: Mode) {
-        if self.config.is_mode_open && self.config.mode != mode {
-            self.config.mode = mode;
+    fn on_asked(&mut self, asked: Option<Mode>) {
+        if self.asked == asked {
+            return;
+        }
+        let before = self.mode();
+        self.asked = asked;
+        self.persist(vec![Durable::Asked(asked)], Vec::new());
+        let mode = self.mode();
+        if mode != before {
             self.announce(Announcement::Asked { mode });
         }
     }

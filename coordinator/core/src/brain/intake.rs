@@ -51,6 +51,7 @@ impl Brain {
                     Shift::Passed(passed) => self.on_passed(passed),
                     Shift::Turned(change) => self.on_turn(change),
                     Shift::Corrected(change) => self.on_correction(change),
+                    Shift::WithPlan(change) => self.on_change_of_plan(change),
                 }
             }
             for step in self.history.absorb(index, &sample) {

@@ -25,6 +25,7 @@ impl Brain {
         self.stage = Stage::Gathering;
         self.calibrations.recover(recovered.rates);
         self.peaks.recover(recovered.peaks);
+        self.asked = recovered.asked;
         if let Some(record) = generation {
             self.roster = Roster::of(&record, now_ns);
             self.history = History::new(record.members.len(), &recovered.iterations, &recovered.switches);

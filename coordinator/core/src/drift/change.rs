@@ -129,6 +129,9 @@ pub enum Shift {
     /// Works that this kind of device had never done take another time than was guessed: the reference was wrong, and
     /// nothing changed.
     Corrected(Change),
+    /// Since another plan took effect something works at another speed than under the one before, as ranks do that share
+    /// caches or power with others: what was measured there says less of it here, and nothing broke.
+    WithPlan(Change),
 }
 
 /// A transient that is over.
@@ -145,7 +148,11 @@ impl Shift {
     pub fn change(&self) -> Change {
         match *self {
             Shift::Passed(passed) => passed.ended,
-            Shift::Changed(change) | Shift::Lasts(change) | Shift::Turned(change) | Shift::Corrected(change) => change,
+            Shift::Changed(change)
+            | Shift::Lasts(change)
+            | Shift::Turned(change)
+            | Shift::Corrected(change)
+            | Shift::WithPlan(change) => change,
         }
     }
 }

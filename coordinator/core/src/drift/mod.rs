@@ -16,12 +16,13 @@
 //! 4. The baseline does not follow a slow drift: it is frozen after a while, so that small steps add up to a change.
 //! 5. Where a device does what its kind never did in training, the first level of it is what the guess was wrong by, and
 //!    no change of the device.
-//! 6. After a change the new level is the baseline, whether a plan follows or not.
-//! 7. A change is told at once and acted on when it lasts: one that is over before four iterations have shown it is told
+//! 6. What begins with another plan is what the model did not know of that plan, and no change, unless it is a large one.
+//! 7. After a change the new level is the baseline, whether a plan follows or not.
+//! 8. A change is told at once and acted on when it lasts: one that is over before four iterations have shown it is told
 //!    to have passed.
-//! 8. What goes to and fro is told as periodic once it is back on a level for the second time, and its mean with it;
+//! 9. What goes to and fro is told as periodic once it is back on a level for the second time, and its mean with it;
 //!    from then on its flips are no changes.
-//! 9. Where microbatches differ and their loads are recorded, works are read as they would be at the mean load: an iteration
+//! 10. Where microbatches differ and their loads are recorded, works are read as they would be at the mean load: an iteration
 //!    of long sequences is no change. What is not known yet of how times follow loads counts as their noise; so does what
 //!    loads make of times where most are not known.
 
@@ -140,6 +141,11 @@ impl Default for Limits {
 /// Of a layer beside its device's others: there are many of them, each measured by few works.
 const LAYER_LIMITS: Limits = Limits { enter_ln: 0.16, leave_ln: 0.1, threshold_sd: 7.0, baseline_readings: 32.0 };
 
+/// Iterations from the first one under another plan in which what changes does so with the plan: three cold ones and two.
+const OF_PLAN_ITERATIONS: u64 = 5;
+/// Where it slows down by more than this all the same, it has changed.
+const OF_PLAN_MAX: f64 = 1.35;
+
 /// Of the baseline of what drifts little by little: it would follow.
 const GRADUAL_READINGS: f64 = 4.0;
 
@@ -164,12 +170,24 @@ impl Watched {
 pub struct Drift {
     limits: Limits,
     of: BTreeMap<Who, Watched>,
+    /// The first iteration under the plan in force, if there was one before it.
+    switched: Option<Step>,
 }
 
 impl Drift {
     /// Has seen nothing.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, of: BTreeMap::new() }
+        Self { limits, of: BTreeMap::new(), switched: None }
+    }
+
+    /// Another plan is in force from this iteration on.
+    pub fn switched(&mut self, step: Step) {
+        self.switched = Some(step);
+    }
+
+    fn is_of_plan(&self, onset: Step, shift: f64) -> bool {
+        let is_early = self.switched.is_some_and(|step| step <= onset && onset.0 < step.0 + OF_PLAN_ITERATIONS);
+        is_early && shift < OF_PLAN_MAX.ln()
     }
 
     /// Takes an iteration's readings, in order of steps. Names the shifts that it confirms. Readings that are no
@@ -235,6 +253,9 @@ impl Drift {
         if confirmed.is_correction {
             return vec![Shift::Corrected(change)];
         }
+        if self.is_of_plan(confirmed.onset, confirmed.shift) {
+            return vec![Shift::WithPlan(change)];
+        }
         match (who, found.layer) {
             (Who::Device(device), Some((layer, shift))) => {
                 let change =
@@ -243,8 +264,12 @@ impl Drift {
                 watched.watch.moved(shift);
                 watched.track.confirmed(change, confirmed.showing)
             }
-            _ => watched.track.confirmed(change, confirmed.showing),
+            _ => self.confirmed(change, confirmed.showing),
         }
+    }
+
+    fn confirmed(&mut self, change: Change, showing: u32) -> Vec<Shift> {
+        self.of.get_mut(&change.who).map(|watched| watched.track.confirmed(change, showing)).unwrap_or_default()
     }
 
     /// A layer's distance from the others of its device.
@@ -271,7 +296,10 @@ impl Drift {
             cause: Cause::OneLayer,
             evidence: found.evidence,
         };
-        self.of.get_mut(&reading.who).map(|watched| watched.track.confirmed(change, showing)).unwrap_or_default()
+        match self.is_of_plan(onset, shift) {
+            true => vec![Shift::WithPlan(change)],
+            false => self.confirmed(change, showing),
+        }
     }
 
     /// Links of a device that are slow, or about to be told so.

@@ -1,4 +1,4 @@
-use super::{Change, Drift, Gauge, Limits, OfLayer, Reading, Readings, Shift, Who};
+use super::{Change, Drift, Gauge, Limits, OF_PLAN_ITERATIONS, OfLayer, Reading, Readings, Shift, Who};
 use crate::estimate::random::Random;
 use crate::estimate::synthetic::{Cluster, Lengths, Noise};
 use adaptis_proto::sample::{Mark, Place, Sample};
@@ -64,7 +64,7 @@ fn changes(shifts: Vec<Shift>) -> Vec<Change> {
         Shift::Changed(change) => Some(change),
         Shift::Passed(passed) => Some(passed.ended),
         Shift::Lasts(_) | Shift::Turned(_) => None,
-        Shift::Corrected(_) => panic!("nothing was guessed: {shift:?}"),
+        Shift::Corrected(_) | Shift::WithPlan(_) => panic!("nothing was guessed, and no plan changed: {shift:?}"),
     };
     shifts.into_iter().filter_map(change).collect()
 }
@@ -250,6 +250,35 @@ fn a_guess_that_was_wrong_is_corrected_and_what_changes_after_it_is_a_change() {
         assert_eq!((corrected.who, changed.who, changed.onset), (device(0), device(0), Step(65)));
         assert!((corrected.factor / factor - 1.0).abs() < 0.05, "{corrected:?}");
         assert!((changed.factor / 1.8 - 1.0).abs() < 0.05, "{changed:?}");
+    }
+}
+
+#[test]
+fn what_begins_with_another_plan_is_no_change_unless_it_is_large() {
+    for (seed, factor, later, is_told) in [
+        (1, 0.8, 0, false),
+        (2, 1.2, 0, false),
+        (3, 0.3, 2, false),
+        (4, 1.8, 0, true),
+        (5, 1.2, OF_PLAN_ITERATIONS, true),
+    ] {
+        let mut drift = Drift::new(Limits::default());
+        let mut source = Source::new(DEVICES, 0.05, 0.0, 160 + seed);
+        feed(&mut drift, &mut source, 0..40);
+        drift.switched(Step(40));
+        let mut shifts = Vec::new();
+        for step in 40..60 {
+            if step == 40 + later {
+                source.level[0] = f64::ln(factor);
+            }
+            let mut readings = source.next(step);
+            readings.of.iter_mut().for_each(|reading| reading.cold = step < 43);
+            shifts.extend(drift.observe(&readings).into_iter().filter(|shift| !matches!(shift, Shift::Lasts(_))));
+        }
+        let [shift] = shifts[..] else { panic!("{factor}: {shifts:?}") };
+        assert_eq!(matches!(shift, Shift::Changed(_)), is_told, "{shift:?}");
+        assert_eq!(matches!(shift, Shift::WithPlan(_)), !is_told, "{shift:?}");
+        assert!((shift.change().factor / factor - 1.0).abs() < 0.05, "{shift:?}");
     }
 }
 

@@ -84,7 +84,7 @@ impl Watching {
             Shift::Turned(_) => return self.estimator.restart_window(change.who, change.onset),
             Shift::Passed(passed) => self.estimator.undo_change(change.who, passed.began.onset, change.onset),
             Shift::Lasts(_) => return,
-            Shift::Corrected(_) => {}
+            Shift::Corrected(_) | Shift::WithPlan(_) => {}
         }
         self.refit_at = Some(change.onset.0 + CHANGE - 1);
     }

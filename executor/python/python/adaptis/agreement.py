@@ -38,7 +38,7 @@ def votes(schedule: Schedule, share: Share, error: Exception | None, word: list[
         0 if share.inputs is None else number([(part.dtype, tuple(part.shape)) for part in share.inputs[0]]),
         int(share.targets is not None),
         schedule._number_of_plan(),
-        number((schedule.steps, _manner(schedule), scale)),
+        number((schedule.steps, _manner(schedule), scale, schedule.mode)),
         int(schedule._seat.wants_in),
         *word,
     ]
@@ -83,7 +83,7 @@ def kind(schedule: Schedule, every: list[Votes], error: Exception | None) -> int
     failed = [name for name, vote in called(every) if not vote[FITS]]
     if failed:
         raise RuntimeError(f"step: ranks [{', '.join(failed)}] can't begin; they say why")
-    what = "number of steps, training mode, autocast, GradScaler's scale or requires_grad"
+    what = "number of steps, training mode, autocast, GradScaler's scale, requires_grad or the mode that is asked for"
     fix = ": plan, microbatches and the number of layers are to be alike on all, and change is to be called on all"
     for at, differing, hint in ((PLAN, "the plan", fix), (MANNER, what, "")):
         told: dict[int, list[str]] = {}

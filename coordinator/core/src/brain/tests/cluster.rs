@@ -374,9 +374,7 @@ impl World {
             match rank.doing {
                 Doing::Waiting if self.ticks.is_multiple_of(5) && !rank.rejected => {
                     self.say(index, rank.hello());
-                    if let Some(mode) = self.asked {
-                        self.say(index, RankEvent::Asked { incarnation, mode });
-                    }
+                    self.say(index, RankEvent::Asked { incarnation, mode: self.asked });
                 }
                 Doing::Running if self.ticks.is_multiple_of(10) => {
                     let armed = rank.armed.map(|(epoch, _)| epoch);

@@ -3,11 +3,11 @@
 use super::cluster::{Faults, World, config, job, plan_in};
 use super::truth::{Noise, Truth};
 use crate::admission;
-use crate::brain::{Config, Mode};
+use crate::brain::{Config, Event, Mode, Peer};
 use crate::drift::Who;
 use crate::ledger::{Decision, Reason, Verdict};
 use adaptis_plan::{Cost, Device, Layer, Links, Problem};
-use adaptis_proto::message::{Job, Refusal};
+use adaptis_proto::message::{Job, RankEvent, Refusal};
 use adaptis_proto::{DeviceIndex, Epoch, Step};
 use std::collections::BTreeMap;
 
@@ -216,6 +216,13 @@ fn a_job_gets_the_mode_that_it_asks_for_where_nobody_else_said_one() {
         assert_eq!(world.brain.mode(), mode);
         let said = world.announced.iter().filter(|said| said.contains("as the job asks for")).count();
         assert_eq!(said, usize::from(mode != Mode::Observe), "once");
+        // Who reigns next knows it, also where nobody says it again; another job says what it asks for, or that it does not.
+        world.crash();
+        world.boot();
+        assert_eq!(world.brain.mode(), mode);
+        let event = Box::new(RankEvent::Asked { incarnation: world.ranks[0].incarnation, mode: None });
+        world.feed(Event::RankSaid { peer: Peer(0), event });
+        assert_eq!(world.brain.mode(), Mode::Observe);
     }
 }
 

@@ -74,6 +74,7 @@ impl Ledger {
             Durable::Finished(finished) => {
                 assert!(held.finished.replace(finished.clone()).is_none(), "a run ends once");
             }
+            Durable::Asked(mode) => held.asked = *mode,
             Durable::Failed(failure) => held.failed = Some(failure.clone()),
         }
     }

@@ -91,7 +91,7 @@ impl Watch {
                     self.settling.retain(|(change, ..)| change.who != began.who || change.onset != began.onset);
                     self.estimator.undo_change(began.who, began.onset, ended.onset);
                 }
-                Shift::Lasts(_) | Shift::Corrected(_) => {}
+                Shift::Lasts(_) | Shift::Corrected(_) | Shift::WithPlan(_) => {}
             }
         }
     }
