@@ -1,6 +1,7 @@
 //! What the commands that start parts of their own share: services that stay up, the folder of rings, and the summary of a
 //! run that is over.
 
+mod gains;
 mod pictures;
 pub mod rings;
 pub mod service;

@@ -1,5 +1,6 @@
 //! The end of a run: pictures, and a table of what happened.
 
+use super::gains::{self, Gain};
 use super::pictures::{self, Wanted};
 use crate::{failure, files};
 use adaptis_plan::Plan;
@@ -268,9 +269,9 @@ fn title(report: &Report, index: usize) -> String {
     let phase = &report.phases[index];
     let fault = report.faults.iter().rfind(|fault| fault.is_slow() && fault.iteration <= phase.from + 1);
     let plan = match report.phases[..index].last() {
-        _ if phase.epoch == report.phases[0].epoch => "start plan",
+        None => "start plan",
         Some(before) if before.epoch == phase.epoch => "same plan",
-        _ => "new plan",
+        Some(_) => "new plan",
     };
     match fault {
         Some(fault) => format!("{} {plan}", fault.text),
@@ -279,18 +280,25 @@ fn title(report: &Report, index: usize) -> String {
 }
 
 fn gains(out: &mut String, report: &Report) {
-    let measured = |phase: &Phase| phase.measured_median_ns.filter(|&ns| ns > 0);
+    let durations = |phase: &Phase| -> Vec<u64> {
+        let of = report.iterations.iter().filter(|row| (phase.from..=phase.to).contains(&row.index));
+        of.map(|row| row.duration_ns).filter(|&ns| ns > 0).collect()
+    };
     for (before, after) in report.phases.iter().zip(report.phases.iter().skip(1)) {
-        if let (true, Some(old), Some(new)) = (after.epoch != before.epoch, measured(before), measured(after)) {
-            let _ = writeln!(
-                out,
-                "plan {} -> {}: an iteration takes {:.2} of what it took ({:.2}x as fast)",
-                before.epoch,
-                after.epoch,
-                new as f64 / old as f64,
-                old as f64 / new as f64
-            );
+        if after.epoch == before.epoch {
+            continue;
         }
+        let Some(Gain { ratio, is_sure }) = gains::gain(&durations(before), &durations(after)) else { continue };
+        let plans = format!("plan {} -> {}", before.epoch, after.epoch);
+        let _ = match is_sure {
+            true => {
+                writeln!(out, "{plans}: an iteration takes {ratio:.2} of what it took ({:.2}x as fast)", ratio.recip())
+            }
+            false => writeln!(
+                out,
+                "{plans}: an iteration takes about what it took ({ratio:.2} of it, and they differ by that much of themselves)"
+            ),
+        };
     }
 }
 

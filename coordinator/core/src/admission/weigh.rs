@@ -4,6 +4,7 @@
 //! iterations and so makes no gain less sure, but for what so few draws say of it.
 
 use super::Input;
+use crate::estimate::CORRECTION_MAX;
 use adaptis_plan::{Plan, Problem};
 use adaptis_planner::noise::Draws;
 use adaptis_planner::simulate::simulate;
@@ -67,22 +68,25 @@ pub(super) fn weigh(input: &Input<'_>, open: &[usize], after_ratio: f64) -> Opti
     let candidates: Vec<(usize, Jittered)> =
         open.iter().filter_map(|&at| Some((at, Jittered::of(input, &input.candidates[at].plan)?))).collect();
     let before_ns = running.median_ns * input.correction;
+    // Where the model leaves out much, that need not shrink with the rest.
+    let of_gain = input.correction.min(CORRECTION_MAX);
     let mut gains: Vec<Vec<f64>> = vec![Vec::new(); candidates.len()];
     for index in 0..DRAWS {
         let drawn = input.estimated.draw(input.seed, index);
         let Some(before_ns) = iteration_ns(&drawn, input.running) else { continue };
         for (gains, (at, jittered)) in gains.iter_mut().zip(&candidates) {
             let after_ns = iteration_ns(&drawn, &input.candidates[*at].plan);
-            gains.extend(after_ns.map(|after_ns| {
-                (before_ns * running.longer - after_ns * jittered.longer * after_ratio) * input.correction
-            }));
+            gains.extend(
+                after_ns
+                    .map(|after_ns| (before_ns * running.longer - after_ns * jittered.longer * after_ratio) * of_gain),
+            );
         }
     }
     let weights = candidates.iter().zip(gains).filter_map(|((at, jittered), mut gains)| {
         let after_ns = jittered.median_ns * input.correction * after_ratio;
         gains.sort_unstable_by(f64::total_cmp);
         let low = *gains.get((LOW_QUANTILE * gains.len() as f64) as usize)?;
-        let low = low - LOW_DEVIATIONS * running.apart_sd(jittered) * input.correction;
+        let low = low - LOW_DEVIATIONS * running.apart_sd(jittered) * of_gain;
         let gain = before_ns - after_ns;
         Some(Weight {
             candidate: *at,

@@ -217,6 +217,7 @@ impl fmt::Display for Change {
         write!(f, ", seen in iteration {detected}")?;
         let Evidence { works, layers, apart, deviation, slow_links } = evidence;
         match cause {
+            Cause::Throttle if layers == 0 => write!(f, ": its {works} works changed alike, as with another clock"),
             Cause::Throttle => write!(
                 f,
                 ": its {works} works of {layers} layers changed alike, by factors at most {apart:.2} apart, as with another clock"
@@ -252,7 +253,7 @@ impl fmt::Display for Reason {
             Reason::Transient { factor, iterations } => {
                 write!(
                     f,
-                    "it took {factor:.2} times as long for {iterations} iterations and is as before: too short to act on"
+                    "what had changed took {factor:.2} times as long for {iterations} iterations and is as before: too short to act on"
                 )
             }
             Reason::NoCandidate { why } => write!(f, "no plan was found: {why}"),

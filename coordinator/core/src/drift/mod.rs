@@ -143,7 +143,7 @@ const LAYER_LIMITS: Limits = Limits { enter_ln: 0.16, leave_ln: 0.1, threshold_s
 
 /// Iterations from the first one under another plan in which what changes does so with the plan: three cold ones and two.
 const OF_PLAN_ITERATIONS: u64 = 5;
-/// Where it slows down by more than this all the same, it has changed.
+/// Where a device or link slows down by more than this all the same, it has changed.
 const OF_PLAN_MAX: f64 = 1.35;
 
 /// Of the baseline of what drifts little by little: it would follow.
@@ -185,9 +185,9 @@ impl Drift {
         self.switched = Some(step);
     }
 
-    fn is_of_plan(&self, onset: Step, shift: f64) -> bool {
-        let is_early = self.switched.is_some_and(|step| step <= onset && onset.0 < step.0 + OF_PLAN_ITERATIONS);
-        is_early && shift < OF_PLAN_MAX.ln()
+    /// What begins at this iteration does so with the plan.
+    fn is_of_plan(&self, onset: Step) -> bool {
+        self.switched.is_some_and(|step| step <= onset && onset.0 < step.0 + OF_PLAN_ITERATIONS)
     }
 
     /// Takes an iteration's readings, in order of steps. Names the shifts that it confirms. Readings that are no
@@ -253,7 +253,7 @@ impl Drift {
         if confirmed.is_correction {
             return vec![Shift::Corrected(change)];
         }
-        if self.is_of_plan(confirmed.onset, confirmed.shift) {
+        if self.is_of_plan(confirmed.onset) && confirmed.shift < OF_PLAN_MAX.ln() {
             return vec![Shift::WithPlan(change)];
         }
         match (who, found.layer) {
@@ -296,7 +296,8 @@ impl Drift {
             cause: Cause::OneLayer,
             evidence: found.evidence,
         };
-        match self.is_of_plan(onset, shift) {
+        // Its place in a stage is another one, whatever that makes of it.
+        match self.is_of_plan(onset) {
             true => vec![Shift::WithPlan(change)],
             false => self.confirmed(change, showing),
         }

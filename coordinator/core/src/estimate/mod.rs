@@ -81,6 +81,9 @@ use std::sync::Arc;
 pub const CORRECTION_MIN: f64 = 0.9;
 /// Largest correction of a prediction.
 pub const CORRECTION_MAX: f64 = 1.25;
+/// The same where devices share the cores of a host: others may want them as well, and to wake up for works that are short
+/// takes as long as these.
+const CORRECTION_CROWDED_MAX: f64 = 3.0;
 /// Warm iterations below which a prediction is not corrected.
 const CORRECTION_ITERATIONS_MIN: usize = 3;
 /// Devices that left, whose works still tell what their kind costs; the oldest goes.
@@ -385,14 +388,15 @@ impl Estimator {
 
     /// Ratio of the measured iterations of the plan in force to what was predicted of it, jitter included
     /// ([`Estimated::iterations`]), for predictions to be multiplied by: what the model leaves out. Bounded by [`CORRECTION_MIN`] and
-    /// [`CORRECTION_MAX`]. The last one is remembered for as long as a plan has too few iterations since a change.
+    /// [`CORRECTION_MAX`], or [`CORRECTION_CROWDED_MAX`]. The last one is remembered for as long as a plan has too few iterations since a change.
     pub fn prediction_correction(&mut self, epoch: Epoch, predicted_ns: u64) -> f64 {
         if let Some(measured) = self.measured(epoch)
             && measured.iterations >= CORRECTION_ITERATIONS_MIN
             && predicted_ns > 0
         {
             let ratio = measured.median_ns as f64 / predicted_ns as f64;
-            self.correction = ratio.clamp(CORRECTION_MIN, CORRECTION_MAX);
+            let most = if self.crowded.is_empty() { CORRECTION_MAX } else { CORRECTION_CROWDED_MAX };
+            self.correction = ratio.clamp(CORRECTION_MIN, most);
         }
         self.correction
     }

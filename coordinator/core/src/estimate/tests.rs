@@ -7,7 +7,7 @@ mod memory;
 
 use super::random::Random;
 use super::synthetic::{Cluster, MICROBATCHES, Noise, RUN};
-use super::{Estimated, Estimator, JobView, Missing, NotYet, Source};
+use super::{CORRECTION_MAX, Estimated, Estimator, JobView, Missing, NotYet, Source};
 use crate::drift::Who;
 use adaptis_plan::Host;
 use adaptis_planner::{noise, schedule, simulate};
@@ -240,6 +240,10 @@ fn boundary_optimizer_spread_and_iterations_are_measured() {
     let simulated_ns = (measured.median_ns as f64 / 1.06) as u64;
     assert!((estimator.prediction_correction(Epoch(1), simulated_ns) - 1.06).abs() < 1e-3);
     assert!((estimator.prediction_correction(Epoch(2), 1) - 1.06).abs() < 1e-3, "the last one is remembered");
+    // Twice as long is more than a model leaves out, unless others share the cores.
+    assert_eq!(estimator.prediction_correction(Epoch(1), simulated_ns / 2), CORRECTION_MAX);
+    estimator.crowd(&[CrowdedHost { devices: vec![DeviceIndex(0), DeviceIndex(1)], at_once: 1.0 }]);
+    assert!((estimator.prediction_correction(Epoch(1), simulated_ns / 2) - 2.12).abs() < 1e-2);
     estimator.restart_window(Who::Device(DeviceIndex(0)), Step(10));
     assert_eq!(estimator.measured(Epoch(1)).map(|measured| measured.iterations), Some(2));
 }
