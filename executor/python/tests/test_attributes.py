@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import json
 import logging
@@ -11,6 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch.nn import functional
 from torch.optim import SGD
 
 from adaptis import Plan, Schedule
-from adaptis.attributes import Attributes
+from adaptis.attributes import INSIDE_BYTES_MAX, Attributes
 from models import WIDTH
 from plans import random_plan, scheduled
 from ranks import in_ranks
@@ -43,6 +45,26 @@ class Slotted:
 
     def __init__(self) -> None:
         self.count = 0
+
+
+class Private:
+    __slots__ = ("__n",)
+
+    def __init__(self) -> None:
+        self.__n = 0
+
+    def count(self) -> None:
+        self.__n += 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Private) and self.__n == other.__n
+
+
+class Named(dict[str, Any]):
+    """With its entries as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
 
 
 class Point(NamedTuple):
@@ -100,6 +122,13 @@ def test_what_a_list_or_an_object_holds_moves_into_the_one_that_is_there() -> No
         (lambda _: Slotted(), slotted),
         (lambda _: {1, 2}, lambda layer: layer.kept.add(5)),
         (lambda _: torch.zeros(3), lambda layer: layer.kept.add_(1.5)),
+        (lambda _: collections.OrderedDict(a=1, b=2), lambda layer: layer.kept.move_to_end("a")),
+        (lambda _: Named(a=1), lambda layer: layer.kept.update(a=2)),
+        (lambda _: argparse.Namespace(rate=1.0), lambda layer: vars(layer.kept).update(rate=0.5)),
+        (lambda _: numpy.zeros(3), lambda layer: layer.kept.__iadd__(1)),
+        (lambda _: bytearray(b"a"), lambda layer: layer.kept.extend(b"b")),
+        (lambda _: list(range(5000)), grown),
+        (lambda _: Private(), lambda layer: layer.kept.count()),
     ):
         here, there, before = moved(make, change)
         assert there.kept is before and there.kept is not here.kept
@@ -117,6 +146,8 @@ def _told(value: Any) -> Any:
         return [_told(part) for part in value]
     if isinstance(value, Meter):
         return [_told(value.sums), _told(value.mean)]
+    if isinstance(value, numpy.ndarray):
+        return value.tolist()
     return (value.count, value.late) if isinstance(value, Slotted) else value
 
 
@@ -124,8 +155,17 @@ def test_other_values_are_replaced_and_objects_are_made_where_there_are_none() -
     def drawn(layer: Keeping) -> None:
         layer.kept.random()
 
-    here, there, _ = moved(lambda _: random.Random(3), drawn)
-    assert there.kept.random() == here.kept.random()
+    def draw(layer: Keeping) -> None:
+        torch.rand(2, generator=layer.kept)
+
+    for make in (lambda _: random.Random(3), lambda _: numpy.random.default_rng(3)):
+        here, there, before = moved(make, drawn)
+        assert there.kept is before and there.kept.random() == here.kept.random()
+    here, there, before = moved(lambda _: torch.Generator().manual_seed(3), draw)
+    assert there.kept is before
+    assert torch.equal(torch.rand(2, generator=there.kept), torch.rand(2, generator=here.kept))
+    here, there, _ = moved(lambda _: 0, lambda layer: vars(layer).update(kept=torch.eye(2).to_sparse()))
+    assert there.kept.to_dense().tolist() == torch.eye(2).tolist()
     for value in (Point(1, [2]), (1, (2.5, "a")), frozenset({3}), [Meter([1.0])], torch.bfloat16, float("nan"), print, 1 + 2j):
         here, there, _ = moved(lambda _: None, lambda layer: vars(layer).update(kept=value))
         assert repr(there.kept) == repr(value) and type(there.kept) is type(value)
@@ -163,6 +203,106 @@ def test_what_belongs_to_the_layer_is_named() -> None:
     receiver.take(0, sender.leave(0), CPU)
     there.table[2] = 9.0
     assert there.kept.tolist() == [9.0, 7.0]
+
+    def as_complex(layer: Keeping) -> None:
+        layer.kept = torch.view_as_complex(layer.table.view(3, 2)).conj()
+
+    here, there, _ = moved(lambda _: None, as_complex)
+    there.table[1] = 5.0
+    assert there.kept.tolist() == [5j.conjugate(), 2 - 3j, 4 - 5j]
+
+
+def test_a_module_that_no_layer_has_moves_and_another_layers_is_refused() -> None:
+    def follow(layer: Keeping) -> None:
+        with torch.no_grad():
+            layer.kept[0].weight.lerp_(torch.ones(2, 2), 0.5)
+
+    here, there, before = moved(lambda _: [nn.Linear(2, 2)], follow)
+    assert there.kept[0] is before[0] and torch.equal(there.kept[0].weight, here.kept[0].weight)
+
+    def closing(layer: Keeping) -> Any:
+        count = 0
+
+        def counted() -> int:
+            nonlocal count
+            count += 1
+            return count
+
+        return counted
+
+    assert moved(closing, lambda layer: layer.kept())[1].kept() == 2
+    last = Keeping()
+    others: list[nn.Module] = [nn.Linear(2, 2), last]
+    last.kept = [others[0]]
+    assert "1.kept holds layer 0 of another layer" in Attributes(others, []).reaching[0]
+    # The model itself is no layer.
+    last.kept = [nn.Sequential(*others)]
+    assert Attributes(others, []).reaching == []
+
+
+class Counted(nn.Module):
+    """A loss that counts, and keeps a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+        self.mean: Tensor
+        self.steps = 0
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.steps += 1
+        self.mean.lerp_(output.detach().mean(0), 0.1)
+        return functional.mse_loss(output - self.mean, target) / self.steps
+
+
+def _counting(rank: int, world: int, changes: dict[int, int]) -> list[float]:
+    torch.manual_seed(1)
+    schedule = Schedule([nn.Linear(WIDTH, WIDTH) for _ in range(4)], 2, Counted(), plan=random_plan(4, world, 2, 0))
+    x, y = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(2))
+    losses = []
+    for step in range(9):
+        if step in changes:
+            schedule.change(random_plan(4, world, 2, changes[step], epoch=1 + changes[step]))
+        losses.append(schedule.step(x, target=y).item())
+    return losses
+
+
+def test_what_a_loss_keeps_goes_with_the_last_layer() -> None:
+    expected = in_ranks(2, _counting, {})
+    assert in_ranks(2, _counting, {1: 1, 3: 2, 5: 3, 6: 4, 7: 5}) == expected
+
+
+class Rows(nn.Module):
+    """Buffers in the memory of others, and one that is another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("table", torch.zeros(3, WIDTH))
+        self.table: Tensor
+        self.register_buffer("row", self.table[1])
+        self.register_buffer("same", self.table)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table += 0.1
+        return self.linear(x) + self.get_buffer("row") + self.get_buffer("same")[2]
+
+
+def _rows(rank: int, world: int, changes: dict[int, int]) -> list[float]:
+    torch.manual_seed(1)
+    schedule = Schedule([Rows() for _ in range(4)], 2, functional.mse_loss, plan=random_plan(4, world, 2, 0))
+    x, y = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(2))
+    losses = []
+    for step in range(9):
+        if step in changes:
+            schedule.change(random_plan(4, world, 2, changes[step], epoch=1 + changes[step]))
+        losses.append(schedule.step(x, target=y).item())
+    return losses
+
+
+def test_buffers_that_lie_in_one_another_do_so_after_a_move() -> None:
+    expected = in_ranks(2, _rows, {})
+    assert in_ranks(2, _rows, {1: 1, 3: 2, 5: 3, 6: 4, 7: 5}) == expected
 
 
 def test_what_was_deleted_is_and_what_changed_back_does() -> None:
@@ -282,9 +422,44 @@ class Listing(nn.Module):
         return self.linear(x) * (0.5 if len(self.runs) > 7 else 1.0)
 
 
-def _listing(rank: int, world: int, recomputed: bool) -> tuple[list[float], int, str]:
+class Late(Listing):
+    """Lists from its fourth run on, and every third time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = getattr(self, "count", 0) + 1
+        if self.count > 3 and self.count % 3:
+            self.runs.append(self.count)
+        return self.linear(x) * (1.0 + 0.1 * len(self.runs))
+
+
+class Drawing(Listing):
+    """Draws by generators of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generators = [torch.Generator().manual_seed(3)]
+        self.random = random.Random(4)
+        self.array = numpy.zeros(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.array += self.random.random()
+        self.runs.append(len(self.runs))
+        return self.linear(x) * torch.rand(WIDTH, generator=self.generators[0]) + float(self.array.sum())
+
+
+class Large(Listing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = [torch.zeros(INSIDE_BYTES_MAX)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tables[0] += 1
+        return self.linear(x)
+
+
+def _listing(rank: int, world: int, kind: type[Listing], recomputed: bool) -> tuple[list[float], int, str]:
     torch.manual_seed(1)
-    layer = Listing()
+    layer = kind()
     plan = json.loads(scheduled([(0, 1, 0)], 1, 1, 2, random.Random(0), 1).write())
     plan["programs"] = [["0F0", "0F1", "0B0", "0B1"]]
     plan["stages"][0]["recompute"] = [0] if recomputed else []
@@ -303,8 +478,9 @@ def _listing(rank: int, world: int, recomputed: bool) -> tuple[list[float], int,
     return losses, len(layer.runs), "\n".join(told)
 
 
-def test_a_layer_that_changes_what_a_list_holds_is_not_recomputed() -> None:
-    [(losses, runs, told)] = in_ranks(1, _listing, True)
-    [(expected, expected_runs, _)] = in_ranks(1, _listing, False)
-    assert (losses, runs) == (expected, expected_runs) and runs == 12
-    assert "it is not recomputed" in told
+def test_a_layer_is_recomputed_on_what_its_lists_held() -> None:
+    for kind in (Listing, Late, Drawing):
+        [(losses, runs, told)] = in_ranks(1, _listing, kind, True)
+        [(expected, expected_runs, _)] = in_ranks(1, _listing, kind, False)
+        assert (losses, runs, told) == (expected, expected_runs, "")
+    assert "it is not recomputed" in in_ranks(1, _listing, Large, True)[0][2], "it would take too much to put that back"

@@ -165,17 +165,19 @@ class Centred(nn.Module):
         return self.linear(x - self.mean)
 
 
+DICE = torch.Generator().manual_seed(3)
+
+
 class Dicing(nn.Module):
-    """Draws by a generator of its own, which is not put back."""
+    """Draws by a generator that is not its own, which is not put back."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
-        self.generator = torch.Generator().manual_seed(3)
         self.drawn: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Any:
-        self.drawn.append(torch.rand(WIDTH, generator=self.generator))
+        self.drawn.append(torch.rand(WIDTH, generator=DICE))
         return self.linear(x) * self.drawn[-1]
 
 

@@ -147,25 +147,3 @@ def test_what_is_not_trained_otherwise_is_let_through() -> None:
     plain, constant, penalized, masked, of_leaf, frozen = in_ranks(1, _harmless)[0]
     assert (constant, penalized, of_leaf, frozen) == pytest.approx((plain,) * 4)
     assert 0 < masked < plain
-
-
-class Centred(nn.Module):
-    """A loss with a mean that follows what it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("centre", torch.zeros(WIDTH))
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        self.centre.lerp_(output.detach().mean(0), 0.1)
-        return functional.mse_loss(output - self.centre, target)
-
-
-def _centred(rank: int, world: int) -> list[str]:
-    schedule = Schedule(linears(), 2, Centred())
-    return said(lambda: [schedule.step(X, target=Y) for _ in range(3)])
-
-
-def test_a_loss_that_keeps_something_is_told_of() -> None:
-    (told,) = in_ranks(1, _centred)
-    assert len(told) == 1 and "loss_fn changes its buffer 'centre'" in told[0], told

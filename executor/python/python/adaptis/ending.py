@@ -46,14 +46,18 @@ def _seen() -> dict[str, tuple[str, str]] | None:
     """By thread: whether it sleeps, and how often it has begun to. None where that can't be told."""
     found: dict[str, tuple[str, str]] = {}
     try:
-        for task in TASKS.iterdir():
+        tasks = list(TASKS.iterdir())
+    except OSError:
+        return None
+    for task in tasks:
+        try:
             if (task / "comm").read_text().strip() == NAME:
                 lines = (task / "status").read_text().splitlines()
                 told = dict(line.split(":", 1) for line in lines if ":" in line)
                 found[task.name] = told["State"].split()[0], told["voluntary_ctxt_switches"]
-    except ProcessLookupError:
-        # One has just ended.
-        return found
-    except (OSError, KeyError):
-        return None
+        except (ProcessLookupError, FileNotFoundError):
+            # It has just ended.
+            continue
+        except (OSError, KeyError):
+            return None
     return found

@@ -116,34 +116,6 @@ def _are_alike(one: Tensor, other: Tensor) -> bool:
     return torch.equal(state.bytes_of(one), state.bytes_of(other))
 
 
-class LossBuffers:
-    """Tells of a loss that changes its buffers: those of the last layer's rank alone, which stay there when it moves."""
-
-    def __init__(self, loss_fn: Callable[..., Any]) -> None:
-        self.loss_fn = loss_fn
-        self._looks = LOOKS if isinstance(loss_fn, nn.Module) and any(True for _ in loss_fn.buffers()) else 0
-
-    def watched(self, output: Any, target: Any) -> Any:
-        """The loss."""
-        if self._looks == 0:
-            return self.loss_fn(output, target)
-        self._looks -= 1
-        before = self._versions()
-        loss = self.loss_fn(output, target)
-        changed = [name for name, version in self._versions().items() if before.get(name) != version]
-        if changed:
-            self._looks = 0
-            logger.warning(
-                "loss_fn changes its buffer %r, which stays on the rank of the last layer when a plan moves that: make it a "
-                "part of that layer, or start the schedule on a plan that is kept", changed[0]
-            )
-        return loss
-
-    def _versions(self) -> dict[str, tuple[int, int]]:
-        assert isinstance(self.loss_fn, nn.Module)
-        return {name: (id(buffer), buffer._version) for name, buffer in self.loss_fn.named_buffers()}
-
-
 def tell_strangers(schedule: Schedule) -> None:
     """Has it said, once for each, that an optimizer trains layers of a schedule which does not know of it, or what only its
     loss uses."""
@@ -168,6 +140,7 @@ def _stepped(optimizer: Optimizer, *_: Any) -> None:
         if schedule is None or schedule.steps == 0 or (known_as is not None and known_as() is optimizer):
             continue
         looked_at[id(optimizer)] = weakref.ref(optimizer)
+        _tell_of_kept(optimizer, schedule)
         of_loss = [leaf() for leaf in schedule._worker.of_loss]
         if any(part is leaf for part in parameters_of(optimizer) for leaf in of_loss):
             logger.warning(
@@ -183,6 +156,23 @@ def _stepped(optimizer: Optimizer, *_: Any) -> None:
             logger.warning(
                 "an optimizer (%s) that the schedule does not know of trains its layers: what it keeps for a layer is lost "
                 "when a plan moves that; optimizer = schedule.attach(optimizer)", type(optimizer).__name__
+            )
+
+
+def _tell_of_kept(optimizer: Optimizer, schedule: Schedule) -> None:
+    """Of an attached optimizer that keeps tensors otherwise than by parameter in its state."""
+    if not any(optimizer is attached for attached in schedule.optimizers):
+        return
+    known = {id(part) for part in parameters_of(optimizer)}
+    for name, kept in vars(optimizer).items():
+        if name in ("param_groups", "state", "defaults"):
+            continue
+        parts = kept.values() if isinstance(kept, dict) else kept if isinstance(kept, (list, tuple)) else [kept]
+        inner = [part for of in parts for part in (of if isinstance(of, (list, tuple)) else [of])]
+        if any(isinstance(part, Tensor) and part.dim() > 0 and id(part) not in known for part in inner):
+            logger.warning(
+                "an optimizer (%s) keeps tensors in %r and not in its state: they do not move with the layers of their parameters; "
+                "keep them in optimizer.state[parameter]", type(optimizer).__name__, name
             )
 
 

@@ -111,7 +111,9 @@ class Schedule:
         self.steps = 0
         self._tied = state.tied(self.layers)
         self.replicas = Replicas(self.layers)
-        self._attributes = Attributes(self.layers, self._tied)
+        self._attributes = Attributes(self.layers, self._tied, loss_fn)
+        if self._attributes.reaching and self.world > 1:
+            raise ValueError(self._attributes.reaching[0])
         self._worker = Worker(self._attributes, loss_fn, microbatches, self.device, seed, self.replicas.rank)
         self._exchange = Exchange(self.channels, self.device, self._worker.tape)
         self._mover = state.Mover(self.channels, self.device, self._attributes)

@@ -26,6 +26,8 @@ from adaptis.attributes import Attributes, Told
 from adaptis.channels import Channels
 from adaptis.facts import bytes_here
 from adaptis.memory import storage_of
+from adaptis.reading import view_of
+from adaptis.records import Own, View, Writer, deep
 
 logger = logging.getLogger("adaptis")
 
@@ -114,6 +116,8 @@ class _Header:
     extra: dict[str, Any]
     # Buffers that are None.
     absent: list[str]
+    # Buffers that are other ones, or lie in the memory of others.
+    aliases: list[tuple[str, Own | View]]
     attributes: Told
     bytes: int
     digest: str
@@ -155,6 +159,19 @@ def _entries(
         is_passing = own in layer.get_submodule(path)._non_persistent_buffers_set
         add("buffer", name, "passing" if is_passing else "", 0, buffer)
     return entries, tensors, plain
+
+
+def _aliases(layer: nn.Module) -> list[tuple[str, Own | View]]:
+    writer = Writer(layer, {}, {})
+    found: list[tuple[str, Own | View]] = []
+    for name, buffer in layer.named_buffers(remove_duplicate=False):
+        first = writer.own[id(buffer)]
+        where = None if replicas.is_sharded(buffer) else storage_of(buffer)
+        if first != name:
+            found.append((name, Own(first)))
+        elif where is not None and where[1] > 0 and writer.memory[where[0]][0] != name:
+            found.append((name, writer.view(buffer, writer.memory[where[0]])))
+    return found
 
 
 def _format(tensor: Tensor) -> torch.memory_format | None:
@@ -296,11 +313,13 @@ class Mover:
         entries, tensors, plain = _entries(layer, optimizers, done)
         packed = _packed(tensors, self.device)
         extra, attributes = _extra(layer), self.attributes.leave(at)
-        text = pickle.dumps(_Header(entries, plain, extra, _absent(layer), attributes, packed.numel(), _digest(packed)))
-        header = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        length = torch.tensor([header.numel()], dtype=torch.int64, device="cpu")
-        told = [(dist.isend(part, group=self.channels.control, group_dst=to), part) for part in (length, header)]
-        return told + ([(self.channels.send(packed, to, 0), packed)] if packed.numel() else [])
+        header = _Header(entries, plain, extra, _absent(layer), _aliases(layer), attributes, packed.numel(), _digest(packed))
+        with deep():
+            text = pickle.dumps(header)
+        told = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        length = torch.tensor([told.numel()], dtype=torch.int64, device="cpu")
+        sent = [(dist.isend(part, group=self.channels.control, group_dst=to), part) for part in (length, told)]
+        return sent + ([(self.channels.send(packed, to, 0), packed)] if packed.numel() else [])
 
     def _receive(self, sender: int, at: int, optimizers: Sequence[Optimizer]) -> int:
         """Takes a layer's state in. How many bytes came."""
@@ -308,7 +327,8 @@ class Mover:
         dist.recv(length, group=self.channels.control, group_src=sender)
         text = torch.empty(int(length.item()), dtype=torch.uint8, device="cpu")
         dist.recv(text, group=self.channels.control, group_src=sender)
-        header: _Header = pickle.loads(text.numpy().tobytes())
+        with deep():
+            header: _Header = pickle.loads(text.numpy().tobytes())
         packed = torch.empty(header.bytes, dtype=torch.uint8, device=self.device)
         if header.bytes:
             self.channels.receive(packed, sender, 0).wait()
@@ -359,6 +379,11 @@ class Mover:
                     optimizers[entry.optimizer].state[target][entry.detail] = blank
             for optimizer, name, detail, value in header.plain:
                 optimizers[optimizer].state[own[name]][detail] = self._here(value)
+            for name, of in header.aliases:
+                if isinstance(of, Own):
+                    _put(layer, name, own[of.name], True)
+                else:
+                    own[name].data = view_of(own[of.name], of)
         for name in header.absent:
             _put(layer, name, None, True)
 

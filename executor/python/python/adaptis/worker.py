@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptis import chance, guards, replicas
-from adaptis.attributes import Attributes
+from adaptis.attributes import Attributes, Inside
 from adaptis.before import Before, Bypassed, Keeper, rewinding
 from adaptis.memory import is_shared
 from adaptis.outputs import Given, is_again
@@ -60,6 +60,8 @@ class Piece:
     key: int
     # Where a recomputation is due: the layer before the run, and at times what it gave.
     before: Before | None = None
+    # What its lists and objects held.
+    inside: Inside | None = None
     gave: Bundle | None = None
 
 
@@ -142,7 +144,6 @@ class Worker:
         # By layer: its parameters without a gradient, as of its last backward in this iteration.
         self._blank: dict[int, list[Tensor]] = {}
         self._shared = SharedBuffers(layers)
-        self._loss_buffers = guards.LossBuffers(loss_fn)
         # Whether what the loss is computed with was looked at, under these stages.
         self._knows_loss = False
         # Other leaves that the loss was made of.
@@ -156,6 +157,10 @@ class Worker:
         self._repeats: dict[int, int] = {}
         # Layers that are not recomputed, whatever a plan has.
         self._unrepeatable: set[int] = set()
+        # Those of torch.jit, whose state can't be put back.
+        self._scripted = {
+            at for at, layer in enumerate(layers) if any(isinstance(part, torch.jit.ScriptModule) for part in layer.modules())
+        }
         # By layer: how often it was looked at, and how often it gave something else.
         self._looks: dict[int, tuple[int, int]] = {}
 
@@ -167,6 +172,10 @@ class Worker:
         self._looks.clear()
         self._keeper.adopt()
         self._knows_loss = False
+        recomputed = {layer for stage in stages.values() for layer in stage.recomputed}
+        for layer in (recomputed & self._scripted) - self._unrepeatable:
+            self._unrepeatable.add(layer)
+            logger.warning("layer %s has a module of torch.jit: it is not recomputed, as the plan has it, and its graph is kept", layer)
         self._is_whole = any(stage.first == 0 and stage.end == len(self.layers) for stage in stages.values())
 
     def begin(self, share: Share) -> None:
@@ -213,6 +222,7 @@ class Worker:
             # On a host to look costs little.
             is_looked_at = is_its_turn or self.device.type == "cpu"
             before = self._keeper.before(layer, is_looked_at) if is_recomputed else None
+            inside = self._attributes.inside(layer) if is_recomputed else None
             # What a run works on is no more what it was.
             trial = self._keeper.before(layer, False) if is_recomputed and layer not in self._repeats else None
             if self.tape.is_due(layer, microbatch):
@@ -222,11 +232,13 @@ class Worker:
             passed = self._given.setdefault(layer, Given(layer)).pass_on(outputs, inputs)
             value = tuple(_leaf(part, of.requires_grad) for part, of in zip(passed, outputs))
             if before is not None and not (
-                self._keeper.holds(layer, before) and self._is_repeatable(layer, inputs, number, trial, value)
+                self._keeper.holds(layer, before)
+                and self._is_inside_kept(layer, inside)
+                and self._is_repeatable(layer, inputs, number, trial, inside, value)
             ):
                 # It changes what was not kept: this once, its graph is.
                 is_recomputed, before = False, None
-            piece = Piece(inputs, None if is_recomputed else outputs, number, before)
+            piece = Piece(inputs, None if is_recomputed else outputs, number, before, inside)
             if is_recomputed and (self._repeats.setdefault(layer, self.share.step) == self.share.step or is_its_turn):
                 piece.gave = value
             kept.pieces.append(piece)
@@ -239,31 +251,46 @@ class Worker:
         self.tape.end()
         return value if kept.loss is None else None
 
-    def _is_repeatable(self, layer: int, inputs: Bundle, number: int, before: Before | None, gave: Bundle) -> bool:
+    def _is_repeatable(
+        self, layer: int, inputs: Bundle, number: int, before: Before | None, inside: Inside | None, gave: Bundle
+    ) -> bool:
         """Whether a layer gives the same when it runs again, as it is to; it is tried once under a plan. One that does not has
         its graph kept from then on."""
         if before is None:
             return True
         rewind = rewinding(self.layers[layer])
-        was = self._attributes.look(layer)
+        was = self._attributes.inside(layer)
+        self._attributes.put_back(layer, inside, self.device)
         try:
             with before.again():
                 again = self._run(layer, inputs, number)
             is_repeatable = len(gave) == len(again) and all(map(is_again, gave, again))
         except Bypassed:
             is_repeatable = False
-        # By what is within them: the attributes themselves are what they were.
-        if self._attributes.put_back(layer, was, self.device):
-            is_repeatable = False
         if not is_repeatable:
             rewind()
-            self._unrepeatable.add(layer)
-            logger.warning(
-                "layer %s gives another result when it runs again on the same input, or changes its buffers by other ways than "
-                "their names, or what its lists and objects hold: it is not recomputed, as the plan has it, and its graph is kept, "
-                "which takes more memory; keep what its result depends on in a buffer, or let it not change it", layer
-            )
+        self._attributes.put_back(layer, was, self.device)
+        if not is_repeatable:
+            self._tell_unrepeatable(layer)
         return is_repeatable
+
+    def _is_inside_kept(self, layer: int, inside: Inside | None) -> bool:
+        """Whether what a layer's lists and objects hold can be put back after a run, or was left alone by it."""
+        if inside is None or inside.told is not None:
+            return True
+        now = self._attributes.inside(layer)
+        is_kept = now is not None and now.number == inside.number
+        if not is_kept:
+            self._tell_unrepeatable(layer)
+        return is_kept
+
+    def _tell_unrepeatable(self, layer: int) -> None:
+        self._unrepeatable.add(layer)
+        logger.warning(
+            "layer %s gives another result when it runs again on the same input, or changes its buffers by other ways than "
+            "their names, or much that its lists and objects hold: it is not recomputed, as the plan has it, and its graph is kept, "
+            "which takes more memory; keep what its result depends on in a buffer, or let it not change it", layer
+        )
 
     def _is_its_turn(self, layer: int, microbatch: int) -> bool:
         """Whether the recomputation of a layer is looked at once more: one at a time, one after the other."""
@@ -307,7 +334,7 @@ class Worker:
         with torch.enable_grad():
             output = outputs[0] if len(outputs) == 1 else outputs
             try:
-                loss = self._loss_buffers.watched(output, self.share.targets[microbatch])
+                loss = self.loss_fn(output, self.share.targets[microbatch])
             except RuntimeError as error:
                 if "leaf Variable" in str(error):
                     hint = "loss_fn changes the output in place; let it work on a copy, as output = output / 2"
@@ -452,6 +479,14 @@ class Worker:
                 f"layer {layer} changed a large buffer for a later microbatch and none for an earlier one, which is recomputed "
                 "now and would see the change: let it change it for the first microbatch of a step, too"
             )
+        now = self._attributes.inside(layer)
+        if piece.inside is not None and piece.inside.told is None and (now is None or now.number != piece.inside.number):
+            raise RuntimeError(
+                f"layer {layer} changed much that its lists and objects hold for a later microbatch and not for an earlier one, which "
+                "is recomputed now and would see the change: let it change it for the first microbatch of a step, too, or keep it "
+                "in a buffer"
+            )
+        self._attributes.put_back(layer, piece.inside, self.device)
         try:
             with piece.before.again():
                 outputs = self._run(layer, piece.inputs, piece.key)
@@ -460,6 +495,7 @@ class Worker:
                 f"layer {layer} changes a buffer by another way than its name, as through a list of its buffers, and so once more "
                 "where it is recomputed: let it change it by its name"
             ) from None
+        self._attributes.put_back(layer, now, self.device)
         if piece.gave is not None and self._is_other(layer, piece.gave, outputs):
             raise RuntimeError(
                 f"layer {layer} gives another result when it runs again on the same input, so that its gradients would be "

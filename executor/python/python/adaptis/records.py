@@ -1,0 +1,502 @@
+"""What a value is, written down such that it can be told from another one, be sent, and be made of what another rank has.
+
+    record = Writer(layer, shared, others).written(value)       number_of(record) is another one for another value
+    value = Reader(layer, device).read(record, now)             `reading`
+
+1. Numbers, texts, containers, arrays, tensors, objects of the script's own classes, modules that no layer has, and what functions close
+   over are gone into; what else can be pickled is taken as a whole, with the tensors in it.
+2. Containers, objects, arrays, generators of random numbers and tensors stay the same ones where `now` is like them and get
+   other contents, so that whoever else holds them sees it.
+3. A module, parameter or buffer that has a name is named, and so are tensors that lie in the memory of one.
+4. What can't be looked into, as a lock or a file, is left as it is on each rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import pickle
+import random
+import sys
+import types
+from dataclasses import dataclass
+from typing import Any, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adaptis._native import digest
+from adaptis.memory import storage_of
+from adaptis.replicas import is_sharded
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+"""What has no parts and never changes."""
+PARTS_MAX = 1 << 20
+"""Of a value, with the parts of its parts; what has more is not gone into."""
+WHOLE_MIN = 1 << 12
+"""A container with more parts is taken as a whole where it can be."""
+WHOLE_BYTES_MAX = 1 << 30
+DEPTH = 10_000
+"""Of parts in parts, in frames."""
+
+NOTHING: Any = object()
+"""There is no value."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """What has a name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor in the memory of a parameter or buffer."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    # In bytes, from where that begins.
+    offset: int
+    is_conj: bool
+    is_neg: bool
+
+
+@dataclass(frozen=True)
+class Again:
+    """What was met before."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is made of others in an order, or in none."""
+
+    number: int
+    of: type
+    parts: list[Any]
+    # Of a deque, how many it takes.
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A dict."""
+
+    number: int
+    of: type
+    rows: list[tuple[Any, Any]]
+    factory: Any = None
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object, what it contains, and its attributes."""
+
+    number: int
+    name: str
+    # Where it can be sent.
+    of: type | None
+    contents: Any
+    state: list[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class Closure:
+    """What a function closes over, or the object that a method is of."""
+
+    number: int
+    name: str
+    cells: list[Any]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What is pickled, without the tensors in it."""
+
+    number: int
+    pickled: bytes
+    tensors: list[Any]
+
+
+@dataclass(frozen=True)
+class Array:
+    """A tensor with a memory of its own."""
+
+    number: int
+    tensor: Tensor
+    is_on_device: bool
+    is_parameter: bool
+    requires_grad: bool
+
+    def __repr__(self) -> str:
+        told = (self.number, self.tensor.dtype, tuple(self.tensor.shape), self.is_on_device, self.requires_grad)
+        return f"Array({told}, {[digest(bytes_of(part)) for part in _dense(self.tensor)]})"
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left to each rank."""
+
+    why: str
+    # It may make a difference.
+    counts: bool = False
+
+
+IN_ORDER = (list, collections.deque)
+_FIXED = (tuple, frozenset)
+_TABLES = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+OF_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.Generator)
+NAMED = (types.FunctionType, types.BuiltinFunctionType, type)
+_LIKE_SCRIPTS = (argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList)
+_HARMLESS = ("_thread", "threading", "_io", "io", "weakref", "logging", "torch", "adaptis")
+"""Where classes come from whose objects make no difference to results."""
+_OF_MODULES = ("_parameters", "_buffers", "_modules", "training")
+
+
+def _dense(tensor: Tensor) -> list[Tensor]:
+    return [tensor._indices(), tensor._values()] if tensor.layout == torch.sparse_coo else [tensor]
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    return flat.numpy().tobytes()
+
+
+def called(of: type) -> str:
+    return f"{of.__module__}.{of.__qualname__}"
+
+
+def tensors_of(layer: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each once, by name."""
+    return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+
+
+class _TooMuch(Exception):
+    """It has more parts than are gone into."""
+
+
+class Writer:
+    """Writes down what values are."""
+
+    def __init__(
+        self, layer: nn.Module | None, shared: Mapping[int, Any], others: Mapping[int, str], copies: bool = False
+    ) -> None:
+        # Of the layer, by what it is, and where its tensors lie.
+        self.own: dict[int, str] = {}
+        self.memory: dict[int, tuple[str, int]] = {}
+        if layer is not None:
+            self.own.update((id(module), path) for path, module in layer.named_modules())
+            for name, part in tensors_of(layer).items():
+                self.own[id(part)] = name
+                where = None if is_sharded(part) else storage_of(part)
+                if where is not None and where[1] > 0:
+                    self.memory.setdefault(where[0], (name, int(part.storage_offset()) * part.element_size()))
+        # What several layers reach, and what others have.
+        self.shared = shared
+        self.others = others
+        # Whether tensors are to stay what they are.
+        self.copies = copies
+        self.forget()
+
+    def forget(self) -> None:
+        """What comes is written without what was met before."""
+        # By what it is: the number of what was met; it is held, so that nothing else is taken for it.
+        self.numbers: dict[int, int] = {}
+        self.met: list[Any] = []
+        # Of the last value: it has views, tensors of other layers, and what is left to each rank and may count.
+        self.has_views = False
+        self.of_others: list[str] = []
+        self.missed: list[str] = []
+        # Fixed ones that are being gone through.
+        self._open: set[int] = set()
+        self._depth = 0
+
+    def written(self, value: Any) -> Any:
+        """A value."""
+        self.left = PARTS_MAX
+        self._open.clear()
+        # Modules that no layer has, as the whole model, that are being gone through.
+        self._depth = 0
+        try:
+            with deep():
+                return self._write(value)
+        except (_TooMuch, RecursionError):
+            return self._leave("something too large", True)
+
+    def _write(self, value: Any) -> Any:
+        if type(value) in PLAIN:
+            return value
+        name = self.own.get(id(value))
+        if name is not None:
+            return Own(name)
+        if id(value) in self.shared:
+            return Left("what several layers share")
+        if id(value) in self.others:
+            if not self._depth:
+                self.of_others.append(self.others[id(value)])
+            return Left("what another layer has")
+        number = self.numbers.get(id(value))
+        if number is not None:
+            return self._leave("what holds itself", True) if id(value) in self._open else Again(number)
+        self.left -= 1
+        if self.left < 0:
+            raise _TooMuch
+        number = self.numbers[id(value)] = len(self.met)
+        self.met.append(value)
+        if isinstance(value, Tensor):
+            return self._tensor(value, number)
+        of = type(value)
+        if of in IN_ORDER or of is set or of in _TABLES:
+            return self._contents(value, of, number)
+        if of in _FIXED or (issubclass(of, tuple) and hasattr(of, "_fields") and _is_found(of)):
+            self._open.add(id(value))
+            parts = Parts(number, of, self._all(value))
+            self._open.remove(id(value))
+            return parts
+        if isinstance(value, nn.Module):
+            return self._module(value, number)
+        if isinstance(value, types.FunctionType) and value.__closure__:
+            cells = [cell.cell_contents if is_filled(cell) else None for cell in value.__closure__]
+            return Closure(number, value.__qualname__, self._all(cells))
+        if isinstance(value, (types.MethodType, types.BuiltinMethodType)) and not isinstance(
+            value.__self__, (types.ModuleType, type, type(None))
+        ):
+            return Closure(number, value.__name__, [self._write(value.__self__)])
+        if _is_gone_into(of):
+            base = next((base for base in (dict, list, set, collections.deque) if issubclass(of, base)), None)
+            contents = None if base is None else self._contents(value, _plain_base(of, base), number)
+            state = [(name, self._write(part)) for name, part in state_of(value).items()]
+            return Object(number, called(of), of if _is_found(of) else None, contents, state)
+        return self._whole(value, number)
+
+    def _contents(self, value: Any, of: type, number: int) -> Any:
+        if len(value) > WHOLE_MIN:
+            whole = self._whole(value, number, is_tried=True)
+            if whole is not None:
+                return whole
+        if of not in _TABLES:
+            return Parts(number, of, self._all(value), value.maxlen if isinstance(value, collections.deque) else None)
+        factory = value.default_factory if isinstance(value, collections.defaultdict) else None
+        rows = [(self._write(key), self._write(part)) for key, part in list(value.items())]
+        return Table(number, of, rows, None if factory is None else self._write(factory))
+
+    def _all(self, values: Any) -> list[Any]:
+        self.left -= len(values)
+        return [value if type(value) in PLAIN else self._write(value) for value in list(values)]
+
+    def _module(self, value: nn.Module, number: int) -> Any:
+        """One that no layer has as its own."""
+        if isinstance(value, torch.jit.ScriptModule):
+            return self._leave(called(type(value)), True)
+        own = vars(value)
+        kept = {name: part for name, part in own.items() if name in _OF_MODULES or name not in OF_MODULES}
+        # What has these as keys is made by torch itself.
+        for name in ("_parameters", "_buffers", "_modules"):
+            kept[name] = dict(kept.get(name, {}))
+        self._depth += 1
+        state = [(name, self._write(part)) for name, part in kept.items()]
+        self._depth -= 1
+        return Object(number, called(type(value)), None, None, state)
+
+    def _tensor(self, value: Tensor, number: int) -> Any:
+        where = None if is_sharded(value) else storage_of(value)
+        if where is None or value.layout not in (torch.strided, torch.sparse_coo):
+            # Sparse ones have no memory of their own.
+            if is_sharded(value) or value.layout != torch.sparse_coo:
+                return self._leave(f"a tensor of {value.layout}", True)
+        of = self.memory.get(where[0]) if where is not None and where[1] > 0 else None
+        if of is not None:
+            self.has_views = True
+            return self.view(value, of)
+        tensor = value.detach().cpu().clone() if self.copies else value.detach()
+        requires_grad = value.requires_grad and value.is_leaf
+        return Array(number, tensor, value.device.type != "cpu", isinstance(value, nn.Parameter), requires_grad)
+
+    def view(self, value: Tensor, of: tuple[str, int]) -> View:
+        """A tensor in the memory of another one, whose name and beginning it is given."""
+        offset = int(value.storage_offset()) * value.element_size() - of[1]
+        shape, stride = tuple(value.shape), tuple(value.stride())
+        return View(of[0], value.dtype, shape, stride, offset, value.is_conj(), value.is_neg())
+
+    def _whole(self, value: Any, number: int, is_tried: bool = False) -> Any:
+        tensors: list[Any] = []
+
+        def take_out(tensor: Tensor) -> int:
+            tensors.append(tensor)
+            return len(tensors) - 1
+
+        met = len(self.met)
+        pickled = _pickled(value, take_out)
+        records = [] if pickled is None else [self._write(tensor) for tensor in tensors]
+        if pickled is None or any(isinstance(record, Left) for record in records):
+            for part in self.met[met:]:
+                del self.numbers[id(part)]
+            del self.met[met:]
+            return None if is_tried else self._leave(called(type(value)), _counts(value))
+        return Whole(number, pickled, records)
+
+    def _leave(self, why: str, counts: bool) -> Left:
+        if counts:
+            self.missed.append(why)
+        return Left(why, counts)
+
+
+OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes that all modules have, but which of them train: most often the script says so, on all ranks, else a layer."""
+
+
+def number_of(record: Any) -> str:
+    """Another one for what is another. NaN is what it was."""
+    try:
+        with deep():
+            return digest(repr(record).encode())
+    except RecursionError:
+        return "too deep"
+
+
+def bytes_in(record: Any) -> int:
+    """How much a record keeps of tensors and of what is taken as a whole."""
+    if isinstance(record, Array):
+        return int(record.tensor.nbytes)
+    if isinstance(record, Whole):
+        return len(record.pickled) + sum(map(bytes_in, record.tensors))
+    if isinstance(record, Table):
+        return sum(bytes_in(key) + bytes_in(part) for key, part in record.rows)
+    if isinstance(record, Object):
+        return bytes_in(record.contents) + sum(bytes_in(part) for _, part in record.state)
+    inner = record.parts if isinstance(record, Parts) else record.cells if isinstance(record, Closure) else ()
+    return sum(bytes_in(part) for part in inner if type(part) not in PLAIN)
+
+
+@contextlib.contextmanager
+def deep() -> Iterator[None]:
+    """Parts in parts in parts, as in a list whose links are objects."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, DEPTH))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def is_gone_into(value: Any) -> bool:
+    """Whether it stays the same one where its contents change."""
+    of = type(value)
+    if of in IN_ORDER or of is set or of in _TABLES or isinstance(value, (Tensor, nn.Module, random.Random, bytearray)):
+        return True
+    return is_of_numpy(of) or _is_gone_into(of)
+
+
+def is_of_numpy(of: type) -> bool:
+    return of.__module__.partition(".")[0] == "numpy" and of.__name__ in ("ndarray", "Generator", "RandomState")
+
+
+def _is_gone_into(of: type) -> bool:
+    """Whether it is a class of people's own, whose objects are what they contain and what their attributes are."""
+    for base in of.__mro__[:-1]:
+        root = base.__module__.partition(".")[0]
+        is_abstract = root in ("abc", "typing") or base.__module__ in ("collections.abc", "_collections_abc")
+        if is_abstract or base in (*_LIKE_SCRIPTS, *_TABLES, *IN_ORDER, set):
+            continue
+        if root in ("torch", "numpy", "adaptis"):
+            return False
+        if root in sys.stdlib_module_names and root != "__main__":
+            return False
+        for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"):
+            if name in vars(base) and getattr(vars(base)[name], "__module__", None) != "dataclasses":
+                return False
+    return not issubclass(of, (BaseException, type)) and (hasattr(of, "__dict__") or slots_of(of) != [])
+
+
+def _plain_base(of: type, base: type) -> type:
+    """As which container one's contents are written."""
+    return next((known for known in _TABLES[1:] if issubclass(of, known)), base)
+
+
+def slots_of(of: type) -> list[str]:
+    found: list[str] = []
+    for base in of.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else list(slots):
+            is_private = name.startswith("__") and not name.endswith("__")
+            found.append(f"_{base.__name__.lstrip('_')}{name}" if is_private else name)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
+
+
+def state_of(value: Any) -> dict[str, Any]:
+    slots = {name: getattr(value, name) for name in slots_of(type(value)) if hasattr(value, name)}
+    return {**slots, **dict(getattr(value, "__dict__", {}))}
+
+
+class _Bounded(io.BytesIO):
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > WHOLE_BYTES_MAX:
+            raise _TooMuch
+        return super().write(data)
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, text: Any, take_out: Any) -> None:
+        super().__init__(text, protocol=4)
+        self.take_out = take_out
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            raise pickle.PicklingError("it holds what belongs to a layer")
+        return self.take_out(value) if isinstance(value, Tensor) else None
+
+
+class Unpickler(pickle.Unpickler):
+    def __init__(self, text: Any, tensors: list[Any]) -> None:
+        super().__init__(text)
+        self.tensors = tensors
+
+    def persistent_load(self, number: Any) -> Any:
+        return self.tensors[number]
+
+
+def _pickled(value: Any, take_out: Any) -> bytes | None:
+    of = type(value)
+    if of.__module__.partition(".")[0] in ("torch", "adaptis") and of not in OF_TORCH:
+        return None
+    if isinstance(value, NAMED) and not _is_found(value):
+        return None
+    if hasattr(value, "__next__") and of.__module__ != "itertools" and of.__module__ != "builtins":
+        return None
+    text = _Bounded()
+    try:
+        _Pickler(text, take_out).dump(value)
+    except Exception:
+        return None
+    return text.getvalue()
+
+
+def _is_found(value: Any) -> bool:
+    """Whether others find it by its name."""
+    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def _counts(value: Any) -> bool:
+    """Whether what it holds, and nobody sees, may make a difference to results."""
+    if isinstance(value, (*NAMED, types.ModuleType)):
+        return False
+    of = type(value)
+    root = of.__module__.partition(".")[0]
+    return root not in _HARMLESS or of.__name__ in ("WeakKeyDictionary", "WeakValueDictionary", "WeakSet")
