@@ -331,7 +331,9 @@ fn closing(out: &mut String, dir: &Path, report: &Report) {
     if report.iterations.is_empty() {
         let _ = writeln!(out, "\nno iteration was measured: the job ended before it was followed");
     } else {
-        let _ = writeln!(out, "\n{} iterations in {}{losses}", report.iterations.len(), milliseconds(total_ns));
+        let mode = Some(&report.configuration.mode).filter(|mode| !mode.is_empty());
+        let mode = mode.map_or_else(String::new, |mode| format!(", mode {mode}"));
+        let _ = writeln!(out, "\n{} iterations in {}{losses}{mode}", report.iterations.len(), milliseconds(total_ns));
     }
     let end = match (&report.failure, &report.final_state_digest) {
         (Some(failure), _) => format!("the run failed: {failure}"),

@@ -22,6 +22,7 @@ use crate::predict::{CannotPredict, Cell, MeasuredPhase, Prediction, Source};
 use adaptis_plan::problem::TOTAL_MAX;
 use adaptis_plan::{Cost, Device, FormatError, Layer, Link, Problem};
 use adaptis_proto::message::JobLayer;
+use adaptis_proto::rates::Calibrated;
 use adaptis_proto::sample::Phase;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -156,6 +157,13 @@ pub fn next_job(request: &Request<'_>, profiles: &Profiles, predict: Predict<'_>
     }
     let overhead = between::overhead(request, profiles, &mut assembly.remarks);
     let crossing_ns = overhead.transfer_ns.unwrap_or(0);
+    let mut on_hosts: BTreeMap<&str, usize> = BTreeMap::new();
+    let is_host = |wanted: &&Wanted| Calibrated::of_kind(&wanted.device.kind) == Calibrated::Host;
+    for wanted in request.devices.iter().filter(is_host) {
+        *on_hosts.entry(&wanted.node).or_default() += 1;
+    }
+    let crowded = on_hosts.into_iter().filter(|&(_, ranks)| ranks > 1);
+    assembly.remarks.extend(crowded.map(|(node, ranks)| Remark::OwnCores { node: node.to_owned(), ranks }));
     let links = between::links(request, profiles, crossing_ns, &mut assembly.remarks);
     let layer = |layer: &JobLayer| Layer {
         name: layer.name.clone(),

@@ -16,7 +16,7 @@ from typing import Iterator
 import pytest
 
 from adaptis.clock import HostClock, Work
-from adaptis.cores import Own, Waits, crowds
+from adaptis.cores import Own, beside, Waits, crowds
 from adaptis.tape import FORWARD, RECOMPUTE
 from test_examples import bits, file
 from test_session import COMMAND, clean, torchrun
@@ -46,9 +46,14 @@ def test_ranks_share_cores_where_they_have_more_threads_than_there_are() -> None
     # Who sleeps half of the time leaves a core to others; another replica takes half of them.
     assert crowds([_own({0, 1}, computing=0.5)] * 4) == []
     assert crowds([_own({0, 1}, computing=0.8)] * 4) == [([0, 1, 2, 3], 2.5)]
-    assert crowds([_own({0, 1}, beside=4)] * 2) == [([0, 1], 1.0)]
-    assert crowds([_own(four, beside=4)] * 2) == []
+    assert crowds([_own({0, 1}, beside=2)] * 2) == [([0, 1], 1.0)]
+    assert crowds([_own(four, beside=2)] * 2) == []
     assert crowds([]) == []
+
+
+def test_replicas_that_may_use_the_same_cores_are_counted() -> None:
+    own = _own({0, 1})
+    assert beside(own, [own, _own({1, 2}), _own({2, 3}), _own({0, 1}, host="b")]) == 2
 
 
 def _keep_busy() -> None:

@@ -127,5 +127,5 @@ def test_what_a_scaler_can_not_do_is_refused() -> None:
     for texts in in_ranks(2, _misused):
         assert_said(
             texts,
-            ["a schedule has one GradScaler", "GradScaler's scale or requires_grad differs from rank to rank"],
+            ["a schedule has one GradScaler", "GradScaler's scale, requires_grad or the mode that is asked for differs from rank to rank"],
         )

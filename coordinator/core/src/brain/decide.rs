@@ -1,6 +1,6 @@
 //! Decisions: what a search found is audited and weighed, and what was promised is held against what came.
 
-use super::adapt::{Pending, Searching, scaled};
+use super::adapt::{Pending, Searching};
 use super::wanted::Staying;
 use super::{Advice, Announcement, Brain, Effect, Mode};
 use crate::admission::{self, Candidate, Input, Judgement, Trigger};
@@ -131,7 +131,8 @@ impl Brain {
         let findings: Vec<String> =
             audit(as_it_ran.as_ref().unwrap_or(problem), &before).iter().map(ToString::to_string).collect();
         let is_valid = findings.is_empty();
-        let after_ns = fit.estimated.iterations(&before).map_or(0, |draws| draws.median_ns());
+        // Both plans have been measured, which says more than a model that was wrong of one of them.
+        let takes_ns = measured.map_or(fit.predicted_ns, |measured| measured.median_ns);
         let transfer_ns = moves::transfer_ns(problem, &moves::moves(problem, &running, &before));
         let decision = Decision {
             number: self.number(),
@@ -141,8 +142,8 @@ impl Brain {
             detected_iteration: step,
             change: None,
             epoch: None,
-            predicted_before_ns: fit.predicted_ns,
-            predicted_after_ns: scaled(after_ns, fit.correction),
+            predicted_before_ns: takes_ns,
+            predicted_after_ns: takes_ns.saturating_sub(u64::try_from(loss_ns).unwrap_or(0)),
             gain_low_ns: loss_ns,
             cost_ns: transfer_ns,
         };

@@ -53,9 +53,9 @@ impl Brain {
 
     fn undecided_change(&self) -> Option<crate::drift::Change> {
         let change = self.phases.last()?.change?;
-        let is_it =
-            |of: crate::drift::Change| (of.who, of.onset, of.detected) == (change.who, change.onset, change.detected);
-        let decides = |decision: &Decision| decision.change.is_some_and(is_it) && self.is_settled(decision);
+        // Of several, the one that says most is told with the decision on all of them.
+        let is_on_it = |decision: &Decision| decision.change.is_some() && decision.iteration >= change.detected;
+        let decides = |decision: &Decision| is_on_it(decision) && self.is_settled(decision);
         (!self.decisions.iter().any(decides)).then_some(change)
     }
 

@@ -29,6 +29,13 @@ pub enum Remark {
         /// Of which layers.
         signature: String,
     },
+    /// Several ranks work on the cores of one host, which may be too few for them.
+    OwnCores {
+        /// The node.
+        node: String,
+        /// How many ranks.
+        ranks: usize,
+    },
     /// No transfer from one kind to another was measured: those of the other direction count.
     LinkOfOtherDirection {
         /// Sender.
@@ -121,6 +128,11 @@ impl fmt::Display for Remark {
             Remark::HeldUntilW { signature } => {
                 write!(f, "guessed: all that {signature} holds is held until its weight gradient")
             }
+            Remark::OwnCores { node, ranks } => write!(
+                f,
+                "guessed: the {ranks} ranks on the cores of {node} have cores enough (where they share them, a problem says so by \
+                 its `hosts`)"
+            ),
             Remark::LinkOfOtherDirection { from, to } => {
                 write!(f, "guessed: the link from {from} to {to} is as the one back")
             }

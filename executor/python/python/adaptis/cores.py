@@ -30,22 +30,23 @@ class Own:
     threads: int
     computing: float
     """The share of its works, but for waits for a core, in which a thread of it computes: a layer may also sleep."""
-    beside: int
-    """Ranks of its host, itself and those of other replicas among them, that go round among the same cores."""
+    beside: int = 1
+    """Ranks with the same part of the pipeline, itself among them, that may use some of the same cores."""
 
     @staticmethod
-    def here(computing: float, replicas: int) -> Own:
+    def here(computing: float, beside: int) -> Own:
         cores = frozenset(os.sched_getaffinity(0))
         quota = _quota()
         # Containers of one machine share its cores, but none shares another one's quota.
         container = "" if quota is None else _told(lambda: os.readlink("/proc/self/ns/cgroup"))
         host = _told(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()) or os.uname().nodename
         host += container
-        # Who is bound to some of the cores has them for itself.
-        local = os.environ.get("LOCAL_WORLD_SIZE", "")
-        is_among_all = replicas > 1 and local.isdecimal() and len(cores) == os.cpu_count()
-        beside = int(local) if is_among_all else 1
         return Own(host, cores, min(len(cores), quota or len(cores)), torch.get_num_threads(), computing, beside)
+
+
+def beside(own: Own, others: Sequence[Own]) -> int:
+    """How many of these ranks, itself among them, may use some of a rank's cores."""
+    return sum(other.host == own.host and bool(other.cores & own.cores) for other in others)
 
 
 def crowds(owns: Sequence[Own | None]) -> list[tuple[list[int], float]]:
@@ -60,7 +61,7 @@ def crowds(owns: Sequence[Own | None]) -> list[tuple[list[int], float]]:
             members = [of_host[rank] for rank in together]
             cores: float = min(len(frozenset().union(*(own.cores for own in members))), max(own.at_most for own in members))
             # What other replicas leave: they do the same at the same time.
-            cores *= len(members) / max(len(members), *(own.beside for own in members))
+            cores *= len(members) / sum(own.beside for own in members)
             demand = sum(own.threads * own.computing for own in members) / len(members)
             if demand * len(members) > cores:
                 found.append((together, cores / demand))

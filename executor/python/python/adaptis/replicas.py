@@ -135,6 +135,13 @@ class Replicas:
         dist.all_gather_into_tensor(gathered, numbers.flatten(), group=self._control)
         return gathered.view(self.size, *numbers.shape)
 
+    def told(self, own: Any) -> list[Any]:
+        """What each replica says of itself, in order."""
+        said = [own] * self.size
+        if self.group is not None:
+            dist.all_gather_object(said, own, group=self._control)
+        return said
+
     def reduce(self, tensor: Tensor, how: Any = dist.ReduceOp.SUM) -> None:
         """In place, over all replicas."""
         if self.group is not None:

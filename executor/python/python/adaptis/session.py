@@ -36,6 +36,7 @@ from adaptis.facts import Fact, told
 from adaptis.tape import OPTIMIZER, Tape
 
 if TYPE_CHECKING:
+    from adaptis.replicas import Replicas
     from adaptis.schedule import Schedule
 
 logger = logging.getLogger("adaptis")
@@ -131,6 +132,10 @@ class Seat:
         # The share of their time in which layers on a host compute, once the first step has told.
         self._is_looking = False
         self._computing: float | None = None
+        # Ranks of other replicas that share its cores, and itself.
+        self._beside = 1
+        if schedule.replicas.size > 1 and schedule.device.type == "cpu":
+            self._beside = _beside(schedule.replicas)
         if settings is not None and isinstance(self.tape.clock, HostClock):
             # In the first step, of which nothing is recorded.
             self.tape.clock.look_who_computes()
@@ -250,7 +255,8 @@ class Seat:
         """Declares the job, if all ranks want to."""
         if self._is_looking and self.schedule._forms:
             assert isinstance(self.tape.clock, HostClock)
-            self._computing = self.tape.clock.computing()
+            # What waits for shards to come from other replicas does not sleep.
+            self._computing = self.tape.clock.computing() if self.schedule.replicas.size == 1 else 1.0
             self._is_looking = False
             self._stop_recording()
         if not all(votes):
@@ -274,7 +280,7 @@ class Seat:
         cores_here: cores.Own | None = None
         try:
             if self._computing is not None:
-                cores_here = cores.Own.here(self._computing, schedule.replicas.size)
+                cores_here = cores.Own.here(self._computing, self._beside)
         except Exception as error:
             logger.warning("this rank can't tell its cores: %s: %s", type(error).__name__, error)
         dist.all_gather_object(parts, (run, own, cores_here), group=schedule.channels.control)
@@ -433,6 +439,17 @@ class Seat:
         except Exception as trouble:
             native.fail(f"{type(trouble).__name__}: {trouble}", FAREWELL_SECONDS)
             logger.warning("the end of the job was not told: %s: %s", type(trouble).__name__, trouble)
+
+
+def _beside(others: Replicas) -> int:
+    """Ranks of all replicas with this part of the pipeline that share this one's cores."""
+    here: cores.Own | None = None
+    try:
+        here = cores.Own.here(1.0, 1)
+    except Exception as error:
+        logger.warning("this rank can't tell its cores: %s: %s", type(error).__name__, error)
+    told = [own for own in others.told(here) if own is not None]
+    return 1 if here is None else cores.beside(here, told)
 
 
 def _partners(rank: int, world: int) -> list[int]:
