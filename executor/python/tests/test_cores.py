@@ -16,7 +16,7 @@ from typing import Iterator
 import pytest
 
 from adaptis.clock import HostClock, Work
-from adaptis.cores import Own, beside, Waits, crowds
+from adaptis.cores import Own, Waits, beside, crowds, quota
 from adaptis.tape import FORWARD, RECOMPUTE
 from test_examples import bits, file
 from test_session import COMMAND, clean, torchrun
@@ -49,6 +49,24 @@ def test_ranks_share_cores_where_they_have_more_threads_than_there_are() -> None
     assert crowds([_own({0, 1}, beside=2)] * 2) == [([0, 1], 1.0)]
     assert crowds([_own(four, beside=2)] * 2) == []
     assert crowds([]) == []
+
+
+def test_a_quota_is_that_of_the_group_or_of_one_around_it(tmp_path: Path) -> None:
+    assert quota("0::/a/b\n", tmp_path) is None
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")
+    assert quota("0::/a/b\n", tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert quota("0::/../elsewhere\n", tmp_path) == 0.5
+    # The older kind, beside the newer one that limits nothing.
+    older = tmp_path / "older" / "cpu,cpuacct" / "pod"
+    older.mkdir(parents=True)
+    (older / "cpu.cfs_quota_us").write_text("200000\n")
+    (older / "cpu.cfs_period_us").write_text("100000\n")
+    assert quota("4:memory:/pod\n3:cpu,cpuacct:/pod\n0::/\n", tmp_path / "older") == 2.0
+    (older / "cpu.cfs_quota_us").write_text("-1\n")
+    assert quota("3:cpu,cpuacct:/pod\n", tmp_path / "older") is None
 
 
 def test_replicas_that_may_use_the_same_cores_are_counted() -> None:

@@ -36,12 +36,12 @@ class Own:
     @staticmethod
     def here(computing: float, beside: int) -> Own:
         cores = frozenset(os.sched_getaffinity(0))
-        quota = _quota()
+        most = quota(_told(lambda: Path("/proc/self/cgroup").read_text()))
         # Containers of one machine share its cores, but none shares another one's quota.
-        container = "" if quota is None else _told(lambda: os.readlink("/proc/self/ns/cgroup"))
+        container = "" if most is None else _told(lambda: os.readlink("/proc/self/ns/cgroup"))
         host = _told(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()) or os.uname().nodename
         host += container
-        return Own(host, cores, min(len(cores), quota or len(cores)), torch.get_num_threads(), computing, beside)
+        return Own(host, cores, min(len(cores), most or len(cores)), torch.get_num_threads(), computing, beside)
 
 
 def beside(own: Own, others: Sequence[Own]) -> int:
@@ -97,9 +97,11 @@ class Waits:
         self._thread = thread
         try:
             self._file = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            if int(os.pread(self._file, 64, 0).split()[0]) == 0:
+                raise ValueError("it has run for no time at all")
             self._told()
         except (OSError, IndexError, ValueError):
-            # A kernel that does not count it: whatever the thread did not compute.
+            # A kernel that does not count it, or always tells 0: whatever the thread did not compute.
             self._close()
 
     def __call__(self) -> int:
@@ -124,13 +126,38 @@ class Waits:
         self._close()
 
 
-def _quota() -> float | None:
-    """How many cores this container may use at one time, where that is limited."""
-    try:
-        most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if most == "max" else int(most) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def quota(groups: str, root: Path = CGROUPS) -> float | None:
+    """How many cores a process of these groups may use at one time, where that is limited: its group, or one that it is in.
+    `groups` is what /proc/PID/cgroup says."""
+    found = []
+    for line in groups.splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        # Of the older kind each controller has a tree of its own.
+        top = root / kinds if kinds else root
+        within = top / path.lstrip("/")
+        # In a container its own group is the root of what it sees.
+        for at in [of for of in (within, *within.parents) if of.is_relative_to(top)] or [top]:
+            found.append(_limit(at))
+    limits = [limit for limit in found if limit is not None]
+    return min(limits) if limits else None
+
+
+def _limit(group: Path) -> float | None:
+    for read in (
+        lambda: (group / "cpu.max").read_text().split(),
+        lambda: [(group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")],
+    ):
+        try:
+            most, period = read()
+            return int(most) / int(period) if most not in ("max", "-1") else None
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return None
 
 
 def _told(tell: Callable[[], str]) -> str:
