@@ -182,6 +182,21 @@ def test_what_stands_twice_or_in_itself_stays_so() -> None:
     assert there.kept["a"] is there.kept["b"] is vars(there.linear)["other"] and there.kept["a"][1] is there.kept["a"]
 
 
+def test_what_is_one_there_becomes_two() -> None:
+    def make(_: Keeping) -> Any:
+        both, lock = torch.zeros(2), threading.Lock()
+        return {"before": both, "now": both, "lists": [[both]], "locks": [lock, lock]}
+
+    def change(layer: Keeping) -> None:
+        layer.kept["now"] = layer.kept["before"] + 1
+        layer.kept["before"] += 5
+
+    _, there, _ = moved(make, change)
+    assert _told(there.kept["before"]) == [5.0, 5.0] and _told(there.kept["now"]) == [1.0, 1.0]
+    assert there.kept["lists"][0][0] is there.kept["before"]
+    assert there.kept["locks"][0] is there.kept["locks"][1] is not None
+
+
 def test_what_belongs_to_the_layer_is_named() -> None:
     def make(layer: Keeping) -> Any:
         return {"modules": [layer.linear], "weight": layer.linear.weight, "table": layer.table, "n": 0}

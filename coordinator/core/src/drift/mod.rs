@@ -23,8 +23,8 @@
 //! 9. What goes to and fro is told as periodic once it is back on a level for the second time, and its mean with it;
 //!    from then on its flips are no changes.
 //! 10. Where microbatches differ and their loads are recorded, works are read as they would be at the mean load: an iteration
-//!    of long sequences is no change. What is not known yet of how times follow loads counts as their noise; so does what
-//!    loads make of times where most are not known.
+//!     of long sequences is no change. What is not known yet of how times follow loads counts as their noise; so does what
+//!     loads make of times where most are not known.
 
 mod cause;
 mod change;

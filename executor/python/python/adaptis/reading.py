@@ -28,6 +28,8 @@ class Reader:
         # What can't be made here.
         self.missed: list[str] = []
         self.made: dict[int, Any] = {}
+        # What was there and has become something, by what it is: it does not become something else as well.
+        self.used: dict[int, tuple[Any, Any]] = {}
 
     def read(self, record: Any, now: Any = NOTHING) -> Any:
         """What was written down, made of what is there now where that can be made it."""
@@ -38,13 +40,18 @@ class Reader:
         if type(record) in PLAIN:
             return record
         if isinstance(record, Own):
-            return self.own.get(record.name, now)
+            return self.own[record.name] if record.name in self.own else self._kept(record.name, now)
         if isinstance(record, Again):
             return self.made.get(record.number)
         if isinstance(record, View):
+            if record.name not in self.own:
+                return self._kept(record.name, now)
             return view_of(self.own[record.name], record)
         if isinstance(record, Left):
             return self._kept(record.why, now, record.counts)
+        first, _ = self.used.setdefault(id(now), (record, now))
+        if first is not record and type(now) not in (*PLAIN, *NAMED):
+            now = NOTHING
         if isinstance(record, Array):
             value: Any = self._tensor(record, now)
         elif isinstance(record, Whole):

@@ -249,6 +249,13 @@ class Writer:
             raise _TooMuch
         number = self.numbers[id(value)] = len(self.met)
         self.met.append(value)
+        record = self._write_new(value, number)
+        if isinstance(record, Left):
+            # It is left each time, not what was made of it before.
+            self.numbers.pop(id(value), None)
+        return record
+
+    def _write_new(self, value: Any, number: int) -> Any:
         if isinstance(value, Tensor):
             return self._tensor(value, number)
         of = type(value)
@@ -336,7 +343,7 @@ class Writer:
         records = [] if pickled is None else [self._write(tensor) for tensor in tensors]
         if pickled is None or any(isinstance(record, Left) for record in records):
             for part in self.met[met:]:
-                del self.numbers[id(part)]
+                self.numbers.pop(id(part), None)
             del self.met[met:]
             return None if is_tried else self._leave(called(type(value)), _counts(value))
         return Whole(number, pickled, records)
