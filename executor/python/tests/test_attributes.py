@@ -349,6 +349,25 @@ def test_what_cannot_move_is_told_once(caplog: pytest.LogCaptureFixture) -> None
     assert not caplog.records
 
 
+class Angry:
+    """Is not to be looked at."""
+
+    def __len__(self) -> int:
+        raise ValueError("no")
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise ValueError("no")
+
+
+def test_what_can_not_be_looked_at_ends_nothing() -> None:
+    for value in (
+        Angry(), torch.empty(3, device="meta"), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), nn.Linear(2, 2, device="meta"),
+    ):
+        moved(lambda _, value=value: [value, 0], lambda layer: layer.kept.append(1))
+
+
 def test_what_several_layers_share_stays_and_is_told_if_it_changes(caplog: pytest.LogCaptureFixture) -> None:
     def layers() -> list[Keeping]:
         both, config = [0.0], Meter()

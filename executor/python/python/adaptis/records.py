@@ -228,6 +228,9 @@ class Writer:
                 return self._write(value)
         except (_TooMuch, RecursionError):
             return self._leave("something too large", True)
+        except Exception as error:
+            # People's classes may do anything when they are looked at.
+            return self._leave(f"a {type(value).__name__}, looking into which fails: {type(error).__name__}: {error}", True)
 
     def _write(self, value: Any) -> Any:
         if type(value) in PLAIN:
@@ -313,10 +316,10 @@ class Writer:
 
     def _tensor(self, value: Tensor, number: int) -> Any:
         where = None if is_sharded(value) else storage_of(value)
-        if where is None or value.layout not in (torch.strided, torch.sparse_coo):
-            # Sparse ones have no memory of their own.
-            if is_sharded(value) or value.layout != torch.sparse_coo:
-                return self._leave(f"a tensor of {value.layout}", True)
+        # Sparse ones have no memory of their own.
+        is_sparse = value.layout == torch.sparse_coo and not is_sharded(value)
+        if value.device.type == "meta" or value.is_quantized or not (is_sparse or (where and value.layout == torch.strided)):
+            return self._leave(f"a {type(value).__name__} of {value.dtype} on {value.device}, {value.layout}", True)
         of = self.memory.get(where[0]) if where is not None and where[1] > 0 else None
         if of is not None:
             self.has_views = True
@@ -365,6 +368,9 @@ def number_of(record: Any) -> str:
             return digest(repr(record).encode())
     except RecursionError:
         return "too deep"
+    except (RuntimeError, NotImplementedError) as error:
+        # A kind of tensor whose memory can't be read.
+        return f"{type(error).__name__}: {error}"
 
 
 def bytes_in(record: Any) -> int:
