@@ -75,8 +75,9 @@ pub fn text(explained: &Explained) -> String {
 /// A column of the table: its name, and what it takes of a device's iteration.
 type Column = (&'static str, fn(&Split) -> u64);
 
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     ("work", |split| split.work_ns),
+    ("sharing", |split| split.sharing_ns),
     ("(recompute)", |split| split.recompute_ns),
     ("warm-up", |split| split.warm_up_ns),
     ("waiting", |split| split.waiting_ns),

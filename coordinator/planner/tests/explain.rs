@@ -4,6 +4,7 @@
 
 mod support;
 
+use adaptis_plan::Host;
 use adaptis_planner::explain::{Answer, Explanation, Options, Wish, explain};
 use adaptis_planner::schedule::{Name, named};
 use adaptis_planner::search::{self, Control, search};
@@ -15,7 +16,8 @@ const OPTIONS: Options = Options { seed: 1, evaluations: 600 };
 fn sums(explanation: &Explanation) -> Vec<u64> {
     let of = |split: &adaptis_planner::explain::Split| {
         assert!(split.recompute_ns <= split.work_ns);
-        split.work_ns + split.warm_up_ns + split.waiting_ns + split.drain_ns + split.optimizer_ns + split.boundary_ns
+        let working_ns = split.work_ns + split.sharing_ns;
+        working_ns + split.warm_up_ns + split.waiting_ns + split.drain_ns + split.optimizer_ns + split.boundary_ns
     };
     explanation.devices.iter().map(of).collect()
 }
@@ -62,6 +64,20 @@ fn a_textbook_pipeline_is_told_as_the_textbook_tells_it() {
     assert_eq!((wait.for_device_ns, wait.for_link_ns), (3000, 0));
     assert_eq!(explanation.again_ns, None);
     assert!(explanation.unasked > 0);
+}
+
+#[test]
+fn what_devices_wait_for_cores_is_no_work() {
+    let mut problem = uniform(2, 2, 2, cost(1000, 1000, 1000), 0);
+    let plan = named(&problem, Name::OneFOneB).unwrap();
+    let devices = problem.devices.iter().map(|device| device.name.clone()).collect();
+    problem.hosts = vec![Host { devices, at_once: 1.0, note: None }];
+    let explanation = explain(&problem, &plan, &OPTIONS, &mut |_| Control::Stop).unwrap();
+    let works: Vec<u64> = explanation.devices.iter().map(|split| split.work_ns).collect();
+    assert_eq!(works, [6000, 6000], "as each by itself");
+    // One core for both: it is idle only while one waits for the other.
+    assert!(explanation.devices.iter().all(|split| split.sharing_ns > 0), "{:?}", explanation.devices);
+    assert_eq!(sums(&explanation), vec![explanation.iteration_ns; 2]);
 }
 
 #[test]

@@ -9,7 +9,8 @@
 //! the rest, queue, transfer and latency, for the link.
 
 use crate::costs::Costs;
-use crate::shape::Shape;
+use crate::program;
+use crate::shape::{Shape, Tables};
 use crate::simulate::Timeline;
 use adaptis_plan::{Action, Plan, Problem};
 use adaptis_proto::message::TensorKind;
@@ -24,8 +25,10 @@ pub struct Split {
     pub device: String,
     /// Its kind.
     pub kind: String,
-    /// In instructions.
+    /// In instructions, without what they wait for cores meanwhile.
     pub work_ns: u64,
+    /// In instructions, while others that share the cores of its host had them.
+    pub sharing_ns: u64,
     /// Of the work, forwards done again.
     pub recompute_ns: u64,
     /// Before its first instruction.
@@ -69,6 +72,7 @@ struct Input {
 
 pub(super) fn split(problem: &Problem, plan: &Plan, timeline: &Timeline) -> (Vec<Split>, Vec<Wait>) {
     let costs = Costs::new(problem);
+    let tables = Tables::new(&costs, &Shape::of(plan));
     let inputs = inputs(problem, plan, timeline);
     let again = recompute(&costs, plan);
     let end_ns = timeline.spans.iter().flatten().map(|span| span.end_ns).max().unwrap_or(0);
@@ -91,7 +95,10 @@ pub(super) fn split(problem: &Problem, plan: &Plan, timeline: &Timeline) -> (Vec
         let mut free_ns = split.warm_up_ns;
         for span in spans {
             let stage = span.instruction.stage.index();
-            split.work_ns += span.end_ns - span.start_ns;
+            let took_ns = span.end_ns - span.start_ns;
+            let own_ns = tables.cost[stage].ns[kind(span.instruction.action) as usize].min(took_ns);
+            split.work_ns += own_ns;
+            split.sharing_ns += took_ns - own_ns;
             split.recompute_ns += match span.instruction.action {
                 Action::InputGradient => again[stage][0],
                 Action::Backward => again[stage][1],
@@ -127,6 +134,15 @@ pub(super) fn split(problem: &Problem, plan: &Plan, timeline: &Timeline) -> (Vec
     (splits, waits)
 }
 
+fn kind(action: Action) -> u32 {
+    match action {
+        Action::Forward => program::F,
+        Action::InputGradient => program::I,
+        Action::WeightGradient => program::W,
+        Action::Backward => program::B,
+    }
+}
+
 /// Of F, and of I or B: by stage and microbatch, the input that comes from another device.
 fn inputs(problem: &Problem, plan: &Plan, timeline: &Timeline) -> [Vec<Option<Input>>; 2] {
     let microbatches = problem.microbatches as usize;
@@ -159,7 +175,7 @@ fn recompute(costs: &Costs, plan: &Plan) -> Vec<[u64; 2]> {
     let of = |slot: &crate::shape::Slot| {
         let with = costs.stage(slot.device as usize, slot.range(), &shape.recompute);
         let without = costs.stage(slot.device as usize, slot.range(), &none);
-        [crate::program::I, crate::program::B].map(|kind| with.ns[kind as usize] - without.ns[kind as usize])
+        [program::I, program::B].map(|kind| with.ns[kind as usize] - without.ns[kind as usize])
     };
     shape.stages.iter().map(of).collect()
 }
