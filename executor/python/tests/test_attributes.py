@@ -360,6 +360,14 @@ class Angry:
         raise ValueError("no")
 
 
+def test_the_device_of_one_rank_is_that_of_the_other() -> None:
+    here, there = Keeping(), Keeping()
+    sender, receiver = Attributes([here], []), Attributes([there], [])
+    here.kept = {"of": torch.device("cuda:0"), "host": torch.device("cpu")}
+    receiver.take(0, pickle.loads(pickle.dumps(sender.leave(0))), torch.device("cuda:1"))
+    assert there.kept == {"of": torch.device("cuda:1"), "host": CPU}
+
+
 def test_what_can_not_be_looked_at_ends_nothing() -> None:
     for value in (
         Angry(), torch.empty(3, device="meta"), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),

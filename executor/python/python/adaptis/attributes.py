@@ -150,7 +150,7 @@ class Attributes:
             if size != len(own):
                 names = tuple(name for name in own if _is_own(name, own))
                 self._names[id(module)] = len(own), names
-            found += [(module, name) for name in names if type(own.get(name)) not in PLAIN and _may_change(own[name])]
+            found += [(module, name) for name in names if type(own.get(name)) not in PLAIN and self._is_kept(own[name])]
         if not found:
             return None
         writer = self.writer(at, copies=True)
@@ -161,6 +161,9 @@ class Attributes:
             told.append(((paths[id(module)], name), writer.written(module.__dict__[name])))
         size = sum(bytes_in(record) for _, record in told)
         return Inside(number_of(told), told if size <= INSIDE_BYTES_MAX else None)
+
+    def _is_kept(self, value: Any) -> bool:
+        return id(value) not in self._shared and _may_change(value)
 
     def put_back(self, at: int, then: Inside | None, device: torch.device) -> None:
         """Makes it what it was then. What has no attribute any more has none."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adaptis.memory import storage_of
 from adaptis.records import (
-    IN_ORDER, NAMED, NOTHING, OF_TORCH, PLAIN, Again, Array, Closure, Left, Object, Own, Table, Unpickler, View, Whole, bytes_of,
+    IN_ORDER, NAMED, NOTHING, OF_TORCH, PLAIN, Again, Array, Closure, Here, Left, Object, Own, Table, Unpickler, View, Whole, bytes_of,
     called, deep, is_filled, is_of_numpy, slots_of, state_of, tensors_of,
 )
 from adaptis.replicas import is_sharded
@@ -39,6 +39,8 @@ class Reader:
     def _read(self, record: Any, now: Any = NOTHING) -> Any:
         if type(record) in PLAIN:
             return record
+        if isinstance(record, Here):
+            return self.device
         if isinstance(record, Own):
             return self.own[record.name] if record.name in self.own else self._kept(record.name, now)
         if isinstance(record, Again):

@@ -53,6 +53,11 @@ class Own:
 
 
 @dataclass(frozen=True)
+class Here:
+    """The device of a rank."""
+
+
+@dataclass(frozen=True)
 class View:
     """A tensor in the memory of a parameter or buffer."""
 
@@ -235,6 +240,8 @@ class Writer:
     def _write(self, value: Any) -> Any:
         if type(value) in PLAIN:
             return value
+        if isinstance(value, torch.device) and value.type != "cpu":
+            return Here()
         name = self.own.get(id(value))
         if name is not None:
             return Own(name)
