@@ -20,7 +20,8 @@ from torch.nn import functional
 from torch.optim import SGD
 
 from adaptis import Plan, Schedule
-from adaptis.attributes import INSIDE_BYTES_MAX, Attributes
+from adaptis.attributes import Attributes
+from adaptis.records import AGAIN_BYTES_MAX
 from models import WIDTH
 from plans import random_plan, scheduled
 from ranks import in_ranks
@@ -489,10 +490,62 @@ class Drawing(Listing):
         return self.linear(x) * torch.rand(WIDTH, generator=self.generators[0]) + float(self.array.sum())
 
 
+class Bound(Listing):
+    """Appends by a method that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.append = self.runs.append
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.append(1)
+        return self.linear(x) * (1.0 + 0.1 * len(self.runs))
+
+
+class Trimmed(Listing):
+    """Changes a list in place and puts another one in its place; so with a tensor in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = (torch.zeros(1), [0.0])
+        self.memory = [torch.ones(WIDTH)]
+        self.register_buffer("step", torch.zeros(1))
+        self.step: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The tensor that was there is gone, and its number may be another's.
+        self.step = self.step + 1
+        self.runs.append(len(self.runs) + 1)
+        if len(self.runs) > 3:
+            self.runs = self.runs[-2:]
+        self.kept[0].add_(1)
+        y = self.linear(x) * self.memory[0] * (1.0 + 0.01 * sum(self.runs) + 0.1 * self.kept[0])
+        if self.runs[-1] % 2:
+            self.memory[0] = 1 + 0.1 * y.detach().mean(dim=0)
+        vars(self.linear.weight)["seen"] = vars(self.linear.weight).get("seen", 0) + 1
+        return y * (1.0 + 0.01 * vars(self.linear.weight)["seen"]) + self.step
+
+
+class Trained(Listing):
+    """Trains a tensor that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = [torch.ones(WIDTH, requires_grad=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.append(1)
+        if self.scale[0].grad is not None:
+            with torch.no_grad():
+                self.scale[0] -= 0.1 * self.scale[0].grad
+            self.scale[0].grad = None
+        return self.linear(x) * self.scale[0].clone()
+
+
 class Large(Listing):
     def __init__(self) -> None:
         super().__init__()
-        self.tables = [torch.zeros(INSIDE_BYTES_MAX)]
+        self.tables = [torch.zeros(AGAIN_BYTES_MAX)]
 
     def forward(self, x: Tensor) -> Tensor:
         self.tables[0] += 1
@@ -521,8 +574,10 @@ def _listing(rank: int, world: int, kind: type[Listing], recomputed: bool) -> tu
 
 
 def test_a_layer_is_recomputed_on_what_its_lists_held() -> None:
-    for kind in (Listing, Late, Drawing):
+    for kind in (Listing, Late, Drawing, Trimmed, Bound, Trained):
         [(losses, runs, told)] = in_ranks(1, _listing, kind, True)
         [(expected, expected_runs, _)] = in_ranks(1, _listing, kind, False)
-        assert (losses, runs, told) == (expected, expected_runs, "")
+        assert (losses, runs) == (expected, expected_runs), kind
+        # What has methods of its lists, and what trains its own, can't be made once more.
+        assert ("it is not recomputed" in told) == (kind in (Bound, Trained)), told
     assert "it is not recomputed" in in_ranks(1, _listing, Large, True)[0][2], "it would take too much to put that back"

@@ -13,8 +13,10 @@ where the layer goes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import types
+import weakref
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
@@ -22,15 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from adaptis.reading import Reader
-from adaptis.records import NOTHING, OF_MODULES, PLAIN, Left, Writer, bytes_in, is_gone_into, number_of, tensors_of
+from adaptis.records import (
+    AGAIN_BYTES_MAX, NOTHING, OF_MODULES, PLAIN, Left, Other, Writer, can_be_made, is_gone_into, number_of, tensors_of,
+)
 from adaptis.replicas import is_sharded
 
 logger = logging.getLogger("adaptis")
 
 WATCHED_MAX = 1024
 """Of what several layers reach, so much is looked at in a first step."""
-INSIDE_BYTES_MAX = 1 << 20
-"""Of tensors and of what is taken as a whole that a layer's containers and objects hold, kept for a recomputation."""
 PLACES_MAX = 3
 """Attributes that are named for something that several layers reach."""
 
@@ -80,9 +82,10 @@ def _named(at: int, place: Place) -> str:
 class Inside:
     """What containers and objects of a layer held."""
 
+    # By module and name of the attribute; none where not all of it can be made once more.
+    records: list[tuple[nn.Module, str, Any]] | None
+    # Of what is not made once more.
     number: str
-    # None where it is too much to be kept.
-    told: Told | None
 
 
 class Attributes:
@@ -96,8 +99,8 @@ class Attributes:
         self._kinds = [{path: type(module) for path, module in layer.named_modules()} for layer in layers]
         # By layer: what goes along, as it has changed once, or lies in what moves.
         self._moving: list[set[Place]] = [set() for _ in layers]
-        # By module: how many attributes it has, and which are its own.
-        self._names: dict[int, tuple[int, tuple[str, ...]]] = {}
+        # By module: the names of its attributes, and which are its own.
+        self._names: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], tuple[str, ...]]] = weakref.WeakKeyDictionary()
         # What is left behind has been told.
         self._missed: set[tuple[int, Place]] = set()
         self._others = _of_others(layers)
@@ -142,39 +145,68 @@ class Attributes:
             reader.missed.clear()
 
     def inside(self, at: int) -> Inside | None:
-        """What the containers and objects of a layer hold, which runs may change in place; none where it has none."""
+        """What the containers and objects of a layer hold, for a run of it that may be done again; none where it has none."""
+        found = self._inside(at)
+        if not found:
+            return None
+        writer = Writer(self.layers[at], self._shared, self._others, copies=True, is_for_again=True)
+        writer.forget()
+        records = [(module, name, writer.written(module.__dict__[name])) for module, name in found]
+        kept = [(id(value), value._version) for value in writer.kept]
+        if all(can_be_made(record) for _, _, record in records):
+            return Inside(records, repr(kept))
+        return Inside(None, number_of([record for _, _, record in records]) + repr(kept))
+
+    def _inside(self, at: int) -> list[tuple[nn.Module, str]]:
         found = []
         for module in self.layers[at].modules():
             own = module.__dict__
-            size, names = self._names.get(id(module), (0, ()))
-            if size != len(own):
-                names = tuple(name for name in own if _is_own(name, own))
-                self._names[id(module)] = len(own), names
-            found += [(module, name) for name in names if type(own.get(name)) not in PLAIN and self._is_kept(own[name])]
-        if not found:
-            return None
-        writer = self.writer(at, copies=True)
-        paths = {id(module): path for path, module in self.layers[at].named_modules()}
-        told: Told = []
-        for module, name in found:
-            writer.forget()
-            told.append(((paths[id(module)], name), writer.written(module.__dict__[name])))
-        size = sum(bytes_in(record) for _, record in told)
-        return Inside(number_of(told), told if size <= INSIDE_BYTES_MAX else None)
+            known = self._names.get(module)
+            if known is None or known[0] != tuple(own):
+                known = self._names[module] = tuple(own), tuple(name for name in own if _is_own(name, own))
+            found += [(module, name) for name in known[1] if type(own[name]) not in PLAIN and self._is_kept(own[name])]
+        for part in self.layers[at].parameters():
+            if not is_sharded(part) and part.__dict__:
+                # They are no modules, and have attributes like these.
+                found += [(part, name) for name in part.__dict__]  # type: ignore[misc]
+        return found
 
     def _is_kept(self, value: Any) -> bool:
+        if isinstance(value, Tensor):
+            # Large ones are looked at by their version, graphs are freed (`before`), and what is trained is itself.
+            is_dense = value.layout == torch.strided and not is_sharded(value)
+            return is_dense and not value.requires_grad and value.nbytes <= AGAIN_BYTES_MAX
         return id(value) not in self._shared and _may_change(value)
 
-    def put_back(self, at: int, then: Inside | None, device: torch.device) -> None:
-        """Makes it what it was then. What has no attribute any more has none."""
-        now = None if then is None or then.told is None else self.inside(at)
-        if then is None or now is None or now.number == then.number:
+    def is_as(self, at: int, then: Inside | None) -> bool:
+        """Whether a run can be done again as it was: what was written then can be made, or is as it was."""
+        if then is None or (then.records is not None and then.number == "[]"):
+            return True
+        now = self.inside(at)
+        return now is not None and (now.records is None) == (then.records is None) and now.number == then.number
+
+    @contextlib.contextmanager
+    def again(self, at: int, then: Inside | None, device: torch.device) -> Iterator[None]:
+        """Modules hold what they held then, other objects of the same contents, for a run. What they held before is to be put
+        back by `Before.again`, around this; that of parameters is here."""
+        records = [] if then is None else then.records
+        if records is None:
+            yield
             return
-        numbers = {place: number_of(record) for place, record in now.told or ()}
-        holders = dict(_holders(self.layers[at]))
-        for (path, name), record in then.told or ():
-            if numbers.get((path, name)) != number_of(record) and name in holders.get(path, {}):
-                holders[path][name] = Reader(self.layers[at], device).read(record, holders[path][name])
+        parameters = (part for part in self.layers[at].parameters() if not is_sharded(part))
+        of_parameters = [(part, dict(part.__dict__)) for part in parameters if part.__dict__]
+        reader = Reader(self.layers[at], device, is_again=True)
+        for part, was in of_parameters:
+            for name in was:
+                part.__dict__.pop(name)
+        for module, name, record in records:
+            module.__dict__[name] = reader.read(record)
+        try:
+            yield
+        finally:
+            for part, was in of_parameters:
+                part.__dict__.clear()
+                part.__dict__.update(was)
 
     def watch(self) -> list[str]:
         """What several layers reach, by numbers, before a step."""
@@ -239,17 +271,23 @@ def _may_change(value: Any) -> bool:
     """Whether there is something inside that can change."""
     if isinstance(value, (tuple, frozenset)):
         return any(type(part) not in PLAIN and _may_change(part) for part in value)
+    if isinstance(value, Tensor):
+        return not is_sharded(value)
     if isinstance(value, types.FunctionType):
         return bool(value.__closure__)
-    return not isinstance(value, (types.BuiltinFunctionType, types.ModuleType, type, torch.dtype, torch.device, Tensor))
+    if isinstance(value, types.BuiltinFunctionType):
+        # That of an object, as the append of a list.
+        return not isinstance(value.__self__, (types.ModuleType, type, type(None)))
+    return not isinstance(value, (types.ModuleType, type, torch.dtype, torch.device))
 
 
-def _of_others(layers: Sequence[nn.Module]) -> dict[int, str]:
+def _of_others(layers: Sequence[nn.Module]) -> dict[int, Other]:
     """What layers have, by what it is, each with the name of the first one that has it."""
-    found: dict[int, str] = {}
+    found: dict[int, Other] = {}
     for at, layer in enumerate(layers):
         for name, part in (*layer.named_modules(), *tensors_of(layer).items()):
-            found.setdefault(id(part), f"{at}.{name}" if name else f"layer {at}")
+            # What is gone may leave its number to another one.
+            found.setdefault(id(part), Other(weakref.ref(part), f"{at}.{name}" if name else f"layer {at}"))
     return found
 
 
@@ -282,7 +320,7 @@ class _Found:
                 # What can change: the rest is taken for its value.
                 of[place] = [id(part) for part in writer.met if is_gone_into(part)]
                 for part in writer.met:
-                    if not _may_change(part) and not isinstance(part, Tensor):
+                    if not _may_change(part):
                         continue
                     met[id(part)] = part
                     used = users.setdefault(id(part), set())

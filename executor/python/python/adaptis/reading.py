@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adaptis.memory import storage_of
 from adaptis.records import (
-    IN_ORDER, NAMED, NOTHING, OF_TORCH, PLAIN, Again, Array, Closure, Here, Left, Object, Own, Table, Unpickler, View, Whole, bytes_of,
+    IN_ORDER, NAMED, NOTHING, OF_TORCH, PLAIN, Again, Array, Closure, Here, Kept, Left, Object, Own, Table, Unpickler, View, Whole, bytes_of,
     called, deep, is_filled, is_of_numpy, slots_of, state_of, tensors_of,
 )
 from adaptis.replicas import is_sharded
@@ -22,9 +22,11 @@ from adaptis.replicas import is_sharded
 class Reader:
     """Makes values what was written down."""
 
-    def __init__(self, layer: nn.Module, device: torch.device) -> None:
+    def __init__(self, layer: nn.Module, device: torch.device, is_again: bool = False) -> None:
         self.own: dict[str, Any] = {**dict(layer.named_modules()), **tensors_of(layer)}
         self.device = device
+        # What was written may be read more than once.
+        self.is_again = is_again
         # What can't be made here.
         self.missed: list[str] = []
         self.made: dict[int, Any] = {}
@@ -39,6 +41,8 @@ class Reader:
     def _read(self, record: Any, now: Any = NOTHING) -> Any:
         if type(record) in PLAIN:
             return record
+        if isinstance(record, Kept):
+            return record.value
         if isinstance(record, Here):
             return self.device
         if isinstance(record, Own):
@@ -190,6 +194,8 @@ class Reader:
 
     def _tensor(self, record: Array, now: Any) -> Tensor:
         fresh = record.tensor.to(self.device) if record.is_on_device else record.tensor
+        if self.is_again and fresh is record.tensor:
+            fresh = fresh.clone()
         if isinstance(now, Tensor) and now.is_leaf and now.requires_grad == record.requires_grad and not is_sharded(now):
             kinds = [(of.shape, of.dtype, of.device, of.layout) for of in (now, fresh)]
             if kinds[0] == kinds[1] and storage_of(now):

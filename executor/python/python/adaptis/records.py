@@ -21,6 +21,7 @@ import pickle
 import random
 import sys
 import types
+import weakref
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping
 
@@ -33,6 +34,10 @@ from adaptis.replicas import is_sharded
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 """What has no parts and never changes."""
+WHOLE_AGAIN_MAX = 1 << 20
+"""Nor what is larger and would be pickled: it is kept as it is, where runs leave it alone."""
+AGAIN_BYTES_MAX = 1 << 16
+"""A larger tensor is not copied for a run that is done again."""
 PARTS_MAX = 1 << 20
 """Of a value, with the parts of its parts; what has more is not gone into."""
 WHOLE_MIN = 1 << 12
@@ -138,10 +143,22 @@ class Array:
     is_on_device: bool
     is_parameter: bool
     requires_grad: bool
+    # It was made of others that have gradients.
+    has_graph: bool
 
     def __repr__(self) -> str:
         told = (self.number, self.tensor.dtype, tuple(self.tensor.shape), self.is_on_device, self.requires_grad)
         return f"Array({told}, {[digest(bytes_of(part)) for part in _dense(self.tensor)]})"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is no other one for a run that is done again: it is shared, or makes no difference."""
+
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"Kept({id(self.value)})"
 
 
 @dataclass(frozen=True)
@@ -186,11 +203,20 @@ class _TooMuch(Exception):
     """It has more parts than are gone into."""
 
 
+@dataclass(frozen=True)
+class Other:
+    """What a layer has, and what it is called."""
+
+    of: weakref.ref[Any]
+    name: str
+
+
 class Writer:
     """Writes down what values are."""
 
     def __init__(
-        self, layer: nn.Module | None, shared: Mapping[int, Any], others: Mapping[int, str], copies: bool = False
+        self, layer: nn.Module | None, shared: Mapping[int, Any], others: Mapping[int, Other], copies: bool = False,
+        is_for_again: bool = False
     ) -> None:
         # Of the layer, by what it is, and where its tensors lie.
         self.own: dict[int, str] = {}
@@ -207,6 +233,8 @@ class Writer:
         self.others = others
         # Whether tensors are to stay what they are.
         self.copies = copies
+        # Whether it is for a run that is done again here, and not for another rank.
+        self.is_for_again = is_for_again
         self.forget()
 
     def forget(self) -> None:
@@ -218,6 +246,7 @@ class Writer:
         self.has_views = False
         self.of_others: list[str] = []
         self.missed: list[str] = []
+        self.kept: list[Tensor] = []
         # Fixed ones that are being gone through.
         self._open: set[int] = set()
         self._depth = 0
@@ -232,10 +261,11 @@ class Writer:
             with deep():
                 return self._write(value)
         except (_TooMuch, RecursionError):
-            return self._leave("something too large", True)
+            return self._leave(value, "something too large", True)
         except Exception as error:
             # People's classes may do anything when they are looked at.
-            return self._leave(f"a {type(value).__name__}, looking into which fails: {type(error).__name__}: {error}", True)
+            why = f"a {type(value).__name__}, looking into which fails: {type(error).__name__}: {error}"
+            return self._leave(value, why, True)
 
     def _write(self, value: Any) -> Any:
         if type(value) in PLAIN:
@@ -246,21 +276,22 @@ class Writer:
         if name is not None:
             return Own(name)
         if id(value) in self.shared:
-            return Left("what several layers share")
-        if id(value) in self.others:
+            return self._leave(value, "what several layers share", False)
+        other = self.others.get(id(value))
+        if other is not None and other.of() is value:
             if not self._depth:
-                self.of_others.append(self.others[id(value)])
-            return Left("what another layer has")
+                self.of_others.append(other.name)
+            return self._leave(value, "what another layer has", False)
         number = self.numbers.get(id(value))
         if number is not None:
-            return self._leave("what holds itself", True) if id(value) in self._open else Again(number)
+            return self._leave(value, "what holds itself", True) if id(value) in self._open else Again(number)
         self.left -= 1
         if self.left < 0:
             raise _TooMuch
         number = self.numbers[id(value)] = len(self.met)
         self.met.append(value)
         record = self._write_new(value, number)
-        if isinstance(record, Left):
+        if isinstance(record, (Left, Kept)):
             # It is left each time, not what was made of it before.
             self.numbers.pop(id(value), None)
         return record
@@ -310,7 +341,7 @@ class Writer:
     def _module(self, value: nn.Module, number: int) -> Any:
         """One that no layer has as its own."""
         if isinstance(value, torch.jit.ScriptModule):
-            return self._leave(called(type(value)), True)
+            return self._leave(value, called(type(value)), True)
         own = vars(value)
         kept = {name: part for name, part in own.items() if name in _OF_MODULES or name not in OF_MODULES}
         # What has these as keys is made by torch itself.
@@ -326,14 +357,19 @@ class Writer:
         # Sparse ones have no memory of their own.
         is_sparse = value.layout == torch.sparse_coo and not is_sharded(value)
         if value.device.type == "meta" or value.is_quantized or not (is_sparse or (where and value.layout == torch.strided)):
-            return self._leave(f"a {type(value).__name__} of {value.dtype} on {value.device}, {value.layout}", True)
+            return self._leave(value, f"a {type(value).__name__} of {value.dtype} on {value.device}, {value.layout}", True)
+        if self.is_for_again and value.nbytes > AGAIN_BYTES_MAX:
+            # That it changes is seen by its version.
+            self.kept.append(value)
+            return Kept(value)
         of = self.memory.get(where[0]) if where is not None and where[1] > 0 else None
         if of is not None:
             self.has_views = True
             return self.view(value, of)
         tensor = value.detach().cpu().clone() if self.copies else value.detach()
         requires_grad = value.requires_grad and value.is_leaf
-        return Array(number, tensor, value.device.type != "cpu", isinstance(value, nn.Parameter), requires_grad)
+        has_graph, is_parameter = value.grad_fn is not None, isinstance(value, nn.Parameter)
+        return Array(number, tensor, value.device.type != "cpu", is_parameter, requires_grad, has_graph)
 
     def view(self, value: Tensor, of: tuple[str, int]) -> View:
         """A tensor in the memory of another one, whose name and beginning it is given."""
@@ -351,17 +387,17 @@ class Writer:
         met = len(self.met)
         pickled = _pickled(value, take_out)
         records = [] if pickled is None else [self._write(tensor) for tensor in tensors]
-        if pickled is None or any(isinstance(record, Left) for record in records):
+        if pickled is None or any(isinstance(record, (Left, Kept)) for record in records):
             for part in self.met[met:]:
                 self.numbers.pop(id(part), None)
             del self.met[met:]
-            return None if is_tried else self._leave(called(type(value)), _counts(value))
+            return None if is_tried else self._leave(value, called(type(value)), _counts(value))
         return Whole(number, pickled, records)
 
-    def _leave(self, why: str, counts: bool) -> Left:
+    def _leave(self, value: Any, why: str, counts: bool) -> Any:
         if counts:
             self.missed.append(why)
-        return Left(why, counts)
+        return Kept(value) if self.is_for_again and not counts else Left(why, counts)
 
 
 OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
@@ -380,18 +416,21 @@ def number_of(record: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def bytes_in(record: Any) -> int:
-    """How much a record keeps of tensors and of what is taken as a whole."""
+def can_be_made(record: Any) -> bool:
+    """Whether what was written for a run that is done again can be made for it, of nothing that is there."""
+    if type(record) in PLAIN or isinstance(record, (Own, View, Here, Again, Kept)):
+        return True
     if isinstance(record, Array):
-        return int(record.tensor.nbytes)
+        # The gradient of what is trained is to be its own.
+        return not record.has_graph and not record.requires_grad
     if isinstance(record, Whole):
-        return len(record.pickled) + sum(map(bytes_in, record.tensors))
+        return len(record.pickled) <= WHOLE_AGAIN_MAX and all(map(can_be_made, record.tensors))
     if isinstance(record, Table):
-        return sum(bytes_in(key) + bytes_in(part) for key, part in record.rows)
+        is_made = all(can_be_made(key) and can_be_made(part) for key, part in record.rows)
+        return is_made and can_be_made(record.factory)
     if isinstance(record, Object):
-        return bytes_in(record.contents) + sum(bytes_in(part) for _, part in record.state)
-    inner = record.parts if isinstance(record, Parts) else record.cells if isinstance(record, Closure) else ()
-    return sum(bytes_in(part) for part in inner if type(part) not in PLAIN)
+        return record.of is not None and can_be_made(record.contents) and all(can_be_made(part) for _, part in record.state)
+    return isinstance(record, Parts) and all(type(part) in PLAIN or can_be_made(part) for part in record.parts)
 
 
 @contextlib.contextmanager

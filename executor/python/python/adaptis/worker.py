@@ -259,27 +259,20 @@ class Worker:
         if before is None:
             return True
         rewind = rewinding(self.layers[layer])
-        was = self._attributes.inside(layer)
-        self._attributes.put_back(layer, inside, self.device)
         try:
-            with before.again():
+            with before.again(), self._attributes.again(layer, inside, self.device):
                 again = self._run(layer, inputs, number)
             is_repeatable = len(gave) == len(again) and all(map(is_again, gave, again))
         except Bypassed:
             is_repeatable = False
         if not is_repeatable:
             rewind()
-        self._attributes.put_back(layer, was, self.device)
-        if not is_repeatable:
             self._tell_unrepeatable(layer)
         return is_repeatable
 
     def _is_inside_kept(self, layer: int, inside: Inside | None) -> bool:
         """Whether what a layer's lists and objects hold can be put back after a run, or was left alone by it."""
-        if inside is None or inside.told is not None:
-            return True
-        now = self._attributes.inside(layer)
-        is_kept = now is not None and now.number == inside.number
+        is_kept = self._attributes.is_as(layer, inside)
         if not is_kept:
             self._tell_unrepeatable(layer)
         return is_kept
@@ -479,23 +472,25 @@ class Worker:
                 f"layer {layer} changed a large buffer for a later microbatch and none for an earlier one, which is recomputed "
                 "now and would see the change: let it change it for the first microbatch of a step, too"
             )
-        now = self._attributes.inside(layer)
-        if piece.inside is not None and piece.inside.told is None and (now is None or now.number != piece.inside.number):
+        if not self._attributes.is_as(layer, piece.inside):
             raise RuntimeError(
-                f"layer {layer} changed much that its lists and objects hold for a later microbatch and not for an earlier one, which "
-                "is recomputed now and would see the change: let it change it for the first microbatch of a step, too, or keep it "
+                f"layer {layer} changed what lists or objects of it hold for a later microbatch and not for an earlier one, which is "
+                "recomputed now and would see the change: let it change it for the first microbatch of a step, too, or keep it "
                 "in a buffer"
             )
-        self._attributes.put_back(layer, piece.inside, self.device)
         try:
-            with piece.before.again():
+            with piece.before.again(), self._attributes.again(layer, piece.inside, self.device):
                 outputs = self._run(layer, piece.inputs, piece.key)
         except Bypassed:
             raise RuntimeError(
                 f"layer {layer} changes a buffer by another way than its name, as through a list of its buffers, and so once more "
                 "where it is recomputed: let it change it by its name"
             ) from None
-        self._attributes.put_back(layer, now, self.device)
+        if not self._attributes.is_as(layer, piece.inside):
+            raise RuntimeError(
+                f"layer {layer} changes what lists or objects of it hold, and so once more where it is recomputed, but not in every "
+                "run: let it change it in the first run, too, or keep it in a buffer"
+            )
         if piece.gave is not None and self._is_other(layer, piece.gave, outputs):
             raise RuntimeError(
                 f"layer {layer} gives another result when it runs again on the same input, so that its gradients would be "
