@@ -83,7 +83,7 @@ pub const CORRECTION_MIN: f64 = 0.9;
 pub const CORRECTION_MAX: f64 = 1.25;
 /// The same where devices share the cores of a host: others may want them as well, and to wake up for works that are short
 /// takes as long as these.
-const CORRECTION_CROWDED_MAX: f64 = 3.0;
+pub const CORRECTION_CROWDED_MAX: f64 = 3.0;
 /// Warm iterations below which a prediction is not corrected.
 const CORRECTION_ITERATIONS_MIN: usize = 3;
 /// Devices that left, whose works still tell what their kind costs; the oldest goes.
