@@ -542,6 +542,38 @@ class Trained(Listing):
         return self.linear(x) * self.scale[0].clone()
 
 
+class Closing(Listing):
+    """Has functions that close over numbers; one of them counts, from the second run on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        slope, count = 0.1, 0
+        self.activate = lambda x: torch.where(x > 0, x, slope * x)
+
+        def counted() -> int:
+            nonlocal count
+            count += 1
+            return count
+
+        self.counted = counted
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.append(1)
+        return self.activate(self.linear(x)) * (1.0 + 0.1 * self.counted())
+
+
+class Sloped(Closing):
+    """Only with one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.counted
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.append(1)
+        return self.activate(self.linear(x)) * (1.0 + 0.1 * len(self.runs))
+
+
 class Large(Listing):
     def __init__(self) -> None:
         super().__init__()
@@ -574,10 +606,10 @@ def _listing(rank: int, world: int, kind: type[Listing], recomputed: bool) -> tu
 
 
 def test_a_layer_is_recomputed_on_what_its_lists_held() -> None:
-    for kind in (Listing, Late, Drawing, Trimmed, Bound, Trained):
+    for kind in (Listing, Late, Drawing, Trimmed, Sloped, Bound, Trained, Closing):
         [(losses, runs, told)] = in_ranks(1, _listing, kind, True)
         [(expected, expected_runs, _)] = in_ranks(1, _listing, kind, False)
         assert (losses, runs) == (expected, expected_runs), kind
-        # What has methods of its lists, and what trains its own, can't be made once more.
-        assert ("it is not recomputed" in told) == (kind in (Bound, Trained)), told
+        # What has methods of its lists, what trains its own, and what a function counts, can't be made once more.
+        assert ("it is not recomputed" in told) == (kind in (Bound, Trained, Closing)), told
     assert "it is not recomputed" in in_ranks(1, _listing, Large, True)[0][2], "it would take too much to put that back"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dis
 import io
 import pickle
 import random
@@ -311,6 +312,9 @@ class Writer:
             return self._module(value, number)
         if isinstance(value, types.FunctionType) and value.__closure__:
             cells = [cell.cell_contents if is_filled(cell) else None for cell in value.__closure__]
+            if self.is_for_again and all(map(_is_fixed, cells)) and not _assigns(value.__code__):
+                # Most often a function with some numbers.
+                return Kept(value)
             return Closure(number, value.__qualname__, self._all(cells))
         if isinstance(value, (types.MethodType, types.BuiltinMethodType)) and not isinstance(
             value.__self__, (types.ModuleType, type, type(None))
@@ -442,6 +446,18 @@ def deep() -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(limit)
+
+
+def _is_fixed(part: Any) -> bool:
+    """What a function closes over and can't change, but by assigning another one."""
+    return type(part) in PLAIN or (isinstance(part, NAMED) and not getattr(part, "__closure__", None))
+
+
+def _assigns(code: types.CodeType) -> bool:
+    """Whether a function assigns to what it closes over, or one within it does."""
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    own = (step for step in dis.get_instructions(code) if step.opname in ("STORE_DEREF", "DELETE_DEREF"))
+    return any(step.argval in code.co_freevars for step in own) or any(map(_assigns, inner))
 
 
 def is_filled(cell: Any) -> bool:

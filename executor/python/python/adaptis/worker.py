@@ -256,7 +256,8 @@ class Worker:
     ) -> bool:
         """Whether a layer gives the same when it runs again, as it is to; it is tried once under a plan. One that does not has
         its graph kept from then on."""
-        if before is None:
+        if before is None or (inside is not None and inside.records is None):
+            # What such a run would change of objects could not be put back: the first recomputations show it.
             return True
         rewind = rewinding(self.layers[layer])
         try:
