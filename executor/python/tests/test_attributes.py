@@ -250,10 +250,13 @@ def test_a_module_that_no_layer_has_moves_and_another_layers_is_refused() -> Non
     last = Keeping()
     others: list[nn.Module] = [nn.Linear(2, 2), last]
     last.kept = [others[0]]
-    assert "1.kept holds layer 0 of another layer" in Attributes(others, []).reaching[0]
+    assert Attributes(others, []).holding == {"1.kept": "layer 0"}
+    last.kept = [others[0].weight]
+    assert "1.kept holds 0.weight of another layer" in Attributes(others, []).reaching[0]
     # The model itself is no layer.
     last.kept = [nn.Sequential(*others)]
-    assert Attributes(others, []).reaching == []
+    found = Attributes(others, [])
+    assert found.reaching == [] and found.holding == {}
 
 
 class Counted(nn.Module):

@@ -108,6 +108,8 @@ class Attributes:
         self._shared, self._watched, self._built = found.own, found.watched, found.numbers
         # Why they can't be on several ranks.
         self.reaching = found.reaching
+        # By attribute: the module of another layer that it holds.
+        self.holding = found.holding
 
     def leave(self, at: int) -> Told:
         """What a layer takes along, for another rank."""
@@ -304,6 +306,7 @@ class _Found:
         reached: list[dict[Place, list[int]]] = []
         self.own: dict[int, Any] = {}
         self.reaching: list[str] = []
+        self.holding: dict[str, str] = {}
         for at, layer in enumerate(attributes.layers):
             writer = Writer(layer, {}, attributes._others)
             numbers, of = {}, {}
@@ -312,11 +315,13 @@ class _Found:
                 numbers[place] = number_of(writer.written(value))
                 if writer.has_views:
                     attributes._moving[at].add(place)
-                if writer.of_others:
+                for name in writer.of_others[:1]:
                     self.reaching.append(
-                        f"layers: {_named(at, place)} holds {writer.of_others[0]} of another layer, which is nothing on other ranks: "
-                        "tie parameters, as layer.weight = other.weight, or pass on what is made of them"
+                        f"layers: {_named(at, place)} holds {name} of another layer, which is nothing on other ranks: tie parameters, as "
+                        "layer.weight = other.weight, or pass on what is made of them"
                     )
+                if writer.modules_of_others:
+                    self.holding.setdefault(_named(at, place), writer.modules_of_others[0])
                 # What can change: the rest is taken for its value.
                 of[place] = [id(part) for part in writer.met if is_gone_into(part)]
                 for part in writer.met:

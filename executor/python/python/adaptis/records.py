@@ -17,6 +17,7 @@ import argparse
 import collections
 import contextlib
 import dis
+import functools
 import io
 import pickle
 import random
@@ -246,6 +247,7 @@ class Writer:
         # Of the last value: it has views, tensors of other layers, and what is left to each rank and may count.
         self.has_views = False
         self.of_others: list[str] = []
+        self.modules_of_others: list[str] = []
         self.missed: list[str] = []
         self.kept: list[Tensor] = []
         # Fixed ones that are being gone through.
@@ -281,7 +283,7 @@ class Writer:
         other = self.others.get(id(value))
         if other is not None and other.of() is value:
             if not self._depth:
-                self.of_others.append(other.name)
+                (self.of_others if isinstance(value, Tensor) else self.modules_of_others).append(other.name)
             return self._leave(value, "what another layer has", False)
         number = self.numbers.get(id(value))
         if number is not None:
@@ -574,4 +576,6 @@ def _counts(value: Any) -> bool:
         return False
     of = type(value)
     root = of.__module__.partition(".")[0]
+    if of in (types.MappingProxyType, type(functools.lru_cache(len))):
+        return False
     return root not in _HARMLESS or of.__name__ in ("WeakKeyDictionary", "WeakValueDictionary", "WeakSet")

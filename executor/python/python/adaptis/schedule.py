@@ -114,6 +114,11 @@ class Schedule:
         self._attributes = Attributes(self.layers, self._tied, loss_fn)
         if self._attributes.reaching and self.world > 1:
             raise ValueError(self._attributes.reaching[0])
+        for place, other in list(self._attributes.holding.items())[: 1 if self.world > 1 and self.rank == 0 else 0]:
+            logger.warning(
+                "layers: %s holds %s, which is another layer and nothing on other ranks: what results depend on is to be passed on with "
+                "the outputs", place, other
+            )
         self._worker = Worker(self._attributes, loss_fn, microbatches, self.device, seed, self.replicas.rank)
         self._exchange = Exchange(self.channels, self.device, self._worker.tape)
         self._mover = state.Mover(self.channels, self.device, self._attributes)
