@@ -18,6 +18,7 @@ import logging
 import types
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -287,9 +288,13 @@ def _of_others(layers: Sequence[nn.Module]) -> dict[int, Other]:
     """What layers have, by what it is, each with the name of the first one that has it."""
     found: dict[int, Other] = {}
     for at, layer in enumerate(layers):
-        for name, part in (*layer.named_modules(), *tensors_of(layer).items()):
-            # What is gone may leave its number to another one.
-            found.setdefault(id(part), Other(weakref.ref(part), f"{at}.{name}" if name else f"layer {at}"))
+        for name, part in (*layer.named_modules(), *layer.named_parameters()):
+            found.setdefault(id(part), Other(_itself(part), f"{at}.{name}" if name else f"layer {at}"))
+        for path, module in layer.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    # One that takes its place leaves its number to something else.
+                    found.setdefault(id(buffer), Other(partial(module._buffers.get, name), _named(at, (path, name))))
     return found
 
 

@@ -23,9 +23,8 @@ import pickle
 import random
 import sys
 import types
-import weakref
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -209,7 +208,7 @@ class _TooMuch(Exception):
 class Other:
     """What a layer has, and what it is called."""
 
-    of: weakref.ref[Any]
+    of: Callable[[], Any]
     name: str
 
 
