@@ -255,8 +255,7 @@ class Seat:
         """Declares the job, if all ranks want to."""
         if self._is_looking and self.schedule._forms:
             assert isinstance(self.tape.clock, HostClock)
-            # What waits for shards to come from other replicas does not sleep.
-            self._computing = self.tape.clock.computing() if self.schedule.replicas.size == 1 else 1.0
+            self._computing = self.tape.clock.computing()
             self._is_looking = False
             self._stop_recording()
         if not all(votes):
