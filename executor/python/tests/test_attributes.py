@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import logging
 import pickle
 import random
@@ -19,13 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD
 
-from adaptis import Plan, Schedule
+from adaptis import Schedule
 from adaptis.attributes import Attributes
-from adaptis.records import AGAIN_BYTES_MAX
 from models import WIDTH
-from plans import random_plan, scheduled
+from plans import random_plan
 from ranks import in_ranks
-from refusing import said
 
 CPU = torch.device("cpu")
 
@@ -274,9 +271,9 @@ class Counted(nn.Module):
         return functional.mse_loss(output - self.mean, target) / self.steps
 
 
-def _counting(rank: int, world: int, changes: dict[int, int]) -> list[float]:
+def _changing(rank: int, world: int, kind: type[nn.Module], loss: Callable[[], Any], changes: dict[int, int]) -> list[float]:
     torch.manual_seed(1)
-    schedule = Schedule([nn.Linear(WIDTH, WIDTH) for _ in range(4)], 2, Counted(), plan=random_plan(4, world, 2, 0))
+    schedule = Schedule([kind() for _ in range(4)], 2, loss(), plan=random_plan(4, world, 2, 0))
     x, y = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(2))
     losses = []
     for step in range(9):
@@ -286,9 +283,16 @@ def _counting(rank: int, world: int, changes: dict[int, int]) -> list[float]:
     return losses
 
 
+CHANGES = {1: 1, 3: 2, 5: 3, 6: 4, 7: 5}
+
+
+class Plain(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(WIDTH, WIDTH)
+
+
 def test_what_a_loss_keeps_goes_with_the_last_layer() -> None:
-    expected = in_ranks(2, _counting, {})
-    assert in_ranks(2, _counting, {1: 1, 3: 2, 5: 3, 6: 4, 7: 5}) == expected
+    assert in_ranks(2, _changing, Plain, Counted, CHANGES) == in_ranks(2, _changing, Plain, Counted, {})
 
 
 class Rows(nn.Module):
@@ -307,21 +311,8 @@ class Rows(nn.Module):
         return self.linear(x) + self.get_buffer("row") + self.get_buffer("same")[2]
 
 
-def _rows(rank: int, world: int, changes: dict[int, int]) -> list[float]:
-    torch.manual_seed(1)
-    schedule = Schedule([Rows() for _ in range(4)], 2, functional.mse_loss, plan=random_plan(4, world, 2, 0))
-    x, y = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(2))
-    losses = []
-    for step in range(9):
-        if step in changes:
-            schedule.change(random_plan(4, world, 2, changes[step], epoch=1 + changes[step]))
-        losses.append(schedule.step(x, target=y).item())
-    return losses
-
-
 def test_buffers_that_lie_in_one_another_do_so_after_a_move() -> None:
-    expected = in_ranks(2, _rows, {})
-    assert in_ranks(2, _rows, {1: 1, 3: 2, 5: 3, 6: 4, 7: 5}) == expected
+    assert in_ranks(2, _changing, Rows, nn.MSELoss, CHANGES) == in_ranks(2, _changing, Rows, nn.MSELoss, {})
 
 
 def test_what_was_deleted_is_and_what_changed_back_does() -> None:
@@ -453,166 +444,3 @@ def _with_changes_and_without(rank: int, world: int) -> tuple[list[float], list[
 def test_losses_are_those_without_changes_of_plan() -> None:
     for losses, others in in_ranks(3, _with_changes_and_without):
         assert losses == others
-
-
-class Listing(nn.Module):
-    """What it lists counts only after many runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-        self.runs: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs.append(1)
-        return self.linear(x) * (0.5 if len(self.runs) > 7 else 1.0)
-
-
-class Late(Listing):
-    """Lists from its fourth run on, and every third time."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.count = getattr(self, "count", 0) + 1
-        if self.count > 3 and self.count % 3:
-            self.runs.append(self.count)
-        return self.linear(x) * (1.0 + 0.1 * len(self.runs))
-
-
-class Drawing(Listing):
-    """Draws by generators of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.generators = [torch.Generator().manual_seed(3)]
-        self.random = random.Random(4)
-        self.array = numpy.zeros(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.array += self.random.random()
-        self.runs.append(len(self.runs))
-        return self.linear(x) * torch.rand(WIDTH, generator=self.generators[0]) + float(self.array.sum())
-
-
-class Bound(Listing):
-    """Appends by a method that it keeps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.append = self.runs.append
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.append(1)
-        return self.linear(x) * (1.0 + 0.1 * len(self.runs))
-
-
-class Trimmed(Listing):
-    """Changes a list in place and puts another one in its place; so with a tensor in a tuple."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept = (torch.zeros(1), [0.0])
-        self.memory = [torch.ones(WIDTH)]
-        self.register_buffer("step", torch.zeros(1))
-        self.step: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        # The tensor that was there is gone, and its number may be another's.
-        self.step = self.step + 1
-        self.runs.append(len(self.runs) + 1)
-        if len(self.runs) > 3:
-            self.runs = self.runs[-2:]
-        self.kept[0].add_(1)
-        y = self.linear(x) * self.memory[0] * (1.0 + 0.01 * sum(self.runs) + 0.1 * self.kept[0])
-        if self.runs[-1] % 2:
-            self.memory[0] = 1 + 0.1 * y.detach().mean(dim=0)
-        vars(self.linear.weight)["seen"] = vars(self.linear.weight).get("seen", 0) + 1
-        return y * (1.0 + 0.01 * vars(self.linear.weight)["seen"]) + self.step
-
-
-class Trained(Listing):
-    """Trains a tensor that is no parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = [torch.ones(WIDTH, requires_grad=True)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs.append(1)
-        if self.scale[0].grad is not None:
-            with torch.no_grad():
-                self.scale[0] -= 0.1 * self.scale[0].grad
-            self.scale[0].grad = None
-        return self.linear(x) * self.scale[0].clone()
-
-
-class Closing(Listing):
-    """Has functions that close over numbers; one of them counts, from the second run on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        slope, count = 0.1, 0
-        self.activate = lambda x: torch.where(x > 0, x, slope * x)
-
-        def counted() -> int:
-            nonlocal count
-            count += 1
-            return count
-
-        self.counted = counted
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs.append(1)
-        return self.activate(self.linear(x)) * (1.0 + 0.1 * self.counted())
-
-
-class Sloped(Closing):
-    """Only with one that does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        del self.counted
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs.append(1)
-        return self.activate(self.linear(x)) * (1.0 + 0.1 * len(self.runs))
-
-
-class Large(Listing):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tables = [torch.zeros(AGAIN_BYTES_MAX)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.tables[0] += 1
-        return self.linear(x)
-
-
-def _listing(rank: int, world: int, kind: type[Listing], recomputed: bool) -> tuple[list[float], int, str]:
-    torch.manual_seed(1)
-    layer = kind()
-    plan = json.loads(scheduled([(0, 1, 0)], 1, 1, 2, random.Random(0), 1).write())
-    plan["programs"] = [["0F0", "0F1", "0B0", "0B1"]]
-    plan["stages"][0]["recompute"] = [0] if recomputed else []
-    schedule = Schedule([layer], 2, functional.mse_loss, plan=Plan.read(json.dumps(plan)))
-    optimizer = SGD(schedule.parameters(), lr=0.1)
-    x, y = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(2))
-    losses: list[float] = []
-
-    def train() -> None:
-        for _ in range(6):
-            losses.append(schedule.step(x, target=y).item())
-            optimizer.step()
-            optimizer.zero_grad()
-
-    told = said(train)
-    return losses, len(layer.runs), "\n".join(told)
-
-
-def test_a_layer_is_recomputed_on_what_its_lists_held() -> None:
-    for kind in (Listing, Late, Drawing, Trimmed, Sloped, Bound, Trained, Closing):
-        [(losses, runs, told)] = in_ranks(1, _listing, kind, True)
-        [(expected, expected_runs, _)] = in_ranks(1, _listing, kind, False)
-        assert (losses, runs) == (expected, expected_runs), kind
-        # What has methods of its lists, what trains its own, and what a function counts, can't be made once more.
-        assert ("it is not recomputed" in told) == (kind in (Bound, Trained, Closing)), told
-    assert "it is not recomputed" in in_ranks(1, _listing, Large, True)[0][2], "it would take too much to put that back"

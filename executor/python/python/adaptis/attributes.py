@@ -5,7 +5,10 @@ where the layer goes.
     told = attributes.leave(layer)          all that has ever changed; to be pickled
     attributes.take(layer, told, device)    on another rank
 
-1. What a value is, and how one is made of another, is said in `records` and `reading`.
+    inside = attributes.inside(layer)       before a run that may be done again
+    with attributes.again(layer, inside, device): the layer runs
+
+1. What a value is, and how one is made of another, is said in `records`, `writing` and `reading`.
 2. What several layers reach is no layer's own: it stays as it is on each rank, and it is told where a step changes it.
 3. What can't be moved is told when its layer moves, if it may make a difference.
 4. What a loss keeps goes with the last layer.
@@ -25,10 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptis.reading import Reader
-from adaptis.records import (
-    AGAIN_BYTES_MAX, NOTHING, OF_MODULES, PLAIN, Left, Other, Writer, can_be_made, is_gone_into, number_of, tensors_of,
-)
+from adaptis.records import NOTHING, PLAIN, Left, can_be_made, number_of
 from adaptis.replicas import is_sharded
+from adaptis.writing import AGAIN_BYTES_MAX, OF_MODULES, Other, Writer, is_gone_into
 
 logger = logging.getLogger("adaptis")
 
@@ -153,7 +155,6 @@ class Attributes:
         if not found:
             return None
         writer = Writer(self.layers[at], self._shared, self._others, copies=True, is_for_again=True)
-        writer.forget()
         records = [(module, name, writer.written(module.__dict__[name])) for module, name in found]
         kept = [(id(value), value._version) for value in writer.kept]
         if all(can_be_made(record) for _, _, record in records):

@@ -9,8 +9,8 @@
 1. Small buffers are copied. Large ones are mostly tables that nobody changes: they are copied once a run has changed them,
    as are parameters that are not trained. A change is seen by their version, and at times by their values.
 2. Attributes, as counters and what is carried from run to run, are what they were, whichever run has replaced them since:
-   the objects themselves, but tensors without their graph, which is to be freed. What a run changes inside of an object is
-   seen of tensors alone: then the graph of the run is kept.
+   the objects themselves, but tensors without their graph, which is to be freed. A tensor that a run changes in place is seen
+   by its version: then the graph of the run is kept. What containers and objects hold is for `Attributes.inside`.
 3. A recomputation leaves nothing behind: what it replaced is what the runs had made of it.
 4. Random numbers are drawn by a key for each layer and microbatch (`chance`).
 """

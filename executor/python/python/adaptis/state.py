@@ -27,7 +27,8 @@ from adaptis.channels import Channels
 from adaptis.facts import bytes_here
 from adaptis.memory import storage_of
 from adaptis.reading import view_of
-from adaptis.records import Own, View, Writer, deep
+from adaptis.records import Own, View, deep
+from adaptis.writing import Writer
 
 logger = logging.getLogger("adaptis")
 
